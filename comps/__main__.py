@@ -1,0 +1,5 @@
+"""`python -m comps` is the command opea-llm."""
+
+from comps.cli import main
+
+main()

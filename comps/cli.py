@@ -1,0 +1,221 @@
+"""The command opea-llm: serve, ask, check. It reads the settings, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+
+from comps.app import make_app, make_generator, open_server
+from comps.core.errors import LLMError, SettingsError
+from comps.core.ports import Loads
+from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
+from comps.dialects import DIALECTS
+from comps.dialects.opea import PATH, QueryCall
+from comps.model_servers import MODEL_SERVERS
+from comps.settings import Settings, load_settings
+from comps.telemetry import start_log
+
+WRONG_SETTINGS, FAILED, INTERRUPTED = 2, 1, 130
+"""Exit codes."""
+
+cli = typer.Typer(
+    name="opea-llm",
+    help="Answers questions from documents, as a service or in the terminal.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="The settings file; config.ini of this folder if left out.")
+]
+
+
+@cli.command()
+def serve(config: ConfigFile = None) -> None:
+    """Run the service until it is told to stop (Ctrl-C, or TERM; running answers are finished first)."""
+    with _told():
+        settings = _settings(config)
+        start_log(settings.logging.log_level, settings.logging.log_path)
+        outcome = _Outcome(settings)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                make_app(settings, on_loaded=outcome.loaded),
+                host=settings.microservice.host,
+                port=settings.microservice.port,
+                loop="uvloop",
+                http="httptools",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=settings.microservice.drain_seconds,
+            )
+        )
+        outcome.server = server
+        _say(f"{settings.microservice.name}: loading {_model(settings)} …")
+        with suppress(KeyboardInterrupt):  # uvicorn raises the signal anew once everything is closed.
+            server.run()
+        if outcome.failed:
+            raise outcome.failed
+        if not server.started:
+            raise typer.Exit(FAILED)
+
+
+class _Outcome:
+    """What became of loading the model: says it, and stops the service if it failed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.server: uvicorn.Server | None = None
+        self.failed: LLMError | None = None
+
+    def loaded(self, failed: LLMError | None) -> None:
+        """Called when the model can answer, or with the reason why it never will."""
+        self.failed = failed
+        if failed and self.server:
+            self.server.should_exit = True
+        elif not failed:
+            _say(_welcome(self._settings))
+
+
+def _welcome(settings: Settings) -> str:
+    service = settings.microservice
+    host = "localhost" if service.host in ("0.0.0.0", "::") else service.host
+    address = f"http://{f'[{host}]' if ':' in host else host}:{service.port}"
+    body = dumps({"query": QueryCall.example["query"], "max_new_tokens": 64, "streaming": False})
+    return (
+        f"{service.name}: listening on {service.host}:{service.port}, answering with {_model(settings)}\n\n"
+        f"  Try it:  curl {address}{PATH} -H 'Content-Type: application/json' -d '{body}'\n"
+        f"  Read on: {address}/docs\n"
+    )
+
+
+def _model(settings: Settings) -> str:
+    return f"{settings.model.model_name} ({settings.model.model_server}, {settings.model.framework})"
+
+
+@cli.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    document: Annotated[
+        list[Path] | None, typer.Option("--document", "-d", help="A text file to answer from; may be given repeatedly.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.0,
+    config: ConfigFile = None,
+) -> None:
+    """Answer one question here in the terminal, from documents if there are any, without a service."""
+    with _told():
+        documents = tuple(Document(_read(path), path.name) for path in document or ())
+        settings = _settings(config)
+        start_log("WARNING", "")
+        request = GenerationRequest(
+            (Message("user", question),),
+            documents,
+            sampling=Sampling(max_tokens=max_tokens, temperature=temperature),
+        )
+        _run(_ask(settings, request))
+
+
+async def _ask(settings: Settings, request: GenerationRequest) -> None:
+    server = open_server(settings)
+    generator = make_generator(settings, server)
+    try:
+        if isinstance(server, Loads):
+            _say(f"Loading {_model(settings)} …")
+            await server.load()
+        async with aclosing(generator.generate(request)) as events:
+            async for event in events:
+                match event:
+                    case TextDelta(text):
+                        print(text, end="", flush=True)
+                    case Finished(reason):
+                        print(flush=True)
+                        if reason != "stop":
+                            _say(f"[cut short: {reason}; --max-tokens allows more]")
+    finally:
+        await server.aclose()
+
+
+@cli.command()
+def check(config: ConfigFile = None) -> None:
+    """Show every setting and where it comes from, and whether the model server answers."""
+    with _told():
+        settings = _settings(config)
+        start_log("WARNING", "")
+        width = max(len(f"[{one.section}] {one.key} = {one.value}") for one in settings.listing)
+        for one in settings.listing:
+            print(f"{f'[{one.section}] {one.key} = {one.value}':{width}}  ({one.source})")
+        _run(_check(settings))
+
+
+async def _check(settings: Settings) -> None:
+    server = open_server(settings)
+    try:
+        if isinstance(server, Loads):
+            _say(f"Loading {_model(settings)} …")
+            await server.load()
+        info = await server.describe()
+    finally:
+        await server.aclose()
+    window = f"{info.context_window} tokens" if info.context_window else "of unknown size"
+    print(f"model server: {settings.model.model_server} answers with {info.name}, context window {window}")
+
+
+def _settings(file: Path | None) -> Settings:
+    return load_settings(file, MODEL_SERVERS, DIALECTS)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise SettingsError(f"--document {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"--document {path}: cannot be read: it is not UTF-8 text") from None
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end or to Ctrl-C, which closes everything first."""
+    try:
+        asyncio.run(work)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Errors that the user can mend are one line and an exit code, not a traceback."""
+    try:
+        yield
+    except SettingsError as error:
+        _say(f"opea-llm: {error}")
+        raise typer.Exit(WRONG_SETTINGS) from None
+    except LLMError as error:
+        _say(f"opea-llm: {error}")
+        raise typer.Exit(FAILED) from None
+    except OSError as error:
+        _say(f"opea-llm: {error}")
+        raise typer.Exit(FAILED) from None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """The entry point of the command."""
+    if sys.stdout.isatty():
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    cli()

@@ -1,0 +1,103 @@
+"""Every error that leaves a room of this house.
+
+LLMError
+├── InvalidRequest         the caller's fault; `field` names what to mend
+│   ├── PromptTooLong      the prompt does not fit the model's context window
+│   ├── UnknownModel       the model asked for is not served here
+│   └── BodyTooLarge       the HTTP body is over the configured limit
+├── Overloaded             too many requests at once; try again after `retry_after` seconds
+├── ModelServerError       the model server failed
+│   ├── Unreachable        it cannot be reached, or is still loading
+│   ├── Timeout            it did not answer in time
+│   └── Refused            it answered with an error of its own: `status` and `body`
+└── SettingsError          start-up only: a setting is missing, unknown or wrong
+
+A message is written for whoever reads it, and names no path, secret or stack frame that the reader does not own.
+"""
+
+from __future__ import annotations
+
+
+class LLMError(Exception):
+    """The root; its text is fit to be shown to a caller."""
+
+    retry_after: int | None = None
+    """Seconds after which it is worth trying again; None if it is not."""
+
+
+class InvalidRequest(LLMError):
+    """The request cannot be served as it stands."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.field = field
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt leaves no room for an answer.
+
+    Args:
+        prompt_tokens: Tokens of the prompt, the chat template's own included.
+        context_window: Tokens that the model can hold, prompt and answer together.
+    """
+
+    def __init__(self, prompt_tokens: int, context_window: int) -> None:
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens, and the model's context window holds {context_window}, "
+            f"of which at least 1 must be left for the answer"
+        )
+        self.prompt_tokens = prompt_tokens
+        self.context_window = context_window
+
+
+class UnknownModel(InvalidRequest):
+    """The request names a model that is not served here."""
+
+    def __init__(self, name: str, known: str) -> None:
+        super().__init__(f"'{name}' is not served here; known: {known}", "model")
+
+
+class BodyTooLarge(InvalidRequest):
+    """The HTTP body is larger than the service reads."""
+
+
+class Overloaded(LLMError):
+    """All places are taken, and so is the queue."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ModelServerError(LLMError):
+    """The model server failed, in a way that is not the caller's to mend."""
+
+
+class Unreachable(ModelServerError):
+    """The model server cannot be reached, or is not ready yet."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Timeout(ModelServerError):
+    """The model server did not answer in time."""
+
+
+class Refused(ModelServerError):
+    """The model server answered with an error of its own.
+
+    Args:
+        status: Its HTTP status.
+        body: What it said, shortened.
+    """
+
+    def __init__(self, status: int, body: str) -> None:
+        super().__init__(f"the model server answered {status}: {body}")
+        self.status = status
+        self.body = body
+
+
+class SettingsError(LLMError):
+    """A setting is missing, unknown or wrong."""

@@ -1,0 +1,59 @@
+"""What the core asks of the outside, and nothing about who provides it.
+
+A model server is one required protocol; further abilities are protocols of their own, which it may have as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Protocol, runtime_checkable
+
+from comps.core.types import JSON, Event, ModelInfo, Prompt, Sampling
+
+
+class ModelServer(Protocol):
+    """Turns prompts into tokens."""
+
+    async def describe(self) -> ModelInfo:
+        """Say who is there; also the readiness check, so it is cheap and never generates.
+
+        Raises:
+            Unreachable: It is not there, or not ready yet.
+        """
+        ...
+
+    def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+        """Yield `TextDelta`s and, at the end, one `Finished` a choice; closing the generator stops the model.
+
+        Raises:
+            InvalidRequest: The prompt or a sampling value cannot be served (`PromptTooLong` for the window).
+            ModelServerError: The model server failed, before or between events.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Free what is held; calling it again does nothing."""
+        ...
+
+
+@runtime_checkable
+class Loads(Protocol):
+    """A model server that has a model to load before it can answer."""
+
+    async def load(self) -> None:
+        """Fetch and load the model; returns when it can answer, at once if it already can.
+
+        Raises:
+            SettingsError: There is no such model.
+            ModelServerError: The model cannot be loaded.
+        """
+        ...
+
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """A model server that can count with the served model's own tokenizer."""
+
+    async def count_tokens(self, text: str) -> int:
+        """The tokens of `text`, without special tokens."""
+        ...

@@ -1,0 +1,107 @@
+"""Request and documents into a prompt; the only place where documents meet a template.
+
+The layout keeps what stays the same in front (instructions, history, documents) and the question last, so that a model
+server's prefix cache can be of use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from comps.core.errors import InvalidRequest
+from comps.core.types import JSON, Document, GenerationRequest, Message, Prompt
+
+RAG_TEMPLATES = {
+    "en": (
+        "Answer the question from the search results below. Use only what is relevant to the question, and if the "
+        "answer is not there, say that you do not know.\n\nSearch results:\n{context}\n\nQuestion: {question}"
+    ),
+    "zh": (
+        "请根据下面的搜索结果回答问题。只使用与问题有关的内容;如果搜索结果中没有答案,请直接说不知道。\n\n"
+        "搜索结果:\n{context}\n\n问题:{question}"
+    ),
+}
+
+_PLACEHOLDER = re.compile(r"\{(context|question)\}")
+_CJK = re.compile("[\u4e00-\u9fff]")
+_CHINESE_SHARE = 0.3
+"""From this share of Chinese characters on, a context is Chinese: OPEA's own rule."""
+
+
+def build_prompt(request: GenerationRequest) -> Prompt:
+    """The prompt that the model gets: what was asked, with every document in it.
+
+    Text to continue stays text, and a conversation a conversation, in which the documents go into the last user turn
+    (or where a system turn asks for them with `{context}`).
+
+    Raises:
+        InvalidRequest: There are documents, but no user turn to lay them before.
+    """
+    if not request.documents and request.template is None:
+        return request.prompt
+    context = _join(request.documents)
+    if isinstance(request.prompt, str):
+        return fill(_template(request, context), context, request.prompt)
+    return _into_conversation(request, request.prompt, context)
+
+
+def fill(template: str, context: str, question: str) -> str:
+    """`template` with `{context}` and `{question}` replaced, in one pass: what is filled in is never read as template.
+
+    A template without one of the two still gets it: neither a document nor the question is ever lost.
+    """
+    if context and "{context}" not in template:
+        template = "{context}\n\n" + template
+    if "{question}" not in template:
+        template += "\n\n{question}"
+    values = {"context": context, "question": question}
+    return _PLACEHOLDER.sub(lambda found: values[found[1]], template)
+
+
+def _join(documents: Sequence[Document]) -> str:
+    return "\n\n".join(f"{doc.title}\n{doc.text}" if doc.title else doc.text for doc in documents)
+
+
+def _template(request: GenerationRequest, context: str) -> str:
+    if request.template is not None:
+        return request.template
+    if request.language in RAG_TEMPLATES:
+        return RAG_TEMPLATES[request.language]
+    chinese = len(_CJK.findall(context)) >= _CHINESE_SHARE * len(context)
+    return RAG_TEMPLATES["zh" if chinese else "en"]
+
+
+def _into_conversation(request: GenerationRequest, messages: tuple[Message, ...], context: str) -> Prompt:
+    if request.template is None and any(_asks_for_context(message) for message in messages):
+        return tuple(_with_context(message, context) if _asks_for_context(message) else message for message in messages)
+    last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
+    if last is None:
+        raise InvalidRequest("documents need a message of role 'user' to go with", "messages")
+    turn = messages[last]
+    filled = fill(_template(request, context), context, text_of(turn.content))
+    content: str | list[JSON] = filled
+    if not isinstance(turn.content, str):
+        content = [{"type": "text", "text": filled}, *(part for part in turn.content if not _is_text(part))]
+    return (*messages[:last], replace(turn, content=content), *messages[last + 1 :])
+
+
+def _asks_for_context(message: Message) -> bool:
+    return message.role == "system" and isinstance(message.content, str) and "{context}" in message.content
+
+
+def _with_context(message: Message, context: str) -> Message:
+    assert isinstance(message.content, str)
+    return replace(message, content=message.content.replace("{context}", context))
+
+
+def text_of(content: str | list[JSON]) -> str:
+    """The text of a message's content, its parts joined by newlines."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(str(part["text"]) for part in content if _is_text(part))
+
+
+def _is_text(part: JSON) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and "text" in part

@@ -1,0 +1,121 @@
+"""The words of the house: pure values that travel between the rooms; no behaviour and no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+JSON: TypeAlias = Any
+"""Whatever a JSON document may hold: None, bool, int, float, str, list or dict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    `content` is text, or a list of parts in the model server's own form, which is passed through.
+    """
+
+    role: str
+    content: str | list[JSON]
+
+
+Prompt: TypeAlias = str | tuple[Message, ...]
+"""Text to continue as it stands, or a conversation to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A passage to answer from. Documents arrive already reranked: the first is the best."""
+
+    text: str
+    title: str = ""
+    metadata: Mapping[str, JSON] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to choose tokens. A field left at None (or an empty `stop`) is the model server's to decide."""
+
+    max_tokens: int | None = None
+    """The most tokens to generate, at least 1."""
+    temperature: float | None = None
+    """0 is greedy."""
+    top_p: float | None = None
+    top_k: int | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    """Makes an answer repeatable on the same model server; without one, every answer is drawn anew."""
+    stop: tuple[str, ...] = ()
+    """Generation ends before the first of these texts, which is never shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One question, in the words of the core."""
+
+    prompt: Prompt
+    documents: tuple[Document, ...] = ()
+    template: str | None = None
+    """A prompt template with `{context}` and `{question}`; None takes the house's own."""
+    language: str = "auto"
+    """Of the house's own template: `en`, `zh`, or `auto` to go by the documents."""
+    sampling: Sampling = Sampling()
+    model: str | None = None
+    options: Mapping[str, JSON] = field(default_factory=dict)
+    """Fields only an OpenAI-speaking model server knows: tools, response_format, logprobs, n …"""
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """The next piece of an answer: valid Unicode, never half a character."""
+
+    text: str
+    choice: int = 0
+    extra: Mapping[str, JSON] | None = None
+    """The other fields of an OpenAI delta (tool_calls, reasoning, logprobs), untouched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens, as the model server counted them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of an answer; an answer that breaks off has none, but raises."""
+
+    reason: str
+    """`stop`, `length`, `tool_calls` or `content_filter`: what the model server said."""
+    usage: Usage | None = None
+    choice: int = 0
+
+
+Event: TypeAlias = TextDelta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A whole answer: its events, gathered."""
+
+    text: str
+    reason: str
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a model server says of itself."""
+
+    name: str
+    context_window: int | None = None
+    """In tokens, prompt and answer together; None if the server does not say."""
+    capabilities: frozenset[str] = frozenset()
+    """The names of the Sampling fields and options that it honours."""

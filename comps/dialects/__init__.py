@@ -1,0 +1,20 @@
+"""One file per way of asking: what its bodies mean, and how its answers are spelled."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from comps.dialects.base import Dialect
+
+DIALECTS = {
+    "opea": "comps.dialects.opea:opea",
+}
+"""Dialects by name: `module:function`, where `function(switches)` makes a `Dialect`."""
+
+
+def open_dialect(name: str, switches: Any) -> Dialect:
+    """One of the dialects in `DIALECTS`, switched as it shall be."""
+    module, _, function = DIALECTS[name].partition(":")
+    dialect: Dialect = getattr(import_module(module), function)(switches)
+    return dialect

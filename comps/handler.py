@@ -1,0 +1,265 @@
+"""The one HTTP handler: a body becomes a call, a call's events become a response, an error becomes a status.
+
+It is plain ASGI, so that nothing stands between an event and its HTTP chunk. Errors are caught here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from time import time
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from comps.admission import Admission
+from comps.core.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    LLMError,
+    ModelServerError,
+    Overloaded,
+    Timeout,
+    UnknownModel,
+    Unreachable,
+)
+from comps.core.generator import TextGenerator, collect
+from comps.core.types import JSON, Event, Finished, Generation
+from comps.dialects.base import Call, Desk, Misread
+from comps.dialects.framing import Stamp
+from comps.telemetry import Exchange, Telemetry, log
+
+STATUS: dict[type[LLMError], int] = {
+    InvalidRequest: 400,
+    UnknownModel: 404,
+    BodyTooLarge: 413,
+    Overloaded: 429,
+    ModelServerError: 502,
+    Unreachable: 503,
+    Timeout: 504,
+    LLMError: 500,
+}
+"""By error class; a class that is not here has its parent's."""
+
+_JSON_TYPE = (b"content-type", b"application/json")
+_LONGEST_HEADER = 1000
+
+
+def status_of(error: LLMError) -> int:
+    """The HTTP status of an error."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+class ClientGone(Exception):
+    """The client closed the connection; nobody is left to answer."""
+
+
+class Handler:
+    """Answers all bodies on one path.
+
+    Args:
+        desk: What is read there.
+        generator: Where answers come from.
+        admission: Who may generate when.
+        telemetry: Where exchanges are counted.
+        max_body: The most bytes of a body that are read.
+        strict: Refuse a body with a field that would be ignored, instead of naming it in `x-ignored-params`.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        generator: TextGenerator,
+        admission: Admission,
+        telemetry: Telemetry,
+        *,
+        max_body: int,
+        strict: bool,
+    ) -> None:
+        self.desk = desk
+        self._generator = generator
+        self._admission = admission
+        self._telemetry = telemetry
+        self._max_body = max_body
+        self._strict = strict
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = _Reply(send)
+        spell = self.desk.dialects[0].error
+        call: Call | None = None
+        with self._telemetry.exchange(self.desk.path) as exchange:
+            try:
+                call = self.desk.read(await _body(scope, receive, self._max_body))
+                spell = call.error
+                await _unless_gone(receive, self._answer(call, reply, exchange))
+                exchange.outcome = "200"
+            except ClientGone:
+                exchange.outcome = "gone"
+            except Misread as misread:
+                await self._fail(misread.error, misread.spell, None, reply, exchange)
+            except LLMError as error:
+                await self._fail(error, spell, call, reply, exchange)
+            except Exception:  # A fault of ours: the log gets the details, the caller none.
+                log.exception("while answering %s", self.desk.path)
+                await self._fail(LLMError("internal error; the service's log has it"), spell, call, reply, exchange)
+
+    async def _fail(
+        self, error: LLMError, spell: Callable[[LLMError], JSON], call: Call | None, reply: _Reply, exchange: Exchange
+    ) -> None:
+        if call and reply.started:
+            exchange.outcome = "broken"
+            await reply.item(call.error_item(error))
+            await reply.end()
+            return
+        exchange.outcome = str(status_of(error))
+        headers = [] if error.retry_after is None else [(b"retry-after", str(error.retry_after).encode())]
+        await reply.whole(status_of(error), spell(error), headers)
+
+    async def _answer(self, call: Call, reply: _Reply, exchange: Exchange) -> None:
+        requests = call.requests()
+        info = await self._generator.describe()
+        headers = self._ignored(call.ignored(info.capabilities))
+        stamp = Stamp(uuid4().hex, int(time()), info.name)
+        async with self._admission.place():
+            if call.streamed:
+                events = self._generator.generate(requests[0])
+                await _stream(call, events, stamp, reply, headers, exchange)
+                return
+            generations = await _together([collect(self._generator.generate(request)) for request in requests])
+        exchange.usage, exchange.reason = generations[0].usage, generations[0].reason
+        reasons = ",".join(generation.reason for generation in generations).encode()
+        await reply.whole(200, call.reply(generations, stamp), [*headers, (b"x-finish-reason", reasons)])
+
+    def _ignored(self, names: Sequence[str]) -> list[tuple[bytes, bytes]]:
+        if not names:
+            return []
+        if self._strict:
+            raise InvalidRequest("not honoured here, and this service is set to refuse what it would ignore", names[0])
+        listed = ", ".join(quote(name, safe="[]:.") for name in names)
+        return [(b"x-ignored-params", listed[:_LONGEST_HEADER].encode())]
+
+
+async def _stream(
+    call: Call,
+    events: AsyncGenerator[Event],
+    stamp: Stamp,
+    reply: _Reply,
+    headers: list[tuple[bytes, bytes]],
+    exchange: Exchange,
+) -> None:
+    async with aclosing(events):
+        # A model server that fails at once still gets an honest status line.
+        first = await anext(events, None)
+        if first is None:
+            raise ModelServerError("the model server gave an empty answer")
+        exchange.first_token()
+        await reply.start_stream(call.media_type, headers)
+        async with aclosing(call.reply_stream(_watched(first, events, exchange), stamp)) as items:
+            async for item in items:
+                await reply.item(item)
+        await reply.end()
+
+
+async def _watched(first: Event, events: AsyncGenerator[Event], exchange: Exchange) -> AsyncGenerator[Event]:
+    """The events, the first one put back; raises if they end without an end."""
+    event = first
+    yield first
+    async for event in events:
+        yield event
+    if not isinstance(event, Finished):
+        raise ModelServerError("the model server broke off in the middle of the answer")
+    exchange.usage, exchange.reason = event.usage, event.reason
+
+
+async def _together(answers: list[Coroutine[Any, Any, Generation]]) -> list[Generation]:
+    """All the answers, made at once; if one fails, the others stop."""
+    tasks = [asyncio.ensure_future(answer) for answer in answers]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _body(scope: Scope, receive: Receive, most: int) -> bytes:
+    """The request's body.
+
+    Raises:
+        BodyTooLarge: It has more than `most` bytes; what is beyond is not waited for.
+        ClientGone: It did not arrive whole.
+    """
+    too_large = BodyTooLarge(f"larger than the {most} bytes that are read", "body")
+    declared = dict(scope["headers"]).get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > most:
+        raise too_large
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body += message.get("body", b"")
+        if len(body) > most:
+            raise too_large
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, unless the client goes away first: then it is cancelled, and with it the model.
+
+    Raises:
+        ClientGone: The client went away.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        await working
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnect(receive: Callable[[], Awaitable[Any]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Reply:
+    """The response, as ASGI sends it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def whole(self, status: int, document: JSON, headers: list[tuple[bytes, bytes]]) -> None:
+        body = orjson.dumps(document)
+        length = (b"content-length", str(len(body)).encode())
+        await self._start(status, [_JSON_TYPE, length, *headers])
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def start_stream(self, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
+        content = [
+            (b"content-type", media_type.encode()),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await self._start(200, content + headers)
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def item(self, item: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": item, "more_body": True})
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b""})

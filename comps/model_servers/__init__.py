@@ -1,0 +1,32 @@
+"""One file per thing that turns prompts into tokens; a vendor's package is imported only when its kind is chosen."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from comps.core.ports import ModelServer
+from comps.model_servers.target import Target
+
+MODEL_SERVERS = {
+    "openvino": "comps.model_servers.openvino:OpenVINO",
+    "scripted": "comps.model_servers.scripted:Scripted",
+}
+"""Kinds by name: `module:Class`, where `Class.open(target)` makes a `ModelServer` and does no I/O."""
+
+FRAMEWORKS = ("langchain", "native")
+
+
+def open_model_server(kind: str, target: Target) -> ModelServer:
+    """A model server of one of the kinds in `MODEL_SERVERS`; nothing is loaded or connected yet."""
+    module, _, name = MODEL_SERVERS[kind].partition(":")
+    server: ModelServer = getattr(import_module(module), name).open(target)
+    return server
+
+
+def through_framework(server: ModelServer, framework: str) -> ModelServer:
+    """The same model server, reached natively or through LangChain (one of `FRAMEWORKS`)."""
+    if framework == "native":
+        return server
+    from comps.model_servers.langchain import ChatModelServer, ThroughLangChain
+
+    return ThroughLangChain(ChatModelServer(server=server), server)

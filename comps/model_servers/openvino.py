@@ -1,0 +1,115 @@
+"""OpenVINO GenAI in this service: a GGUF or OpenVINO model, many requests in one batch, on a CPU, GPU or NPU."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import asdict
+
+from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, Unreachable
+from comps.core.types import JSON, Event, Finished, Message, ModelInfo, Prompt, Sampling, TextDelta, Usage
+from comps.model_servers.engine import EngineProcess
+from comps.model_servers.model_files import find_model
+from comps.model_servers.target import Target
+
+_HONOURED = frozenset(Sampling.__dataclass_fields__) - {"typical_p"}
+
+
+class OpenVINO:
+    """A model embedded in the service, in a process of its own (see `engine`).
+
+    Args:
+        model_name: A name that `model_files` knows: the bundled model, a path, or a Hugging Face repository.
+        device: As OpenVINO names it.
+    """
+
+    def __init__(self, model_name: str, device: str = "CPU") -> None:
+        self._model_name = model_name
+        self._device = device
+        self._engine: EngineProcess | None = None
+        self._info: ModelInfo | None = None
+        self._loading = asyncio.Lock()
+
+    @classmethod
+    def open(cls, target: Target) -> OpenVINO:
+        return cls(target.model_name, target.device)
+
+    async def load(self) -> None:
+        """Find the model, fetching it if need be, and start the engine; see `Loads.load`."""
+        async with self._loading:
+            if self._engine and not self._engine.ended:
+                return
+            self._info = None
+            model = await asyncio.to_thread(find_model, self._model_name)
+            self._engine = await asyncio.to_thread(EngineProcess, "comps.model_servers.openvino_engine")
+            loaded = await _one(self._engine.ask({"load": {"model": str(model), "device": self._device}}))
+            if "error" in loaded:
+                await self.aclose()
+                raise ModelServerError(f"OpenVINO cannot load {self._model_name}: {loaded['error']}")
+            self._info = ModelInfo(self._model_name, loaded["context_window"], _HONOURED)
+
+    async def describe(self) -> ModelInfo:
+        self._answering()
+        assert self._info
+        return self._info
+
+    def _answering(self) -> EngineProcess:
+        """The engine, if it can answer."""
+        if self._engine is None or self._info is None:
+            raise Unreachable(f"the model {self._model_name} is still loading")
+        if self._engine.ended:
+            raise Unreachable(f"the process of the model {self._model_name} has ended")
+        return self._engine
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+        engine = self._answering()
+        body = {"prompt": _plain(prompt), "sampling": asdict(sampling)}
+        async with aclosing(engine.ask({"generate": body})) as parts:
+            async for part in parts:
+                if "error" in part:
+                    raise _error(part)
+                if part["text"]:
+                    yield TextDelta(part["text"])
+                if part.get("last"):
+                    yield Finished(part["reason"], Usage(*part["usage"]))
+
+    async def count_tokens(self, text: str) -> int:
+        counted = await _one(self._answering().ask({"count": text}))
+        if "error" in counted:
+            raise _error(counted)
+        return int(counted["count"])
+
+    async def aclose(self) -> None:
+        if self._engine:
+            await asyncio.to_thread(self._engine.close)
+
+
+async def _one(parts: AsyncGenerator[JSON]) -> dict[str, JSON]:
+    """The only part of an answer that has one."""
+    async with aclosing(parts):
+        return dict(await anext(parts))
+
+
+def _plain(prompt: Prompt) -> JSON:
+    """The prompt as the engine's chat template takes it: text contents only."""
+    if isinstance(prompt, str):
+        return prompt
+    return [{"role": message.role, "content": _only_text(message)} for message in prompt]
+
+
+def _only_text(message: Message) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    foreign = next((part for part in message.content if part.get("type") != "text"), None)
+    if foreign is not None:
+        raise InvalidRequest(f"this model takes text only, no '{foreign.get('type')}'", "messages")
+    return "\n".join(part["text"] for part in message.content)
+
+
+def _error(part: dict[str, JSON]) -> Exception:
+    if "too_long" in part:
+        return PromptTooLong(*part["too_long"])
+    if field := part.get("field"):
+        return InvalidRequest(part["error"], field)
+    return ModelServerError(f"the model failed: {part['error']}")

@@ -1,0 +1,16 @@
+"""Where a model server is and what it shall serve: the values that every kind is opened with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the settings say of one model; a kind takes what it needs."""
+
+    model_name: str
+    endpoint: str = ""
+    """A URL for a server, a file for `scripted`, empty for a model in this service."""
+    device: str = "CPU"
+    """For an embedded engine: the device as the engine names it."""

@@ -1,0 +1,90 @@
+"""Token ids into text for engines in this house: whole characters only, and nothing from a stop string on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+_WINDOW = 48
+"""Tokens decoded again for each new one; half of them are let go when it is full."""
+
+
+class IncrementalDecoder:
+    """Decodes a growing sequence of tokens piece by piece.
+
+    A tokenizer may spread one character over several tokens, and may decode a token differently for what stands before
+    it; so each step decodes a window of tokens and gives out what the text gained.
+
+    Args:
+        decode: The tokenizer's own function, from token ids to text. Bytes that make no character yet may come out as
+            U+FFFD or not at all.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._window: list[int] = []
+        self._given = ""
+        """What of the window's text has been given out."""
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The text gained by `ids`; an incomplete character waits."""
+        self._window.extend(ids)
+        gained = self._gain(self._decode(self._window).rstrip("\ufffd"))
+        if len(self._window) > _WINDOW:
+            self._let_go()
+        return gained
+
+    def flush(self) -> str:
+        """What is left at the end; half a character comes out as U+FFFD or not at all, as the tokenizer has it."""
+        return self._gain(self._decode(self._window))
+
+    def _gain(self, text: str) -> str:
+        if len(text) <= len(self._given):
+            return ""
+        gained, self._given = text[len(self._given) :], text
+        return gained
+
+    def _let_go(self) -> None:
+        """Forget the older half, if the cut goes through no character (else a later step tries again)."""
+        older, newer = self._window[: _WINDOW // 2], self._window[_WINDOW // 2 :]
+        rest = self._decode(newer)
+        before = self._decode(older)
+        whole = self._decode(self._window)
+        # Some tokenizers strip the space that a text begins with.
+        if self._given == whole and whole in (before + rest, f"{before} {rest}"):
+            self._window, self._given = newer, rest
+
+
+class StopStrings:
+    """Cuts a stream of text before the first stop string, holding back what may turn out to begin one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._held = ""
+        self.hit = False
+        """Whether a stop string was met; nothing comes after it."""
+
+    def push(self, text: str) -> str:
+        """The part of what was pushed so far that is safe to show and has not been shown yet."""
+        if not self._stops:
+            return text
+        self._held += text
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.hit = True
+            return self._take(min(found))
+        return self._take(len(self._held) - self._longest_beginning())
+
+    def flush(self) -> str:
+        """What was held back, at an end that is not a stop string."""
+        return "" if self.hit else self._take(len(self._held))
+
+    def _take(self, count: int) -> str:
+        shown, self._held = self._held[:count], self._held[count:]
+        return shown
+
+    def _longest_beginning(self) -> int:
+        """The length of the longest end of the held text with which some stop string begins."""
+        longest = min(len(self._held), max(map(len, self._stops)) - 1)
+        return next(
+            (n for n in range(longest, 0, -1) if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0
+        )

@@ -1,0 +1,131 @@
+"""What the service tells of itself: Prometheus metrics, OPEA's statistics, and its log. Nothing here runs per token."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from comps.core.types import Usage
+
+log = logging.getLogger("opea_llm")
+
+_KEPT = 1000
+"""How many of the last requests the statistics are about."""
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+
+
+class Exchange:
+    """One request and its answer, as far as telemetry is concerned."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.outcome = "error"
+        """The HTTP status; `gone` if the client left before the end, `broken` if a stream did not reach its end."""
+        self.first_token_after: float | None = None
+        """Seconds; known for streamed answers only."""
+        self.usage: Usage | None = None
+        self.reason: str | None = None
+
+    def first_token(self) -> None:
+        """Called when the first event of a streamed answer is there."""
+        self.first_token_after = time.monotonic() - self.started
+
+
+class Telemetry:
+    """Counts exchanges; one for each service."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._exchanges = Counter(
+            "opea_llm_requests", "Requests, by path and outcome", ("path", "outcome"), registry=self._registry
+        )
+        self._in_flight = Gauge("opea_llm_requests_in_flight", "Requests being answered", registry=self._registry)
+        self._seconds = Histogram(
+            "opea_llm_request_seconds",
+            "From request to the end of its answer",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._first = Histogram(
+            "opea_llm_first_token_seconds",
+            "From request to the first event of a streamed answer",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._tokens = Counter(
+            "opea_llm_tokens", "Tokens, as the model server counted them", ("kind",), registry=self._registry
+        )
+        self._latencies: deque[float] = deque(maxlen=_KEPT)
+        self._first_latencies: deque[float] = deque(maxlen=_KEPT)
+
+    @contextmanager
+    def exchange(self, path: str) -> Iterator[Exchange]:
+        """Count a request from here to the end of the block, however that is reached."""
+        exchange = Exchange()
+        self._in_flight.inc()
+        try:
+            yield exchange
+        finally:
+            self._in_flight.dec()
+            self._record(path, exchange)
+
+    def _record(self, path: str, exchange: Exchange) -> None:
+        took = time.monotonic() - exchange.started
+        self._exchanges.labels(path, exchange.outcome).inc()
+        self._seconds.observe(took)
+        if exchange.usage:
+            self._tokens.labels("prompt").inc(exchange.usage.prompt_tokens)
+            self._tokens.labels("completion").inc(exchange.usage.completion_tokens)
+        if exchange.outcome == "200":
+            self._latencies.append(took)
+        if exchange.first_token_after is not None:
+            self._first.observe(exchange.first_token_after)
+            self._first_latencies.append(exchange.first_token_after)
+        tokens = exchange.usage.completion_tokens if exchange.usage else "-"
+        log.info("%s %s reason=%s tokens=%s %.3f s", path, exchange.outcome, exchange.reason or "-", tokens, took)
+
+    def metrics(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def statistics(self) -> dict[str, float | None]:
+        """Latencies of the last answers in seconds, as OPEA's services give them; None until there are some."""
+        return {
+            "p50_latency": _percentile(self._latencies, 0.50),
+            "p99_latency": _percentile(self._latencies, 0.99),
+            "average_latency": fmean(self._latencies) if self._latencies else None,
+            "p50_latency_first_token": _percentile(self._first_latencies, 0.50),
+            "p99_latency_first_token": _percentile(self._first_latencies, 0.99),
+            "average_latency_first_token": fmean(self._first_latencies) if self._first_latencies else None,
+        }
+
+
+def _percentile(values: deque[float], share: float) -> float | None:
+    """The smallest of the values that `share` of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)] if ordered else None
+
+
+def start_log(level: str, path: str) -> None:
+    """Write the log to a file, or to standard error if `path` is empty.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    handler: logging.Handler = logging.StreamHandler()
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s] [%(levelname)8s] %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for name in ("opea_llm", "uvicorn"):
+        logging.getLogger(name).setLevel(level)

@@ -1,0 +1,42 @@
+"""What every test stands on: no network but loopback, a clean environment, no blocking call in the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+from comps.model_servers.openvino import OpenVINO
+from comps.settings import SECTIONS, environment_names
+
+SETTINGS = {
+    name for section in SECTIONS.values() for info in section.model_fields.values() for name in environment_names(info)
+}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the developer's own reaches a test, and nothing that a test starts looks for a network."""
+    for name in list(os.environ):
+        if name in SETTINGS or name.startswith(("LANGSMITH_", "LANGCHAIN_", "HF_", "OPENAI_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls() -> Iterator[BlockBuster]:
+    """A blocking call of ours inside the event loop fails the test."""
+    with blockbuster_ctx("comps") as blockbuster:
+        yield blockbuster
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[OpenVINO]:
+    """The bundled model, loaded once; tests that use it carry the mark `xdist_group("engine")`."""
+    server = OpenVINO("SmolLM2-135M-Instruct")
+    asyncio.run(server.load())
+    yield server
+    asyncio.run(server.aclose())
