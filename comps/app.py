@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from time import time
 from typing import Any
 
@@ -20,16 +21,22 @@ from comps.core.errors import InvalidRequest, LLMError
 from comps.core.generator import TextGenerator
 from comps.core.ports import Loads, ModelServer
 from comps.core.types import JSON, ModelInfo
-from comps.dialects import open_dialect
+from comps.dialects import DIALECTS, open_dialect
 from comps.dialects.base import Desk, Dialect, House
 from comps.dialects.opea import Switches
-from comps.handler import STATUS, Handler, status_of
-from comps.model_servers import open_model_server, through_framework
+from comps.handler import Handler, status_of
+from comps.model_servers import MODEL_SERVERS, open_model_server, through_framework
 from comps.model_servers.target import Target
-from comps.settings import Settings
+from comps.openapi import describe_bodies
+from comps.settings import Settings, load_settings
 from comps.telemetry import Telemetry, log
 
 MEGABYTE = 1_000_000
+
+
+def read_settings(file: Path | None) -> Settings:
+    """The settings, checked against what this house has; see `load_settings`."""
+    return load_settings(file, MODEL_SERVERS, DIALECTS)
 
 
 def open_server(settings: Settings) -> ModelServer:
@@ -41,7 +48,8 @@ def open_server(settings: Settings) -> ModelServer:
 
 def make_generator(settings: Settings, server: ModelServer) -> TextGenerator:
     """What answers with that model server, through the framework that the settings name."""
-    return TextGenerator(through_framework(server, settings.model.framework), settings.model.model_name)
+    model = settings.model
+    return TextGenerator(through_framework(server, model.framework, model.model_name), model.model_name)
 
 
 def make_dialects(settings: Settings) -> list[Dialect]:
@@ -49,6 +57,12 @@ def make_dialects(settings: Settings) -> list[Dialect]:
     chosen = settings.dialects
     switches = Switches(chosen.opea_stream, chosen.messages, chosen.disable_streaming, chosen.output_guard)
     return [open_dialect(name, {"opea": switches}.get(name)) for name in chosen.enabled]
+
+
+def example(settings: Settings) -> tuple[str, JSON]:
+    """A path and a body to try the service with."""
+    path, calls = next(iter(make_dialects(settings)[0].calls.items()))
+    return path, calls[0].example
 
 
 def make_app(
@@ -145,7 +159,7 @@ class _House:
             app.router.routes.append(Route(desk.path, handler, methods=["POST"]))
         for path in dict.fromkeys(path for dialect in self.dialects for path in dialect.facts):
             owner = next(dialect for dialect in self.dialects if path in dialect.facts)
-            app.add_api_route(path, self._fact(owner, path), methods=["GET"], name=path)
+            app.add_api_route(path, self._fact(owner, path), methods=["GET"], summary=owner.facts[path].__doc__)
         app.add_api_route("/health", _alive, methods=["GET"], summary="Liveness: 200 as long as the service runs")
         app.add_api_route("/metrics", self._metrics, methods=["GET"], summary="Prometheus metrics")
         app.add_exception_handler(HTTPException, self._no_such_route)
@@ -175,43 +189,6 @@ def _retry(error: LLMError) -> dict[str, str]:
 
 async def _alive() -> Response:
     return Response()
-
-
-def describe_bodies(app: FastAPI, desks: list[Desk]) -> None:
-    """Show every body, with its example, in the OpenAPI document: the handler reads them, FastAPI does not know them."""
-    plain: Callable[[], dict[str, Any]] = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = plain()
-            for desk in desks:
-                document["paths"][desk.path] = {"post": _operation(desk, document)}
-            app.openapi_schema = document
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend its document.
-
-
-def _operation(desk: Desk, document: dict[str, Any]) -> JSON:
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    names = []
-    for call, _ in desk.calls:
-        schema = call.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(schema.pop("$defs", {}))
-        schemas[call.__name__] = schema
-        names.append(call.__name__)
-    examples = {call.marker: {"summary": call.__doc__, "value": call.example} for call, _ in desk.calls}
-    content = {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]}, "examples": examples}
-    statuses = sorted({200, *STATUS.values()})
-    return {
-        "summary": "Answer a question",
-        "operationId": desk.path.strip("/").replace("/", "_"),
-        "requestBody": {"required": True, "content": {"application/json": content}},
-        "responses": {str(status): {"description": _RESPONSES.get(status, "Error")} for status in statuses},
-    }
-
-
-_RESPONSES = {200: "The answer, whole (JSON) or streamed (server-sent events)", 429: "Too many requests at once"}
 
 
 def _version() -> str:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from json import dumps
 from pathlib import Path
+from socket import socket
 from typing import Annotated, Any
 
 import typer
 import uvicorn
 
-from comps.app import make_app, make_generator, open_server
+from comps.app import example, make_app, make_generator, open_server, read_settings
 from comps.core.errors import LLMError, SettingsError
 from comps.core.ports import Loads
 from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
-from comps.dialects import DIALECTS
-from comps.dialects.opea import PATH, QueryCall
-from comps.model_servers import MODEL_SERVERS
-from comps.settings import Settings, load_settings
+from comps.settings import Settings
 from comps.telemetry import start_log
 
 WRONG_SETTINGS, FAILED, INTERRUPTED = 2, 1, 130
@@ -45,45 +41,52 @@ ConfigFile = Annotated[
 def serve(config: ConfigFile = None) -> None:
     """Run the service until it is told to stop (Ctrl-C, or TERM; running answers are finished first)."""
     with _told():
-        settings = _settings(config)
+        settings = read_settings(config)
         start_log(settings.logging.log_level, settings.logging.log_path)
-        outcome = _Outcome(settings)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                make_app(settings, on_loaded=outcome.loaded),
-                host=settings.microservice.host,
-                port=settings.microservice.port,
-                loop="uvloop",
-                http="httptools",
-                log_config=None,
-                access_log=False,
-                timeout_graceful_shutdown=settings.microservice.drain_seconds,
-            )
-        )
-        outcome.server = server
+        service = _Service(settings)
         _say(f"{settings.microservice.name}: loading {_model(settings)} …")
         with suppress(KeyboardInterrupt):  # uvicorn raises the signal anew once everything is closed.
-            server.run()
-        if outcome.failed:
-            raise outcome.failed
-        if not server.started:
-            raise typer.Exit(FAILED)
+            service.run()
+        if service.failed:
+            raise service.failed
 
 
-class _Outcome:
-    """What became of loading the model: says it, and stops the service if it failed."""
+class _Service(uvicorn.Server):
+    """uvicorn, which says when it listens and the model can answer, and ends if one of the two will never be."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.server: uvicorn.Server | None = None
+        self._loaded = False
         self.failed: LLMError | None = None
+        microservice = settings.microservice
+        config = uvicorn.Config(
+            make_app(settings, on_loaded=self._on_loaded),
+            host=microservice.host,
+            port=microservice.port,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=microservice.drain_seconds,
+        )
+        super().__init__(config)
 
-    def loaded(self, failed: LLMError | None) -> None:
-        """Called when the model can answer, or with the reason why it never will."""
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # uvicorn has written the reason to the log.
+            self.failed = LLMError(f"cannot listen on {self.config.host}:{self.config.port}; see above for the reason")
+            self.should_exit = True
+        self._welcome()
+
+    def _on_loaded(self, failed: LLMError | None) -> None:
         self.failed = failed
-        if failed and self.server:
-            self.server.should_exit = True
-        elif not failed:
+        self._loaded = failed is None
+        self.should_exit |= failed is not None
+        self._welcome()
+
+    def _welcome(self) -> None:
+        if self.started and self._loaded:
             _say(_welcome(self._settings))
 
 
@@ -91,10 +94,10 @@ def _welcome(settings: Settings) -> str:
     service = settings.microservice
     host = "localhost" if service.host in ("0.0.0.0", "::") else service.host
     address = f"http://{f'[{host}]' if ':' in host else host}:{service.port}"
-    body = dumps({"query": QueryCall.example["query"], "max_new_tokens": 64, "streaming": False})
+    path, body = example(settings)
     return (
         f"{service.name}: listening on {service.host}:{service.port}, answering with {_model(settings)}\n\n"
-        f"  Try it:  curl {address}{PATH} -H 'Content-Type: application/json' -d '{body}'\n"
+        f"  Try it:  curl {address}{path} -H 'Content-Type: application/json' -d '{dumps(body)}'\n"
         f"  Read on: {address}/docs\n"
     )
 
@@ -116,7 +119,7 @@ def ask(
     """Answer one question here in the terminal, from documents if there are any, without a service."""
     with _told():
         documents = tuple(Document(_read(path), path.name) for path in document or ())
-        settings = _settings(config)
+        settings = read_settings(config)
         start_log("WARNING", "")
         request = GenerationRequest(
             (Message("user", question),),
@@ -150,7 +153,7 @@ async def _ask(settings: Settings, request: GenerationRequest) -> None:
 def check(config: ConfigFile = None) -> None:
     """Show every setting and where it comes from, and whether the model server answers."""
     with _told():
-        settings = _settings(config)
+        settings = read_settings(config)
         start_log("WARNING", "")
         width = max(len(f"[{one.section}] {one.key} = {one.value}") for one in settings.listing)
         for one in settings.listing:
@@ -169,10 +172,6 @@ async def _check(settings: Settings) -> None:
         await server.aclose()
     window = f"{info.context_window} tokens" if info.context_window else "of unknown size"
     print(f"model server: {settings.model.model_server} answers with {info.name}, context window {window}")
-
-
-def _settings(file: Path | None) -> Settings:
-    return load_settings(file, MODEL_SERVERS, DIALECTS)
 
 
 def _read(path: Path) -> str:
@@ -215,7 +214,4 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """The entry point of the command."""
-    if sys.stdout.isatty():
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    os.environ.setdefault("DO_NOT_TRACK", "1")
     cli()

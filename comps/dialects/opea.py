@@ -383,6 +383,7 @@ def fastapi_error(error: LLMError) -> JSON:
 
 
 def _health_check(house: House) -> JSON:
+    """Readiness: 200 when the model can answer, 503 until then"""
     if house.not_ready:
         raise house.not_ready
     return {
@@ -393,10 +394,12 @@ def _health_check(house: House) -> JSON:
 
 
 def _statistics(house: House) -> JSON:
+    """Latencies of the last answers, in seconds"""
     return {house.name: house.statistics}
 
 
 def _models(house: House) -> JSON:
+    """The models that answer here, as OpenAI lists them"""
     models = [
         {
             "id": model.name,

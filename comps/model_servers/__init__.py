@@ -23,10 +23,10 @@ def open_model_server(kind: str, target: Target) -> ModelServer:
     return server
 
 
-def through_framework(server: ModelServer, framework: str) -> ModelServer:
-    """The same model server, reached natively or through LangChain (one of `FRAMEWORKS`)."""
+def through_framework(server: ModelServer, framework: str, model: str = "") -> ModelServer:
+    """The same model server, reached natively or through LangChain (one of `FRAMEWORKS`), which calls it `model`."""
     if framework == "native":
         return server
     from comps.model_servers.langchain import ChatModelServer, ThroughLangChain
 
-    return ThroughLangChain(ChatModelServer(server=server), server)
+    return ThroughLangChain(ChatModelServer(server=server, model=model), server)

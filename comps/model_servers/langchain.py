@@ -86,8 +86,8 @@ class ChatModelServer(BaseChatModel):
         params = super()._get_ls_params(stop=stop, **kwargs)
         sampling = self._sampling(stop, kwargs)
         params["ls_provider"] = "opea-llm"
-        if self.model:
-            params["ls_model_name"] = self.model
+        if model := kwargs.get("model", self.model):
+            params["ls_model_name"] = model
         if sampling.temperature is not None:
             params["ls_temperature"] = sampling.temperature
         if sampling.max_tokens is not None:
@@ -117,7 +117,7 @@ class ChatModelServer(BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         async with aclosing(self._events(messages, stop, kwargs)) as events:
             async for event in events:
-                chunk = ChatGenerationChunk(message=_chunk(event))
+                chunk = ChatGenerationChunk(message=self._chunk(event))
                 if run_manager and isinstance(event, TextDelta):
                     await run_manager.on_llm_new_token(event.text, chunk=chunk)
                 yield chunk
@@ -129,7 +129,7 @@ class ChatModelServer(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return _result(await collect(self._events(messages, stop, kwargs)))
+        return self._result(await collect(self._events(messages, stop, kwargs)))
 
     def _stream(
         self,
@@ -142,7 +142,7 @@ class ChatModelServer(BaseChatModel):
             events = self._events(messages, stop, kwargs)
             try:
                 while (event := portal.call(anext, events, None)) is not None:
-                    chunk = ChatGenerationChunk(message=_chunk(event))
+                    chunk = ChatGenerationChunk(message=self._chunk(event))
                     if run_manager and isinstance(event, TextDelta):
                         run_manager.on_llm_new_token(event.text, chunk=chunk)
                     yield chunk
@@ -157,7 +157,24 @@ class ChatModelServer(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         with start_blocking_portal() as portal:
-            return _result(portal.call(collect, self._events(messages, stop, kwargs)))
+            return self._result(portal.call(collect, self._events(messages, stop, kwargs)))
+
+    def _chunk(self, event: Event) -> AIMessageChunk:
+        if isinstance(event, TextDelta):
+            return AIMessageChunk(content=event.text, additional_kwargs=dict(event.extra or {}))
+        metadata = self._metadata(event.reason)
+        return AIMessageChunk(content="", response_metadata=metadata, usage_metadata=_usage_metadata(event.usage))
+
+    def _result(self, generation: Generation) -> ChatResult:
+        message = AIMessage(
+            generation.text,
+            response_metadata=self._metadata(generation.reason),
+            usage_metadata=_usage_metadata(generation.usage),
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _metadata(self, reason: str) -> dict[str, Any]:
+        return {"finish_reason": reason, **({"model_name": self.model} if self.model else {})}
 
 
 class ThroughLangChain:
@@ -201,23 +218,6 @@ class ThroughLangChain:
 
     async def aclose(self) -> None:
         await self._server.aclose()
-
-
-def _chunk(event: Event) -> AIMessageChunk:
-    if isinstance(event, TextDelta):
-        return AIMessageChunk(content=event.text, additional_kwargs=dict(event.extra or {}))
-    return AIMessageChunk(
-        content="", response_metadata={"finish_reason": event.reason}, usage_metadata=_usage_metadata(event.usage)
-    )
-
-
-def _result(generation: Generation) -> ChatResult:
-    message = AIMessage(
-        generation.text,
-        response_metadata={"finish_reason": generation.reason},
-        usage_metadata=_usage_metadata(generation.usage),
-    )
-    return ChatResult(generations=[ChatGeneration(message=message)])
 
 
 def _usage_metadata(usage: Usage | None) -> UsageMetadata | None:

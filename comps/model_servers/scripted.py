@@ -48,6 +48,8 @@ class Scripted:
         self._delay = delay
         self.asked: list[tuple[Prompt, Sampling, Mapping[str, JSON]]] = []
         """Every call so far, as it came."""
+        self.reached = asyncio.Event()
+        """Set when an answer has been asked for."""
         self.closed = asyncio.Event()
         """Set when an answer was closed before its end."""
 
@@ -70,6 +72,7 @@ class Scripted:
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
         self.asked.append((prompt, sampling, options))
+        self.reached.set()
         script = self._answers[next(self._turn) % len(self._answers)]
         ended = False
         try:

@@ -1,0 +1,49 @@
+"""The bodies in the OpenAPI document: the handler reads them itself, so FastAPI does not know them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+
+from comps.core.types import JSON
+from comps.dialects.base import Desk
+from comps.handler import STATUS
+
+
+def describe_bodies(app: FastAPI, desks: list[Desk]) -> None:
+    """Show every body, with its example, in the application's OpenAPI document."""
+    plain: Callable[[], dict[str, Any]] = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = plain()
+            for desk in desks:
+                document["paths"][desk.path] = {"post": _operation(desk, document)}
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend its document.
+
+
+def _operation(desk: Desk, document: dict[str, Any]) -> JSON:
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    names = []
+    for call, _ in desk.calls:
+        schema = call.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[call.__name__] = schema
+        names.append(call.__name__)
+    examples = {call.marker: {"summary": call.__doc__, "value": call.example} for call, _ in desk.calls}
+    content = {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]}, "examples": examples}
+    statuses = sorted({200, *STATUS.values()})
+    return {
+        "summary": "Answer a question",
+        "operationId": desk.path.strip("/").replace("/", "_"),
+        "requestBody": {"required": True, "content": {"application/json": content}},
+        "responses": {str(status): {"description": _RESPONSES.get(status, "Error")} for status in statuses},
+    }
+
+
+_RESPONSES = {200: "The answer, whole (JSON) or streamed (server-sent events)", 429: "Too many requests at once"}

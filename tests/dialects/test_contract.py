@@ -1,0 +1,96 @@
+"""What holds for every dialect: its examples work, what is cut short says so, and the page shows it all."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from comps.core.errors import ModelServerError
+from comps.dialects import DIALECTS, open_dialect
+from comps.dialects.base import Call, Dialect
+from comps.dialects.opea import Switches
+from comps.model_servers.scripted import Scripted
+from tests.service import running
+
+SWITCHES = {"opea": Switches()}
+CALLS = [
+    pytest.param(path, call, id=f"{name}-{call.marker}")
+    for name in DIALECTS
+    for path, calls in open_dialect(name, SWITCHES[name]).calls.items()
+    for call in calls
+]
+
+
+def dialects() -> list[Dialect]:
+    return [open_dialect(name, SWITCHES[name]) for name in DIALECTS]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("path", "call"), CALLS)
+async def test_every_example_is_answered(
+    monkeypatch: pytest.MonkeyPatch, path: str, call: type[Call], stream: bool
+) -> None:
+    async with running(Scripted([["Deep", " learning"]]), monkeypatch) as service:
+        answer = await service.post({**call.example, "stream": stream}, path)
+    assert answer.status == 200
+    assert b"Deep" in answer.body
+    assert ("transfer-encoding" in answer.headers) is stream
+
+
+@pytest.mark.parametrize(("path", "call"), CALLS)
+async def test_an_answer_cut_short_says_so(monkeypatch: pytest.MonkeyPatch, path: str, call: type[Call]) -> None:
+    for stream in (True, False):
+        async with running(Scripted([["Deep", " learning"]]), monkeypatch) as service:
+            answer = await service.post({**call.example, "max_tokens": 1, "stream": stream}, path)
+        assert b"length" in answer.body or answer.headers.get("x-finish-reason") == "length"
+
+
+@pytest.mark.parametrize(("path", "call"), CALLS)
+async def test_a_stream_that_breaks_off_has_no_mark_of_its_end(
+    monkeypatch: pytest.MonkeyPatch, path: str, call: type[Call]
+) -> None:
+    async with running(Scripted([["Deep", ModelServerError("x")]]), monkeypatch) as service:
+        answer = await service.post({**call.example, "stream": True}, path)
+    assert b"rror" in answer.chunks[-1].lower()
+    assert b"[DONE]" not in answer.body
+
+
+async def test_the_page_shows_every_body_with_an_example_that_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted([["Deep"]]), monkeypatch) as service:
+        document = (await service.get("/openapi.json")).json
+        for dialect in dialects():
+            for path, calls in dialect.calls.items():
+                content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+                assert {call.marker for call in calls} <= set(content["examples"])
+                shown: list[dict[str, Any]] = [example["value"] for example in content["examples"].values()]
+                for body in shown:
+                    assert (await service.post(body, path)).status == 200
+                for reference in content["schema"]["anyOf"]:
+                    assert reference["$ref"].rpartition("/")[2] in document["components"]["schemas"]
+
+
+async def test_every_reference_in_the_openapi_document_leads_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted(), monkeypatch) as service:
+        text = (await service.get("/openapi.json")).body.decode()
+    schemas = json.loads(text)["components"]["schemas"]
+    assert set(re.findall(r'"#/components/schemas/([^"]+)"', text)) <= set(schemas)
+
+
+async def test_the_page_needs_nothing_from_the_internet(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted(), monkeypatch) as service:
+        page = (await service.get("/docs")).body.decode()
+        links = re.findall(r'(?:src|href)="([^"]+)"', page)
+        assert links
+        for link in links:
+            assert link.startswith("/")
+            assert (await service.get(link)).status == 200
+
+
+async def test_every_fact_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted(), monkeypatch) as service:
+        for dialect in dialects():
+            for path in dialect.facts:
+                assert (await service.get(path)).status == 200

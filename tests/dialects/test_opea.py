@@ -1,0 +1,379 @@
+"""The opea dialect: what each body asks for, and the exact bytes of each answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import orjson
+import pytest
+
+from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong
+from comps.core.types import (
+    Document,
+    Event,
+    Finished,
+    Generation,
+    GenerationRequest,
+    Message,
+    Sampling,
+    TextDelta,
+    Usage,
+)
+from comps.dialects.base import Call, Desk, Misread
+from comps.dialects.framing import Stamp
+from comps.dialects.opea import PATH, Switches, opea
+
+NORMAL = Switches()
+STAMP = Stamp("0123456789abcdef0123456789abcdef", 1_700_000_000, "tiny")
+DEFAULTS = Sampling(1024, 0.01, 0.95, 10, 0.95, 1.03, 0.0, 0.0)
+SEED = {
+    "query": "What is Deep Learning?",
+    "max_new_tokens": 17,
+    "top_k": 10,
+    "top_p": 0.95,
+    "typical_p": 0.95,
+    "temperature": 0.01,
+    "repetition_penalty": 1.03,
+    "streaming": False,
+}
+ALL = frozenset(Sampling.__dataclass_fields__)
+E2_DOCS = [
+    {"text": "one", "metadata": {"url": "http://a", "reranker_score": 0.9, "citation_id": 3}},
+    {"text": "two", "metadata": {"bucket_name": "b", "object_name": "o"}},
+]
+
+
+def read(body: Any, switches: Switches = NORMAL) -> Call:
+    return Desk(PATH, [opea(switches)]).read(orjson.dumps(body))
+
+
+def request(body: Any, switches: Switches = NORMAL) -> GenerationRequest:
+    (only,) = read(body, switches).requests()
+    return only
+
+
+async def play(*events: Event) -> AsyncGenerator[Event]:
+    for event in events:
+        yield event
+
+
+async def streamed(body: Any, switches: Switches = NORMAL, reason: str = "stop") -> list[bytes]:
+    events = play(TextDelta(" Deep"), TextDelta("'n\" ü\n"), Finished(reason, Usage(5, 2)))
+    return [item async for item in read(body, switches).reply_stream(events, STAMP)]
+
+
+def whole(body: Any, switches: Switches = NORMAL, reason: str = "stop") -> Any:
+    return read(body, switches).reply([Generation("Deep.", reason, Usage(5, 2))], STAMP)
+
+
+def test_the_seeds_body_is_one_question_with_its_sampling() -> None:
+    assert request(SEED) == GenerationRequest(
+        (Message("user", "What is Deep Learning?"),), sampling=Sampling(17, 0.01, 0.95, 10, 0.95, 1.03, 0.0, 0.0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "documents"),
+    [
+        ({"query": "?", "documents": ["a", {"text": "b", "title": "B"}]}, (Document("a"), Document("b", "B"))),
+        ({"initial_query": "?", "retrieved_docs": [{"text": "a"}, {"text": "b"}]}, (Document("a"),)),
+        (
+            {"initial_query": "?", "retrieved_docs": [{"text": "a"}, {"text": "b"}, {"text": "c"}], "top_n": 2},
+            (Document("a"), Document("b")),
+        ),
+        (
+            {"initial_query": "?", "retrieved_docs": [{"text": ["a", "b"]}]},
+            (Document("a"), Document("b")),
+        ),
+        ({"initial_query": "?", "reranked_docs": [{"text": "a"}, {"text": "b"}]}, (Document("a"), Document("b"))),
+        ({"initial_query": "?", "reranked_docs": []}, ()),
+        ({"messages": "?", "documents": ["a"]}, (Document("a"),)),
+        (
+            {"messages": [{"role": "user", "content": "?"}], "data": {"reranked_docs": E2_DOCS}},
+            tuple(Document(doc["text"], metadata=doc["metadata"]) for doc in E2_DOCS),  # type: ignore[arg-type]
+        ),
+    ],
+)
+def test_documents_are_found_wherever_a_body_has_them(body: Any, documents: tuple[Document, ...]) -> None:
+    assert request(body).documents == documents
+
+
+def test_what_stands_beside_a_documents_text_is_kept_as_metadata() -> None:
+    (document,) = request(
+        {"query": "?", "documents": [{"text": "a", "score": 0.5, "metadata": {"url": "u"}}]}
+    ).documents
+    assert document.metadata == {"score": 0.5, "url": "u"}
+
+
+def test_documents_that_the_messages_quote_already_are_not_written_twice() -> None:
+    messages = [{"role": "system", "content": "Answer from: one, two"}, {"role": "user", "content": "?"}]
+    assert request({"messages": messages, "data": {"reranked_docs": E2_DOCS}}).documents == ()
+
+
+def test_messages_may_be_a_string_or_a_list() -> None:
+    assert request({"messages": "Hi"}).prompt == (Message("user", "Hi"),)
+    turns = [
+        {"role": "system", "content": "S"},
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": "Q"},
+    ]
+    assert request({"messages": turns}).prompt == (
+        Message("system", "S"),
+        Message("assistant", ""),
+        Message("user", "Q"),
+    )
+
+
+def test_template_language_and_model_are_passed_on() -> None:
+    asked = request({"query": "?", "chat_template": "{context} {question}", "language": "zh", "model": "m"})
+    assert (asked.template, asked.language, asked.model) == ("{context} {question}", "zh", "m")
+
+
+@pytest.mark.parametrize("body", [{"query": "?"}, {"initial_query": "?"}])
+def test_a_question_without_sampling_gets_opeas_defaults(body: Any) -> None:
+    assert request(body).sampling == DEFAULTS
+
+
+def test_a_conversation_without_sampling_gets_the_later_services_defaults() -> None:
+    assert request({"messages": "?"}).sampling == Sampling(max_tokens=1024, temperature=0.01)
+    assert request({"messages": "?"}, Switches(messages="enterprise_rag")).sampling == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"max_tokens": 5}, 5),
+        ({"max_new_tokens": 6}, 6),
+        ({"max_tokens": 5, "max_new_tokens": 6}, 5),
+        ({"max_tokens": 7, "max_new_tokens": 6}, 6),
+        ({"max_tokens": None}, 1024),
+    ],
+)
+@pytest.mark.parametrize("marker", ["query", "initial_query", "messages"])
+def test_of_two_limits_the_smaller_counts(marker: str, limits: dict[str, int], expected: int) -> None:
+    assert request({marker: "?", **limits}).sampling.max_tokens == expected
+
+
+@pytest.mark.parametrize(("stop", "expected"), [("a", ("a",)), (["a", "", "b"], ("a", "b")), ("", ()), (None, ())])
+def test_stop_is_a_string_or_a_list_and_an_empty_one_is_none(stop: Any, expected: tuple[str, ...]) -> None:
+    assert request({"query": "?", "stop": stop}).sampling.stop == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "switches", "expected"),
+    [
+        ({"query": "?"}, Switches(), True),
+        ({"initial_query": "?"}, Switches(), True),
+        ({"messages": "?"}, Switches(), False),
+        ({"messages": "?"}, Switches(messages="enterprise_rag"), True),
+        ({"query": "?", "stream": False}, Switches(), False),
+        ({"query": "?", "streaming": False}, Switches(), False),
+        ({"query": "?", "streaming": None}, Switches(), True),
+        ({"messages": "?", "streaming": True}, Switches(), True),
+        ({"query": "?", "stream": False, "streaming": True}, Switches(), False),
+        ({"query": "?", "stream": True}, Switches(disable_streaming=True), False),
+        ({"query": "?", "stream": True}, Switches(output_guard=True), False),
+    ],
+)
+def test_when_it_streams(body: Any, switches: Switches, expected: bool) -> None:
+    assert read(body, switches).streamed is expected
+
+
+def test_the_seeds_whole_answer() -> None:
+    assert whole(SEED) == {"id": STAMP.id, "text": "Deep.", "prompt": "What is Deep Learning?"}
+    assert whole({"initial_query": "Why?"})["prompt"] == "Why?"
+
+
+@pytest.mark.parametrize(
+    ("stream", "first", "second"),
+    [
+        ("bytes", rb"""data: b' Deep'""", rb"""data: b'\'n" \xc3\xbc\n'"""),
+        ("text", rb"""data: ' Deep'""", """data: '\\'n" ü\\n'""".encode()),
+    ],
+)
+async def test_a_question_is_streamed_as_pythons_literals(stream: Any, first: bytes, second: bytes) -> None:
+    items = await streamed({"query": "?"}, Switches(stream=stream))
+    assert items == [first + b"\n\n", second + b"\n\n", b"data: [DONE]\n\n"]
+
+
+@pytest.mark.parametrize(
+    ("body", "switches"), [({"query": "?"}, Switches(stream="openai")), ({"messages": "?"}, Switches())]
+)
+async def test_openais_chunks(body: Any, switches: Switches) -> None:
+    *items, done = await streamed(body, switches, "length")
+    chunks = [json.loads(item.removeprefix(b"data: ")) for item in items]
+    head = {"id": f"chatcmpl-{STAMP.id}", "object": "chat.completion.chunk", "created": STAMP.created, "model": "tiny"}
+    choices = [
+        {"index": 0, "delta": {"role": "assistant", "content": " Deep"}, "logprobs": None, "finish_reason": None},
+        {"index": 0, "delta": {"content": "'n\" ü\n"}, "logprobs": None, "finish_reason": None},
+        {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"},
+    ]
+    assert chunks == [{**head, "choices": [choice]} for choice in choices]
+    assert done == b"data: [DONE]\n\n"
+
+
+async def test_a_stream_carries_its_usage_if_asked() -> None:
+    items = await streamed({"messages": "?", "stream_options": {"include_usage": True}})
+    chunk = json.loads(items[-2].removeprefix(b"data: "))
+    assert chunk["choices"] == []
+    assert chunk["usage"] == {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+
+
+def test_a_conversation_is_answered_as_openai_does() -> None:
+    assert whole({"messages": "?"}, reason="length") == {
+        "id": f"chatcmpl-{STAMP.id}",
+        "object": "chat.completion",
+        "created": STAMP.created,
+        "model": "tiny",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Deep."},
+                "logprobs": None,
+                "finish_reason": "length",
+            }
+        ],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+    }
+
+
+E2_BODY = {
+    "messages": [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "Q1"},
+        {"role": "user", "content": "Q2"},
+    ],
+    "data": {"reranked_docs": E2_DOCS},
+}
+E2_ECHO = [
+    {
+        "type": "link",
+        "url": "http://a",
+        "text": "one",
+        "vector_distance": 1.0,
+        "reranker_score": 0.9,
+        "citation_id": 3,
+    },
+    {
+        "type": "file",
+        "bucket_name": "b",
+        "object_name": "o",
+        "text": "two",
+        "vector_distance": 1.0,
+        "reranker_score": 0.0,
+        "citation_id": 0,
+    },
+]
+
+
+def test_enterprise_rags_whole_answer() -> None:
+    answer = whole({**E2_BODY, "stream": False}, Switches(messages="enterprise_rag"))
+    assert answer["choices"][0]["message"]["content"] == "Deep."
+    assert {name: answer[name] for name in ("text", "prompt", "stream", "output_guardrail_params", "data")} == {
+        "text": "Deep.",
+        "prompt": "Q1",
+        "stream": False,
+        "output_guardrail_params": None,
+        "data": {"reranked_docs": E2_ECHO},
+    }
+
+
+async def test_enterprise_rags_stream_ends_with_the_documents_that_were_sent() -> None:
+    *_, finish, done, tail = await streamed(E2_BODY, Switches(messages="enterprise_rag"), "length")
+    assert b'"finish_reason":"length"' in finish
+    assert done == b"data: [DONE]\n\n"
+    assert tail.startswith(b"json: ")
+    assert json.loads(tail.removeprefix(b"json: ")) == {"reranked_docs": E2_ECHO}
+
+
+async def test_without_data_enterprise_rags_stream_has_no_tail() -> None:
+    assert (await streamed({"messages": "?"}, Switches(messages="enterprise_rag")))[-1] == b"data: [DONE]\n\n"
+
+
+def test_in_front_of_an_output_guard_a_document_carries_its_parameters_on() -> None:
+    guarded = Switches(output_guard=True)
+    parameters = {"ban_topics": {"enabled": True}}
+    assert whole({"query": "Q", "output_guardrail_params": parameters}, guarded) == {
+        "id": STAMP.id,
+        "text": "Deep.",
+        "prompt": "Q",
+        "streaming": True,
+        "output_guardrail_params": parameters,
+    }
+    chat = whole({"messages": "Q", "output_guardrail_params": parameters}, guarded)
+    assert (chat["text"], chat["output_guardrail_params"]) == ("Deep.", parameters)
+
+
+def test_the_fields_that_opeas_orchestrator_lays_over_every_body_are_accepted() -> None:
+    laid = {
+        "max_tokens": 1024,
+        "max_new_tokens": 1024,
+        "top_k": 10,
+        "top_p": 0.95,
+        "typical_p": 0.95,
+        "temperature": 0.01,
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0.0,
+        "repetition_penalty": 1.03,
+        "stream": True,
+        "language": "auto",
+        "index_name": "rag",
+        "chat_template": None,
+        "model": None,
+        "id": "abc",
+    }
+    for marker in ("query", "initial_query", "messages"):
+        assert read({marker: "?", **laid}).ignored(ALL) == []
+
+
+def test_nothing_that_is_sent_is_ignored_without_a_word() -> None:
+    body = {
+        "messages": [{"role": "user", "content": "?", "name": "Ann"}],
+        "retrieved_docs": ["a", "b"],
+        "stream": True,
+        "streaming": False,
+        "stop": "x",
+        "max_new_tokens": 5,
+        "tools": [],
+        "n": 2,
+    }
+    assert read(body).ignored(frozenset()) == [
+        "stop",
+        "max_new_tokens",
+        "streaming",
+        "retrieved_docs[1:]",
+        "tools",
+        "n",
+        "messages.name",
+    ]
+
+
+def test_errors_are_spelled_as_the_body_they_answer() -> None:
+    error = PromptTooLong(9000, 8192)
+    assert read({"query": "?"}).error(error) == {"detail": str(error)}
+    assert read({"messages": "?"}).error(error) == {
+        "error": {
+            "message": str(error),
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "context_length_exceeded",
+        }
+    }
+    assert read({"query": "?"}).error_item(ModelServerError("x")) == b"data: [ERROR]\n\n"
+
+
+def test_a_wrong_field_is_named_in_the_spelling_of_its_body() -> None:
+    with pytest.raises(Misread) as caught:
+        read({"messages": "?", "top_k": 0})
+    spelled = caught.value.spell(caught.value.error)
+    assert spelled["error"]["param"] == "top_k"
+    assert spelled["error"]["type"] == "invalid_request_error"
+
+
+def test_several_wrong_fields_are_all_named_at_once() -> None:
+    with pytest.raises(Misread) as caught:
+        read({"query": "?", "top_k": 0, "temperature": -1})
+    assert isinstance(caught.value.error, InvalidRequest)
+    assert {"top_k", "temperature"} <= set(str(caught.value.error).replace(":", " ").split())

@@ -1,0 +1,210 @@
+"""Every kind of model server, through every framework: same events, same errors, and closing stops the model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+
+import pytest
+
+from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, PromptTooLong, Unreachable
+from comps.core.generator import collect
+from comps.core.ports import ModelServer
+from comps.core.types import Event, Finished, Message, Prompt, Sampling, TextDelta, Usage
+from comps.model_servers import FRAMEWORKS, MODEL_SERVERS, open_model_server, through_framework
+from comps.model_servers.openvino import OpenVINO
+from comps.model_servers.scripted import Scripted
+from comps.model_servers.target import Target
+
+pytestmark = pytest.mark.xdist_group("engine")
+
+QUESTION: Prompt = (Message("user", "What is Deep Learning?"),)
+GREEDY = Sampling(max_tokens=12, temperature=0.0)
+
+
+@pytest.fixture(params=MODEL_SERVERS)
+def kind(request: pytest.FixtureRequest) -> ModelServer:
+    """One of each kind, ready to answer."""
+    if request.param == "openvino":
+        engine: OpenVINO = request.getfixturevalue("engine")
+        return engine
+    return Scripted([[f" word{n}" for n in range(40)]], context_window=1000)
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def framework(request: pytest.FixtureRequest) -> Callable[[ModelServer], ModelServer]:
+    """The way to a model server."""
+    return lambda server: through_framework(server, request.param)
+
+
+@pytest.fixture
+def server(kind: ModelServer, framework: Callable[[ModelServer], ModelServer]) -> ModelServer:
+    return framework(kind)
+
+
+async def events_of(server: ModelServer, prompt: Prompt = QUESTION, sampling: Sampling = GREEDY) -> list[Event]:
+    async with aclosing(server.generate(prompt, sampling, {})) as events:
+        return [event async for event in events]
+
+
+async def test_says_who_it_is_without_generating(server: ModelServer) -> None:
+    info = await server.describe()
+    assert info.name
+    assert info.context_window
+    assert {"max_tokens", "stop"} <= info.capabilities
+
+
+async def test_yields_pieces_of_text_and_then_one_end(server: ModelServer) -> None:
+    *deltas, end = await events_of(server)
+    assert all(isinstance(delta, TextDelta) and delta.text for delta in deltas)
+    assert isinstance(end, Finished)
+
+
+async def test_an_answer_cut_at_max_tokens_says_length_and_counts_its_tokens(server: ModelServer) -> None:
+    *_, end = await events_of(server)
+    assert isinstance(end, Finished)
+    assert (end.reason, end.usage and end.usage.completion_tokens) == ("length", 12)
+    assert end.usage
+    assert end.usage.prompt_tokens > 0
+
+
+async def test_an_answer_that_ends_by_itself_says_stop(server: ModelServer) -> None:
+    question = (Message("user", "What is the capital of France?"),)
+    *_, end = await events_of(server, question, Sampling(max_tokens=60, temperature=0.0))
+    assert isinstance(end, Finished)
+    assert end.reason == "stop"
+
+
+async def test_both_frameworks_give_the_same_events(kind: ModelServer) -> None:
+    native, langchain = [await events_of(through_framework(kind, name)) for name in ("native", "langchain")]
+    assert native == langchain
+
+
+async def test_text_to_continue_is_continued_the_same_way_by_both_frameworks(kind: ModelServer) -> None:
+    native, langchain = [
+        await events_of(through_framework(kind, name), "Once upon a time") for name in ("native", "langchain")
+    ]
+    assert native == langchain
+
+
+async def test_a_stop_string_ends_the_answer_and_is_never_shown(server: ModelServer) -> None:
+    whole = await collect(server.generate(QUESTION, GREEDY, {}))
+    stop = whole.text[9:14]  # Begins and ends within a token.
+    cut = await collect(server.generate(QUESTION, Sampling(max_tokens=12, temperature=0.0, stop=("§", stop)), {}))
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.reason == "stop"
+
+
+async def test_several_requests_are_answered_at_once(server: ModelServer) -> None:
+    arrived: list[int] = []
+
+    async def follow(number: int) -> None:
+        async with aclosing(server.generate(QUESTION, GREEDY, {})) as events:
+            async for _ in events:
+                arrived.append(number)
+
+    await asyncio.gather(follow(1), follow(2))
+    first_of_second, last_of_first = arrived.index(2), len(arrived) - 1 - arrived[::-1].index(1)
+    assert first_of_second < last_of_first
+
+
+async def test_can_be_asked_again_after_an_answer_was_closed(server: ModelServer) -> None:
+    async with aclosing(server.generate(QUESTION, Sampling(max_tokens=500, temperature=0.0), {})) as events:
+        await anext(events)
+    assert len(await events_of(server)) > 1
+
+
+@pytest.mark.parametrize(
+    "error", [InvalidRequest("no", "messages"), PromptTooLong(9, 8), Unreachable("x"), Overloaded("y")]
+)
+async def test_an_error_before_the_first_token_comes_as_it_is(
+    framework: Callable[[ModelServer], ModelServer], error: Exception
+) -> None:
+    assert isinstance(error, InvalidRequest | Unreachable | Overloaded)
+    with pytest.raises(type(error)) as caught:
+        await events_of(framework(Scripted([[error]])))
+    assert caught.value is error
+
+
+async def test_an_error_after_the_first_token_comes_behind_what_was_generated(
+    framework: Callable[[ModelServer], ModelServer],
+) -> None:
+    error = ModelServerError("it broke")
+    async with aclosing(framework(Scripted([["one", error]])).generate(QUESTION, GREEDY, {})) as events:
+        assert await anext(events) == TextDelta("one")
+        with pytest.raises(ModelServerError) as caught:
+            await anext(events)
+    assert caught.value is error
+
+
+async def test_closing_an_answer_closes_it_at_the_model_server(framework: Callable[[ModelServer], ModelServer]) -> None:
+    scripted = Scripted([["one", asyncio.Event(), "never"]])
+    async with aclosing(framework(scripted).generate(QUESTION, GREEDY, {})) as events:
+        assert await anext(events) == TextDelta("one")
+    await asyncio.wait_for(scripted.closed.wait(), 5)
+
+
+async def test_cancelling_before_the_first_token_closes_it_at_the_model_server(
+    framework: Callable[[ModelServer], ModelServer],
+) -> None:
+    scripted = Scripted([[asyncio.Event(), "never"]])
+    waiting = asyncio.ensure_future(events_of(framework(scripted)))
+    await asyncio.wait_for(scripted.reached.wait(), 5)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await asyncio.wait_for(scripted.closed.wait(), 5)
+
+
+async def test_every_field_of_sampling_arrives(framework: Callable[[ModelServer], ModelServer]) -> None:
+    sampling = Sampling(7, 0.5, 0.9, 40, 0.8, 1.1, 0.2, 0.3, 42, ("a", "b"))
+    assert None not in [getattr(sampling, name) for name in Sampling.__dataclass_fields__]
+    scripted = Scripted()
+    await collect(framework(scripted).generate(QUESTION, sampling, {"user": "x"}))
+    assert scripted.asked == [(QUESTION, sampling, {"user": "x"})]
+
+
+async def test_every_role_and_content_arrives_as_it_was_said(framework: Callable[[ModelServer], ModelServer]) -> None:
+    parts = [{"type": "text", "text": "Look:"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+    conversation = (
+        Message("system", "Be brief."),
+        Message("developer", "In English."),
+        Message("user", "Hi"),
+        Message("assistant", "Hello"),
+        Message("tool", "42"),
+        Message("user", parts),
+    )
+    scripted = Scripted()
+    await collect(framework(scripted).generate(conversation, GREEDY, {}))
+    assert scripted.asked[0][0] == conversation
+
+
+async def test_a_prompt_over_the_window_is_refused_with_the_numbers(
+    engine: OpenVINO, framework: Callable[[ModelServer], ModelServer]
+) -> None:
+    with pytest.raises(PromptTooLong) as caught:
+        await events_of(framework(engine), (Message("user", "hello world " * 10_000),))
+    assert caught.value.context_window == 8192
+    assert caught.value.prompt_tokens > 20_000
+    assert "8192" in str(caught.value)
+
+
+async def test_a_sampling_value_it_cannot_take_is_an_invalid_request_naming_the_field(
+    engine: OpenVINO, framework: Callable[[ModelServer], ModelServer]
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await events_of(framework(engine), sampling=Sampling(repetition_penalty=-1.0))
+    assert caught.value.field == "repetition_penalty"
+
+
+def test_every_kind_opens_without_loading_anything() -> None:
+    for name in MODEL_SERVERS:
+        assert open_model_server(name, Target("any"))
+
+
+def test_usage_is_the_model_servers_own(engine: OpenVINO) -> None:
+    async def ask() -> Usage | None:
+        return (await collect(engine.generate((Message("user", "Hi"),), GREEDY, {}))).usage
+
+    # The model's own chat template adds a system turn and the marks of the turns: 30 tokens to one.
+    assert asyncio.run(ask()) == Usage(31, 10)

@@ -1,0 +1,318 @@
+"""The command as a person uses it: real processes, real signals, exit codes and what they print."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PATH = "/v1/chat/completions"
+PATIENCE = 120
+
+
+def command(
+    *arguments: str, cwd: Path = ROOT, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "comps", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+class Running:
+    """A service in a process of its own, as `opea-llm serve` runs it."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.process = process
+        self.port = port
+        self.said: list[str] = []
+        self.ready = threading.Event()
+        self.reading = threading.Thread(target=self._read)
+        self.reading.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.said.append(line)
+            if "answering with" in line:
+                self.ready.set()
+        self.ready.set()
+
+    @contextmanager
+    def posting(self, body: object) -> Iterator[http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            connection.request("POST", PATH, json.dumps(body))
+            with connection.getresponse() as response:
+                yield response
+        finally:
+            connection.close()
+
+    def post(self, body: object) -> bytes:
+        with self.posting(body) as response:
+            assert response.status == 200
+            return response.read()
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        code = self.process.wait(PATIENCE)
+        self.reading.join(PATIENCE)
+        return code
+
+
+@contextmanager
+def serving(*program: str, **environment: str) -> Iterator[Running]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, *(program or ("-m", "comps", "serve"))],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "USVC_PORT": str(port), "USVC_HOST": "127.0.0.1", **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    running = Running(process, port)
+    try:
+        assert running.ready.wait(PATIENCE)
+        yield running
+    finally:
+        process.kill()
+        process.wait()
+        running.reading.join(PATIENCE)
+        assert process.stderr
+        process.stderr.close()
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> str:
+    """A file of one long scripted answer."""
+    file = tmp_path / "answers.json"
+    file.write_text(json.dumps([[f" word{n}" for n in range(2000)]]))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    "program", [("-m", "comps", "serve"), (str(ROOT / "impl" / "microservice" / "opea_llm_microservice.py"),)]
+)
+def test_every_way_to_start_says_where_it_listens_with_which_model_and_how_to_try_it(program: tuple[str, ...]) -> None:
+    with serving(*program, MODEL_SERVER="scripted", LLM_NAME="demo") as service:
+        said = "".join(service.said)
+        assert f"127.0.0.1:{service.port}" in said
+        assert "demo (scripted, langchain)" in said
+        curl = re.search(r"curl (http://\S+) -H 'Content-Type: application/json' -d '(.+)'", said)
+        assert curl
+        assert curl[1].endswith(f":{service.port}{PATH}")
+        assert json.loads(service.post(json.loads(curl[2])))["text"]
+
+
+@pytest.mark.xdist_group("engine")
+def test_the_embedded_model_answers_the_seeds_question() -> None:
+    question = {"query": "What is Deep Learning?", "max_new_tokens": 17, "temperature": 0.01}
+    with serving() as service:
+        whole = json.loads(service.post({**question, "streaming": False}))
+        streamed = service.post({**question, "streaming": True})
+    assert "learning" in whole["text"].lower()
+    assert whole["prompt"] == "What is Deep Learning?"
+    assert streamed.startswith(b"data: b'")
+    assert b"data: [DONE]\n\n" in streamed
+
+
+@pytest.mark.xdist_group("engine")
+@pytest.mark.parametrize("framework", ["native", "langchain"])
+def test_told_to_terminate_it_finishes_the_stream_that_is_running(framework: str) -> None:
+    body = {"query": "Tell me a long story.", "max_new_tokens": 120, "temperature": 0}
+    with serving(FRAMEWORK=framework) as service, service.posting(body) as response:
+        first = response.readline()
+        service.process.send_signal(signal.SIGTERM)
+        rest = response.read()
+        code = service.process.wait(PATIENCE)
+    assert first.startswith(b"data: b'")
+    assert b"data: [DONE]" in rest
+    assert rest.count(b"data: ") > 20
+    assert code in (0, -signal.SIGTERM)
+
+
+def test_ctrl_c_ends_it_without_a_traceback() -> None:
+    with serving(MODEL_SERVER="scripted") as service:
+        code = service.end(signal.SIGINT)
+        said = "".join(service.said)
+    assert code in (0, 130)
+    assert "Traceback" not in said
+
+
+@pytest.mark.xdist_group("engine")
+def test_ctrl_c_while_the_model_loads_ends_it_and_its_engine() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "comps", "serve"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "USVC_PORT": port, "USVC_HOST": "127.0.0.1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    for line in process.stderr:
+        if "Uvicorn running" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()  # Ends only when the engine, which has inherited it, has ended as well.
+    assert process.wait(PATIENCE) in (0, 130)
+    process.stderr.close()
+    assert "Traceback" not in rest
+
+
+def test_a_port_that_is_taken_is_one_message() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = command("serve", environment={"MODEL_SERVER": "scripted", "USVC_PORT": port, "USVC_HOST": "127.0.0.1"})
+    assert done.returncode == 1
+    assert port in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_is_not_there_ends_the_service_with_one_message() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    done = command("serve", environment={"LLM_NAME": "./nowhere.gguf", "USVC_PORT": port, "USVC_HOST": "127.0.0.1"})
+    assert done.returncode == 2
+    assert "nowhere.gguf" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"USVC_PORT": "70000"}, ("environment USVC_PORT", "port = 70000")),
+        ({"USVC_PORT": "http"}, ("environment USVC_PORT", "port = http")),
+        ({"LLM_NAME": ""}, ("environment LLM_NAME", "model_name")),
+        ({"MODEL_SERVER": "vlllm"}, ("environment MODEL_SERVER", "vlllm")),
+        ({"FRAMEWORK": "django"}, ("environment FRAMEWORK", "django")),
+        ({"LLM_DIALECTS": "opea,klingon"}, ("environment LLM_DIALECTS", "klingon")),
+    ],
+)
+@pytest.mark.parametrize("what", ["serve", "check", "ask"])
+def test_a_wrong_setting_is_one_line_and_exit_code_2(
+    what: str, environment: dict[str, str], named: tuple[str, ...]
+) -> None:
+    done = command(what, *(["?"] if what == "ask" else []), environment=environment)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert all(name in line for name in named)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[Model]\nmodel_nam = x\n", ("[Model] model_nam = x", "model_name")),
+        ("[Modell]\nmodel_name = x\n", ("[Modell]", "Model")),
+        ("[OPEA_Microservice]\nport = nine\n", ("port = nine",)),
+        ("[Model]\nmodel_name =\n", ("model_name",)),
+        ("port = 1\n", ("cannot be read",)),
+    ],
+)
+def test_a_wrong_file_is_one_line_and_exit_code_2(tmp_path: Path, text: str, named: tuple[str, ...]) -> None:
+    file = tmp_path / "my.ini"
+    file.write_text(text)
+    done = command("check", "--config", str(file))
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert str(file) in line
+    assert all(name in line for name in named)
+
+
+def test_a_file_that_is_not_there_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = command("check", "--config", str(tmp_path / "none.ini"))
+    assert done.returncode == 2
+    assert "none.ini" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_check_shows_every_setting_with_its_source_and_whether_the_model_server_answers(tmp_path: Path) -> None:
+    (tmp_path / "config.ini").write_text("[Model]\nmodel_name = 'from % file'\nmodel_server=scripted\n")
+    done = command("check", cwd=tmp_path, environment={"LLM_USVC_PORT": "1234"})
+    assert done.returncode == 0
+    lines = [re.sub(" +", " ", line) for line in done.stdout.splitlines()]
+    assert "[Model] model_name = from % file (config.ini)" in lines
+    assert "[OPEA_Microservice] port = 1234 (environment LLM_USVC_PORT)" in lines
+    assert "[Logging] log_level = INFO (default)" in lines
+    assert "scripted answers with from % file" in lines[-1]
+
+
+def test_check_says_so_if_the_model_cannot_be_loaded(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + b"\0" * 100)
+    done = command("check", environment={"LLM_NAME": str(broken)})
+    assert done.returncode == 1
+    assert "broken.gguf" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_ask_prints_the_answer_and_nothing_else_on_standard_output(answers: str) -> None:
+    done = command(
+        "ask", "?", "--max-tokens", "3", environment={"MODEL_SERVER": "scripted", "LLM_MODEL_SERVER_ENDPOINT": answers}
+    )
+    assert (done.returncode, done.stdout) == (0, " word0 word1 word2\n")
+    assert "cut short: length" in done.stderr
+
+
+@pytest.mark.xdist_group("engine")
+def test_ask_answers_from_documents(tmp_path: Path) -> None:
+    texts = ["Bread is made of flour.", "Gaudi 2 has 96 GB of HBM2E memory on board.", "Paris is in France."]
+    files = [tmp_path / f"{number}.txt" for number in range(len(texts))]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    documents = [argument for file in files for argument in ("--document", str(file))]
+    done = command("ask", "How much memory does Gaudi 2 have?", *documents)
+    assert done.returncode == 0
+    assert "96" in done.stdout
+
+
+def test_ask_names_a_document_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for file in ("none.txt", "binary", "."):
+        done = command("ask", "?", "-d", str(tmp_path / file), environment={"MODEL_SERVER": "scripted"})
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
+        assert str(tmp_path / file) in line
+
+
+def test_ctrl_c_ends_ask_at_once_and_quietly(tmp_path: Path) -> None:
+    file = tmp_path / "answers.json"
+    file.write_text(json.dumps([["word "] * 1_000_000]))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "comps", "ask", "?", "--max-tokens", "1000000"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MODEL_SERVER": "scripted", "LLM_MODEL_SERVER_ENDPOINT": str(file)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout
+    assert process.stderr
+    assert process.stdout.read(5) == b"word "
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert b"Traceback" not in said
+
+
+def test_the_log_goes_to_its_file(tmp_path: Path) -> None:
+    log = tmp_path / "deep" / "llm.log"
+    with serving(MODEL_SERVER="scripted", LOG_PATH=str(log), LOG_LEVEL="info") as service:
+        service.post({"query": "?"})
+        assert service.end(signal.SIGINT) in (0, 130)
+    assert f"{PATH} 200" in log.read_text()

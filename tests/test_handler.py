@@ -1,0 +1,397 @@
+"""The HTTP handler over a real socket: framing, first token, disconnects, failures, bad input."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any
+
+import pytest
+import uvloop
+
+from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, PromptTooLong, Timeout, Unreachable
+from comps.core.types import JSON, Event, ModelInfo, Prompt, Sampling
+from comps.model_servers.scripted import Scripted
+from tests.service import PATH, PATIENCE, Service, running
+
+WORDS = ["Deep", " learning", " is", " fun", "."]
+QUERY = {"query": "What is Deep Learning?"}
+CHAT = {"messages": [{"role": "user", "content": "What is Deep Learning?"}], "stream": True}
+STREAMS = [
+    pytest.param({}, QUERY, id="bytes"),
+    pytest.param({"LLM_OPEA_STREAM": "text"}, QUERY, id="text"),
+    pytest.param({"LLM_OPEA_STREAM": "openai"}, QUERY, id="openai"),
+    pytest.param({}, CHAT, id="messages"),
+]
+
+
+class Loading(Scripted):
+    """A model server whose model is not there before it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__([WORDS], name="slow")
+        self.go = asyncio.Event()
+
+    async def load(self) -> None:
+        await self.go.wait()
+
+    async def describe(self) -> ModelInfo:
+        if not self.go.is_set():
+            raise Unreachable("the model is still loading", 3)
+        return await super().describe()
+
+
+class Faulty(Scripted):
+    """A model server with a mistake in it."""
+
+    def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+        raise RuntimeError("secret")
+
+
+@pytest.mark.parametrize(("environment", "body"), STREAMS)
+async def test_one_event_is_one_http_chunk(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], body: Any
+) -> None:
+    async with running(Scripted([WORDS]), monkeypatch, environment) as service:
+        answer = await service.post(body)
+    assert answer.headers["transfer-encoding"] == "chunked"
+    assert all(chunk.startswith(b"data: ") and chunk.endswith(b"\n\n") for chunk in answer.chunks)
+    assert all(chunk.count(b"\n\n") == 1 for chunk in answer.chunks)
+    assert answer.chunks[-1] == b"data: [DONE]\n\n"
+    assert len(answer.chunks) - 1 in (len(WORDS), len(WORDS) + 1)  # OpenAI's has one more for the finish reason.
+
+
+@pytest.mark.parametrize("framework", ["native", "langchain"])
+@pytest.mark.parametrize(("environment", "body"), STREAMS)
+async def test_the_first_token_arrives_before_the_answer_is_complete(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], body: Any, framework: str
+) -> None:
+    go_on = asyncio.Event()
+    scripted = Scripted([["first", go_on, "second"]])
+    async with (
+        running(scripted, monkeypatch, {"FRAMEWORK": framework, **environment}) as service,
+        service.connect() as client,
+    ):
+        await client.send("POST", PATH, json.dumps(body).encode())
+        assert (await client.head()).status == 200
+        assert b"first" in await client.chunk()
+        go_on.set()
+        assert b"second" in await client.chunk()
+
+
+async def test_a_stream_is_not_to_be_cached_or_buffered_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted([WORDS]), monkeypatch) as service:
+        headers = (await service.post(QUERY)).headers
+    assert headers["content-type"].startswith("text/event-stream")
+    assert headers["cache-control"] == "no-cache"
+    assert headers["x-accel-buffering"] == "no"
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_small_packets_are_sent_at_once(
+    monkeypatch: pytest.MonkeyPatch, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    loop = new_loop()
+    loop.run_until_complete(check_that_small_packets_are_sent_at_once(monkeypatch))
+    loop.close()
+
+
+async def check_that_small_packets_are_sent_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted([WORDS]), monkeypatch) as service, service.connect() as client:
+        await client.send("GET", "/health")
+        await client.answer()
+        (transport,) = (state.transport for state in service.server.server_state.connections)
+        accepted = transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize("framework", ["native", "langchain"])
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+async def test_a_client_that_leaves_before_the_first_token_stops_the_model(
+    monkeypatch: pytest.MonkeyPatch, stream: bool, framework: str
+) -> None:
+    scripted = Scripted([[asyncio.Event(), "never"]])
+    async with running(scripted, monkeypatch, {"FRAMEWORK": framework}) as service:
+        async with service.connect() as client:
+            await client.send("POST", PATH, json.dumps({**QUERY, "stream": stream}).encode())
+            await asyncio.wait_for(scripted.reached.wait(), PATIENCE)
+        await asyncio.wait_for(scripted.closed.wait(), PATIENCE)
+        await until_idle(service)
+
+
+@pytest.mark.parametrize("framework", ["native", "langchain"])
+async def test_a_client_that_leaves_in_the_middle_of_a_stream_stops_the_model(
+    monkeypatch: pytest.MonkeyPatch, framework: str
+) -> None:
+    scripted = Scripted([["one", asyncio.Event(), "never"]])
+    async with running(scripted, monkeypatch, {"FRAMEWORK": framework}) as service:
+        async with service.connect() as client:
+            await client.send("POST", PATH, json.dumps(QUERY).encode())
+            await client.head()
+            await client.chunk()
+        await asyncio.wait_for(scripted.closed.wait(), PATIENCE)
+        await until_idle(service)
+        assert 'outcome="gone"' in (await service.get("/metrics")).body.decode()
+
+
+async def test_a_client_that_leaves_while_its_whole_answer_is_made_stops_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scripted = Scripted([["one", asyncio.Event(), "never"]])
+    async with running(scripted, monkeypatch) as service:
+        async with service.connect() as client:
+            await client.send("POST", PATH, json.dumps({**QUERY, "stream": False}).encode())
+            await asyncio.wait_for(scripted.reached.wait(), PATIENCE)
+        await asyncio.wait_for(scripted.closed.wait(), PATIENCE)
+
+
+async def test_a_client_that_leaves_the_queue_never_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = asyncio.Event()
+    scripted = Scripted([["one", go_on, "two"]])
+    async with running(scripted, monkeypatch, {"USVC_MAX_RUNNING": "1", "USVC_MAX_WAITING": "1"}) as service:
+        running_one = asyncio.ensure_future(service.post(QUERY))
+        await asyncio.wait_for(scripted.reached.wait(), PATIENCE)
+        async with service.connect() as client:
+            await client.send("POST", PATH, json.dumps(QUERY).encode())
+            await until_in_flight(service, 2)
+        await until_in_flight(service, 1)
+        go_on.set()
+        assert (await running_one).status == 200
+        assert (await service.post(QUERY)).status == 200
+    assert len(scripted.asked) == 2
+
+
+async def test_whoever_comes_when_all_places_are_taken_is_told_when_to_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_on = asyncio.Event()
+    scripted = Scripted([["one", go_on, "two"]])
+    async with running(scripted, monkeypatch, {"USVC_MAX_RUNNING": "1", "USVC_MAX_WAITING": "0"}) as service:
+        running_one = asyncio.ensure_future(service.post(QUERY))
+        await asyncio.wait_for(scripted.reached.wait(), PATIENCE)
+        refused = await service.post(QUERY)
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+        go_on.set()
+        assert (await running_one).status == 200
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InvalidRequest("no good", "top_k"), 400),
+        (PromptTooLong(9000, 8192), 400),
+        (Overloaded("full"), 429),
+        (ModelServerError("broken"), 502),
+        (Unreachable("not there"), 503),
+        (Timeout("too slow"), 504),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_failure_before_the_first_token_is_a_status(
+    monkeypatch: pytest.MonkeyPatch, error: Any, status: int, stream: bool
+) -> None:
+    async with running(Scripted([[error]]), monkeypatch) as service:
+        answer = await service.post({**QUERY, "stream": stream})
+        chat = await service.post({**CHAT, "stream": stream})
+    assert (answer.status, answer.json) == (status, {"detail": str(error)})
+    assert chat.status == status
+    assert chat.json["error"]["message"] == str(error)
+
+
+@pytest.mark.parametrize(
+    ("environment", "body", "item"),
+    [
+        ({}, QUERY, b"data: [ERROR]\n\n"),
+        ({"LLM_OPEA_STREAM": "text"}, QUERY, b"data: [ERROR]\n\n"),
+        ({"LLM_OPEA_STREAM": "openai"}, QUERY, b'data: {"error":{"message":"it broke"'),
+        ({}, CHAT, b'data: {"error":{"message":"it broke"'),
+    ],
+)
+@pytest.mark.parametrize("framework", ["native", "langchain"])
+async def test_a_failure_in_the_middle_of_a_stream_is_its_last_item(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], body: Any, item: bytes, framework: str
+) -> None:
+    scripted = Scripted([["one", ModelServerError("it broke")], WORDS])
+    async with running(scripted, monkeypatch, {"FRAMEWORK": framework, **environment}) as service:
+        answer = await service.post(body)
+        after = await service.post(body)
+    assert answer.status == 200
+    assert answer.chunks[-1].startswith(item)
+    assert b"[DONE]" not in answer.body
+    assert b"[DONE]" in after.body
+
+
+async def test_an_answer_cut_short_says_so_streamed_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = {**QUERY, "max_new_tokens": 2}
+    async with running(Scripted([WORDS]), monkeypatch) as service:
+        streamed = await service.post(short)
+        whole = await service.post({**short, "stream": False})
+        chat = await service.post({**CHAT, "max_tokens": 2})
+    # Behind the end, where OPEA's own client reads no more: anything before would be taken for text.
+    assert streamed.chunks[-2:] == [b"data: [DONE]\n\n", b": finish_reason=length\n\n"]
+    assert whole.headers["x-finish-reason"] == "length"
+    assert b'"finish_reason":"length"' in chat.chunks[-2]
+
+
+async def test_fields_that_are_not_honoured_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {**QUERY, "top_k": 5, "colour": "blue", "évil\r\nx: y": 1, "nothing": None, "stream": False}
+    async with running(Scripted([WORDS]), monkeypatch) as service:
+        answer = await service.post(body)
+    assert answer.status == 200
+    assert answer.headers["x-ignored-params"] == "top_k, colour, %C3%A9vil%0D%0Ax:%20y"
+
+
+async def test_strict_refuses_what_it_would_ignore(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted([WORDS]), monkeypatch, {"LLM_STRICT": "true"}) as service:
+        refused = await service.post({**QUERY, "colour": "blue"})
+        accepted = await service.post({**QUERY, "max_tokens": 3})
+    assert refused.status == 400
+    assert "colour" in refused.json["detail"]
+    assert accepted.status == 200
+
+
+DEEP = b'{"query":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b"{not json", "body"),
+        (b"\xff\xfe{}", "body"),
+        (b'{"query": "\xff"}', "body"),
+        (b"", "body"),
+        (b"[]", "body"),
+        (b'"text"', "body"),
+        (b"null", "body"),
+        (b"{}", "query"),
+        (b'{"query": null}', "query"),
+        (b'{"query": ""}', "query"),
+        (b'{"query": " \\n"}', "query"),
+        (b'{"query": 5}', "query"),
+        (b'{"query": "\\ud800"}', "body"),
+        (b'{"initial_query": ""}', "initial_query"),
+        (b'{"messages": []}', "messages"),
+        (b'{"messages": ""}', "messages"),
+        (b'{"messages": [{"role": "user", "content": ""}]}', "messages"),
+        (b'{"messages": [{"role": "wizard", "content": "x"}]}', "messages.0.role"),
+        (b'{"messages": [{"content": "x"}]}', "messages.0.role"),
+        (b'{"messages": {"role": "user"}}', "messages"),
+        (b'{"query": "x", "temperature": "hot"}', "temperature"),
+        (b'{"query": "x", "temperature": NaN}', "body"),
+        (b'{"query": "x", "temperature": -1}', "temperature"),
+        (b'{"query": "x", "temperature": 1e300}', "temperature"),
+        (b'{"query": "x", "temperature": 1e999}', "body"),
+        (b'{"query": "x", "max_new_tokens": 0}', "max_new_tokens"),
+        (b'{"query": "x", "max_new_tokens": -5}', "max_new_tokens"),
+        (b'{"query": "x", "max_new_tokens": 99999999999999999999}', "max_new_tokens"),
+        (b'{"query": "x", "max_tokens": 1.5}', "max_tokens"),
+        (b'{"query": "x", "top_k": 0}', "top_k"),
+        (b'{"query": "x", "top_p": 1.1}', "top_p"),
+        (b'{"query": "x", "typical_p": -0.1}', "typical_p"),
+        (b'{"query": "x", "repetition_penalty": 0}', "repetition_penalty"),
+        (b'{"query": "x", "frequency_penalty": 3}', "frequency_penalty"),
+        (b'{"query": "x", "seed": 1e40}', "seed"),
+        (b'{"query": "x", "stream": "perhaps"}', "stream"),
+        (b'{"query": "x", "stop": 5}', "stop"),
+        (b'{"query": "x", "language": "tlh"}', "language"),
+        (b'{"query": "x", "documents": "one"}', "documents"),
+        (b'{"query": "x", "documents": [5]}', "documents.0"),
+        (b'{"query": "x", "documents": [{"title": "x"}]}', "documents.0.text"),
+        (b'{"initial_query": "x", "retrieved_docs": [{"text": "a"}], "top_n": 0}', "top_n"),
+        (b'{"messages": "x", "data": {"reranked_docs": [{}]}}', "data.reranked_docs.0.text"),
+        (DEEP, "body"),
+    ],
+)
+async def test_bad_input_is_a_400_that_names_the_field(
+    monkeypatch: pytest.MonkeyPatch, body: bytes, named: str
+) -> None:
+    async with running(Scripted([WORDS]), monkeypatch) as service:
+        answer = await service.post(body)
+        after = await service.post(QUERY)
+    assert answer.status == 400
+    assert named in json.dumps(answer.json)
+    assert "\n" not in json.dumps(answer.json)
+    assert after.status == 200
+
+
+async def test_a_body_that_is_too_large_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted([WORDS]), monkeypatch) as service:
+        async with service.connect() as client:
+            await client.send("POST", PATH, b'{"query": "', {"Content-Length": "50000000"})
+            declared = await client.answer()
+        async with service.connect() as client:
+            await client.send("POST", PATH, b"", {"Content-Length": "", "Transfer-Encoding": "chunked"})
+            for _ in range(17):
+                client.writer.write(b"%x\r\n" % 1_000_000 + b"x" * 1_000_000 + b"\r\n")
+                await client.writer.drain()
+            chunked = await client.answer()
+        after = await service.post(QUERY)
+    assert [answer.status for answer in (declared, chunked, after)] == [413, 413, 200]
+    assert "16000000 bytes" in declared.json["detail"]
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded"])
+async def test_the_content_type_does_not_matter(monkeypatch: pytest.MonkeyPatch, content_type: str) -> None:
+    async with running(Scripted([WORDS]), monkeypatch) as service, service.connect() as client:
+        await client.send("POST", PATH, json.dumps(QUERY).encode(), {"Content-Type": content_type})
+        assert (await client.answer()).status == 200
+
+
+async def test_an_unknown_route_and_a_wrong_method_are_told_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted([WORDS]), monkeypatch) as service:
+        unknown, wrong, wrong_too = (
+            await service.get("/nope"),
+            await service.get(PATH),
+            await service.post({}, "/health"),
+        )
+    assert [answer.status for answer in (unknown, wrong, wrong_too)] == [404, 405, 405]
+    assert "/nope" in unknown.json["detail"]
+    assert PATH in wrong.json["detail"]
+
+
+async def test_a_fault_of_ours_is_a_500_that_tells_no_details(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(Faulty([WORDS]), monkeypatch) as service:
+        answer = await service.post(QUERY)
+    assert answer.status == 500
+    assert b"secret" not in answer.body
+    assert "secret" in caplog.text
+
+
+async def test_while_the_model_loads_it_is_alive_but_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    loading = Loading()
+    async with running(loading, monkeypatch, loaded=False) as service:
+        alive, ready = await service.get("/health"), await service.get("/v1/health_check")
+        asked = await service.post(QUERY)
+        assert [answer.status for answer in (alive, ready, asked)] == [200, 503, 503]
+        assert asked.headers["retry-after"] == ready.headers["retry-after"] == "3"
+        assert "still loading" in ready.json["detail"]
+        assert (await service.get("/v1/models")).json["data"][0]["id"] == "scripted"
+        loading.go.set()
+        assert (await service.get("/v1/health_check")).status == 200
+
+
+async def test_a_client_that_breaks_off_its_own_request_hurts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted([WORDS]), monkeypatch) as service:
+        async with service.connect() as client:
+            await client.send("POST", PATH, b'{"query":', {"Content-Length": "100"})
+        await until_idle(service)
+        assert (await service.post(QUERY)).status == 200
+
+
+async def until_in_flight(service: Service, number: int) -> None:
+    """Ask the service's own metrics until that many requests are being answered."""
+    line = f"opea_llm_requests_in_flight {float(number)}"
+
+    async def look() -> None:
+        while line not in (await service.get("/metrics")).body.decode():
+            pass
+
+    await asyncio.wait_for(look(), PATIENCE)
+
+
+async def until_idle(service: Service) -> None:
+    await until_in_flight(service, 0)
