@@ -42,7 +42,13 @@ def read_settings(file: Path | None) -> Settings:
 def open_server(settings: Settings) -> ModelServer:
     """The model server that the settings name; nothing is loaded or connected yet."""
     model = settings.model
-    target = Target(model.model_name, model.model_server_endpoint, model.device)
+    target = Target(
+        model.model_name,
+        model.model_server_endpoint,
+        api_key=model.api_key.get_secret_value(),
+        verify=not model.tls_skip_verify,
+        device=model.device,
+    )
     return open_model_server(model.model_server, target)
 
 

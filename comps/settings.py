@@ -30,7 +30,7 @@ def _unquoted(value: Any) -> Any:
     if isinstance(value, str):
         value = value.strip()
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
-            return value[1:-1]
+            return value[1:-1].strip()
     return value
 
 
@@ -39,7 +39,12 @@ def _lowered(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    return tuple(item.strip() for item in value.lower().split(",") if item.strip()) if isinstance(value, str) else value
+    items = (
+        tuple(item.strip() for item in value.lower().split(",") if item.strip()) if isinstance(value, str) else value
+    )
+    if not items:
+        raise ValueError("must name at least one")
+    return items
 
 
 def _key(default: Any, description: str, environment: str, *aliases: str, **bounds: Any) -> Any:
@@ -87,7 +92,7 @@ class Microservice(Section):
     name: str = _key("opea_service@llm", "how the service calls itself", "USVC_NAME", min_length=1)
     host: str = _key("0.0.0.0", "the address it listens on", "USVC_HOST", min_length=1)
     port: int = _key(9000, "the port it listens on", "USVC_PORT", "LLM_USVC_PORT", ge=1, le=65535)
-    max_body_mb: float = _key(16, "the largest request body that is read, in megabytes", "USVC_MAX_BODY_MB", gt=0)
+    max_body_mb: int = _key(16, "the largest request body that is read, in megabytes", "USVC_MAX_BODY_MB", gt=0)
     max_running: int = _key(256, "how many requests may generate at once", "USVC_MAX_RUNNING", gt=0)
     max_waiting: int = _key(1024, "how many more may wait; beyond that, 429", "USVC_MAX_WAITING", ge=0)
     drain_seconds: int = _key(60, "how long running answers may take to end at shutdown", "USVC_DRAIN_SECONDS", ge=0)
@@ -109,7 +114,10 @@ class Model(Section):
         BeforeValidator(lambda value: {"generic": "native"}.get(_lowered(value), _lowered(value))),
     ] = _key("langchain", "langchain or native: how the model server is reached", "FRAMEWORK", "LLM_CONNECTOR")
     model_server: Annotated[str, BeforeValidator(_lowered)] = _key(
-        "openvino", "what runs the model: openvino or scripted", "MODEL_SERVER", "LLM_MODEL_SERVER"
+        "openvino",
+        "what runs the model: openvino, vllm, tgi, openai_api or scripted",
+        "MODEL_SERVER",
+        "LLM_MODEL_SERVER",
     )
     model_server_endpoint: str = _key(
         "",
@@ -117,6 +125,10 @@ class Model(Section):
         "LLM_MODEL_SERVER_ENDPOINT",
         "LLM_ENDPOINT",
     )
+    api_key: SecretStr = _key(
+        SecretStr(""), "the model server's key; never in this file", "LLM_API_KEY", "LLM_VLLM_API_KEY", "OPENAI_API_KEY"
+    )
+    tls_skip_verify: bool = _key(False, "do not check the model server's certificate", "LLM_TLS_SKIP_VERIFY")
     device: str = _key("CPU", "for openvino: CPU, GPU or NPU", "LLM_DEVICE", min_length=1)
 
 
@@ -124,7 +136,9 @@ class Dialects(Section):
     """How the service is asked, and how it answers."""
 
     enabled: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = _key(
-        ("opea",), "the dialects that are spoken, separated by commas; the first has what several claim", "LLM_DIALECTS"
+        ("opea",),
+        "the dialects that are spoken, separated by commas; the first has what several claim",
+        "LLM_DIALECTS",
     )
     opea_stream: Annotated[Literal["bytes", "text", "openai"], BeforeValidator(_lowered)] = _key(
         "bytes", "a query's stream: bytes (data: b'…'), text (data: '…') or openai (chunks)", "LLM_OPEA_STREAM"
@@ -234,7 +248,9 @@ def _section(name: str, written: Mapping[str, str], file: Path | None) -> Sectio
         info = SECTIONS[name].model_fields[key]
         source = _source(info, key in written, file)
         value = "***" if info.annotation is SecretStr else first["input"]
-        raise SettingsError(f"{source}: [{name}] {key} = {value!s}: {first['msg']}") from None
+        raise SettingsError(
+            f"{source}: [{name}] {key} = {value!s}: {first['msg'].removeprefix('Value error, ')}"
+        ) from None
 
 
 def environment_names(info: FieldInfo) -> Iterator[str]:

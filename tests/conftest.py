@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 from blockbuster import BlockBuster, blockbuster_ctx
 
 from comps.model_servers.openvino import OpenVINO
@@ -37,6 +37,7 @@ def no_blocking_calls() -> Iterator[BlockBuster]:
 def engine() -> Iterator[OpenVINO]:
     """The bundled model, loaded once; tests that use it carry the mark `xdist_group("engine")`."""
     server = OpenVINO("SmolLM2-135M-Instruct")
-    asyncio.run(server.load())
-    yield server
-    asyncio.run(server.aclose())
+    with start_blocking_portal() as portal:  # A fixture may be asked for while a loop runs in this thread.
+        portal.call(server.load)
+        yield server
+        portal.call(server.aclose)

@@ -69,13 +69,16 @@ def _template(request: GenerationRequest, context: str) -> str:
         return request.template
     if request.language in RAG_TEMPLATES:
         return RAG_TEMPLATES[request.language]
-    chinese = len(_CJK.findall(context)) >= _CHINESE_SHARE * len(context)
+    chinese = bool(context) and len(_CJK.findall(context)) >= _CHINESE_SHARE * len(context)
     return RAG_TEMPLATES["zh" if chinese else "en"]
 
 
 def _into_conversation(request: GenerationRequest, messages: tuple[Message, ...], context: str) -> Prompt:
-    if request.template is None and any(_asks_for_context(message) for message in messages):
-        return tuple(_with_context(message, context) if _asks_for_context(message) else message for message in messages)
+    asking = any(_asks_for_context(message) for message in messages)
+    if asking:
+        messages = tuple(_with_context(one, context) if _asks_for_context(one) else one for one in messages)
+    if asking and request.template is None:
+        return messages
     last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
     if last is None:
         raise InvalidRequest("documents need a message of role 'user' to go with", "messages")

@@ -9,9 +9,12 @@ from comps.model_servers.target import Target
 
 MODEL_SERVERS = {
     "openvino": "comps.model_servers.openvino:OpenVINO",
+    "vllm": "comps.model_servers.vllm:VLLM",
+    "tgi": "comps.model_servers.tgi:TGI",
+    "openai_api": "comps.model_servers.openai_api:OpenAIAPI",
     "scripted": "comps.model_servers.scripted:Scripted",
 }
-"""Kinds by name: `module:Class`, where `Class.open(target)` makes a `ModelServer` and does no I/O."""
+"""Kinds by name: `module:Class`, where `Class.open(target)` makes a `ModelServer`, which loads nothing yet."""
 
 FRAMEWORKS = ("langchain", "native")
 

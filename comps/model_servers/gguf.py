@@ -25,8 +25,8 @@ def gguf_window(file: IO[bytes]) -> int | None:
             value = _value(file, _number(file, "I"))
             if key.endswith(b".context_length") and isinstance(value, int):
                 return value
-    except struct.error:
-        return None  # Cut short: the engine will say so better.
+    except (struct.error, ArithmeticError, MemoryError, OSError, RecursionError, ValueError):
+        return None  # Cut short, or no such file after all: the engine will say so better.
     return None
 
 

@@ -100,6 +100,7 @@ def _from_hub(name: str) -> Path:
             return cached
         # Listed even for one file: this fails at once where the download of a file retries for half a minute.
         files = _wanted(HfApi().list_repo_files(repo), rest)
+        print(f"Fetching {name} from the Hugging Face hub, once …", file=sys.stderr, flush=True)
         if _OPENVINO_MODEL in files:
             return _fetch_openvino(repo)
         if gguf := _best_gguf(files):

@@ -77,8 +77,8 @@ class Scripted:
         ended = False
         try:
             async for event in self._play(script, _words(prompt), sampling):
+                ended = isinstance(event, Finished)
                 yield event
-            ended = True
         except LLMError:
             ended = True
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,5 +12,8 @@ class Target:
     model_name: str
     endpoint: str = ""
     """A URL for a server, a file for `scripted`, empty for a model in this service."""
+    api_key: str = field(default="", repr=False)
+    verify: bool = True
+    """Whether a server's TLS certificate is checked."""
     device: str = "CPU"
     """For an embedded engine: the device as the engine names it."""

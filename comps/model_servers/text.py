@@ -44,14 +44,11 @@ class IncrementalDecoder:
         return gained
 
     def _let_go(self) -> None:
-        """Forget the older half, if the cut goes through no character (else a later step tries again)."""
-        older, newer = self._window[: _WINDOW // 2], self._window[_WINDOW // 2 :]
-        rest = self._decode(newer)
-        before = self._decode(older)
-        whole = self._decode(self._window)
-        # Some tokenizers strip the space that a text begins with.
-        if self._given == whole and whole in (before + rest, f"{before} {rest}"):
-            self._window, self._given = newer, rest
+        """Forget the older half, if all of the window's text has been given out (else a later step tries again)."""
+        if self._given == self._decode(self._window):
+            self._window = self._window[_WINDOW // 2 :]
+            # Half a character at the cut is no loss: it has been given out whole, and its rest makes no other one.
+            self._given = self._decode(self._window)
 
 
 class StopStrings:

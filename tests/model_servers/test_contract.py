@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
 import pytest
@@ -16,6 +16,7 @@ from comps.model_servers import FRAMEWORKS, MODEL_SERVERS, open_model_server, th
 from comps.model_servers.openvino import OpenVINO
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Target
+from tests.service import running
 
 pytestmark = pytest.mark.xdist_group("engine")
 
@@ -24,12 +25,18 @@ GREEDY = Sampling(max_tokens=12, temperature=0.0)
 
 
 @pytest.fixture(params=MODEL_SERVERS)
-def kind(request: pytest.FixtureRequest) -> ModelServer:
-    """One of each kind, ready to answer."""
+async def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ModelServer]:
+    """One of each kind, ready to answer; behind those that speak OpenAI's API stands a service of ours."""
+    scripted = Scripted([[f" word{n}" for n in range(40)]], name="served", context_window=1000)
     if request.param == "openvino":
-        engine: OpenVINO = request.getfixturevalue("engine")
-        return engine
-    return Scripted([[f" word{n}" for n in range(40)]], context_window=1000)
+        yield request.getfixturevalue("engine")
+    elif request.param == "scripted":
+        yield scripted
+    else:
+        async with running(scripted, monkeypatch, {"LLM_NAME": "served"}) as service:
+            server = open_model_server(request.param, Target("served", service.url))
+            yield server
+            await server.aclose()
 
 
 @pytest.fixture(params=FRAMEWORKS)
@@ -81,9 +88,9 @@ async def test_both_frameworks_give_the_same_events(kind: ModelServer) -> None:
     assert native == langchain
 
 
-async def test_text_to_continue_is_continued_the_same_way_by_both_frameworks(kind: ModelServer) -> None:
+async def test_text_to_continue_is_continued_the_same_way_by_both_frameworks(engine: OpenVINO) -> None:
     native, langchain = [
-        await events_of(through_framework(kind, name), "Once upon a time") for name in ("native", "langchain")
+        await events_of(through_framework(engine, name), "Once upon a time") for name in ("native", "langchain")
     ]
     assert native == langchain
 
@@ -199,12 +206,10 @@ async def test_a_sampling_value_it_cannot_take_is_an_invalid_request_naming_the_
 
 def test_every_kind_opens_without_loading_anything() -> None:
     for name in MODEL_SERVERS:
-        assert open_model_server(name, Target("any"))
+        assert open_model_server(name, Target("any", "" if name == "scripted" else "http://127.0.0.1:9"))
 
 
-def test_usage_is_the_model_servers_own(engine: OpenVINO) -> None:
-    async def ask() -> Usage | None:
-        return (await collect(engine.generate((Message("user", "Hi"),), GREEDY, {}))).usage
-
+async def test_usage_is_the_model_servers_own(engine: OpenVINO) -> None:
+    usage = (await collect(engine.generate((Message("user", "Hi"),), Sampling(max_tokens=3), {}))).usage
     # The model's own chat template adds a system turn and the marks of the turns: 30 tokens to one.
-    assert asyncio.run(ask()) == Usage(31, 10)
+    assert usage == Usage(31, 3)

@@ -1,0 +1,148 @@
+"""The way of a request through the core, played with answers that are written beforehand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from comps.core.errors import InvalidRequest, ModelServerError, UnknownModel, Unreachable
+from comps.core.generator import TextGenerator, collect
+from comps.core.prompts import RAG_TEMPLATES, fill
+from comps.core.types import (
+    Document,
+    Event,
+    Finished,
+    Generation,
+    GenerationRequest,
+    Message,
+    ModelInfo,
+    Sampling,
+    TextDelta,
+    Usage,
+)
+from comps.model_servers.scripted import Scripted
+
+
+class Events:
+    """Events to be gathered, and whether they were closed."""
+
+    def __init__(self, *events: Event) -> None:
+        self.events = events
+        self.closed = False
+
+    async def play(self) -> AsyncGenerator[Event]:
+        try:
+            for event in self.events:
+                yield event
+        finally:
+            self.closed = True
+
+
+async def test_a_request_comes_out_as_events() -> None:
+    generator = TextGenerator(Scripted([["Deep", " learning"]]), "m")
+    events = [event async for event in generator.generate(GenerationRequest("What is it?"))]
+    assert events == [TextDelta("Deep"), TextDelta(" learning"), Finished("stop", Usage(3, 2))]
+
+
+async def test_the_model_server_gets_prompt_sampling_and_options() -> None:
+    server = Scripted()
+    sampling = Sampling(max_tokens=7, temperature=0.5, stop=("x",))
+    request = GenerationRequest("Why?", sampling=sampling, options={"logprobs": True})
+    await collect(TextGenerator(server, "m").generate(request))
+    assert server.asked == [("Why?", sampling, {"logprobs": True})]
+
+
+async def test_documents_reach_the_model_server() -> None:
+    server = Scripted()
+    request = GenerationRequest((Message("user", "Why?"),), (Document("Because."),))
+    await collect(TextGenerator(server, "m").generate(request))
+    [(prompt, _, _)] = server.asked
+    assert prompt == (Message("user", fill(RAG_TEMPLATES["en"], "Because.", "Why?")),)
+
+
+async def test_a_request_that_makes_no_prompt_does_not_reach_the_model_server() -> None:
+    server = Scripted()
+    with pytest.raises(InvalidRequest, match="messages"):
+        await collect(TextGenerator(server, "m").generate(GenerationRequest((), (Document("Because."),))))
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("model", [None, "", "m"])
+async def test_a_request_that_names_the_model_or_none_is_answered(model: str | None) -> None:
+    generator = TextGenerator(Scripted([["yes"]]), "m")
+    assert (await collect(generator.generate(GenerationRequest("?", model=model)))).text == "yes"
+
+
+async def test_an_unknown_model_is_refused_with_the_known_one() -> None:
+    server = Scripted()
+    with pytest.raises(UnknownModel, match="'other' is not served here; known: m") as caught:
+        await collect(TextGenerator(server, "m").generate(GenerationRequest("?", model="other")))
+    assert caught.value.field == "model"
+    assert server.asked == []
+
+
+async def test_a_description_is_the_model_server_s() -> None:
+    server = Scripted(name="inside", context_window=9)
+    info = await TextGenerator(server, "outside").describe()
+    assert info == ModelInfo("inside", 9, frozenset({"max_tokens", "stop"}))
+
+
+async def test_closing_the_events_stops_the_model() -> None:
+    server = Scripted([["a", asyncio.Event(), "b"]])
+    events = TextGenerator(server, "m").generate(GenerationRequest("?"))
+    assert await anext(events) == TextDelta("a")
+    await events.aclose()
+    assert server.closed.is_set()
+
+
+async def test_collecting_joins_the_pieces_and_keeps_reason_and_usage() -> None:
+    events = Events(TextDelta("a"), TextDelta(""), TextDelta("b"), Finished("length", Usage(1, 2)))
+    assert await collect(events.play()) == Generation("ab", "length", Usage(1, 2))
+    assert events.closed
+
+
+async def test_collecting_keeps_to_the_first_choice() -> None:
+    events = Events(
+        TextDelta("a"), TextDelta("x", choice=1), Finished("length", choice=1), TextDelta("b"), Finished("stop")
+    )
+    assert await collect(events.play()) == Generation("ab", "stop", None)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [(), (TextDelta("half an"),), (TextDelta("half an"), Finished("stop", choice=1))],
+    ids=["empty", "text only", "another choice ended"],
+)
+async def test_half_an_answer_is_an_error(events: tuple[Event, ...]) -> None:
+    with pytest.raises(ModelServerError, match="broke off"):
+        await collect(Events(*events).play())
+
+
+async def test_an_error_between_events_is_raised_as_it_is() -> None:
+    error = Unreachable("gone")
+    generator = TextGenerator(Scripted([["half", error]]), "m")
+    with pytest.raises(Unreachable) as caught:
+        await collect(generator.generate(GenerationRequest("?")))
+    assert caught.value is error
+
+
+async def test_collecting_that_is_cancelled_stops_the_model() -> None:
+    reached, server = asyncio.Event(), Scripted([["a", asyncio.Event()]])
+
+    async def watched() -> AsyncGenerator[Event]:
+        events = TextGenerator(server, "m").generate(GenerationRequest("?"))
+        try:
+            async for event in events:
+                reached.set()
+                yield event
+        finally:
+            await events.aclose()
+
+    task = asyncio.ensure_future(collect(watched()))
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert server.closed.is_set()

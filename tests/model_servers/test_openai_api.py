@@ -1,0 +1,206 @@
+"""Servers that speak OpenAI's API: recordings of real ones, and what a misbehaving one does."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from comps.core.errors import (
+    InvalidRequest,
+    LLMError,
+    ModelServerError,
+    Overloaded,
+    Refused,
+    SettingsError,
+    Unreachable,
+)
+from comps.core.generator import collect
+from comps.core.types import Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
+from comps.model_servers.openai_api import OpenAIAPI
+from comps.model_servers.target import Target
+from comps.model_servers.tgi import TGI
+from comps.model_servers.vllm import VLLM
+from tests.model_servers.replay import Reply, recorded, replaying, sse
+
+CHAT = "/v1/chat/completions"
+QUESTION: Prompt = (Message("user", "Hi"),)
+
+
+def delta(text: str | None = None, reason: str | None = None) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": reason}]}
+
+
+async def answer(reply: Reply, prompt: Prompt = QUESTION, path: str = CHAT, kind: type[OpenAIAPI] = VLLM) -> Generation:
+    async with replaying({path: reply}) as replay:
+        server = kind("tiny-llama", replay.url)
+        try:
+            return await collect(server.generate(prompt, Sampling(), {}))
+        finally:
+            await server.aclose()
+
+
+@pytest.mark.parametrize("size", [None, 1, 7, 4096, 100_000])
+async def test_a_real_vllm_stream_is_read_however_its_bytes_are_cut(size: int | None) -> None:
+    whole = await answer(recorded("vllm", "chat_stream_usage", size))
+    assert whole == Generation("()*", "length", Usage(17, 6))
+
+
+async def test_a_real_vllm_stream_without_usage_has_none() -> None:
+    whole = await answer(recorded("vllm", "chat_stream"))
+    assert (whole.reason, whole.usage) == ("length", None)
+    assert whole.text.startswith(" over")
+
+
+async def test_text_is_continued_over_completions() -> None:
+    whole = await answer(recorded("vllm", "completions_stream"), "What is Deep Learning?", "/v1/completions")
+    assert whole.text.startswith("cde")
+    assert whole.reason == "length"
+
+
+async def test_a_stream_without_done_is_whole_if_it_said_how_it_ended() -> None:
+    whole = await answer(recorded("tserve", "chat_stream"), kind=OpenAIAPI)
+    assert (whole.reason, whole.usage) == ("length", Usage(33, 8))
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        pytest.param(sse(delta("a"), b": ping\n\n", delta("b", "stop"), b"data: [DONE]\n\n"), "ab", id="comment"),
+        pytest.param(sse(delta("a [DONE] b", "stop"), b"data: [DONE]\n\n"), "a [DONE] b", id="done in the text"),
+        pytest.param(sse(delta(None), delta("a"), delta(None, "stop")), "a", id="null content"),
+        pytest.param(sse({"choices": []}, delta("a", "stop")), "a", id="empty choices"),
+        pytest.param(
+            sse(
+                b'event: x\r\nid: 1\r\ndata: {"choices":\r\ndata: [{"delta":{"content":"a"},'
+                b'"finish_reason":"stop"}]}\r\n\r\n'
+            ),
+            "a",
+            id="several data lines and CRLF",
+        ),
+        pytest.param(
+            sse(b'data:{"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}'), "a", id="no last line"
+        ),
+    ],
+)
+async def test_what_streams_may_hold(reply: Reply, expected: str) -> None:
+    assert (await answer(reply)).text == expected
+
+
+async def test_other_deltas_are_passed_on_untouched() -> None:
+    reply = sse({"choices": [{"index": 0, "delta": {"reasoning": "hm", "content": None}}]}, delta("a", "stop"))
+    async with replaying({CHAT: reply}) as replay:
+        server = VLLM("m", replay.url)
+        events: list[Event] = [event async for event in server.generate(QUESTION, Sampling(), {})]
+        await server.aclose()
+    assert events == [TextDelta("", 0, {"reasoning": "hm"}), TextDelta("a"), Finished("stop")]
+
+
+def plain(status: int, body: bytes, **headers: str) -> Reply:
+    return Reply([body], status, {"Content-Type": "text/plain", **headers})
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "message"),
+    [
+        (recorded("vllm", "err_too_long"), InvalidRequest, "maximum context length is 1024"),
+        (recorded("vllm", "err_bad_temperature"), InvalidRequest, "temperature must be non-negative"),
+        (recorded("vllm", "err_unknown_model"), Refused, "does not exist"),
+        (recorded("tserve", "err_bad_max_tokens"), Refused, "500"),
+        (plain(401, b'{"error":"Unauthorized"}'), Refused, "Unauthorized"),
+        (plain(422, b'{"detail":"no"}'), InvalidRequest, "no"),
+        (plain(503, b"loading"), Unreachable, "loading"),
+        (plain(500, b"<html>x</html>"), Refused, "500"),
+        (plain(200, b"<html>hello</html>"), ModelServerError, "broke off"),
+        (Reply([]), ModelServerError, "broke off"),
+        (sse(b"data: nonsense\n\n"), ModelServerError, "no JSON"),
+        (sse(b"data: []\n\n"), ModelServerError, "no chunk"),
+        (sse(delta("a"), {"error": {"message": "out of memory"}}), ModelServerError, "out of memory"),
+        (sse(delta("a"), {"error": "out of memory"}), ModelServerError, "out of memory"),
+        (sse(delta("a")), ModelServerError, "broke off"),
+        (sse(delta("a"), b"data: [DONE]\n\n"), ModelServerError, "broke off"),
+        (Reply([b"data: "], break_off=True), ModelServerError, "broke"),
+    ],
+)
+async def test_a_failure_is_an_error_of_ours_with_the_servers_own_words(
+    reply: Reply, error: type[LLMError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        await answer(reply)
+
+
+async def test_a_busy_server_says_when_to_come_back() -> None:
+    with pytest.raises(Overloaded) as caught:
+        await answer(plain(429, b"busy", **{"Retry-After": "7"}))
+    assert caught.value.retry_after == 7
+
+
+async def test_nobody_there_is_unreachable() -> None:
+    server = VLLM("m", "http://127.0.0.1:9")
+    with pytest.raises(Unreachable):
+        await server.describe()
+    with pytest.raises(Unreachable):
+        await collect(server.generate(QUESTION, Sampling(), {}))
+    await server.aclose()
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
+async def test_it_is_described_by_its_own_list_of_models(ending: str) -> None:
+    async with replaying({"/v1/models": recorded("vllm", "models")}) as replay:
+        server = VLLM("tiny-llama", replay.url + ending)
+        info = await server.describe()
+        await server.describe()
+        alias = VLLM("alias", replay.url)
+        assert (await alias.describe()).name == "alias"
+        await server.aclose()
+        await alias.aclose()
+    assert (info.name, info.context_window) == ("tiny-llama", 1024)
+    assert len(replay.asked) == 2
+
+
+async def test_closing_an_answer_closes_the_connection() -> None:
+    reply = sse(delta("a"))
+    reply.hang = True
+    async with replaying({CHAT: reply}) as replay:
+        server = VLLM("m", replay.url)
+        async with aclosing(server.generate(QUESTION, Sampling(), {})) as events:
+            assert await anext(events) == TextDelta("a")
+        await asyncio.wait_for(replay.left.wait(), 5)
+        await server.aclose()
+
+
+EVERYTHING = Sampling(7, 0.0, 1.0, 40, 0.8, 1.1, 0.2, 0.3, 42, ("a",))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [
+        (OpenAIAPI, {"max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "stop"}),
+        (
+            VLLM,
+            {"max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "stop", "top_k"}
+            | {"repetition_penalty"},
+        ),
+        (TGI, {"max_tokens", "frequency_penalty", "presence_penalty", "seed", "stop"}),
+    ],
+)
+async def test_what_is_sent_is_what_the_server_knows(kind: type[OpenAIAPI], sent: set[str]) -> None:
+    async with replaying({CHAT: sse(delta("a", "stop"))}) as replay:
+        server = kind("m", replay.url, api_key="secret")
+        await collect(server.generate(QUESTION, EVERYTHING, {"logprobs": True}))
+        await server.aclose()
+    ((_, headers, body),) = replay.asked
+    assert headers["authorization"] == "Bearer secret"
+    always = {"model", "messages", "stream", "stream_options", "logprobs"}
+    assert set(body) == sent | always
+    assert body["messages"] == [{"role": "user", "content": "Hi"}]
+
+
+def test_without_an_endpoint_it_says_which_setting_is_missing() -> None:
+    with pytest.raises(SettingsError, match="model_server_endpoint"):
+        VLLM.open(Target("m"))
+
+
+def test_a_target_does_not_show_its_key() -> None:
+    assert "secret" not in repr(Target("m", api_key="secret"))
