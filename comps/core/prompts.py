@@ -15,11 +15,11 @@ from comps.core.types import JSON, Document, GenerationRequest, Message, Prompt
 
 RAG_TEMPLATES = {
     "en": (
-        "Answer the question from the search results below. Use only what is relevant to the question, and if the "
-        "answer is not there, say that you do not know.\n\nSearch results:\n{context}\n\nQuestion: {question}"
+        "Answer the question with what the search results say about it. If they say nothing, answer that you do not "
+        "know.\n\nSearch results:\n{context}\n\nQuestion: {question}"
     ),
     "zh": (
-        "请根据下面的搜索结果回答问题。只使用与问题有关的内容;如果搜索结果中没有答案,请直接说不知道。\n\n"
+        "请根据搜索结果中与问题有关的内容回答问题。如果搜索结果没有提到,请回答不知道。\n\n"
         "搜索结果:\n{context}\n\n问题:{question}"
     ),
 }

@@ -1,0 +1,65 @@
+"""Eight questions with documents at once, against eight in a row: the embedded model, through the whole service.
+
+`make bench` runs it. It prints ratios of times measured side by side: times alone say more of the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from comps.model_servers.model_files import BUNDLED_MODEL
+from comps.model_servers.openvino import OpenVINO
+from tests.service import Service, running
+
+QUESTIONS = 8
+ROUNDS = 3
+DOCUMENTS = [
+    "Bread is made of flour, water and salt.",
+    "Intel Gaudi 2 has 96 GB of HBM2E memory on board.",
+    "Paris is the capital of France.",
+]
+
+
+async def ask(service: Service, number: int) -> None:
+    """One question, its documents begun differently each time, so that no cache helps."""
+    documents = [f"Note {number}.", *DOCUMENTS]
+    body = {
+        "query": "How much memory does Gaudi 2 have?",
+        "documents": documents,
+        "max_new_tokens": 48,
+        "streaming": False,
+    }
+    answer = await service.post(body)
+    assert answer.status == 200, answer.body
+
+
+async def measure(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"FRAMEWORK": framework, "LLM_NAME": BUNDLED_MODEL}
+    async with running(OpenVINO(BUNDLED_MODEL), monkeypatch, environment) as service:
+        await ask(service, 0)
+        for round_ in range(ROUNDS):
+            numbers = range(1 + round_ * 1000, 1 + round_ * 1000 + QUESTIONS)
+            started = time.perf_counter()
+            for number in numbers:
+                await ask(service, number)
+            in_a_row = time.perf_counter() - started
+            started = time.perf_counter()
+            await asyncio.gather(*(ask(service, number + 500) for number in numbers))
+            at_once = time.perf_counter() - started
+            print(
+                f"{framework}: {QUESTIONS} at once / in a row = {at_once:.2f} s / {in_a_row:.2f} s "
+                f"= {at_once / in_a_row:.2f}"
+            )
+
+
+def main() -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for framework in ("native", "langchain"):
+            asyncio.run(measure(framework, monkeypatch))
+
+
+if __name__ == "__main__":
+    main()

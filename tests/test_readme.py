@@ -1,0 +1,100 @@
+"""The README is true: its commands run, its answers come, its tables are the code's own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from comps.dialects import DIALECTS
+from comps.model_servers import MODEL_SERVERS
+from comps.model_servers.scripted import Scripted
+from comps.settings import SECTIONS, environment_names
+from tests.service import running
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", README + CONTRIBUTING, re.DOTALL)
+CURLS = [block for block in BASH if block.startswith("curl ")]
+ASKS = [block for block in BASH if ".venv/bin/opea-llm ask" in block]
+
+
+def settings_table() -> str:
+    """The README's table of settings, as it must stand there."""
+    lines = ["| section | key | environment | default | what it is |", "|---|---|---|---|---|"]
+    for name, section in SECTIONS.items():
+        for key, info in section.model_fields.items():
+            variables = ", ".join(f"`{variable}`" for variable in environment_names(info))
+            default = ", ".join(info.default) if isinstance(info.default, tuple) else str(info.default)
+            shown = f"`{default}`" if default else "empty"
+            lines.append(f"| `{name}` | `{key}` | {variables} | {shown} | {info.description} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_settings_is_the_codes_own() -> None:
+    assert settings_table() in README
+
+
+def test_every_kind_and_dialect_is_named() -> None:
+    for name in (*MODEL_SERVERS, *DIALECTS):
+        assert f"`{name}`" in README
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)\b", README + CONTRIBUTING)) - {"it", "sure"} <= targets
+
+
+@pytest.mark.parametrize("block", CURLS)
+async def test_every_curl_runs_as_printed(monkeypatch: pytest.MonkeyPatch, block: str) -> None:
+    async with running(Scripted([["Gaudi 2 has 96 GB", "."]]), monkeypatch) as service:
+        command = block.replace("localhost:9000", f"127.0.0.1:{service.port}")
+        done = await asyncio.to_thread(
+            subprocess.run, ["bash", "-euc", command], capture_output=True, text=True, timeout=60, check=True
+        )
+    assert done.stdout
+    assert '"detail"' not in done.stdout
+    assert '"error"' not in done.stdout
+
+
+@pytest.mark.parametrize("block", ASKS)
+def test_every_ask_runs_as_printed(tmp_path: Path, block: str) -> None:
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "opea-llm").write_text(f'#!/bin/sh\nexec {sys.executable} -m comps "$@"\n')
+    (tmp_path / ".venv" / "bin" / "opea-llm").chmod(0o755)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MODEL_SERVER": "scripted"}
+    subprocess.run(
+        ["bash", "-euc", block], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_every_python_example_runs(block: str) -> None:
+    namespace: dict[str, object] = {"__name__": "example"}
+    exec(compile(block, "example", "exec"), namespace)
+
+
+def test_the_answers_printed_have_the_form_of_real_ones() -> None:
+    printed = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", README, re.DOTALL)]
+    assert printed
+    assert set(printed[0]) == {"id", "text", "prompt"}
+
+
+def test_links_lead_to_files_that_exist() -> None:
+    for text in (README, CONTRIBUTING):
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (ROOT / link).exists(), link
+
+
+def test_the_layout_in_contributing_names_every_file() -> None:
+    for file in (ROOT / "comps").rglob("*.py"):
+        if file.name not in ("__init__.py", "__main__.py"):
+            assert file.stem in CONTRIBUTING, file.name
