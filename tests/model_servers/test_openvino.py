@@ -43,6 +43,20 @@ async def test_the_event_loop_runs_on_while_the_engine_reads_a_long_prompt(engin
     assert turns > 160
 
 
+async def test_requests_run_together_in_one_batch(engine: OpenVINO) -> None:
+    arrived: list[int] = []
+
+    async def follow(number: int) -> None:
+        async with aclosing(engine.generate(STORY, GREEDY, {})) as events:
+            async for _ in events:
+                arrived.append(number)
+
+    await asyncio.gather(*(follow(number) for number in range(4)))
+    last_first = max(arrived.index(number) for number in range(4))
+    first_last = min(len(arrived) - 1 - arrived[::-1].index(number) for number in range(4))
+    assert last_first < first_last
+
+
 async def test_a_seed_repeats_an_answer_and_without_one_each_is_drawn_anew(engine: OpenVINO) -> None:
     hot = Sampling(max_tokens=24, temperature=2.0)
     seeded = [await text_of(engine, replace(hot, seed=-7)) for _ in range(2)]
