@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationInfo
+from pydantic import Field, PrivateAttr
 
 from comps.core.errors import LLMError
 from comps.core.prompts import text_of
@@ -20,6 +20,7 @@ from comps.core.types import JSON, Document, Event, Generation, GenerationReques
 from comps.dialects import framing
 from comps.dialects.base import Call, Dialect, House
 from comps.dialects.framing import Stamp
+from comps.dialects.opea_bodies import DataBody, Documents, Messages, Question, echoed
 
 PATH = "/v1/chat/completions"
 
@@ -42,46 +43,6 @@ class Switches:
     messages: Literal["openai", "enterprise_rag"] = "openai"
     disable_streaming: bool = False
     output_guard: bool = False
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be empty")
-    return text
-
-
-def _as_document(value: Any) -> Any:
-    return {"text": value} if isinstance(value, str) else value
-
-
-Question = Annotated[str, AfterValidator(_not_blank)]
-
-
-class DocumentBody(BaseModel):
-    """A document as the pipelines send it; a plain string stands for one with only a text."""
-
-    model_config = ConfigDict(extra="allow")
-
-    text: str | list[str]
-    title: str | None = None
-    metadata: dict[str, Any] | None = None
-
-    def documents(self) -> list[Document]:
-        """A list of texts is as many documents; an empty one is none."""
-        texts = [self.text] if isinstance(self.text, str) else self.text
-        metadata = {**(self.model_extra or {}), **(self.metadata or {})}
-        return [Document(text, self.title or "", metadata) for text in texts if text]
-
-
-Documents = list[Annotated[DocumentBody, BeforeValidator(_as_document)]]
-
-
-class DataBody(BaseModel):
-    """What Enterprise-RAG sends along with the messages."""
-
-    model_config = ConfigDict(extra="allow")
-
-    reranked_docs: Documents | None = None
 
 
 class OpeaCall(Call):
@@ -263,32 +224,6 @@ class InitialQueryCall(_Question):
     initial_query: Question
 
 
-class MessageBody(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(extra="allow")
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
-
-    def message(self) -> Message:
-        """The turn in the core's words."""
-        return Message(self.role, "" if self.content is None else self.content)
-
-
-def _as_messages(value: Any) -> Any:
-    return [{"role": "user", "content": value}] if isinstance(value, str) else value
-
-
-def _asking(messages: list[MessageBody], info: ValidationInfo) -> list[MessageBody]:
-    if not messages:
-        raise ValueError("must not be empty")
-    last = next((message for message in reversed(messages) if message.role == "user"), None)
-    if last and isinstance(last.content, str | None) and not (last.content or "").strip():
-        raise ValueError("the last message of role 'user' must not be empty")
-    return messages
-
-
 class MessagesCall(OpeaCall):
     """A conversation, as OpenAI's clients send it, with documents if there are any."""
 
@@ -303,9 +238,7 @@ class MessagesCall(OpeaCall):
     }
     defaults = {"max_tokens": 1024, "temperature": 0.01}
 
-    messages: Annotated[list[MessageBody], BeforeValidator(_as_messages), AfterValidator(_asking)] = Field(
-        description="A list of messages, or one question as a string."
-    )
+    messages: Messages = Field(description="A list of messages, or one question as a string.")
     stream_options: dict[str, Any] | None = Field(None, description="include_usage adds the usage to a stream.")
 
     @property
@@ -345,7 +278,7 @@ class MessagesCall(OpeaCall):
             "stream": self._asked_to_stream,
             "choices": [framing.chat_choice(generations[0])],
             "output_guardrail_params": self.output_guardrail_params,
-            "data": {"reranked_docs": [_echoed(document) for document in self._sent_along()]},
+            "data": {"reranked_docs": [echoed(document) for document in self._sent_along()]},
         }
 
     async def reply_stream(self, events: AsyncGenerator[Event], stamp: Stamp) -> AsyncGenerator[bytes]:
@@ -353,8 +286,8 @@ class MessagesCall(OpeaCall):
         async for item in framing.chat_chunks(events, stamp, include_usage):
             yield item
         if self._enterprise_rag and self.data is not None:
-            echoed = {"reranked_docs": [_echoed(document) for document in self._sent_along()]}
-            yield b"json: " + orjson.dumps(echoed) + b"\n\n"
+            tail = {"reranked_docs": [echoed(document) for document in self._sent_along()]}
+            yield b"json: " + orjson.dumps(tail) + b"\n\n"
 
     @classmethod
     def error(cls, error: LLMError) -> JSON:
@@ -362,19 +295,6 @@ class MessagesCall(OpeaCall):
 
     def error_item(self, error: LLMError) -> bytes:
         return framing.sse(orjson.dumps(framing.openai_error(error)))
-
-
-def _echoed(document: Document) -> JSON:
-    """A document as Enterprise-RAG hands it back to its user interface."""
-    known = document.metadata
-    scores = {"vector_distance": 1.0, "reranker_score": 0.0, "citation_id": 0}
-    echoed = {"text": document.text, **{name: known.get(name, default) for name, default in scores.items()}}
-    if "url" in known:
-        return {"type": "link", "url": known["url"], **echoed}
-    if "bucket_name" in known and "object_name" in known:
-        file = {name: known[name] for name in ("bucket_name", "object_name")}
-        return {"type": "file", **file, **echoed}
-    return echoed
 
 
 def fastapi_error(error: LLMError) -> JSON:

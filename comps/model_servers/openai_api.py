@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any, ClassVar
 
 import aiohttp
@@ -13,7 +13,6 @@ import orjson
 
 from comps.core.errors import (
     InvalidRequest,
-    LLMError,
     ModelServerError,
     Overloaded,
     Refused,
@@ -67,9 +66,10 @@ class OpenAIAPI:
 
     async def describe(self) -> ModelInfo:
         if self._info is None or time.monotonic() - self._described > _FRESH_SECONDS:
-            async with _translated(self._base), self._pool().get(f"{self._base}/models") as response:
-                await _check(response)
-                self._info = self._read_info(orjson.loads(await response.read()))
+            with _translated(self._base):
+                async with self._pool().get(f"{self._base}/models") as response:
+                    await _check(response)
+                    self._info = self._read_info(orjson.loads(await response.read()))
             self._described = time.monotonic()
         return self._info
 
@@ -81,14 +81,12 @@ class OpenAIAPI:
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
         path, body = self._request(prompt, sampling, options)
-        async with (
-            _translated(self._base),
-            self._pool().post(f"{self._base}/{path}", data=orjson.dumps(body)) as response,
-        ):
-            await _check(response)
-            async with aclosing(_events(response)) as events:
-                async for event in events:
-                    yield event
+        with _translated(self._base):
+            async with self._pool().post(f"{self._base}/{path}", data=orjson.dumps(body)) as response:
+                await _check(response)
+                async with aclosing(_events(response)) as events:
+                    async for event in events:
+                        yield event
 
     def _request(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> tuple[str, JSON]:
         """The path below /v1 and the body that ask for an answer."""
@@ -201,23 +199,16 @@ def _message(error: JSON) -> str:
     return " ".join(str(said).split())[:500]
 
 
-class _translated:  # noqa: N801  # It is used like a function.
+@contextmanager
+def _translated(base: str) -> Iterator[None]:
     """aiohttp's errors into ours, for whatever is done inside."""
-
-    def __init__(self, base: str) -> None:
-        self._base = base
-
-    async def __aenter__(self) -> None:
-        """Nothing to prepare."""
-
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, LLMError):
-            return
-        if isinstance(error, asyncio.TimeoutError):
-            raise ServerTimeout("the model server did not answer in time") from error
-        if isinstance(error, aiohttp.ClientConnectorError):
-            raise Unreachable(f"the model server cannot be reached at {self._base}") from error
-        if isinstance(error, aiohttp.ClientError):
-            raise ModelServerError(f"the connection to the model server broke: {type(error).__name__}") from error
-        if isinstance(error, orjson.JSONDecodeError):
-            raise ModelServerError("the model server answered with something that is no JSON") from error
+    try:
+        yield
+    except asyncio.TimeoutError as error:
+        raise ServerTimeout("the model server did not answer in time") from error
+    except aiohttp.ClientConnectorError as error:
+        raise Unreachable(f"the model server cannot be reached at {base}") from error
+    except aiohttp.ClientError as error:
+        raise ModelServerError(f"the connection to the model server broke: {type(error).__name__}") from error
+    except orjson.JSONDecodeError as error:
+        raise ModelServerError("the model server answered with something that is no JSON") from error

@@ -1,0 +1,91 @@
+"""What OPEA's bodies are made of: documents and messages, in all the forms that its services send them in."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+
+from comps.core.types import JSON, Document, Message
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+def _as_document(value: Any) -> Any:
+    return {"text": value} if isinstance(value, str) else value
+
+
+Question = Annotated[str, AfterValidator(_not_blank)]
+
+
+class DocumentBody(BaseModel):
+    """A document as the pipelines send it; a plain string stands for one with only a text."""
+
+    model_config = ConfigDict(extra="allow")
+
+    text: str | list[str]
+    title: str | None = None
+    metadata: dict[str, Any] | None = None
+
+    def documents(self) -> list[Document]:
+        """A list of texts is as many documents; an empty one is none."""
+        texts = [self.text] if isinstance(self.text, str) else self.text
+        metadata = {**(self.model_extra or {}), **(self.metadata or {})}
+        return [Document(text, self.title or "", metadata) for text in texts if text]
+
+
+Documents = list[Annotated[DocumentBody, BeforeValidator(_as_document)]]
+
+
+class DataBody(BaseModel):
+    """What Enterprise-RAG sends along with the messages."""
+
+    model_config = ConfigDict(extra="allow")
+
+    reranked_docs: Documents | None = None
+
+
+class MessageBody(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
+
+    def message(self) -> Message:
+        """The turn in the core's words."""
+        return Message(self.role, "" if self.content is None else self.content)
+
+
+def _as_messages(value: Any) -> Any:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+def _asking(messages: list[MessageBody]) -> list[MessageBody]:
+    if not messages:
+        raise ValueError("must not be empty")
+    last = next((message for message in reversed(messages) if message.role == "user"), None)
+    if last and isinstance(last.content, str | None) and not (last.content or "").strip():
+        raise ValueError("the last message of role 'user' must not be empty")
+    return messages
+
+
+Messages = Annotated[list[MessageBody], BeforeValidator(_as_messages), AfterValidator(_asking)]
+
+
+def echoed(document: Document) -> JSON:
+    """A document as Enterprise-RAG hands it back to its user interface."""
+    known = document.metadata
+    scores = {"vector_distance": 1.0, "reranker_score": 0.0, "citation_id": 0}
+    echoed = {"text": document.text, **{name: known.get(name, default) for name, default in scores.items()}}
+    if "url" in known:
+        return {"type": "link", "url": known["url"], **echoed}
+    if "bucket_name" in known and "object_name" in known:
+        file = {name: known[name] for name in ("bucket_name", "object_name")}
+        return {"type": "file", **file, **echoed}
+    return echoed
