@@ -152,10 +152,15 @@ _MOST_ERRORS = 5
 def _explain(error: ValidationError) -> InvalidRequest:
     """All that is wrong with a body, in one error named after the first field."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    said: dict[str, str] = {}
+    said: dict[str, list[str]] = {}
     for one in found:
         # Where a value may be of several types, pydantic names each of them behind the field.
-        place = [str(step) for step in one["loc"] if isinstance(step, int) or str(step).isidentifier()]
-        said.setdefault(".".join(place), one["msg"].removeprefix("Value error, "))
-    (first, message), *rest = list(said.items())[:_MOST_ERRORS]
-    return InvalidRequest("; ".join([message, *(f"{name}: {text}" for name, text in rest)]), first or "body")
+        place = [str(step) for step in one["loc"] if isinstance(step, int) or _is_key(step)]
+        said.setdefault(".".join(place), []).append(one["msg"].removeprefix("Value error, "))
+    (first, messages), *rest = list(said.items())[:_MOST_ERRORS]
+    further = [f"{name}: {' or '.join(texts)}" for name, texts in rest]
+    return InvalidRequest("; ".join([" or ".join(messages), *further]), first or "body")
+
+
+def _is_key(step: str) -> bool:
+    return step.isidentifier() and step not in ("str", "int", "float", "bool", "list", "dict")

@@ -49,13 +49,21 @@ class DataBody(BaseModel):
     reranked_docs: Documents | None = None
 
 
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(part.get("type"), str):
+        raise ValueError("a part needs a type")
+    if part["type"] == "text" and not isinstance(part.get("text"), str):
+        raise ValueError("a part of type 'text' needs its text, a string")
+    return part
+
+
 class MessageBody(BaseModel):
     """One turn of a conversation."""
 
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[Annotated[dict[str, Any], AfterValidator(_part)]] | None = None
 
     def message(self) -> Message:
         """The turn in the core's words."""
@@ -69,8 +77,8 @@ def _as_messages(value: Any) -> Any:
 def _asking(messages: list[MessageBody]) -> list[MessageBody]:
     if not messages:
         raise ValueError("must not be empty")
-    last = next((message for message in reversed(messages) if message.role == "user"), None)
-    if last and isinstance(last.content, str | None) and not (last.content or "").strip():
+    asked = next((message.content for message in reversed(messages) if message.role == "user"), "(nobody)")
+    if not (asked.strip() if isinstance(asked, str) else asked):
         raise ValueError("the last message of role 'user' must not be empty")
     return messages
 
