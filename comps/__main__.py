@@ -1,5 +1,15 @@
-"""`python -m comps` is the command opea-llm."""
+"""The entry point of the command opea-llm, which `python -m comps` is too."""
 
-from comps.cli import main
+import signal
 
-main()
+
+def main() -> None:
+    """Run the command. Until it has something to close, Ctrl-C ends it at once and silently."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from comps.cli import cli
+
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -68,7 +68,7 @@ def make_dialects(settings: Settings) -> list[Dialect]:
 def example(settings: Settings) -> tuple[str, JSON]:
     """A path and a body to try the service with."""
     path, calls = next(iter(make_dialects(settings)[0].calls.items()))
-    return path, calls[0].example
+    return path, next(iter(calls[0].examples.values()))
 
 
 def make_app(
@@ -88,6 +88,7 @@ def make_app(
         version=house.version,
         description="A question and documents in, an answer out, whole or streamed.",
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lambda _: house.open(on_loaded),
     )
     house.add_routes(app)

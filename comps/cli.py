@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import Coroutine, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from json import dumps
 from pathlib import Path
 from socket import socket
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -45,8 +48,7 @@ def serve(config: ConfigFile = None) -> None:
         start_log(settings.logging.log_level, settings.logging.log_path)
         service = _Service(settings)
         _say(f"{settings.microservice.name}: loading {_model(settings)} …")
-        with suppress(KeyboardInterrupt):  # uvicorn raises the signal anew once everything is closed.
-            service.run()
+        service.run()
         if service.failed:
             raise service.failed
 
@@ -78,6 +80,11 @@ class _Service(uvicorn.Server):
             self.failed = LLMError(f"cannot listen on {self.config.host}:{self.config.port}; see above for the reason")
             self.should_exit = True
         self._welcome()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End when all is answered; told a second time by Ctrl-C, at once. To have ended as told is a success."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
     def _on_loaded(self, failed: LLMError | None) -> None:
         self.failed = failed
@@ -118,6 +125,8 @@ def ask(
 ) -> None:
     """Answer one question here in the terminal, from documents if there are any, without a service."""
     with _told():
+        if not question.strip():
+            raise SettingsError("the question is empty")
         documents = tuple(Document(_read(path), path.name) for path in document or ())
         settings = read_settings(config)
         start_log("WARNING", "")
@@ -185,6 +194,7 @@ def _read(path: Path) -> str:
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run to the end or to Ctrl-C, which closes everything first."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         asyncio.run(work)
     except KeyboardInterrupt:
@@ -203,6 +213,9 @@ def _told() -> Iterator[None]:
     except LLMError as error:
         _say(f"opea-llm: {error}")
         raise typer.Exit(FAILED) from None
+    except BrokenPipeError:  # Whoever reads has read enough; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(FAILED) from None
     except OSError as error:
         _say(f"opea-llm: {error}")
         raise typer.Exit(FAILED) from None
@@ -210,8 +223,3 @@ def _told() -> Iterator[None]:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def main() -> None:
-    """The entry point of the command."""
-    cli()

@@ -23,6 +23,7 @@ from comps.core.errors import (
     LLMError,
     ModelServerError,
     Overloaded,
+    PromptTooLong,
     Timeout,
     UnknownModel,
     Unreachable,
@@ -99,6 +100,8 @@ class Handler:
                 exchange.outcome = "200"
             except ClientGone:
                 exchange.outcome = "gone"
+            except asyncio.CancelledError:  # The service ends before the answer does.
+                await self._fail(Unreachable("the service is shutting down"), spell, call, reply, exchange)
             except Misread as misread:
                 await self._fail(misread.error, misread.spell, None, reply, exchange)
             except LLMError as error:
@@ -115,6 +118,8 @@ class Handler:
             await reply.item(call.error_item(error))
             await reply.end()
             return
+        if isinstance(error, PromptTooLong) and call:
+            error.field = call.marker
         exchange.outcome = str(status_of(error))
         headers = [] if error.retry_after is None else [(b"retry-after", str(error.retry_after).encode())]
         await reply.whole(status_of(error), spell(error), headers)
@@ -140,7 +145,9 @@ class Handler:
         if self._strict:
             raise InvalidRequest("not honoured here, and this service is set to refuse what it would ignore", names[0])
         listed = ", ".join(quote(name, safe="[]:.") for name in names)
-        return [(b"x-ignored-params", listed[:_LONGEST_HEADER].encode())]
+        if len(listed) > _LONGEST_HEADER:
+            listed = listed[:_LONGEST_HEADER] + "..."
+        return [(b"x-ignored-params", listed.encode())]
 
 
 async def _stream(

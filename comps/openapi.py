@@ -35,7 +35,11 @@ def _operation(desk: Desk, document: dict[str, Any]) -> JSON:
         schemas.update(schema.pop("$defs", {}))
         schemas[call.__name__] = schema
         names.append(call.__name__)
-    examples = {call.marker: {"summary": call.__doc__, "value": call.example} for call, _ in desk.calls}
+    examples = {
+        f"{call.marker}-{number}": {"summary": summary, "value": body}
+        for call, _ in desk.calls
+        for number, (summary, body) in enumerate(call.examples.items(), 1)
+    }
     content = {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]}, "examples": examples}
     statuses = sorted({200, *STATUS.values()})
     return {

@@ -195,9 +195,9 @@ async def test_a_failure_before_the_first_token_is_a_status(
     async with running(Scripted([[error]]), monkeypatch) as service:
         answer = await service.post({**QUERY, "stream": stream})
         chat = await service.post({**CHAT, "stream": stream})
-    assert (answer.status, answer.json) == (status, {"detail": str(error)})
-    assert chat.status == status
-    assert chat.json["error"]["message"] == str(error)
+    assert (answer.status, chat.status) == (status, status)
+    assert error.args[0] in answer.json["detail"]
+    assert error.args[0] in chat.json["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -221,6 +221,31 @@ async def test_a_failure_in_the_middle_of_a_stream_is_its_last_item(
     assert answer.chunks[-1].startswith(item)
     assert b"[DONE]" not in answer.body
     assert b"[DONE]" in after.body
+
+
+@pytest.mark.parametrize("marker", ["query", "messages"])
+async def test_a_prompt_that_is_too_long_is_told_by_the_field_that_holds_it(
+    monkeypatch: pytest.MonkeyPatch, marker: str
+) -> None:
+    async with running(Scripted([[PromptTooLong(9000, 8192)]]), monkeypatch) as service:
+        answer = await service.post({marker: "x"})
+    assert answer.status == 400
+    assert f"{marker}: the prompt has 9000 tokens" in answer.body.decode()
+
+
+async def test_a_stream_that_the_end_of_the_service_breaks_off_ends_with_an_error_item(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scripted = Scripted([["one", asyncio.Event(), "never"]])
+    async with running(scripted, monkeypatch) as service, service.connect() as client:
+        await client.send("POST", PATH, json.dumps(QUERY).encode())
+        await client.head()
+        await client.chunk()
+        service.server.config.timeout_graceful_shutdown = 0
+        service.server.should_exit = True
+        assert await client.chunk() == b"data: [ERROR]\n\n"
+        assert await client.chunk() == b""
+    assert scripted.closed.is_set()
 
 
 async def test_an_answer_cut_short_says_so_streamed_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,10 +311,10 @@ DEEP = b'{"query":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         (b'{"messages": [{"content": "x"}]}', "messages.0.role"),
         (b'{"messages": {"role": "user"}}', "messages"),
         (b'{"query": "x", "temperature": "hot"}', "temperature"),
-        (b'{"query": "x", "temperature": NaN}', "body"),
+        (b'{"query": "x", "temperature": NaN}', "temperature"),
         (b'{"query": "x", "temperature": -1}', "temperature"),
         (b'{"query": "x", "temperature": 1e300}', "temperature"),
-        (b'{"query": "x", "temperature": 1e999}', "body"),
+        (b'{"query": "x", "temperature": 1e999}', "temperature"),
         (b'{"query": "x", "max_new_tokens": 0}', "max_new_tokens"),
         (b'{"query": "x", "max_new_tokens": -5}', "max_new_tokens"),
         (b'{"query": "x", "max_new_tokens": 99999999999999999999}', "max_new_tokens"),

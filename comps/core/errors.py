@@ -29,8 +29,12 @@ class InvalidRequest(LLMError):
     """The request cannot be served as it stands."""
 
     def __init__(self, message: str, field: str | None = None) -> None:
-        super().__init__(f"{field}: {message}" if field else message)
+        super().__init__(message)
         self.field = field
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{self.field}: {message}" if self.field else message
 
 
 class PromptTooLong(InvalidRequest):
@@ -39,12 +43,13 @@ class PromptTooLong(InvalidRequest):
     Args:
         prompt_tokens: Tokens of the prompt, the chat template's own included.
         context_window: Tokens that the model can hold, prompt and answer together.
+        at_least: The prompt may have more tokens: it was not worth counting on.
     """
 
-    def __init__(self, prompt_tokens: int, context_window: int) -> None:
+    def __init__(self, prompt_tokens: int, context_window: int, at_least: bool = False) -> None:
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens, and the model's context window holds {context_window}, "
-            f"of which at least 1 must be left for the answer"
+            f"the prompt has {'at least ' if at_least else ''}{prompt_tokens} tokens, and the model's context window "
+            f"holds {context_window}, of which at least 1 must be left for the answer"
         )
         self.prompt_tokens = prompt_tokens
         self.context_window = context_window

@@ -5,6 +5,8 @@ A `Call` is pure: it turns a body into requests and events into bytes, and never
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -28,8 +30,8 @@ class Call(BaseModel):
 
     marker: ClassVar[str]
     """The JSON key that tells this body from the others read on its path."""
-    example: ClassVar[JSON]
-    """A body that works, for the documentation."""
+    examples: ClassVar[Mapping[str, JSON]]
+    """Bodies that work, each with what it shows, for the documentation."""
     media_type: ClassVar[str] = SSE
     """Of a streamed answer."""
 
@@ -118,11 +120,23 @@ class Desk:
         Raises:
             Misread: It is none that is read here; it carries the spelling of the error with it.
         """
-        spell = self.dialects[0].error
         try:
-            document = orjson.loads(body)
+            return self._interpret(orjson.loads(body))
         except orjson.JSONDecodeError as error:
-            raise Misread(InvalidRequest(f"not a JSON document: {error}" if body else "empty", "body"), spell) from None
+            self._look_for_the_field(body)
+            raise Misread(_not_json(body, error), self.dialects[0].error) from None
+
+    def _look_for_the_field(self, body: bytes) -> None:
+        """Raise what is wrong with the field that makes the body no JSON, if it is one that Python's parser lets by:
+        NaN, say."""
+        try:
+            document = json.loads(body)
+        except (ValueError, RecursionError):
+            return
+        self._interpret(document)
+
+    def _interpret(self, document: JSON) -> Call:
+        spell = self.dialects[0].error
         if not isinstance(document, dict):
             kind = type(document).__name__
             raise Misread(InvalidRequest(f"not a JSON object, but {_JSON_NAMES.get(kind, kind)}", "body"), spell)
@@ -145,8 +159,26 @@ class Misread(Exception):
         self.spell = spell
 
 
-_JSON_NAMES = {"list": "an array", "str": "a string", "int": "a number", "float": "a number", "bool": "a boolean"}
+def _not_json(body: bytes, error: Exception) -> InvalidRequest:
+    if not body:
+        return InvalidRequest("empty", "body")
+    try:
+        body.decode()
+    except UnicodeDecodeError as where:
+        return InvalidRequest(f"not UTF-8 text (byte {where.start})", "body")
+    return InvalidRequest(f"not a JSON document: {error}", "body")
+
+
+_JSON_NAMES = {
+    "NoneType": "null",
+    "list": "an array",
+    "str": "a string",
+    "int": "a number",
+    "float": "a number",
+    "bool": "a boolean",
+}
 _MOST_ERRORS = 5
+_PYTHONS_OBJECT = re.compile(r"a valid dictionary( or instance of \w+)?")
 
 
 def _explain(error: ValidationError) -> InvalidRequest:
@@ -156,7 +188,9 @@ def _explain(error: ValidationError) -> InvalidRequest:
     for one in found:
         # Where a value may be of several types, pydantic names each of them behind the field.
         place = [str(step) for step in one["loc"] if isinstance(step, int) or _is_key(step)]
-        said.setdefault(".".join(place), []).append(one["msg"].removeprefix("Value error, "))
+        said.setdefault(".".join(place), []).append(
+            _PYTHONS_OBJECT.sub("an object", one["msg"].removeprefix("Value error, "))
+        )
     (first, messages), *rest = list(said.items())[:_MOST_ERRORS]
     further = [f"{name}: {' or '.join(texts)}" for name, texts in rest]
     return InvalidRequest("; ".join([" or ".join(messages), *further]), first or "body")

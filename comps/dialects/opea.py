@@ -25,6 +25,9 @@ from comps.dialects.opea_bodies import DataBody, Documents, Messages, Question, 
 PATH = "/v1/chat/completions"
 
 _MANY = 2**31 - 1
+_MOST_COMPARED = 50_000_000
+"""Characters that may be looked at to find documents in messages: some hundredths of a second."""
+_FACT, _OTHER = "Intel Gaudi 2 has 96 GB of HBM2E memory on board.", "Deep learning is a part of machine learning."
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +107,7 @@ class OpeaCall(Call):
     def sampling(self) -> Sampling:
         """What the body says of sampling, and the defaults for the rest."""
         given = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
-        limits = [limit for limit in (self.max_tokens, self.max_new_tokens) if limit is not None]
-        if limits:
+        if limits := [value for name in _LIMITS if (value := getattr(self, name, None)) is not None]:
             given["max_tokens"] = min(limits)
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return Sampling(**{**self.defaults, **given}, stop=tuple(text for text in stop if text))
@@ -113,12 +115,13 @@ class OpeaCall(Call):
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         wanted = [name for name in (*_SAMPLING, "stop") if getattr(self, name) not in (None, [], "")]
         lost = [name for name in wanted if name not in capabilities]
-        if self.max_new_tokens is not None and "max_tokens" not in capabilities:
-            lost.append("max_new_tokens")
+        if "max_tokens" not in capabilities:
+            lost += [name for name in _LIMITS[1:] if getattr(self, name, None) is not None]
         if None not in (self.stream, self.streaming) and self.stream != self.streaming:
             lost.append("streaming")
         if self.retrieved_docs and len(self.retrieved_docs) > self.top_n:
             lost.append(f"retrieved_docs[{self.top_n}:]")
+        lost += [f"data.{name}" for name in (self.data and self.data.model_extra) or ()]
         return lost + super().ignored(capabilities)
 
     def gathered(self) -> tuple[Document, ...]:
@@ -146,6 +149,7 @@ class OpeaCall(Call):
         return fastapi_error(error)
 
 
+_LIMITS = ("max_tokens", "max_new_tokens", "max_completion_tokens")
 _SAMPLING = tuple(name for name in Sampling.__dataclass_fields__ if name != "stop")
 
 
@@ -193,15 +197,23 @@ class QueryCall(_Question):
     """A question, with or without documents."""
 
     marker = "query"
-    example = {
-        "query": "What is Deep Learning?",
-        "max_new_tokens": 17,
-        "top_k": 10,
-        "top_p": 0.95,
-        "typical_p": 0.95,
-        "temperature": 0.01,
-        "repetition_penalty": 1.03,
-        "streaming": False,
+    examples = {
+        "A question": {
+            "query": "What is Deep Learning?",
+            "max_new_tokens": 17,
+            "top_k": 10,
+            "top_p": 0.95,
+            "typical_p": 0.95,
+            "temperature": 0.01,
+            "repetition_penalty": 1.03,
+            "streaming": False,
+        },
+        "A question with documents": {
+            "query": "How much memory does Gaudi 2 have?",
+            "documents": [{"title": "Gaudi 2", "text": _FACT}, _OTHER],
+            "max_tokens": 32,
+            "stream": False,
+        },
     }
 
     query: Question
@@ -211,14 +223,20 @@ class InitialQueryCall(_Question):
     """A question as a retriever or reranker passes it on, with its documents."""
 
     marker = "initial_query"
-    example = {
-        "initial_query": "How much memory does Gaudi 2 have?",
-        "reranked_docs": [
-            {"text": "Intel Gaudi 2 has 96 GB of HBM2E memory on board."},
-            {"text": "Deep learning is a part of machine learning."},
-        ],
-        "max_new_tokens": 32,
-        "streaming": False,
+    examples = {
+        "From a reranker": {
+            "initial_query": "How much memory does Gaudi 2 have?",
+            "reranked_docs": [{"text": _FACT}, {"text": _OTHER}],
+            "max_new_tokens": 32,
+            "streaming": False,
+        },
+        "From a retriever": {
+            "initial_query": "How much memory does Gaudi 2 have?",
+            "retrieved_docs": [{"text": _FACT}, {"text": _OTHER}],
+            "top_n": 1,
+            "max_new_tokens": 32,
+            "streaming": False,
+        },
     }
 
     initial_query: Question
@@ -228,17 +246,26 @@ class MessagesCall(OpeaCall):
     """A conversation, as OpenAI's clients send it, with documents if there are any."""
 
     marker = "messages"
-    example = {
-        "messages": [
-            {"role": "system", "content": "You answer in one sentence."},
-            {"role": "user", "content": "How much memory does Gaudi 2 have?"},
-        ],
-        "documents": ["Intel Gaudi 2 has 96 GB of HBM2E memory on board."],
-        "max_tokens": 32,
+    examples = {
+        "A conversation with documents": {
+            "messages": [
+                {"role": "system", "content": "You answer in one sentence."},
+                {"role": "user", "content": "How much memory does Gaudi 2 have?"},
+            ],
+            "documents": [_FACT],
+            "max_tokens": 32,
+        },
+        "From Enterprise-RAG": {
+            "messages": [{"role": "user", "content": "How much memory does Gaudi 2 have?"}],
+            "data": {"reranked_docs": [{"text": _FACT, "metadata": {"url": "https://example.com/gaudi"}}]},
+            "max_new_tokens": 32,
+            "stream": False,
+        },
     }
     defaults = {"max_tokens": 1024, "temperature": 0.01}
 
     messages: Messages = Field(description="A list of messages, or one question as a string.")
+    max_completion_tokens: int | None = Field(None, gt=0, le=_MANY, description="OpenAI's newer name of max_tokens.")
     stream_options: dict[str, Any] | None = Field(None, description="include_usage adds the usage to a stream.")
 
     @property
@@ -262,6 +289,8 @@ class MessagesCall(OpeaCall):
         request = self._request(tuple(message.message() for message in self.messages))
         # Enterprise-RAG has written the documents into the messages already, and sends them along to be echoed.
         said = "\n".join(text_of(body.content or "") for body in self.messages)
+        if len(said) * len(request.documents) > _MOST_COMPARED:
+            return [request]
         return [replace(request, documents=tuple(one for one in request.documents if one.text not in said))]
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from comps.core.types import JSON, Document, Message
+
+MOST = 10_000
+"""Of documents or messages in a body; to read more would hold up everybody else for longer than a moment."""
 
 
 def _not_blank(text: str) -> str:
@@ -38,7 +41,7 @@ class DocumentBody(BaseModel):
         return [Document(text, self.title or "", metadata) for text in texts if text]
 
 
-Documents = list[Annotated[DocumentBody, BeforeValidator(_as_document)]]
+Documents = Annotated[list[Annotated[DocumentBody, BeforeValidator(_as_document)]], Field(max_length=MOST)]
 
 
 class DataBody(BaseModel):
@@ -75,15 +78,13 @@ def _as_messages(value: Any) -> Any:
 
 
 def _asking(messages: list[MessageBody]) -> list[MessageBody]:
-    if not messages:
-        raise ValueError("must not be empty")
-    asked = next((message.content for message in reversed(messages) if message.role == "user"), "(nobody)")
+    asked = next((message.content for message in reversed(messages) if message.role == "user"), None)
     if not (asked.strip() if isinstance(asked, str) else asked):
-        raise ValueError("the last message of role 'user' must not be empty")
+        raise ValueError("there must be a message of role 'user', and the last one must not be empty")
     return messages
 
 
-Messages = Annotated[list[MessageBody], BeforeValidator(_as_messages), AfterValidator(_asking)]
+Messages = Annotated[list[MessageBody], Field(max_length=MOST), BeforeValidator(_as_messages), AfterValidator(_asking)]
 
 
 def echoed(document: Document) -> JSON:

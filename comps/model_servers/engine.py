@@ -42,6 +42,7 @@ class EngineProcess:
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the service, which ends its engine when nobody needs it any more.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         self._ids = count(1)
@@ -91,11 +92,15 @@ class EngineProcess:
             if not last:
                 self._outbox.put({"cancel": number})
 
-    def close(self) -> None:
-        """End the process; whoever still waits gets `Unreachable`. Blocks until it is gone, a few seconds at most."""
+    def close(self, grace: float = _GRACE) -> None:
+        """End the process; whoever still waits gets `Unreachable`. Blocks until it is gone.
+
+        Args:
+            grace: Seconds it has to end by itself.
+        """
         self._outbox.put(None)
         try:
-            self._process.wait(_GRACE)
+            self._process.wait(grace)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -6,7 +6,7 @@ Input, a JSON line each:
     {"id": n, "count": text}
     {"cancel": n}
 Output, a JSON line a step, a list of parts:
-    {"id": n, "context_window": tokens | null, "last": true}         loaded
+    {"id": n, "context_window": tokens | null, "longest_token": characters, "last": true}      loaded
     {"id": n, "text": piece}
     {"id": n, "text": piece, "reason": "stop" | "length", "usage": [prompt, completion], "last": true}
     {"id": n, "count": tokens, "last": true}
@@ -34,6 +34,8 @@ class Engine(Protocol):
     """A model, and the requests that it is working on."""
 
     context_window: int | None
+    longest_token: int
+    """In bytes: so many of them are at least one token."""
 
     @property
     def busy(self) -> bool:
@@ -85,7 +87,7 @@ class Outbox:
 
 def serve(load: Callable[..., Engine]) -> None:
     """Load an engine as the first message says, and serve standard input until it ends."""
-    # Signals reach a whole terminal or container; the service decides when its engine ends, by closing its input.
+    # A signal may be sent to every process there is; the service decides when its engine ends, by closing its input.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     inbox, outbox = Inbox(0), Outbox()
@@ -104,7 +106,8 @@ def _serve(load: Callable[..., Engine], arrived: list[Any] | None, inbox: Inbox,
     except Exception as error:  # Whatever it is, it goes to whoever waits for this engine.
         outbox.say([{"id": first["id"], "error": reason(error), "last": True}])
         return
-    outbox.say([{"id": first["id"], "context_window": engine.context_window, "last": True}])
+    facts = {"context_window": engine.context_window, "longest_token": engine.longest_token}
+    outbox.say([{"id": first["id"], **facts, "last": True}])
     while arrived is not None:
         outbox.say([part for message in arrived if (part := engine.handle(message))])
         if engine.busy:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+import threading
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import asdict
+from pathlib import Path
 
-from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, Unreachable
+from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, Unreachable
+from comps.core.prompts import text_of
 from comps.core.types import JSON, Event, Finished, Message, ModelInfo, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.engine import EngineProcess
 from comps.model_servers.model_files import find_model
@@ -29,12 +33,18 @@ class OpenVINO:
         self._device = device
         self._engine: EngineProcess | None = None
         self._info: ModelInfo | None = None
+        self._longest_token = 1
         self._loading = asyncio.Lock()
         self._reloading: asyncio.Future[None] | None = None
         self._closed = False
 
     @classmethod
     def open(cls, target: Target) -> OpenVINO:
+        if target.endpoint:
+            raise SettingsError(
+                f"model_server_endpoint = {target.endpoint}: openvino runs the model here and takes no endpoint; "
+                f"model_server says which kind of server that is: vllm, tgi or openai_api"
+            )
         return cls(target.model_name, target.device)
 
     async def load(self) -> None:
@@ -43,12 +53,13 @@ class OpenVINO:
             if self._engine and not self._engine.ended:
                 return
             self._info = None
-            model = await asyncio.to_thread(find_model, self._model_name)
+            model = await _aside(lambda: find_model(self._model_name))
             self._engine = await asyncio.to_thread(EngineProcess, "comps.model_servers.openvino_engine")
             loaded = await _one(self._engine.ask({"load": {"model": str(model), "device": self._device}}))
             if "error" in loaded:
                 await asyncio.to_thread(self._engine.close)
                 raise ModelServerError(f"OpenVINO cannot load {self._model_name}: {loaded['error']}")
+            self._longest_token = loaded["longest_token"]
             self._info = ModelInfo(self._model_name, loaded["context_window"], _HONOURED)
 
     @property
@@ -73,6 +84,7 @@ class OpenVINO:
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
         engine = self._answering()
+        self._refuse_far_too_long(prompt)
         body = {"prompt": _plain(prompt), "sampling": asdict(sampling)}
         async with aclosing(engine.ask({"generate": body})) as parts:
             async for part in parts:
@@ -82,6 +94,14 @@ class OpenVINO:
                     yield TextDelta(part["text"])
                 if part.get("last"):
                     yield Finished(part["reason"], Usage(*part["usage"]))
+
+    def _refuse_far_too_long(self, prompt: Prompt) -> None:
+        """Refuse what cannot fit whatever its tokens are: counting a book's would hold up everybody's next token."""
+        texts = [prompt] if isinstance(prompt, str) else [text_of(message.content) for message in prompt]
+        at_least = sum(map(len, texts)) // self._longest_token
+        window = self._info and self._info.context_window
+        if window and at_least > window:
+            raise PromptTooLong(at_least, window, at_least=True)
 
     async def count_tokens(self, text: str) -> int:
         counted = await _one(self._answering().ask({"count": text}))
@@ -94,7 +114,23 @@ class OpenVINO:
         if self._reloading:
             self._reloading.cancel()
         if self._engine:
-            await asyncio.to_thread(self._engine.close)
+            # While it loads it hears nothing, and has nothing to finish.
+            await asyncio.to_thread(self._engine.close, *(() if self._info else (0.0,)))
+
+
+async def _aside(work: Callable[[], Path]) -> Path:
+    """Do something long in a thread that nobody waits for at the end of the process, as is done for asyncio's own."""
+    done: Future[Path] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # Handed on as it is.
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 async def _one(parts: AsyncGenerator[JSON]) -> dict[str, JSON]:

@@ -58,7 +58,9 @@ class Engine:
         properties = {"INFERENCE_PRECISION_HINT": "f32"} if device == "CPU" else {}
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(str(model), scheduler, device, properties)
         self._tokenizer = self._pipeline.get_tokenizer()
-        self._special = _special_tokens(self._tokenizer)
+        vocabulary: dict[bytes, int] = self._tokenizer.get_vocab()
+        self.longest_token = max(map(len, vocabulary))
+        self._special = _special_tokens(self._tokenizer, vocabulary)
         self._running: dict[int, _Running] = {}
         self.context_window = context_window(model)
 
@@ -100,14 +102,16 @@ class Engine:
 
     def _encode(self, text: str, special: bool) -> Any:
         """The tokens of all of `text`, in an array; a tokenizer may carry a length at which it drops the rest."""
-        whole = self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].copy()
-        first, *rest = _PIECES.findall(text) or [""]
-        if not rest:
-            return whole
-        pieces = [self._tokenizer.encode(piece, add_special_tokens=False).input_ids.data[0] for piece in rest]
-        pieces.insert(0, self._tokenizer.encode(first, add_special_tokens=special).input_ids.data[0])
+        pieces = [self._ids(piece, special and not number) for number, piece in enumerate(_PIECES.findall(text))]
+        count = sum(map(len, pieces))
+        if len(pieces) > 1 and self.context_window and count > 2 * self.context_window:
+            return self._concatenate(pieces)  # Far too long, so the whole need not be looked at once more.
+        whole = self._ids(text, special)
         # Where two pieces meet, a token may have come apart: one more each is no sign of a cut.
-        return self._concatenate(pieces) if sum(map(len, pieces)) > len(whole) + len(pieces) else whole
+        return self._concatenate(pieces) if count > len(whole) + len(pieces) else whole
+
+    def _ids(self, text: str, special: bool) -> Any:
+        return self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].copy()
 
     def _render(self, messages: Sequence[dict[str, JSON]]) -> str:
         """The conversation in the model's own chat template; no message can open or close a turn."""
@@ -191,9 +195,8 @@ def _named(error: Exception, sampling: dict[str, JSON]) -> str | None:
     return next((name for name in sampling if name in text), None)
 
 
-def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+def _special_tokens(tokenizer: Any, vocabulary: dict[bytes, int]) -> re.Pattern[str] | None:
     """The vocabulary's control tokens: what looks like one and leaves no text behind."""
-    vocabulary: dict[bytes, int] = tokenizer.get_vocab()
     texts = [(word.decode("utf-8", "replace"), number) for word, number in vocabulary.items()]
     found = [text for text, number in texts if _LOOKS_SPECIAL.fullmatch(text) and not tokenizer.decode([number])]
     return re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True)))) if found else None

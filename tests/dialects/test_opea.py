@@ -156,6 +156,17 @@ def test_of_two_limits_the_smaller_counts(marker: str, limits: dict[str, int], e
     assert request({marker: "?", **limits}).sampling.max_tokens == expected
 
 
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"max_completion_tokens": 5}, 5),
+        ({"max_completion_tokens": 5, "max_tokens": 4}, 4),
+    ],
+)
+def test_a_conversation_knows_openais_newer_name_of_the_limit(limits: dict[str, int], expected: int) -> None:
+    assert request({"messages": "?", **limits}).sampling.max_tokens == expected
+
+
 @pytest.mark.parametrize(("stop", "expected"), [("a", ("a",)), (["a", "", "b"], ("a", "b")), ("", ()), (None, ())])
 def test_stop_is_a_string_or_a_list_and_an_empty_one_is_none(stop: Any, expected: tuple[str, ...]) -> None:
     assert request({"query": "?", "stop": stop}).sampling.stop == expected
@@ -338,12 +349,14 @@ def test_nothing_that_is_sent_is_ignored_without_a_word() -> None:
         "max_new_tokens": 5,
         "tools": [],
         "n": 2,
+        "data": {"reranked_docs": [], "colour": "blue"},
     }
     assert read(body).ignored(frozenset()) == [
         "stop",
         "max_new_tokens",
         "streaming",
         "retrieved_docs[1:]",
+        "data.colour",
         "tools",
         "n",
         "messages.name",

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from comps.core.errors import InvalidRequest, LLMError, ModelServerError, SettingsError, Unreachable
+from comps.core.errors import InvalidRequest, LLMError, ModelServerError, PromptTooLong, SettingsError, Unreachable
 from comps.core.generator import collect
 from comps.core.types import Event, Message, Prompt, Sampling, TextDelta
 from comps.model_servers.model_files import BUNDLED_MODEL, find_model
 from comps.model_servers.openvino import OpenVINO
 from comps.model_servers.openvino_engine import Engine, context_window
+from comps.model_servers.target import Target
 
 pytestmark = pytest.mark.xdist_group("engine")
 
@@ -96,6 +97,17 @@ async def test_control_tokens_in_a_message_open_no_turn(engine: OpenVINO) -> Non
     assert plain
     # Read as marks they would be 3 tokens of the 10 or so; read as the text they are, each is several.
     assert usage.prompt_tokens - plain.prompt_tokens > 15
+
+
+async def test_a_prompt_that_cannot_fit_whatever_its_tokens_are_is_refused_without_counting(engine: OpenVINO) -> None:
+    with pytest.raises(PromptTooLong, match="at least") as caught:
+        await collect(engine.generate((Message("user", "a" * 15_000_000),), GREEDY, {}))
+    assert caught.value.prompt_tokens > caught.value.context_window == 8192
+
+
+def test_an_endpoint_that_would_not_be_used_is_an_error() -> None:
+    with pytest.raises(SettingsError, match="takes no endpoint"):
+        OpenVINO.open(Target("m", "http://127.0.0.1:9"))
 
 
 async def test_content_that_is_not_text_is_refused_by_name(engine: OpenVINO) -> None:
