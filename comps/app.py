@@ -177,7 +177,11 @@ class _House:
             try:
                 return JSONResponse(dialect.facts[path](await self.describe()))
             except LLMError as error:
-                return JSONResponse(dialect.error(error), status_of(error), _retry(error))
+                told = error
+            except Exception:  # A fault of ours: the log gets the details, the caller none.
+                log.exception("while answering %s", path)
+                told = LLMError("internal error; the service's log has it")
+            return JSONResponse(dialect.error(told), status_of(told), _retry(told))
 
         return fact
 

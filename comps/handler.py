@@ -126,10 +126,10 @@ class Handler:
 
     async def _answer(self, call: Call, reply: _Reply, exchange: Exchange) -> None:
         requests = call.requests()
-        info = await self._generator.describe()
-        headers = self._ignored(call.ignored(info.capabilities))
-        stamp = Stamp(uuid4().hex, int(time()), info.name)
         async with self._admission.place():
+            info = await self._generator.describe()
+            headers = self._ignored(call.ignored(info.capabilities))
+            stamp = Stamp(uuid4().hex, int(time()), info.name)
             if call.streamed:
                 events = self._generator.generate(requests[0])
                 await _stream(call, events, stamp, reply, headers, exchange)
@@ -262,8 +262,8 @@ class _Reply:
         await self._start(200, content + headers)
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self.started = True
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self.started = True
 
     async def item(self, item: bytes) -> None:
         await self._send({"type": "http.response.body", "body": item, "more_body": True})

@@ -7,6 +7,7 @@ the field's description are what config.ini and the README say of it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
@@ -21,6 +22,8 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from comps.core.errors import SettingsError
 
+_SECRET = re.compile("key|token|secret|password")
+_CREDENTIALS = re.compile(r"//[^/@\s]*@")
 CONFIG_FILE = "config.ini"
 """Read from the current folder if no other file is named and it is there."""
 
@@ -55,9 +58,7 @@ def _key(default: Any, description: str, environment: str, *aliases: str, **boun
 class Section(BaseSettings):
     """A section of the configuration: what is passed in comes from the file, and the environment goes before it."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, case_sensitive=True, loc_by_alias=False
-    )
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", case_sensitive=True, loc_by_alias=False)
 
     @classmethod
     def settings_customise_sources(
@@ -213,7 +214,7 @@ def load_settings(file: Path | None, kinds: Mapping[str, object], dialects: Mapp
 
 
 def _shown(value: object) -> str:
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+    return _CREDENTIALS.sub("//***@", ", ".join(value) if isinstance(value, tuple) else str(value))
 
 
 def _read(file: Path) -> dict[str, dict[str, str]]:
@@ -233,7 +234,8 @@ def _read(file: Path) -> dict[str, dict[str, str]]:
         fields = SECTIONS[section].model_fields
         for key, value in parser[section].items():
             if key not in fields:
-                raise SettingsError(f"{file}: unknown key [{section}] {key} = {value}{_nearest(key, fields)}")
+                shown = "***" if _SECRET.search(key) else value
+                raise SettingsError(f"{file}: unknown key [{section}] {key} = {shown}{_nearest(key, fields)}")
             if fields[key].annotation is SecretStr:
                 raise SettingsError(f"{file}: [{section}] {key}: a secret comes from the environment only")
     return {section: dict(parser[section]) for section in parser.sections()}
@@ -241,7 +243,10 @@ def _read(file: Path) -> dict[str, dict[str, str]]:
 
 def _section(name: str, written: Mapping[str, str], file: Path | None) -> Section:
     try:
-        return SECTIONS[name](**dict(written))
+        # Under the name of its variable, and only where none is set: so each value has one source.
+        fields = SECTIONS[name].model_fields
+        values = {key: value for key, value in written.items() if not _in_environment(fields[key])}
+        return SECTIONS[name](**{next(environment_names(fields[key])): value for key, value in values.items()})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         key = str(first["loc"][0])
@@ -259,9 +264,12 @@ def environment_names(info: FieldInfo) -> Iterator[str]:
     yield from map(str, info.validation_alias.choices)
 
 
+def _in_environment(info: FieldInfo) -> str | None:
+    return next((name for name in environment_names(info) if name in os.environ), None)
+
+
 def _source(info: FieldInfo, in_file: bool, file: Path | None) -> str:
-    variable = next((name for name in environment_names(info) if name in os.environ), None)
-    if variable:
+    if variable := _in_environment(info):
         return f"environment {variable}"
     return str(file) if in_file else "default"
 

@@ -303,6 +303,23 @@ def test_ask_answers_from_documents(tmp_path: Path) -> None:
     assert "96" in done.stdout
 
 
+@pytest.mark.xdist_group("engine")
+def test_the_folder_it_is_run_in_lends_it_no_module(tmp_path: Path) -> None:
+    (tmp_path / "comps").mkdir()
+    for name in ("random.py", "json.py", "comps/__init__.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported from the current folder')")
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "opea-llm"), "ask", "Hi", "--max-tokens", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
 def test_ask_names_a_document_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for file in ("none.txt", "binary", "."):

@@ -55,7 +55,7 @@ PACKAGES: dict[str, set[str]] = {
 
 # A vendor's package, and an HTTP client, stays inside its own file.
 VENDORS: dict[str, set[str]] = {
-    "comps.model_servers.langchain": {"anyio", "langchain_core", "pydantic"},
+    "comps.model_servers.langchain": {"langchain_core", "pydantic"},
     "comps.model_servers.model_files": {"huggingface_hub"},
     "comps.model_servers.openai_api": {"aiohttp", "orjson"},
     "comps.model_servers.openvino_engine": {"numpy", "openvino", "openvino_genai"},

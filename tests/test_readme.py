@@ -97,4 +97,4 @@ def test_links_lead_to_files_that_exist() -> None:
 def test_the_layout_in_contributing_names_every_file() -> None:
     for file in (ROOT / "comps").rglob("*.py"):
         if file.name not in ("__init__.py", "__main__.py"):
-            assert file.stem in CONTRIBUTING, file.name
+            assert re.search(rf"(?<![\w]){re.escape(file.name)}", CONTRIBUTING), file.name

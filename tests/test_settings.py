@@ -449,3 +449,21 @@ def test_settings_do_not_follow_the_environment(monkeypatch: pytest.MonkeyPatch)
     settings = load()
     monkeypatch.setenv("USVC_PORT", "8123")
     assert settings.microservice.port == 9000
+
+
+def test_a_variable_that_happens_to_have_a_keys_name_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("port", "1234")
+    monkeypatch.setenv("strict", "true")
+    settings = load()
+    assert (settings.microservice.port, settings.dialects.strict) == (9000, False)
+
+
+def test_secrets_are_shown_neither_in_the_listing_nor_in_an_error(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_API_KEY", "hunter2")
+    monkeypatch.setenv("LLM_ENDPOINT", "http://user:hunter2@host/v1")
+    shown = [setting.value for setting in load().listing]
+    assert not [value for value in shown if "hunter2" in value]
+    assert "http://***@host/v1" in shown
+    assert "hunter2" not in mistake(write("[Model]\nopenai_api_key=hunter2\n"))

@@ -26,6 +26,8 @@ RAG_TEMPLATES = {
 
 _PLACEHOLDER = re.compile(r"\{(context|question)\}")
 _CJK = re.compile("[\u4e00-\u9fff]")
+_LOOKED_AT = 20_000
+"""Of so many characters the language is told."""
 _CHINESE_SHARE = 0.3
 """From this share of Chinese characters on, a context is Chinese: OPEA's own rule."""
 
@@ -69,7 +71,8 @@ def _template(request: GenerationRequest, context: str) -> str:
         return request.template
     if request.language in RAG_TEMPLATES:
         return RAG_TEMPLATES[request.language]
-    chinese = bool(context) and len(_CJK.findall(context)) >= _CHINESE_SHARE * len(context)
+    beginning = context[:_LOOKED_AT]
+    chinese = bool(context) and len(_CJK.findall(beginning)) >= _CHINESE_SHARE * len(beginning)
     return RAG_TEMPLATES["zh" if chinese else "en"]
 
 

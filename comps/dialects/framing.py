@@ -46,10 +46,10 @@ async def repr_stream(events: AsyncGenerator[Event], spell: Callable[[str], str]
     """
     finished: Finished | None = None
     async for event in events:
-        if isinstance(event, TextDelta):
-            yield sse(spell(event.text).encode())
-        else:
+        if isinstance(event, Finished):
             finished = event
+        elif event.text:
+            yield sse(spell(event.text).encode())
     yield DONE
     if finished and finished.reason != "stop":
         yield comment(f"finish_reason={finished.reason}")
@@ -72,7 +72,8 @@ async def chat_chunks(
     for_text = b"data: " + opening + first_delta
     async for event in events:
         if isinstance(event, TextDelta):
-            yield for_text + orjson.dumps(event.text) + closing
+            further = b"," + orjson.dumps(event.extra)[1:-1] if event.extra else b""
+            yield for_text + orjson.dumps(event.text) + further + closing
             for_text = b"data: " + opening + delta
         else:
             usage = event.usage

@@ -74,10 +74,10 @@ class OpeaCall(Call):
     )
     retrieved_docs: Documents | None = Field(None, description="Documents not reranked; the first top_n are taken.")
     reranked_docs: Documents | None = None
-    top_n: int = Field(1, gt=0, description="How many of retrieved_docs are taken.")
+    top_n: int | None = Field(None, gt=0, description="How many of retrieved_docs are taken; 1 if left out.")
     data: DataBody | None = Field(None, description="Enterprise-RAG 2: may hold reranked_docs.")
     chat_template: str | None = Field(None, description="A prompt template with {context} and {question}.")
-    language: Literal["auto", "en", "zh"] = Field("auto", description="Of the default prompt template.")
+    language: Literal["auto", "en", "zh"] | None = Field(None, description="Of the default prompt template.")
 
     id: str | None = Field(None, description="Of the pipeline; no effect here.")
     index_name: str | None = Field(None, description="For the retriever; no effect here.")
@@ -119,15 +119,19 @@ class OpeaCall(Call):
             lost += [name for name in _LIMITS[1:] if getattr(self, name, None) is not None]
         if None not in (self.stream, self.streaming) and self.stream != self.streaming:
             lost.append("streaming")
-        if self.retrieved_docs and len(self.retrieved_docs) > self.top_n:
-            lost.append(f"retrieved_docs[{self.top_n}:]")
+        if self.retrieved_docs and len(self.retrieved_docs) > (self.top_n or 1):
+            lost.append(f"retrieved_docs[{self.top_n or 1}:]")
         lost += [f"data.{name}" for name in (self.data and self.data.model_extra) or ()]
         return lost + super().ignored(capabilities)
 
     def gathered(self) -> tuple[Document, ...]:
         """The documents of all fields, best first."""
-        bodies = (self.documents or []) + (self.reranked_docs or []) + (self.retrieved_docs or [])[: self.top_n]
-        return (*(document for body in bodies for document in body.documents()), *self._sent_along())
+        bodies = (self.documents or []) + (self.reranked_docs or []) + (self.retrieved_docs or [])[: self.top_n or 1]
+        return (*(document for body in bodies for document in body.documents()), *self._unwritten())
+
+    def _unwritten(self) -> list[Document]:
+        """Those of the documents in `data` that the prompt does not hold yet."""
+        return self._sent_along()
 
     def _sent_along(self) -> list[Document]:
         """The documents in `data`."""
@@ -139,7 +143,7 @@ class OpeaCall(Call):
             prompt=messages,
             documents=self.gathered(),
             template=self.chat_template,
-            language=self.language,
+            language=self.language or "auto",
             sampling=self.sampling(),
             model=self.model,
         )
@@ -286,12 +290,15 @@ class MessagesCall(OpeaCall):
         return replace(sampling, **silent)
 
     def requests(self) -> Sequence[GenerationRequest]:
-        request = self._request(tuple(message.message() for message in self.messages))
-        # Enterprise-RAG has written the documents into the messages already, and sends them along to be echoed.
+        return [self._request(tuple(message.message() for message in self.messages))]
+
+    def _unwritten(self) -> list[Document]:
+        # Enterprise-RAG has written its documents into the messages already, and sends them along to be echoed.
         said = "\n".join(text_of(body.content or "") for body in self.messages)
-        if len(said) * len(request.documents) > _MOST_COMPARED:
-            return [request]
-        return [replace(request, documents=tuple(one for one in request.documents if one.text not in said))]
+        along = self._sent_along()
+        if len(said) * len(along) > _MOST_COMPARED:
+            return along
+        return [document for document in along if document.text not in said]
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         extra = {name for body in self.messages for name, value in (body.model_extra or {}).items() if value}

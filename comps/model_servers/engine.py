@@ -13,19 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import logging
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from itertools import count
+from pathlib import Path
 from queue import SimpleQueue
 from typing import IO
 
 from comps.core.errors import ModelServerError, Unreachable
 from comps.core.types import JSON
 
+log = logging.getLogger("opea_llm")
+
+_START = "import sys, runpy; _, module, *sys.path = sys.argv; runpy.run_module(module, run_name='__main__')"
+"""Python's own `-m` would look into the current folder first, and find there what is none of ours."""
 _GRACE = 5.0
 """Seconds an engine has to end by itself once its input is closed."""
 
@@ -39,11 +44,10 @@ class EngineProcess:
 
     def __init__(self, module: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-c", _START, module, *(str(Path(place).resolve()) for place in sys.path if place)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the service, which ends its engine when nobody needs it any more.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         self._ids = count(1)
         self._inboxes: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Queue[JSON]]] = {}
@@ -88,7 +92,8 @@ class EngineProcess:
                 last = part.get("last", False)
                 yield part
         finally:
-            self._inboxes.pop(number, None)
+            with self._lock:
+                self._inboxes.pop(number, None)
             if not last:
                 self._outbox.put({"cancel": number})
 
@@ -119,12 +124,18 @@ class EngineProcess:
 
     def _read(self, pipe: IO[bytes]) -> None:
         """Hand out what the engine says: a line holds all that one step brought, for all requests."""
-        with pipe:
-            for line in pipe:
-                self._deliver(json.loads(line))
-        self._process.wait()
-        with self._lock:
-            self._deliver([{"id": number, "gone": True} for number in self._inboxes])
+        try:
+            with pipe:
+                for line in pipe:
+                    with self._lock:
+                        self._deliver(json.loads(line))
+        except ValueError:
+            log.exception("the model's process says what makes no sense; it is ended")
+        finally:
+            self._process.kill()
+            self._process.wait()
+            with self._lock:
+                self._deliver([{"id": number, "gone": True} for number in self._inboxes])
 
     def _deliver(self, parts: list[JSON]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[JSON], JSON]]] = {}

@@ -50,8 +50,8 @@ class Engine(Protocol):
         """Compute for at most a few hundred milliseconds, and say what each request gained."""
         ...
 
-    def fail(self, error: RuntimeError) -> list[Part]:
-        """A step has failed: give up what was running, and say so to each."""
+    def fail(self, error: Exception) -> list[Part]:
+        """A step has failed: what there is to say to each request that was running."""
         ...
 
 
@@ -113,8 +113,9 @@ def _serve(load: Callable[..., Engine], arrived: list[Any] | None, inbox: Inbox,
         if engine.busy:
             try:
                 outbox.say(engine.step())
-            except RuntimeError as error:
+            except Exception as error:  # Whatever it is, the engine is not to be trusted with further requests.
                 outbox.say(engine.fail(error))
+                raise
         arrived = inbox.read(wait=not engine.busy)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, fields
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
-from anyio.from_thread import start_blocking_portal
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import (
@@ -38,6 +40,8 @@ from comps.core.types import (
     TextDelta,
     Usage,
 )
+
+T = TypeVar("T")
 
 _ROLES: dict[type[BaseMessage], str] = {
     HumanMessage: "user",
@@ -138,16 +142,15 @@ class ChatModelServer(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        with start_blocking_portal() as portal:
-            events = self._events(messages, stop, kwargs)
-            try:
-                while (event := portal.call(anext, events, None)) is not None:
-                    chunk = ChatGenerationChunk(message=self._chunk(event))
-                    if run_manager and isinstance(event, TextDelta):
-                        run_manager.on_llm_new_token(event.text, chunk=chunk)
-                    yield chunk
-            finally:
-                portal.call(events.aclose)
+        events = self._events(messages, stop, kwargs)
+        try:
+            while (event := wait_for(_next(events))) is not None:
+                chunk = ChatGenerationChunk(message=self._chunk(event))
+                if run_manager and isinstance(event, TextDelta):
+                    run_manager.on_llm_new_token(event.text, chunk=chunk)
+                yield chunk
+        finally:
+            wait_for(events.aclose())
 
     def _generate(
         self,
@@ -156,8 +159,7 @@ class ChatModelServer(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        with start_blocking_portal() as portal:
-            return self._result(portal.call(collect, self._events(messages, stop, kwargs)))
+        return self._result(wait_for(collect(self._events(messages, stop, kwargs))))
 
     def _chunk(self, event: Event) -> AIMessageChunk:
         if isinstance(event, TextDelta):
@@ -206,8 +208,8 @@ class ThroughLangChain:
         chunks = self._chat_model.astream(messages, stop=stop, **given, **options)
         try:
             async for chunk in chunks:
-                if chunk.text:
-                    yield TextDelta(chunk.text)
+                if chunk.text or chunk.additional_kwargs:
+                    yield TextDelta(chunk.text, extra=chunk.additional_kwargs or None)
                 reason = chunk.response_metadata.get("finish_reason", reason)
                 usage = _usage(chunk) or usage
         finally:
@@ -218,6 +220,23 @@ class ThroughLangChain:
 
     async def aclose(self) -> None:
         await self._server.aclose()
+
+
+def wait_for(work: Coroutine[Any, Any, T]) -> T:
+    """Do something in the one event loop that all synchronous calls share: what a model server keeps open belongs to a
+    loop, so it must not be another one each time."""
+    return asyncio.run_coroutine_threadsafe(work, _background_loop()).result()
+
+
+@cache
+def _background_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
+async def _next(events: AsyncGenerator[Event]) -> Event | None:
+    return await anext(events, None)
 
 
 def _usage_metadata(usage: Usage | None) -> UsageMetadata | None:

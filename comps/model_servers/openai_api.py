@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -28,8 +29,12 @@ _CONNECT_SECONDS, _READ_SECONDS = 10.0, 300.0
 """To connect, and between two pieces of an answer, the first one included."""
 _IDLE_SECONDS = 4.0
 """Connections are let go before the server does so: uvicorn closes an idle one after 5 s."""
+_DESCRIBE = aiohttp.ClientTimeout(total=5.0)
 _FRESH_SECONDS = 2.0
 """How long a description of the server is taken for true."""
+
+
+_REASON = re.compile("[a-z_]{1,40}")
 
 
 class OpenAIAPI:
@@ -55,19 +60,24 @@ class OpenAIAPI:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._verify = verify
         self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._info: ModelInfo | None = None
         self._described = 0.0
 
     @classmethod
     def open(cls, target: Target) -> OpenAIAPI:
         if not target.endpoint.startswith(("http://", "https://")):
-            raise SettingsError(f"model_server_endpoint = {target.endpoint}: the URL of the model server is needed")
+            raise SettingsError(
+                "model_server_endpoint (LLM_MODEL_SERVER_ENDPOINT): the URL of the model server is needed"
+            )
+        if "@" in target.endpoint:
+            raise SettingsError("model_server_endpoint: no user or password in the URL; a key goes into LLM_API_KEY")
         return cls(target.model_name, target.endpoint, api_key=target.api_key, verify=target.verify)
 
     async def describe(self) -> ModelInfo:
         if self._info is None or time.monotonic() - self._described > _FRESH_SECONDS:
-            with _translated(self._base):
-                async with self._pool().get(f"{self._base}/models") as response:
+            with _translated():
+                async with self._pool().get(f"{self._base}/models", timeout=_DESCRIBE) as response:
                     await _check(response)
                     self._info = self._read_info(orjson.loads(await response.read()))
             self._described = time.monotonic()
@@ -75,13 +85,13 @@ class OpenAIAPI:
 
     def _read_info(self, listing: JSON) -> ModelInfo:
         """Ours among the listed models; a server may know it by an alias that it does not list."""
-        models = listing.get("data", []) if isinstance(listing, dict) else []
-        mine: dict[str, Any] = next((model for model in models if model.get("id") == self._model_name), {})
-        return ModelInfo(self._model_name, mine.get("max_model_len"), self.honoured)
+        mine: dict[str, Any] = next((model for model in listing["data"] if model["id"] == self._model_name), {})
+        window = mine.get("max_model_len")
+        return ModelInfo(self._model_name, window if isinstance(window, int) else None, self.honoured)
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
         path, body = self._request(prompt, sampling, options)
-        with _translated(self._base):
+        with _translated():
             async with self._pool().post(f"{self._base}/{path}", data=orjson.dumps(body)) as response:
                 await _check(response)
                 async with aclosing(_events(response)) as events:
@@ -109,12 +119,12 @@ class OpenAIAPI:
 
     def _pool(self) -> aiohttp.ClientSession:
         """The connections, without a hidden cap; made on first use, since they belong to the running event loop."""
-        if self._session is None:
+        if self._session is None or self._loop is not asyncio.get_running_loop():
+            self._loop = asyncio.get_running_loop()
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS, ssl=self._verify),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS),
                 headers={"Content-Type": "application/json", **self._headers},
-                trust_env=True,
             )
         return self._session
 
@@ -138,7 +148,7 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncGenerator[Event]:
                 if delta := _delta(choice, number):
                     yield delta
                 if reason := choice.get("finish_reason"):
-                    reasons[number] = reason
+                    reasons[number] = (_REASON.fullmatch(reason) and reason) or "unknown"
     if not reasons:
         raise ModelServerError("the model server broke off in the middle of the answer")
     for number, reason in reasons.items():
@@ -183,6 +193,8 @@ async def _check(response: aiohttp.ClientResponse) -> None:
         document = {"error": text.strip() or response.reason}
     error = document.get("error", document) if isinstance(document, dict) else document
     message = _message(error)
+    if response.status in (401, 403):  # What it says of our key is not for a caller.
+        raise Refused(response.status, "it does not accept this service's key")
     if response.status in (400, 413, 422):
         raise InvalidRequest(f"the model server refused it: {message}")
     if response.status == 429:
@@ -200,15 +212,15 @@ def _message(error: JSON) -> str:
 
 
 @contextmanager
-def _translated(base: str) -> Iterator[None]:
+def _translated() -> Iterator[None]:
     """aiohttp's errors into ours, for whatever is done inside."""
     try:
         yield
     except asyncio.TimeoutError as error:
         raise ServerTimeout("the model server did not answer in time") from error
     except aiohttp.ClientConnectorError as error:
-        raise Unreachable(f"the model server cannot be reached at {base}") from error
+        raise Unreachable("the model server cannot be reached") from error
     except aiohttp.ClientError as error:
         raise ModelServerError(f"the connection to the model server broke: {type(error).__name__}") from error
-    except orjson.JSONDecodeError as error:
-        raise ModelServerError("the model server answered with something that is no JSON") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelServerError("the model server's answer makes no sense") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
@@ -10,12 +11,14 @@ from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
 
-from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, Unreachable
+from comps.core.errors import InvalidRequest, LLMError, ModelServerError, PromptTooLong, SettingsError, Unreachable
 from comps.core.prompts import text_of
 from comps.core.types import JSON, Event, Finished, Message, ModelInfo, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.engine import EngineProcess
 from comps.model_servers.model_files import find_model
 from comps.model_servers.target import Target
+
+log = logging.getLogger("opea_llm")
 
 _HONOURED = frozenset(Sampling.__dataclass_fields__) - {"typical_p"}
 
@@ -36,6 +39,7 @@ class OpenVINO:
         self._longest_token = 1
         self._loading = asyncio.Lock()
         self._reloading: asyncio.Future[None] | None = None
+        self._loaded_once = False
         self._closed = False
 
     @classmethod
@@ -50,16 +54,16 @@ class OpenVINO:
     async def load(self) -> None:
         """Find the model, fetching it if need be, and start the engine; see `Loads.load`."""
         async with self._loading:
-            if self._engine and not self._engine.ended:
+            if self._engine and self._info and not self._engine.ended:
                 return
-            self._info = None
+            await self._end()
             model = await _aside(lambda: find_model(self._model_name))
             self._engine = await asyncio.to_thread(EngineProcess, "comps.model_servers.openvino_engine")
             loaded = await _one(self._engine.ask({"load": {"model": str(model), "device": self._device}}))
             if "error" in loaded:
-                await asyncio.to_thread(self._engine.close)
                 raise ModelServerError(f"OpenVINO cannot load {self._model_name}: {loaded['error']}")
             self._longest_token = loaded["longest_token"]
+            self._loaded_once = True
             self._info = ModelInfo(self._model_name, loaded["context_window"], _HONOURED)
 
     @property
@@ -74,13 +78,19 @@ class OpenVINO:
 
     def _answering(self) -> EngineProcess:
         """The engine, if it can answer."""
-        if self._engine is None or self._info is None:
+        if self._engine and self._info and not self._engine.ended:
+            return self._engine
+        if not self._loaded_once:
             raise Unreachable(f"the model {self._model_name} is still loading")
-        if self._engine.ended:
-            if not self._closed and (self._reloading is None or self._reloading.done()):
-                self._reloading = asyncio.ensure_future(self.load())
-            raise Unreachable(f"the process of the model {self._model_name} has ended; it is being started again", 5)
-        return self._engine
+        if not self._closed and (self._reloading is None or self._reloading.done()):
+            self._reloading = asyncio.ensure_future(self._load_again())
+        raise Unreachable(f"the process of the model {self._model_name} has ended; it is being started again", 5)
+
+    async def _load_again(self) -> None:
+        try:
+            await self.load()
+        except LLMError as error:  # Whoever asks next tries again.
+            log.error("the model could not be started again: %s", error)
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
         engine = self._answering()
@@ -113,9 +123,14 @@ class OpenVINO:
         self._closed = True
         if self._reloading:
             self._reloading.cancel()
-        if self._engine:
-            # While it loads it hears nothing, and has nothing to finish.
-            await asyncio.to_thread(self._engine.close, *(() if self._info else (0.0,)))
+        await self._end()
+
+    async def _end(self) -> None:
+        """End the engine, if there is one; while it loads it hears nothing, and has nothing to finish."""
+        engine, loaded = self._engine, self._info is not None
+        self._engine = self._info = None
+        if engine:
+            await asyncio.to_thread(engine.close, *(() if loaded else (0.0,)))
 
 
 async def _aside(work: Callable[[], Path]) -> Path:

@@ -114,7 +114,7 @@ class Engine:
         return self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].copy()
 
     def _render(self, messages: Sequence[dict[str, JSON]]) -> str:
-        """The conversation in the model's own chat template; no message can open or close a turn."""
+        """The conversation in the model's own chat template; its control tokens in a message are read as text."""
         turns = [{**message, "content": self._plain(message["content"])} for message in messages]
         return str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True))
 
@@ -154,13 +154,9 @@ class Engine:
                     del self._running[number]
         return parts
 
-    def fail(self, error: RuntimeError) -> list[Part]:
+    def fail(self, error: Exception) -> list[Part]:
         """A step failed: so have all its requests."""
-        parts: list[Part] = [{"id": number, "error": reason(error), "last": True} for number in self._running]
-        for running in self._running.values():
-            running.handle.cancel()
-        self._running.clear()
-        return parts
+        return [{"id": number, "error": reason(error), "last": True} for number in self._running]
 
     def _progress(self, number: int, running: _Running) -> Part | None:
         ids, finish = _read(running.handle)

@@ -112,6 +112,33 @@ def test_documents_that_the_messages_quote_already_are_not_written_twice() -> No
     assert request({"messages": messages, "data": {"reranked_docs": E2_DOCS}}).documents == ()
 
 
+def test_a_document_is_not_taken_for_written_because_its_text_occurs_somewhere() -> None:
+    asked = request({"messages": "Is 96 the right number?", "documents": [{"title": "Memory in GB", "text": "96"}]})
+    assert asked.documents == (Document("96", "Memory in GB"),)
+
+
+def test_a_document_with_only_a_title_is_one() -> None:
+    assert request({"query": "?", "documents": [{"title": "T", "text": ""}, ""]}).documents == (Document("", "T"),)
+
+
+@pytest.mark.parametrize("field", ["documents", "retrieved_docs", "reranked_docs"])
+def test_more_documents_than_anybody_has_are_refused(field: str) -> None:
+    with pytest.raises(Misread, match=field):
+        read({"query": "?", field: ["a"] * 10_001})
+
+
+def test_null_is_the_same_as_leaving_a_field_out() -> None:
+    names = [name for name in type(read({"query": "?"})).model_fields if name != "query"]
+    assert request({"query": "?", **dict.fromkeys(names)}) == request({"query": "?"})
+
+
+async def test_further_fields_of_a_delta_are_passed_on() -> None:
+    call = read({"messages": "?"})
+    events = play(TextDelta("", extra={"reasoning": "hm"}), TextDelta("a"), Finished("stop"))
+    items = [item async for item in call.reply_stream(events, STAMP)]
+    assert json.loads(items[0].removeprefix(b"data: "))["choices"][0]["delta"]["reasoning"] == "hm"
+
+
 def test_messages_may_be_a_string_or_a_list() -> None:
     assert request({"messages": "Hi"}).prompt == (Message("user", "Hi"),)
     turns = [

@@ -50,6 +50,7 @@ class Replay:
         self.asked: list[tuple[str, dict[str, str], Any]] = []
         self.left = asyncio.Event()
         self.url = ""
+        self.serving: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -87,9 +88,16 @@ class Replay:
 async def replaying(replies: Mapping[str, Reply]) -> AsyncIterator[Replay]:
     """A server that answers each path with its reply."""
     replay = Replay(replies)
-    server = await asyncio.start_server(replay.serve, "127.0.0.1", 0)
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        replay.serving.add(asyncio.ensure_future(replay.serve(reader, writer)))
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
     replay.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield replay
     finally:
         server.close()
+        for task in replay.serving:
+            task.cancel()
+        await asyncio.gather(*replay.serving, return_exceptions=True)

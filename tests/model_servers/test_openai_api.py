@@ -6,6 +6,7 @@ import asyncio
 from contextlib import aclosing
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 
 from comps.core.errors import (
     InvalidRequest,
@@ -18,6 +19,7 @@ from comps.core.errors import (
 )
 from comps.core.generator import collect
 from comps.core.types import Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
+from comps.model_servers.langchain import ChatModelServer, wait_for
 from comps.model_servers.openai_api import OpenAIAPI
 from comps.model_servers.target import Target
 from comps.model_servers.tgi import TGI
@@ -108,7 +110,7 @@ def plain(status: int, body: bytes, **headers: str) -> Reply:
         (recorded("vllm", "err_bad_temperature"), InvalidRequest, "temperature must be non-negative"),
         (recorded("vllm", "err_unknown_model"), Refused, "does not exist"),
         (recorded("tserve", "err_bad_max_tokens"), Refused, "500"),
-        (plain(401, b'{"error":"Unauthorized"}'), Refused, "Unauthorized"),
+        (plain(401, b'{"error":"wrong key sk-123"}'), Refused, "does not accept this service's key$"),
         (plain(422, b'{"detail":"no"}'), InvalidRequest, "no"),
         (plain(503, b"loading"), Unreachable, "loading"),
         (plain(500, b"<html>x</html>"), Refused, "500"),
@@ -119,6 +121,8 @@ def plain(status: int, body: bytes, **headers: str) -> Reply:
         (sse(delta("a"), {"error": {"message": "out of memory"}}), ModelServerError, "out of memory"),
         (sse(delta("a"), {"error": "out of memory"}), ModelServerError, "out of memory"),
         (sse(delta("a")), ModelServerError, "broke off"),
+        (sse({"choices": "none"}), ModelServerError, "makes no sense"),
+        (sse(delta("a", "stop"), {"choices": [], "usage": {"tokens": 5}}), ModelServerError, "makes no sense"),
         (sse(delta("a"), b"data: [DONE]\n\n"), ModelServerError, "broke off"),
         (Reply([b"data: "], break_off=True), ModelServerError, "broke"),
     ],
@@ -157,6 +161,35 @@ async def test_it_is_described_by_its_own_list_of_models(ending: str) -> None:
         await alias.aclose()
     assert (info.name, info.context_window) == ("tiny-llama", 1024)
     assert len(replay.asked) == 2
+
+
+@pytest.mark.parametrize("body", [b'{"data": null}', b'{"data": ["x"]}', b"[]", b"<html>"])
+async def test_a_list_of_models_that_is_none_is_an_error_of_ours(body: bytes) -> None:
+    async with replaying({"/v1/models": plain(200, body)}) as replay:
+        server = VLLM("m", replay.url)
+        with pytest.raises(ModelServerError, match="makes no sense"):
+            await server.describe()
+        await server.aclose()
+
+
+async def test_a_finish_reason_that_is_none_does_not_reach_a_header() -> None:
+    assert (await answer(sse(delta("a", "stop\r\nX-Evil: 1")))).reason == "unknown"
+
+
+def test_a_url_with_a_password_is_refused_without_showing_it() -> None:
+    with pytest.raises(SettingsError, match="LLM_API_KEY") as caught:
+        VLLM.open(Target("m", "http://user:hunter2@127.0.0.1:9"))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_langchain_model_over_it_can_be_invoked_synchronously_again_and_again() -> None:
+    with start_blocking_portal() as portal:
+        replies = {CHAT: sse(delta("a", "stop"))}
+        with portal.wrap_async_context_manager(replaying(replies)) as replay:
+            server = VLLM("m", replay.url)
+            model = ChatModelServer(server=server)
+            assert [model.invoke("?").content for _ in range(3)] == ["a", "a", "a"]
+            wait_for(server.aclose())
 
 
 async def test_closing_an_answer_closes_the_connection() -> None:

@@ -17,6 +17,7 @@ import pytest
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, PromptTooLong, SettingsError, Unreachable
 from comps.core.generator import collect
 from comps.core.types import Event, Message, Prompt, Sampling, TextDelta
+from comps.model_servers.engine import EngineProcess
 from comps.model_servers.model_files import BUNDLED_MODEL, find_model
 from comps.model_servers.openvino import OpenVINO
 from comps.model_servers.openvino_engine import Engine, context_window
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.xdist_group("engine")
 
 STORY: Prompt = (Message("user", "Tell me a story about a lighthouse."),)
 LONG: Prompt = (Message("user", "The quick brown fox jumps over the lazy dog. " * 400),)
+MODEL = find_model(BUNDLED_MODEL)
 GREEDY = Sampling(max_tokens=24, temperature=0.0)
 
 
@@ -120,7 +122,7 @@ async def test_content_that_is_not_text_is_refused_by_name(engine: OpenVINO) -> 
 @pytest.fixture(scope="module")
 def bare() -> Engine:
     """The engine without its process, to look at its steps."""
-    return Engine(find_model(BUNDLED_MODEL), "CPU")
+    return Engine(MODEL, "CPU")
 
 
 def generate(number: int, **sampling: object) -> dict[str, object]:
@@ -207,6 +209,46 @@ async def test_when_its_process_dies_answers_break_off_and_it_is_started_again()
         assert await text_of(engine, GREEDY)
     finally:
         await engine.aclose()
+
+
+async def test_a_load_that_was_given_up_can_be_done_again() -> None:
+    engine = OpenVINO(BUNDLED_MODEL)
+    try:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(engine.load(), 0.7)
+        await engine.load()
+        assert await text_of(engine, GREEDY)
+    finally:
+        await engine.aclose()
+
+
+async def test_a_reload_that_failed_is_tried_again_by_whoever_asks_next(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.symlink_to(MODEL)
+    engine = OpenVINO(str(model))
+    await engine.load()
+    try:
+        assert engine.pid
+        os.kill(engine.pid, signal.SIGKILL)
+        model.unlink()
+        with pytest.raises(ModelServerError, match="has ended"):
+            await text_of(engine, GREEDY)
+        with pytest.raises(SettingsError):
+            await engine.load()
+        model.symlink_to(MODEL)
+        with pytest.raises(Unreachable, match="started again"):
+            await engine.describe()
+        await engine.load()
+        assert await text_of(engine, GREEDY)
+    finally:
+        await engine.aclose()
+
+
+async def test_a_process_that_talks_nonsense_is_ended_and_keeps_nobody_waiting() -> None:
+    process = await asyncio.to_thread(EngineProcess, "this")  # A module that prints a poem.
+    with pytest.raises(Unreachable):
+        await asyncio.wait_for(anext(process.ask({"count": "x"})), 30)
+    await asyncio.to_thread(process.close)
 
 
 def test_one_engine_serves_several_event_loops(engine: OpenVINO) -> None:
