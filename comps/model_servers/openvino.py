@@ -46,8 +46,8 @@ class OpenVINO:
     def open(cls, target: Target) -> OpenVINO:
         if target.endpoint:
             raise SettingsError(
-                f"model_server_endpoint = {target.endpoint}: openvino runs the model here and takes no endpoint; "
-                f"model_server says which kind of server that is: vllm, tgi or openai_api"
+                "model_server_endpoint (LLM_MODEL_SERVER_ENDPOINT): openvino takes no endpoint, it runs the model; "
+                "model_server (MODEL_SERVER) says which kind of server that is: vllm, tgi or openai_api"
             )
         return cls(target.model_name, target.device)
 

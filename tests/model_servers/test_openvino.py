@@ -253,3 +253,28 @@ async def test_a_process_that_talks_nonsense_is_ended_and_keeps_nobody_waiting()
 
 def test_one_engine_serves_several_event_loops(engine: OpenVINO) -> None:
     assert len({asyncio.run(text_of(engine, GREEDY)) for _ in range(2)}) == 1
+
+
+CONVERT = """
+import sys, openvino_genai
+model, keep = sys.argv[1], {"enable_save_ov_model": True}
+openvino_genai.Tokenizer(model, **keep)
+openvino_genai.ContinuousBatchingPipeline(model, openvino_genai.SchedulerConfig(), "CPU", keep)
+"""
+
+
+async def test_a_folder_in_openvinos_own_format_is_served_with_the_window_of_its_configuration(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").symlink_to(MODEL)
+    convert = [sys.executable, "-c", CONVERT, str(tmp_path / "model.gguf")]
+    await asyncio.to_thread(subprocess.run, convert, check=True, timeout=120)
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 60}')
+    engine = OpenVINO(str(tmp_path))
+    await engine.load()
+    try:
+        assert (await engine.describe()).context_window == 60
+        answer = await collect(engine.generate((Message("user", "What is the capital of France?"),), Sampling(), {}))
+        assert "Paris" in answer.text
+        with pytest.raises(PromptTooLong):
+            await text_of(engine, GREEDY, LONG)
+    finally:
+        await engine.aclose()
