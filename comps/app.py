@@ -160,7 +160,7 @@ class _House:
                 self.generator,
                 admission,
                 self.telemetry,
-                max_body=int(self.settings.microservice.max_body_mb * MEGABYTE),
+                max_body=self.settings.microservice.max_body_mb * MEGABYTE,
                 strict=self.settings.dialects.strict,
             )
             app.router.routes.append(Route(desk.path, handler, methods=["POST"]))

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 from statistics import fmean
 
@@ -110,7 +111,7 @@ class Telemetry:
 def _percentile(values: deque[float], share: float) -> float | None:
     """The smallest of the values that `share` of them do not exceed."""
     ordered = sorted(values)
-    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)] if ordered else None
+    return ordered[ceil(share * len(ordered)) - 1] if ordered else None
 
 
 def start_log(level: str, path: str) -> None:

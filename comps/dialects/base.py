@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import orjson
@@ -102,14 +103,14 @@ class Dialect:
     switches: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Desk:
     """All that is read on one path: the calls of the enabled dialects, in their order."""
 
     path: str
     dialects: Sequence[Dialect]
 
-    @property
+    @cached_property
     def calls(self) -> list[tuple[type[Call], Any]]:
         """Every kind of body read here, with the switches of its dialect."""
         return [(call, dialect.switches) for dialect in self.dialects for call in dialect.calls.get(self.path, ())]

@@ -66,19 +66,19 @@ async def chat_chunks(
     """OpenAI's `chat.completion.chunk`s and `[DONE]`: a piece of text each, then the finish reason, then the usage."""
     head = {"id": f"chatcmpl-{stamp.id}", "object": "chat.completion.chunk", "created": stamp.created}
     constant = orjson.dumps({**head, "model": stamp.model})[:-1]
-    first_delta, delta = b'{"role":"assistant","content":', b'{"content":'
     opening, closing = constant + b',"choices":[{"index":0,"delta":', b'},"logprobs":null,"finish_reason":null}]}\n\n'
+    first = b"data: " + opening + b'{"role":"assistant","content":'
+    later = b"data: " + opening + b'{"content":'
     usage: Usage | None = None
-    for_text = b"data: " + opening + first_delta
+    before_text = first
     async for event in events:
         if isinstance(event, TextDelta):
             further = b"," + orjson.dumps(event.extra)[1:-1] if event.extra else b""
-            yield for_text + orjson.dumps(event.text) + further + closing
-            for_text = b"data: " + opening + delta
+            yield before_text + orjson.dumps(event.text) + further + closing
+            before_text = later
         else:
             usage = event.usage
-            end = b'{},"logprobs":null,"finish_reason":' + orjson.dumps(event.reason) + b"}]}"
-            yield sse(opening + end)
+            yield sse(opening + b'{},"logprobs":null,"finish_reason":' + orjson.dumps(event.reason) + b"}]}")
     if include_usage:
         yield sse(constant + b',"choices":[],"usage":' + orjson.dumps(usage_object(usage)) + b"}")
     yield DONE
