@@ -17,9 +17,10 @@ from comps.core.errors import (
     Unreachable,
 )
 from comps.core.generator import TextGenerator, collect
-from comps.core.ports import CountsTokens, Loads, ModelServer
+from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
 from comps.core.types import (
     Document,
+    Embeddings,
     Event,
     Finished,
     Generation,
@@ -36,6 +37,8 @@ __all__ = [
     "BodyTooLarge",
     "CountsTokens",
     "Document",
+    "Embeddings",
+    "Embeds",
     "Event",
     "Finished",
     "Generation",

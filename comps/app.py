@@ -26,7 +26,7 @@ from comps.dialects.base import Desk, Dialect, House
 from comps.dialects.opea import Switches
 from comps.handler import Handler, status_of
 from comps.model_servers import MODEL_SERVERS, open_model_server, through_framework
-from comps.model_servers.target import Target
+from comps.model_servers.target import Access, Target
 from comps.openapi import describe_bodies
 from comps.settings import Settings, load_settings
 from comps.telemetry import Telemetry, log
@@ -45,8 +45,7 @@ def open_server(settings: Settings) -> ModelServer:
     target = Target(
         model.model_name,
         model.model_server_endpoint,
-        api_key=model.api_key.get_secret_value(),
-        verify=not model.tls_skip_verify,
+        Access(api_key=model.api_key.get_secret_value(), verify=not model.tls_skip_verify),
         device=model.device,
     )
     return open_model_server(model.model_server, target)

@@ -5,10 +5,10 @@ A model server is one required protocol; further abilities are protocols of thei
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from comps.core.types import JSON, Event, ModelInfo, Prompt, Sampling
+from comps.core.types import JSON, Embeddings, Event, ModelInfo, Prompt, Sampling
 
 
 class ModelServer(Protocol):
@@ -56,4 +56,18 @@ class CountsTokens(Protocol):
 
     async def count_tokens(self, text: str) -> int:
         """The tokens of `text`, without special tokens."""
+        ...
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """A model server that can turn texts into vectors."""
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """One vector for each of `texts`, in their order.
+
+        Raises:
+            InvalidRequest: A text cannot be served (`PromptTooLong` for the window).
+            ModelServerError: The model server failed, or its model makes no embeddings.
+        """
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -108,6 +108,15 @@ class Generation:
     text: str
     reason: str
     usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Texts as vectors, all of one length."""
+
+    vectors: tuple[Sequence[float], ...]
+    prompt_tokens: int | None = None
+    """Tokens of all the texts together; None if the model server does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ class OpenAIAPI:
             )
         if "@" in target.endpoint:
             raise SettingsError("model_server_endpoint: no user or password in the URL; a key goes into LLM_API_KEY")
-        return cls(target.model_name, target.endpoint, api_key=target.api_key, verify=target.verify)
+        return cls(target.model_name, target.endpoint, api_key=target.access.api_key, verify=target.access.verify)
 
     async def describe(self) -> ModelInfo:
         if self._info is None or time.monotonic() - self._described > _FRESH_SECONDS:

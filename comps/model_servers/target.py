@@ -2,7 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from comps.core.types import JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a model server is reached over HTTP: credentials, TLS and patience. Times are in seconds."""
+
+    api_key: str = field(default="", repr=False)
+    """Sent as a bearer token."""
+    token_url: str = ""
+    """Where `client_id` and `client_secret` are changed for a bearer token (OAuth 2.0, RFC 6749, 4.4)."""
+    client_id: str = ""
+    client_secret: str = field(default="", repr=False)
+    verify: bool = True
+    """Whether the server's TLS certificate is checked."""
+    ca_file: str = ""
+    """A PEM file of certificate authorities to trust instead of the system's."""
+    client_certificate: str = ""
+    """A PEM file with this service's own certificate, and its key unless that is in `client_key`."""
+    client_key: str = ""
+    connect_seconds: float = 10.0
+    first_token_seconds: float = 300.0
+    """From the request to the first piece of the answer; 0: no limit."""
+    between_tokens_seconds: float = 120.0
+    """From one piece of the answer to the next; 0: no limit."""
+    total_seconds: float = 0.0
+    """From the request to the end of the answer; 0: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,8 +41,10 @@ class Target:
     model_name: str
     endpoint: str = ""
     """A URL for a server, a file for `scripted`, empty for a model in this service."""
-    api_key: str = field(default="", repr=False)
-    verify: bool = True
-    """Whether a server's TLS certificate is checked."""
+    access: Access = Access()
+    context_window: int | None = None
+    """In tokens, prompt and answer together; None asks the model server."""
     device: str = "CPU"
     """For an embedded engine: the device as the engine names it."""
+    engine: Mapping[str, JSON] = field(default_factory=dict)
+    """Settings that are the engine's own, under the engine's names: `n_ctx`, `device_map`, `torch_dtype` …"""

@@ -21,7 +21,7 @@ from comps.core.generator import collect
 from comps.core.types import Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.langchain import ChatModelServer, wait_for
 from comps.model_servers.openai_api import OpenAIAPI
-from comps.model_servers.target import Target
+from comps.model_servers.target import Access, Target
 from comps.model_servers.tgi import TGI
 from comps.model_servers.vllm import VLLM
 from tests.model_servers.replay import Reply, recorded, replaying, sse
@@ -236,4 +236,4 @@ def test_without_an_endpoint_it_says_which_setting_is_missing() -> None:
 
 
 def test_a_target_does_not_show_its_key() -> None:
-    assert "secret" not in repr(Target("m", api_key="secret"))
+    assert "secret" not in repr(Target("m", access=Access(api_key="secret")))
