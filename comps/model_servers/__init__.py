@@ -16,6 +16,9 @@ MODEL_SERVERS = {
 }
 """Kinds by name: `module:Class`, where `Class.open(target)` makes a `ModelServer`, which loads nothing yet."""
 
+WITHOUT_ENGINE_SETTINGS = frozenset(("openvino", "vllm", "tgi", "openai_api", "scripted"))
+"""The kinds that read nothing of `Target.engine`: for these, a setting that the house does not know is a mistake."""
+
 FRAMEWORKS = ("langchain", "native")
 
 
