@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -91,6 +91,11 @@ def _open_replicas(served: Served) -> list[ModelServer]:
         ]
     except SettingsError as error:
         raise SettingsError(f"[{served.section}] {error}") from None
+
+
+def replicas_of(generator: TextGenerator) -> Sequence[ModelServer]:
+    """The model servers that answer for a model."""
+    return generator.server.servers if isinstance(generator.server, Replicas) else (generator.server,)
 
 
 def make_dialects(settings: Settings) -> list[Dialect]:

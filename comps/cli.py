@@ -17,10 +17,9 @@ from typing import Annotated, Any
 import typer
 import uvicorn
 
-from comps.app import example, make_app, open_models, read_settings
+from comps.app import example, make_app, open_models, read_settings, replicas_of
 from comps.core.errors import LLMError, SettingsError
-from comps.core.generator import TextGenerator
-from comps.core.ports import Loads
+from comps.core.ports import Loads, ModelServer
 from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
 from comps.settings import Settings
 from comps.telemetry import start_log
@@ -151,7 +150,9 @@ def ask(
 async def _ask(settings: Settings, request: GenerationRequest) -> None:
     generator = open_models(settings).named(request.model)
     try:
-        await _load(settings, generator)
+        if isinstance(generator.server, Loads):
+            _say(f"Loading {_model(settings, generator.model)} …")
+        await generator.load()
         async with aclosing(generator.generate(request)) as events:
             async for event in events:
                 match event:
@@ -163,12 +164,6 @@ async def _ask(settings: Settings, request: GenerationRequest) -> None:
                             _say(f"[cut short: {reason}; --max-tokens allows more]")
     finally:
         await generator.server.aclose()
-
-
-async def _load(settings: Settings, generator: TextGenerator) -> None:
-    if isinstance(generator.server, Loads):
-        _say(f"Loading {_model(settings, generator.model)} …")
-    await generator.load()
 
 
 @cli.command()
@@ -184,33 +179,31 @@ def check(config: ConfigFile = None) -> None:
 
 
 async def _check(settings: Settings) -> None:
+    """Tell who answers for each model; of a model with replicas, for each replica."""
     failures: list[LLMError] = []
-    for generator in open_models(settings):
+    asked = [(generator, server) for generator in open_models(settings) for server in replicas_of(generator)]
+    for generator, server in asked:
+        kind = settings.models[generator.model].model.model_server
+        head = f"model server of {generator.model}: {kind}" if len(asked) > 1 else f"model server: {kind}"
         try:
-            print(await _answering(settings, generator))
+            print(f"{head} answers with {await _described(settings, generator.model, server)}")
         except LLMError as error:
             failures.append(error)
-            if len(settings.models) > 1:
-                print(
-                    f"model server of {generator.model}: {settings.models[generator.model].model.model_server}: {error}"
-                )
-    if len(settings.models) > 1 and failures:
-        raise LLMError(f"{len(failures)} of {len(settings.models)} models do not answer; see above")
+            if len(asked) > 1:
+                print(f"{head} does not answer: {error}")
+        finally:
+            await server.aclose()
     if failures:
-        raise failures[0]
+        raise LLMError(f"{len(failures)} of {len(asked)} do not answer; see above") if len(asked) > 1 else failures[0]
 
 
-async def _answering(settings: Settings, generator: TextGenerator) -> str:
-    """Who answers for a model."""
-    try:
-        await _load(settings, generator)
-        info = await generator.server.describe()
-    finally:
-        await generator.server.aclose()
+async def _described(settings: Settings, model: str, server: ModelServer) -> str:
+    if isinstance(server, Loads):
+        _say(f"Loading {_model(settings, model)} …")
+        await server.load()
+    info = await server.describe()
     window = f"{info.context_window} tokens" if info.context_window else "of unknown size"
-    of = f" of {generator.model}" if len(settings.models) > 1 else ""
-    kind = settings.models[generator.model].model.model_server
-    return f"model server{of}: {kind} answers with {info.name}, context window {window}"
+    return f"{info.name}, context window {window}"
 
 
 def _read(path: Path) -> str:

@@ -298,9 +298,22 @@ def test_check_fails_if_one_of_several_models_does_not_answer_and_still_reports_
     done = command("check", cwd=tmp_path)
     assert done.returncode == 1
     first, second = done.stdout.splitlines()[-2:]
-    assert first.startswith("model server of one: openai_api: ")
+    assert first.startswith("model server of one: openai_api does not answer: ")
     assert second.startswith("model server of two: scripted answers with two")
-    assert done.stderr.splitlines()[-1] == "opea-llm: 1 of 2 models do not answer; see above"
+    assert done.stderr.splitlines()[-1] == "opea-llm: 1 of 2 do not answer; see above"
+
+
+def test_check_reports_every_replica() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with serving(MODEL_SERVER="scripted", LLM_NAME="demo") as service:
+        endpoints = f"http://127.0.0.1:{service.port},http://127.0.0.1:{port}"
+        environment = {"MODEL_SERVER": "openai_api", "LLM_NAME": "demo", "LLM_MODEL_SERVER_ENDPOINT": endpoints}
+        done = command("check", environment=environment)
+    assert done.returncode == 1
+    first, second = done.stdout.splitlines()[-2:]
+    assert first.startswith("model server of demo: openai_api answers with demo")
+    assert second.startswith("model server of demo: openai_api does not answer")
 
 
 def test_ask_asks_the_model_that_is_named(tmp_path: Path, answers: str) -> None:

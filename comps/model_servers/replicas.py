@@ -72,6 +72,7 @@ class Replicas:
     """
 
     def __init__(self, servers: Sequence[ModelServer], clock: Callable[[], float] = time.monotonic) -> None:
+        self.servers = tuple(servers)
         self._replicas = [_Replica(number, server) for number, server in enumerate(servers, 1)]
         self._clock = clock
         self._turns = count(1)

@@ -313,6 +313,19 @@ async def test_if_all_are_set_aside_the_one_whose_time_comes_first_is_tried() ->
     assert [one.times for one in house.each] == [before[0], before[1], before[2] + 1]
 
 
+async def test_failing_before_its_time_sets_nobody_aside_for_longer() -> None:
+    house = House(2)
+    house.each[0].error = house.each[1].error = Unreachable("away")
+    for _ in range(10):
+        with pytest.raises(Unreachable):
+            await house.ask()
+        with pytest.raises(Unreachable):
+            await house.all.describe()
+    house.each[0].error = house.each[1].error = None
+    house.clock.now += 1
+    assert sorted([await house.ask(), await house.ask()]) == ["a", "b"]
+
+
 async def test_a_request_tries_no_more_than_one_that_is_set_aside() -> None:
     house = House(4)
     for replica in house.each:
