@@ -23,7 +23,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer's own reaches a test, and nothing that a test starts looks for a network."""
     for name in list(os.environ):
         setting = name.partition("__")[0].removesuffix("_FILE")
-        if {name, setting} & SETTINGS or name.startswith(OTHERS):
+        if {name, setting} & SETTINGS or name.startswith(OTHERS) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 

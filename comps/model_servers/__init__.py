@@ -11,12 +11,13 @@ MODEL_SERVERS = {
     "openvino": "comps.model_servers.openvino:OpenVINO",
     "vllm": "comps.model_servers.vllm:VLLM",
     "tgi": "comps.model_servers.tgi:TGI",
+    "ray_serve": "comps.model_servers.ray_serve:RayServe",
     "openai_api": "comps.model_servers.openai_api:OpenAIAPI",
     "scripted": "comps.model_servers.scripted:Scripted",
 }
 """Kinds by name: `module:Class`, where `Class.open(target)` makes a `ModelServer`, which loads nothing yet."""
 
-WITHOUT_ENGINE_SETTINGS = frozenset(("openvino", "vllm", "tgi", "openai_api", "scripted"))
+WITHOUT_ENGINE_SETTINGS = frozenset(("openvino", "vllm", "tgi", "ray_serve", "openai_api", "scripted"))
 """The kinds that read nothing of `Target.engine`: for these, a setting that the house does not know is a mistake."""
 
 FRAMEWORKS = ("langchain", "native")
