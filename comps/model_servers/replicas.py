@@ -84,7 +84,7 @@ class Replicas:
                 self.__dict__[ability] = partial(self._ask, ability)
 
     def _with(self, ability: str) -> list[_Replica]:
-        return [replica for replica in self._replicas if hasattr(replica.server, ability)]
+        return [replica for replica in self._replicas if getattr(replica.server, ability, None)]
 
     async def describe(self) -> ModelInfo:
         """What one of the replicas says; see `ModelServer.describe`.

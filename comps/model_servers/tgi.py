@@ -31,6 +31,7 @@ _WARPERS = ("temperature", "top_k", "top_p", "typical_p")
 """Any of these makes the model sample."""
 _OFF: dict[str, float] = {"top_p": 1.0, "typical_p": 1.0}
 """Values that TGI refuses, though they stand for what it does without them."""
+_UNSAID = "unsaid"
 _TOTAL = re.compile(r"must be <= (\d+)\. Given: (\d+) `inputs` tokens and \d+ `max_new_tokens`")
 _INPUT = re.compile(r"`inputs` must have less than (\d+) tokens\. Given: (\d+)")
 _FIELD = re.compile(r"`(\w+)`|type: (?:parameters\.)?(\w+)")
@@ -115,8 +116,7 @@ class TGI(OpenAIAPI):
                 if isinstance(event, Finished):
                     if rest := stops.flush():
                         yield TextDelta(rest)
-                    reason = _REASONS.get(event.reason, event.reason)
-                    yield replace(event, reason="tool_calls" if called and reason == "stop" else reason)
+                    yield replace(event, reason=_chat_reason(event.reason, called))
                     return
                 called = called or "tool_calls" in (event.extra or {})
                 text = stops.push(event.text)
@@ -127,15 +127,23 @@ class TGI(OpenAIAPI):
         yield Finished("stop")
 
     async def stream(self, path: str, body: JSON) -> AsyncGenerator[bytes]:
-        """The events of an answer. TGI's errors are among them, under a status of 200."""
+        """The events of an answer. TGI's errors are among them, under a status of 200, and it does not say how a whole
+        tool call ended, only what it used.
+        """
+        said = False
         try:
             async with aclosing(super().stream(path, body)) as items:
                 async for item in items:
-                    # Within text this would be `\"error\"`.
+                    # Within text these would have backslashes.
                     if b'"error"' in item and (error := orjson.loads(item).get("error")):
                         raise _failure(error_message(error))
+                    said = said or b'"finish_reason":"' in item
+                    if b'"choices":[]' in item and not said:
+                        yield orjson.dumps({"choices": [{"delta": {}, "finish_reason": _UNSAID}]})
                     yield item
         except InvalidRequest as error:
+            if error.field or isinstance(error, PromptTooLong):
+                raise
             raise _refused(str(error)) from None
 
     def _parameters(self, sampling: Sampling) -> dict[str, JSON]:
@@ -228,6 +236,14 @@ def _in_its_words(options: dict[str, JSON]) -> dict[str, JSON]:
     if form.get("type") == "json_schema" and "value" not in form:
         return {**options, "response_format": {"type": "json_schema", "value": form.get("json_schema")}}
     return options
+
+
+def _chat_reason(reason: str, called: bool) -> str:
+    """TGI says `stop` of a tool call or nothing; and nothing of one that is cut off before its name."""
+    if reason == _UNSAID:
+        return "tool_calls" if called else "length"
+    reason = _REASONS.get(reason, reason)
+    return "tool_calls" if called and reason == "stop" else reason
 
 
 def _failure(message: str) -> LLMError:

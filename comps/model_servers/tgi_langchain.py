@@ -24,10 +24,7 @@ class ChatTGI(ChatHuggingFace):
     @classmethod
     def over(cls, server: ModelServer, model: str = "") -> ChatTGI:
         """LangChain's model over `server`, under the name `model`; LangChain's own defaults do not apply."""
-        endpoint = HuggingFaceEndpoint(model=model or "tgi", streaming=True)
-        chat = cls(llm=endpoint)
-        endpoint.client, endpoint.async_client = None, _Client(server)
-        return chat
+        return cls(llm=_Endpoint(model=model or "tgi", streaming=True, async_client=_Client(server)))
 
     def validate_llm(self) -> ChatTGI:  # type: ignore[override]  # A validator of pydantic's.
         """LangChain's own imports langchain-community to look for two classes that are gone from there."""
@@ -47,6 +44,14 @@ class ChatTGI(ChatHuggingFace):
             async with aclosing(chunks):
                 async for chunk in chunks:
                     yield chunk
+
+
+class _Endpoint(HuggingFaceEndpoint):
+    """What ChatHuggingFace looks for its client in."""
+
+    def validate_environment(self) -> _Endpoint:  # type: ignore[override]  # A validator of pydantic's.
+        """LangChain's own makes clients that would go another way, with a token out of the environment."""
+        return self
 
 
 class _Client:

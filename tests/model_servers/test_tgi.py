@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -339,17 +340,17 @@ async def test_text_about_an_error_is_no_error(framework: Framework) -> None:
 
 
 async def test_tools_go_over_the_messages_api(stand_in: StandIn, framework: Framework) -> None:
-    sampling = Sampling(20, 0.5, 1.0, None, None, 1.0, 0.1, 0.3, 7, ("a",))
+    sampling = Sampling(200, 0.5, 1.0, None, None, 1.0, 0.1, 0.3, 7, ("Z",))
     events = await events_of(stand_in, framework, sampling, options={"tools": TOOLS, "tool_choice": "auto", "n": 2})
     (body,) = stand_in.bodies("/v1/chat/completions")
     assert body == {
         "model": "tgi",
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
-        "max_tokens": 20,
+        "max_tokens": 200,
         "temperature": 0.5,
         "frequency_penalty": 0.1,
         "seed": 7,
-        "stop": ["a"],
+        "stop": ["Z"],
         "tools": TOOLS,
         "tool_choice": "auto",
         "stream": True,
@@ -358,7 +359,7 @@ async def test_tools_go_over_the_messages_api(stand_in: StandIn, framework: Fram
     *deltas, end = events
     calls = [delta.extra["tool_calls"][0] for delta in deltas if isinstance(delta, TextDelta) and delta.extra]
     assert calls[0]["function"]["name"] == "weather"
-    assert '"Paris"' in "".join(call["function"]["arguments"] for call in calls)
+    assert json.loads("".join(call["function"]["arguments"] for call in calls)) == {"city": "Paris"}
     assert isinstance(end, Finished)
 
 
@@ -368,6 +369,13 @@ async def test_an_answer_with_tool_calls_ends_so(stand_in: StandIn, framework: F
     assert end.reason == "tool_calls"
     assert end.usage
     assert end.usage.completion_tokens > 10
+
+
+async def test_tool_calls_that_are_cut_off_end_so(stand_in: StandIn, framework: Framework) -> None:
+    for tokens in (3, 30):
+        *_, end = await events_of(stand_in, framework, Sampling(tokens, 0.0), options={"tools": TOOLS})
+        assert isinstance(end, Finished)
+        assert (end.reason, end.usage and end.usage.completion_tokens) == ("length", tokens)
 
 
 async def test_a_temperature_of_zero_is_greedy_there_too(stand_in: StandIn, framework: Framework) -> None:

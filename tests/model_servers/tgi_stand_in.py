@@ -26,6 +26,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
+# LangChain's package reads files when it is imported, which is not to happen while an event loop runs.
+import comps.model_servers.tgi_langchain  # noqa: F401
+
 SCHEMA = Path(__file__).parent / "traffic" / "tgi" / "openapi.json"
 BOS, EOS = "<s>", "</s>"
 ANSWER = "".join(f" word{n}" for n in range(25))
@@ -174,6 +177,7 @@ class StandIn:
         """The body, refused with a plain text if it cannot be deserialized."""
         body = await request.json()
         self.asked.append((request.path, body))
+        body = spelled_out(body)
         for error in validator(schema).iter_errors(body):
             if error.validator in ("type", "required", "minimum", "oneOf", "anyOf"):
                 path = ".".join(str(part) for part in error.absolute_path)
@@ -354,21 +358,21 @@ class StandIn:
     async def _chat_chunks(
         self, body: Any, generation: AsyncGenerator[dict[str, Any]], calling: bool
     ) -> AsyncGenerator[dict[str, Any]]:
-        name: str | None = body["tools"][0]["function"]["name"] if calling else None
+        call = ToolCall() if calling else None
         async for event in generation:
             token, details = event["token"], event["details"]
-            text = token["text"]
-            delta: dict[str, Any] = {"role": "assistant", "content": "" if token["special"] else text}
-            if calling and not token["special"]:
-                function = {"name": name, "arguments": text}
-                call = {"index": 0, "id": "0", "type": "function", "function": function}
-                delta, name = {"role": "assistant", "tool_calls": [call]}, None
+            delta: dict[str, Any] | None
+            if call:
+                delta = call.push(token["text"])
+            else:
+                delta = {"role": "assistant", "content": "" if token["special"] else token["text"]}
             logprobs = None
             if body.get("logprobs"):
-                logprobs = {"content": [{"token": text, "logprob": token["logprob"], "top_logprobs": []}]}
+                logprobs = {"content": [{"token": token["text"], "logprob": token["logprob"], "top_logprobs": []}]}
             reason = chat_reason(details) if details else None
             choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-            yield {**self._stamp(), "choices": [choice], "usage": None}
+            if delta:
+                yield {**self._stamp(), "choices": [choice], "usage": None}
             if details and (body.get("stream_options") or {}).get("include_usage"):
                 yield {**self._stamp(), "choices": [], "usage": usage(details)}
 
@@ -394,6 +398,39 @@ class StandIn:
         except TGIError as error:
             return self._json("ErrorResponse", error.document, error.status)
         return response
+
+
+class ToolCall:
+    """What the router makes of generated JSON, `{"function": {"_name": …, …}}`: nothing before the name is known, then
+    the arguments, and behind them nothing again, not even how it ended."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.buffering = True
+
+    def push(self, piece: str) -> dict[str, Any] | None:
+        self.text += piece
+        name = None
+        if self.buffering:
+            name = called_name(self.text.rstrip(" \n\t,}") + "}}")
+            if name is None:
+                return None
+            self.buffering, piece = False, "{"
+        elif called_name(self.text):
+            self.buffering, piece = True, piece.rstrip().removesuffix("}")
+        function = {"name": name, "arguments": piece}
+        return {
+            "role": "assistant",
+            "tool_calls": [{"index": 0, "id": "0", "type": "function", "function": function}],
+        }
+
+
+def called_name(text: str) -> str | None:
+    try:
+        name: str = json.loads(text)["function"]["_name"]
+    except (ValueError, KeyError):
+        return None
+    return name
 
 
 def chat_parameters(body: Any) -> dict[str, Any]:
@@ -435,7 +472,8 @@ def tokenizer() -> Tokenizer:
     trainer = BpeTrainer(
         vocab_size=500, special_tokens=[BOS, EOS], initial_alphabet=ByteLevel.alphabet(), show_progress=False
     )
-    made.train_from_iterator([ANSWER, "What is Deep Learning? The capital of France is Paris."], trainer)
+    # As in a real vocabulary, `",` is one token: the router counts on that in a tool call.
+    made.train_from_iterator([ANSWER, "The capital of France is Paris.", '{"a": "b", "c": "d"}' * 3], trainer)
     made.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, made.token_to_id(BOS))])
     return made
 
@@ -462,9 +500,31 @@ def document() -> Any:
         if not isinstance(node, dict):
             return node
         rest = {name: rewritten(value) for name, value in node.items() if name not in ("nullable", "discriminator")}
-        return {"anyOf": [rest, {"type": "null"}]} if node.get("nullable") is True else rest
+        if node.get("nullable") is not True:
+            return rest
+        if "type" in rest:
+            return {**rest, "type": [rest["type"], "null"]}
+        return {"anyOf": [rest, {"type": "null"}]}
 
-    return rewritten(json.loads(SCHEMA.read_text("utf-8")))
+    made = rewritten(json.loads(SCHEMA.read_text("utf-8")))
+    parameters = made["components"]["schemas"]["GenerateParameters"]["properties"]
+    for name in ("seed", "frequency_penalty"):  # The router takes 0 and -2 as well.
+        del parameters[name]["exclusiveMinimum"]
+    return made
+
+
+def spelled_out(body: Any) -> Any:
+    """A body with the other names that the router's types have for a field, and the schema has not."""
+    body = json.loads(json.dumps(body))
+    if "max_completion_tokens" in body:
+        body["max_tokens"] = body.pop("max_completion_tokens")
+    for tool in body.get("tools") or ():
+        if "parameters" in tool["function"]:
+            tool["function"]["arguments"] = tool["function"].pop("parameters")
+    for grammar in (body.get("response_format"), (body.get("parameters") or {}).get("grammar")):
+        if grammar and grammar.get("type") == "json_object":
+            grammar["type"] = "json"
+    return body
 
 
 @cache
