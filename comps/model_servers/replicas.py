@@ -47,6 +47,7 @@ class _Replica:
         """It has answered a request."""
         self.failures = 0
         self.aside_until = None
+        self.tried = False
 
     def fails(self, now: float) -> float:
         """Set it aside; returns for how many seconds."""
