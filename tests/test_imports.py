@@ -55,6 +55,7 @@ PACKAGES: dict[str, set[str]] = {
 
 # A vendor's package, and an HTTP client, stays inside its own file.
 VENDORS: dict[str, set[str]] = {
+    "comps.model_servers.chat_openai": {"langchain_core", "langchain_openai", "pydantic"},
     "comps.model_servers.langchain": {"langchain_core", "pydantic"},
     "comps.model_servers.model_files": {"huggingface_hub"},
     "comps.model_servers.http": {"aiohttp", "async_timeout", "orjson"},
@@ -63,7 +64,17 @@ VENDORS: dict[str, set[str]] = {
     "comps.model_servers.openvino_engine": {"numpy", "openvino", "openvino_genai"},
 }
 
-SDKS = {"aiohttp", "langchain", "langchain_core", "openvino", "openvino_genai", "huggingface_hub", "numpy"}
+SDKS = {
+    "aiohttp",
+    "langchain",
+    "langchain_core",
+    "langchain_openai",
+    "openai",
+    "openvino",
+    "openvino_genai",
+    "huggingface_hub",
+    "numpy",
+}
 
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 

@@ -33,4 +33,6 @@ def through_framework(server: ModelServer, framework: str, model: str = "") -> M
         return server
     from comps.model_servers.langchain import ChatModelServer, ThroughLangChain
 
-    return ThroughLangChain(ChatModelServer(server=server, model=model), server)
+    own = getattr(server, "chat_model", None)
+    chat_model = own(model) if own else ChatModelServer(server=server, model=model)
+    return ThroughLangChain(chat_model, server)
