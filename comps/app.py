@@ -25,7 +25,7 @@ from comps.dialects import DIALECTS, open_dialect
 from comps.dialects.base import Desk, Dialect, House
 from comps.dialects.opea import Switches
 from comps.handler import Handler, status_of
-from comps.model_servers import MODEL_SERVERS, open_model_server, through_framework
+from comps.model_servers import model_servers, open_model_server, through_framework
 from comps.model_servers.target import Access, Target
 from comps.openapi import describe_bodies
 from comps.settings import Settings, load_settings
@@ -36,7 +36,7 @@ MEGABYTE = 1_000_000
 
 def read_settings(file: Path | None) -> Settings:
     """The settings, checked against what this house has; see `load_settings`."""
-    return load_settings(file, MODEL_SERVERS, DIALECTS)
+    return load_settings(file, model_servers(), DIALECTS)
 
 
 def open_server(settings: Settings) -> ModelServer:

@@ -57,6 +57,7 @@ PACKAGES: dict[str, set[str]] = {
 VENDORS: dict[str, set[str]] = {
     "comps.model_servers.chat_openai": {"langchain_core", "langchain_openai", "pydantic"},
     "comps.model_servers.langchain": {"langchain_core", "pydantic"},
+    "comps.model_servers.langchain_model": {"langchain_core", "pydantic"},
     "comps.model_servers.model_files": {"huggingface_hub"},
     "comps.model_servers.http": {"aiohttp", "async_timeout", "orjson"},
     "comps.model_servers.oauth": {"aiohttp", "orjson"},

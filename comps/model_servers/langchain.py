@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -68,6 +69,7 @@ _REASONS = {
     "safety": "content_filter",
 }
 """Why an answer ended, in the words of Anthropic, Hugging Face and Google."""
+_WORD = re.compile("[a-z_]{1,40}")
 
 
 class EventChunk(AIMessageChunk):
@@ -243,7 +245,10 @@ class ThroughLangChain:
         ended = False
         async with aclosing(events_of(messages)) as events:
             async for event in events:
-                ended = ended or isinstance(event, Finished)
+                if isinstance(event, Finished):
+                    if not event.reason:
+                        break
+                    ended = True
                 yield event
         if not ended:
             raise ModelServerError("the model server broke off in the middle of the answer")
@@ -288,15 +293,17 @@ def to_langchain(prompt: Prompt) -> list[BaseMessage]:
 async def events_of(messages: AsyncIterator[BaseMessage]) -> AsyncGenerator[Event]:
     """What the pieces of a streamed answer say; closing it closes them.
 
-    Pieces that carry an event are that event. Of any other, the text, the tool calls and `additional_kwargs` are a
-    delta, and why the answer ended comes last, if it is said at all, with the usage.
+    Pieces that carry an event are that event. Of any others, text, reasoning, tool calls, logprobs and
+    `additional_kwargs` are deltas, and the end comes last, with an empty reason if none of them says why.
     """
-    reason: str | None = None
+    reason = ""
     usage: Usage | None = None
+    carried = False
     try:
         async for message in messages:
             if isinstance(message, EventChunk):
                 if message.event:
+                    carried = True
                     yield message.event
                 continue
             if delta := _delta(message):
@@ -305,15 +312,25 @@ async def events_of(messages: AsyncIterator[BaseMessage]) -> AsyncGenerator[Even
             usage = _usage(message) or usage
     finally:
         await messages.aclose()  # type: ignore[attr-defined]  # It is a generator, though declared an iterator.
-    if reason is not None:
+    if not carried:
         yield Finished(reason, usage)
 
 
 def _delta(message: BaseMessage) -> TextDelta | None:
-    extra = dict(message.additional_kwargs)
+    extra = {name: value for name, value in message.additional_kwargs.items() if isinstance(value, str | list | dict)}
+    if thoughts := "".join(str(block.get(block["type"], "")) for block in _blocks(message, "reasoning", "thinking")):
+        extra["reasoning_content"] = thoughts
     if calls := tool_calls_of(message):
         extra["tool_calls"] = calls
-    return TextDelta(message.text, extra=extra or None) if message.text or extra else None
+    if logprobs := message.response_metadata.get("logprobs"):
+        extra["logprobs"] = logprobs
+    text = str(message.text)
+    return TextDelta(text, extra=extra or None) if text or extra else None
+
+
+def _blocks(message: BaseMessage, *kinds: str) -> list[dict[str, Any]]:
+    """The parts of a message that are of one of these types."""
+    return [block for block in message.content if isinstance(block, dict) and block.get("type") in kinds]
 
 
 def _usage_metadata(usage: Usage | None) -> UsageMetadata | None:
@@ -353,7 +370,10 @@ def reason_of(message: BaseMessage) -> str | None:
     """Why the answer ended, in OpenAI's words."""
     metadata = message.response_metadata
     said = next((metadata[key] for key in ("finish_reason", "stop_reason", "done_reason") if metadata.get(key)), None)
-    return None if said is None else _REASONS.get(str(said).lower(), str(said).lower())
+    if said is None:
+        return None
+    word = str(said).lower()
+    return _REASONS.get(word, word) if _WORD.fullmatch(word) else "unknown"
 
 
 def _usage(message: BaseMessage) -> Usage | None:
