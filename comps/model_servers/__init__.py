@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from comps.core.errors import SettingsError
-from comps.core.ports import ModelServer
+from comps.core.ports import ABILITIES, ModelServer
 from comps.model_servers.target import Target
 
 MODEL_SERVERS = {
@@ -21,6 +21,9 @@ MODEL_SERVERS = {
     "scripted": "comps.model_servers.scripted:Scripted",
 }
 """Kinds by name: `module:Class`, where `Class.open(target)` makes a `ModelServer`, which loads nothing yet."""
+
+WITHOUT_ENGINE_SETTINGS = frozenset(("openvino", "vllm", "tgi", "ray_serve", "openai_api", "scripted"))
+"""The kinds that read nothing of `Target.engine`: for these, a setting that the house does not know is a mistake."""
 
 GROUP = "opea_llm.model_servers"
 """The entry points with which a package outside adds a kind."""
@@ -78,7 +81,8 @@ def _package(point: EntryPoint) -> str:
 
 
 def through_framework(server: ModelServer, framework: str, model: str = "") -> ModelServer:
-    """The same model server, reached natively or through LangChain (one of `FRAMEWORKS`), which calls it `model`."""
+    """The same model server, reached natively or through LangChain (one of `FRAMEWORKS`), which calls it `model`; it
+    can do all that it could before."""
     if framework == "native":
         return server
     from comps.model_servers.langchain import ChatModelServer, ThroughLangChain
@@ -87,5 +91,8 @@ def through_framework(server: ModelServer, framework: str, model: str = "") -> M
     if isinstance(server, LangChainModel):  # It is LangChain's in any case.
         return server
     own = getattr(server, "chat_model", None)
-    chat_model = own(model) if own else ChatModelServer(server=server, model=model)
-    return ThroughLangChain(chat_model, server)
+    through = ThroughLangChain(own(model) if own else ChatModelServer(server=server, model=model), server)
+    for ability in ABILITIES:
+        if hasattr(server, ability) and not hasattr(through, ability):
+            setattr(through, ability, getattr(server, ability))
+    return through
