@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -71,7 +71,11 @@ def example(settings: Settings) -> tuple[str, JSON]:
 
 
 def make_app(
-    settings: Settings, server: ModelServer | None = None, on_loaded: Callable[[LLMError | None], None] | None = None
+    settings: Settings,
+    server: ModelServer | None = None,
+    on_loaded: Callable[[LLMError | None], None] | None = None,
+    *,
+    further: Sequence[Dialect] = (),
 ) -> FastAPI:
     """The service.
 
@@ -79,9 +83,10 @@ def make_app(
         settings: All that can be set.
         server: The model server; None opens the one that the settings name.
         on_loaded: Called once the model can answer, or with the reason why it never will.
+        further: Dialects to speak before those that the settings enable.
     """
     server = server or open_server(settings)
-    house = _House(settings, server, make_generator(settings, server), make_dialects(settings))
+    house = _House(settings, server, make_generator(settings, server), [*further, *make_dialects(settings)])
     app = FastAPIOffline(
         title="OPEA LLM microservice",
         version=house.version,
