@@ -46,6 +46,8 @@ from comps.telemetry import start_log  # noqa: E402
 
 WRONG_SETTINGS, FAILED = 2, 1
 """Exit codes."""
+APPLICATION = "llm"
+"""The name that Ray knows it by."""
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """Ray would take a third of the memory for data that tasks share; here they share none."""
 MOST_REQUESTS = 256
@@ -282,7 +284,7 @@ def run(plan: Plan) -> None:
 
         try:
             serve.start(http_options={"host": plan.llm_ray_host, "port": plan.llm_endpoint_port})
-            serve.run(application(plan), name="llm", route_prefix="/")
+            serve.run(application(plan), name=APPLICATION, route_prefix="/")
             for name in (signal.SIGTERM, signal.SIGINT):  # Ray has put its own in the place of ours.
                 signal.signal(name, lambda *_: told.set())
             where = f"{plan.llm_ray_host}:{plan.llm_endpoint_port}"
@@ -292,7 +294,9 @@ def run(plan: Plan) -> None:
             raise LLMError(f"{plan.llm_name} cannot be served: {_reason(error)}") from None
         finally:
             with suppress(Exception):  # Ray may be gone already.
-                serve.shutdown()
+                serve.delete(APPLICATION)
+                if not os.environ.get("RAY_ADDRESS"):  # Others may be served in a cluster that we joined.
+                    serve.shutdown()
             ray.shutdown()
 
 
@@ -300,7 +304,7 @@ def _reason(error: RuntimeError) -> str:
     """Why a deployment failed: the last line of the traceback that Ray keeps of it, or what Ray says."""
     from ray import serve
 
-    deployments = [one for app in serve.status().applications.values() for one in app.deployments.values()]
+    deployments = serve.status().applications[APPLICATION].deployments.values()
     lines = [line for one in deployments for line in one.message.splitlines() if line.strip()]
     return lines[-1].strip() if lines else str(error)
 
