@@ -17,7 +17,6 @@ import uvicorn
 
 from comps.app import make_app, read_settings
 from comps.core.errors import SettingsError
-from comps.model_servers.scripted import Scripted
 from tests.service import PATIENCE, Announced, Service
 
 FOLDER = Path(__file__).parents[2] / "impl" / "model_server" / "ray"
@@ -98,9 +97,11 @@ def test_a_replica_is_set_up_by_the_plan_alone(serve_app: ModuleType, monkeypatc
     monkeypatch.setenv("LLM_MODEL_SERVER_ENDPOINT", "http://the.microservices.own:8008")
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    model = read_settings(Path("/dev/null")).model
-    assert (model.model_server, model.model_name, model.framework) == ("openvino", "some/model", "native")
-    assert model.model_server_endpoint == ""
+    settings = {one.key: one.value for one in read_settings(Path("/dev/null")).listing if one.section == "Model"}
+    assert settings["model_server"] == "openvino"
+    assert settings["model_name"] == "some/model"
+    assert settings["framework"] == "native"
+    assert settings["model_server_endpoint"] == ""
 
 
 def test_a_gaudi_is_asked_for_by_its_resource(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,12 +117,14 @@ def test_a_gpu_may_be_chosen_by_its_type(serve_app: ModuleType, monkeypatch: pyt
     assert "placement_group_config" not in config
 
 
-async def ask(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch, *bodies: Any) -> list[Any]:
-    """What a replica's service answers, over a socket."""
-    monkeypatch.setenv("LLM_NAME", "scripted")
-    monkeypatch.setenv("FRAMEWORK", "native")
-    server = Scripted([["alpha ", "beta"]])
-    app = await asyncio.to_thread(lambda: make_app(read_settings(None), server, further=[serve_app.COMPLETIONS]))
+async def ask(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path, *bodies: Any) -> list[Any]:
+    """What a replica's service answers, over a socket; its model says what is written here."""
+    script = folder / "answers.json"
+    script.write_text(json.dumps([["alpha ", "beta"]]), "utf-8")
+    settings = {"MODEL_SERVER": "scripted", "LLM_NAME": "scripted", "FRAMEWORK": "native"}
+    for name, value in {**settings, "LLM_MODEL_SERVER_ENDPOINT": str(script)}.items():
+        monkeypatch.setenv(name, value)
+    app = await asyncio.to_thread(lambda: make_app(read_settings(None), further=[serve_app.COMPLETIONS]))
     config = uvicorn.Config(app, port=0, host="127.0.0.1", http="httptools", log_config=None, access_log=False)
     running = Announced(config)
     serving = asyncio.ensure_future(running.serve())
@@ -134,8 +137,8 @@ async def ask(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch, *bodies: A
         await asyncio.wait_for(serving, PATIENCE)
 
 
-async def test_a_completion_is_openai_s(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = await ask(serve_app, monkeypatch, {"prompt": "a", "echo": True}, {"prompt": ["a", "b"]})
+async def test_a_completion_is_openai_s(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    one, two = await ask(serve_app, monkeypatch, tmp_path, {"prompt": "a", "echo": True}, {"prompt": ["a", "b"]})
     assert one.json["object"] == "text_completion"
     assert one.json["choices"] == [{"index": 0, "text": "alpha beta", "logprobs": None, "finish_reason": "stop"}]
     assert one.headers["x-ignored-params"] == "echo"
@@ -144,9 +147,11 @@ async def test_a_completion_is_openai_s(serve_app: ModuleType, monkeypatch: pyte
     assert usages[1] == 2 * usages[0] > 0
 
 
-async def test_a_streamed_completion_is_openai_s(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_streamed_completion_is_openai_s(
+    serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     body = {"prompt": "a", "stream": True, "stream_options": {"include_usage": True}}
-    (answer,) = await ask(serve_app, monkeypatch, body)
+    (answer,) = await ask(serve_app, monkeypatch, tmp_path, body)
     items = [chunk.removeprefix(b"data: ").strip() for chunk in answer.chunks]
     assert items.pop() == b"[DONE]"
     *pieces, usage = map(json.loads, items)
@@ -166,8 +171,8 @@ async def test_a_streamed_completion_is_openai_s(serve_app: ModuleType, monkeypa
     ],
 )
 async def test_an_error_is_openai_s(
-    serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch, body: Any, field: str
+    serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: Any, field: str
 ) -> None:
-    (answer,) = await ask(serve_app, monkeypatch, body)
+    (answer,) = await ask(serve_app, monkeypatch, tmp_path, body)
     assert answer.status == 400
     assert answer.json["error"]["param"] == field

@@ -18,6 +18,10 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from comps import Message, Prompt, Sampling, collect
+from comps.model_servers import open_model_server
+from comps.model_servers.target import Target
+
 pytest.importorskip("ray")
 
 APP = Path(__file__).parents[2] / "impl" / "model_server" / "ray" / "serve_app.py"
@@ -117,6 +121,20 @@ def test_a_wrong_field_is_a_400_in_openai_s_form(app: httpx.Client, path: str) -
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
     assert answer.json()["error"]["param"] == "max_tokens"
+
+
+@pytest.mark.parametrize("prompt", ["Deep learning is", (Message("user", "What is Deep Learning?"),)])
+async def test_the_kind_ray_serve_asks_it(app: httpx.Client, prompt: Prompt) -> None:
+    server = open_model_server("ray_serve", Target("SmolLM2-135M-Instruct", str(app.base_url)))
+    try:
+        assert (await server.describe()).context_window == 8192
+        answer = await collect(server.generate(prompt, Sampling(max_tokens=5, temperature=0), {}))
+    finally:
+        await server.aclose()
+    assert answer.text
+    assert answer.reason == "length"
+    assert answer.usage
+    assert answer.usage.completion_tokens == 5
 
 
 def test_liveness_and_an_unknown_path(app: httpx.Client) -> None:

@@ -16,8 +16,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,15 +33,13 @@ from fastapi import FastAPI  # noqa: E402
 from pydantic import Field, ValidationError  # noqa: E402
 from pydantic_settings import BaseSettings, SettingsConfigDict  # noqa: E402
 
-from comps.app import make_app, open_server, read_settings  # noqa: E402
+from comps.app import make_app, read_settings  # noqa: E402
 from comps.core.errors import InvalidRequest, LLMError, SettingsError  # noqa: E402
-from comps.core.ports import Loads  # noqa: E402
 from comps.core.types import JSON, Event, Generation, GenerationRequest, TextDelta, Usage  # noqa: E402
 from comps.dialects import framing  # noqa: E402
 from comps.dialects.base import Dialect  # noqa: E402
 from comps.dialects.framing import Stamp  # noqa: E402
 from comps.dialects.opea import OpeaCall  # noqa: E402
-from comps.settings import Settings  # noqa: E402
 from comps.telemetry import start_log  # noqa: E402
 
 WRONG_SETTINGS, FAILED = 2, 1
@@ -202,16 +200,28 @@ class Replica:
     """One copy of the model, with this project's own service around it. Ray calls it ready once the model is loaded."""
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits it.
+        start_log("INFO", "")
+        loaded: asyncio.Future[LLMError | None] = asyncio.get_running_loop().create_future()
         # A configuration file that lies about is the microservice's, not ours.
-        self._settings: Settings = await asyncio.to_thread(read_settings, Path(os.devnull))
-        start_log(self._settings.logging.log_level, "")
-        self._server = open_server(self._settings)
-        if isinstance(self._server, Loads):
-            await self._server.load()
+        self._app = await asyncio.to_thread(
+            lambda: make_app(read_settings(Path(os.devnull)), on_loaded=loaded.set_result, further=[COMPLETIONS])
+        )
+        opened = AsyncExitStack()
+        await opened.enter_async_context(self._app.router.lifespan_context(self._app))
+        if failed := await loaded:
+            await opened.aclose()
+            raise failed
+
+        @asynccontextmanager
+        async def until_the_end(_: FastAPI) -> AsyncIterator[None]:
+            async with opened:
+                yield
+
+        self._app.router.lifespan_context = until_the_end
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray once the replica is made; its answers are what this application says."""
-        return make_app(self._settings, self._server, further=[COMPLETIONS])
+        return self._app
 
 
 def own_application(plan: Plan) -> Any:
