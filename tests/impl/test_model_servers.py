@@ -36,6 +36,7 @@ SERVICE_KEYS = {
     "group_add": list,
     "deploy": dict,
     "restart": str,
+    "stop_grace_period": str,
     "healthcheck": dict,
 }
 

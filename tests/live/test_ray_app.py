@@ -193,6 +193,20 @@ async def test_load_brings_a_second_replica(app: httpx.Client) -> None:
             await asyncio.gather(*asking, return_exceptions=True)
 
 
+def test_told_to_stop_it_ends_what_is_under_way_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    port = free_port()
+    process = start(tmp_path, port)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client:
+        until("Ray says that it serves", lambda: _serves(tmp_path, process))
+        with client.stream("POST", CHAT, json={**LONG, "max_tokens": 40, "stream": True}) as answer:
+            lines = answer.iter_lines()
+            assert next(lines)
+            process.send_signal(signal.SIGTERM)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert process.wait(PATIENCE) == 0
+        until("the engine has ended", lambda: not engines(client))
+
+
 def test_a_model_that_is_not_there_ends_it_with_the_reason(tmp_path: Path) -> None:
     process = start(tmp_path, free_port(), LLM_NAME="/nowhere/model.gguf")
     assert process.wait(PATIENCE) == 1

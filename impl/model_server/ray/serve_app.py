@@ -70,6 +70,8 @@ class Plan(BaseSettings):
     """Answers under way at once in a replica, on average, beyond which there is another one."""
     llm_ray_upscale_seconds: float = Field(default=10, ge=0)
     llm_ray_downscale_seconds: float = Field(default=300, ge=0)
+    llm_ray_drain_seconds: float = Field(default=30, ge=0, le=50)
+    """How long answers under way may take to end at shutdown; Ray itself waits for 60."""
     llm_ray_cpus: float = Field(default=1, gt=0)
     """Cores that a replica takes from Ray's count of them."""
     llm_ray_accelerator_type: str | None = None
@@ -233,6 +235,7 @@ def own_application(plan: Plan) -> Any:
         autoscaling_config=plan.autoscaling,
         max_ongoing_requests=MOST_REQUESTS,
         max_constructor_retry_count=1,
+        graceful_shutdown_timeout_s=plan.llm_ray_drain_seconds,
         ray_actor_options={
             "num_cpus": plan.llm_ray_cpus,
             "runtime_env": {"env_vars": {**plan.environment, "PYTHONPATH": f"{HERE}:{ROOT}"}},
@@ -256,7 +259,11 @@ def vllm_config(plan: Plan) -> dict[str, Any]:
     """
     config: dict[str, Any] = {
         "model_loading_config": {"model_id": plan.llm_name, "model_source": plan.llm_name},
-        "deployment_config": {"autoscaling_config": plan.autoscaling, "max_ongoing_requests": MOST_REQUESTS},
+        "deployment_config": {
+            "autoscaling_config": plan.autoscaling,
+            "max_ongoing_requests": MOST_REQUESTS,
+            "graceful_shutdown_timeout_s": plan.llm_ray_drain_seconds,
+        },
         "engine_kwargs": {
             "tensor_parallel_size": plan.vllm_tp_size,
             "dtype": plan.vllm_dtype,
