@@ -9,6 +9,8 @@ from comps.model_servers.target import Target
 
 MODEL_SERVERS = {
     "openvino": "comps.model_servers.openvino:OpenVINO",
+    "llama_cpp": "comps.model_servers.llama_cpp:LlamaCpp",
+    "transformers": "comps.model_servers.transformers:Transformers",
     "vllm": "comps.model_servers.vllm:VLLM",
     "tgi": "comps.model_servers.tgi:TGI",
     "openai_api": "comps.model_servers.openai_api:OpenAIAPI",
