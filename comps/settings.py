@@ -104,7 +104,7 @@ class Model(Section):
 
     model_name: str = _key(
         "SmolLM2-135M-Instruct",
-        "the model's name; for openvino also a path, or a Hugging Face repository",
+        "the model's name; for one that runs here also a path, or a Hugging Face repository",
         "LLM_NAME",
         "LLM_MODEL_NAME",
         "LLM_MODEL_ID",
@@ -116,13 +116,13 @@ class Model(Section):
     ] = _key("langchain", "langchain or native: how the model server is reached", "FRAMEWORK", "LLM_CONNECTOR")
     model_server: Annotated[str, BeforeValidator(_lowered)] = _key(
         "openvino",
-        "what runs the model: openvino, vllm, tgi, openai_api or scripted",
+        "what runs the model: openvino, llama_cpp, transformers, vllm, tgi, ray_serve, openai_api or scripted",
         "MODEL_SERVER",
         "LLM_MODEL_SERVER",
     )
     model_server_endpoint: str = _key(
         "",
-        "the model server's URL; for scripted, a file of answers; for openvino, empty",
+        "the model server's URL; for scripted, a file of answers; empty where the model runs here",
         "LLM_MODEL_SERVER_ENDPOINT",
         "LLM_ENDPOINT",
     )
@@ -130,7 +130,7 @@ class Model(Section):
         SecretStr(""), "the model server's key; never in this file", "LLM_API_KEY", "LLM_VLLM_API_KEY", "OPENAI_API_KEY"
     )
     tls_skip_verify: bool = _key(False, "do not check the model server's certificate", "LLM_TLS_SKIP_VERIFY")
-    device: str = _key("CPU", "for openvino: CPU, GPU or NPU", "LLM_DEVICE", min_length=1)
+    device: str = _key("CPU", "where the model runs here: CPU, GPU or NPU", "LLM_DEVICE", min_length=1)
 
 
 class Dialects(Section):

@@ -57,11 +57,26 @@ PACKAGES: dict[str, set[str]] = {
 VENDORS: dict[str, set[str]] = {
     "comps.model_servers.langchain": {"langchain_core", "pydantic"},
     "comps.model_servers.model_files": {"huggingface_hub"},
-    "comps.model_servers.openai_api": {"aiohttp", "orjson"},
+    "comps.model_servers.http": {"aiohttp", "async_timeout", "orjson"},
+    "comps.model_servers.oauth": {"aiohttp", "orjson"},
+    "comps.model_servers.openai_api": {"orjson"},
+    "comps.model_servers.llama_cpp_engine": {"jinja2", "llama_cpp", "numpy"},
     "comps.model_servers.openvino_engine": {"numpy", "openvino", "openvino_genai"},
+    "comps.model_servers.transformers_engine": {"jinja2", "torch", "transformers"},
 }
 
-SDKS = {"aiohttp", "langchain", "langchain_core", "openvino", "openvino_genai", "huggingface_hub", "numpy"}
+SDKS = {
+    "aiohttp",
+    "langchain",
+    "langchain_core",
+    "openvino",
+    "openvino_genai",
+    "huggingface_hub",
+    "numpy",
+    "llama_cpp",
+    "torch",
+    "transformers",
+}
 
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 

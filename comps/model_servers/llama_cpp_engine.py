@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 
 import llama_cpp
 import numpy
+from jinja2 import TemplateError
 from llama_cpp import llama_chat_format
 from llama_cpp import llama_cpp as api
 
@@ -485,7 +486,7 @@ def _chat_template(llama: Any, name: JSON) -> Callable[[list[dict[str, str]]], R
     def render(messages: list[dict[str, str]]) -> Rendered:
         try:
             return str(formatter(messages=messages).prompt), [], False
-        except ValueError as error:  # The template itself says what it does not take.
+        except (TemplateError, ValueError) as error:  # The template itself says what it does not take.
             raise InvalidRequest(str(error), "messages") from None
 
     return render

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from jinja2 import TemplateError
 
 from comps.core.errors import InvalidRequest, SettingsError
 from comps.core.types import JSON, Sampling
@@ -257,8 +258,6 @@ class Engine:
             raise InvalidRequest(
                 "the model has no chat template, so it continues texts and answers no conversation", "messages"
             )
-        from jinja2 import TemplateError
-
         turns = self._controls.broken_up(messages)
         try:
             text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
