@@ -23,12 +23,14 @@ pytestmark = pytest.mark.live
 STORY: Prompt = (Message("user", "Tell me a story about a lighthouse."),)
 GREEDY = Sampling(max_tokens=24, temperature=0.0)
 MODEL = find_model(BUNDLED_MODEL)
+ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1}
+"""Where tests share cores with others, threads that wait for each other take minutes."""
 
 
 @pytest.fixture(scope="module")
 def llama() -> Iterator[LlamaCpp]:
     """The bundled model, loaded once."""
-    server = LlamaCpp(BUNDLED_MODEL, settings={"embedding": True, "n_ctx": 2048})
+    server = LlamaCpp(BUNDLED_MODEL, settings={**ONE_THREAD, "embedding": True, "n_ctx": 2048})
     with start_blocking_portal() as portal:
         portal.call(server.load)
         yield server
@@ -40,7 +42,7 @@ def library() -> Any:
     """llama-cpp-python as it comes."""
     import llama_cpp
 
-    return llama_cpp.Llama(str(MODEL), n_ctx=2048, verbose=False)
+    return llama_cpp.Llama(str(MODEL), n_ctx=2048, verbose=False, **ONE_THREAD)
 
 
 async def text_of(server: LlamaCpp, sampling: Sampling, prompt: Prompt = STORY) -> str:
@@ -89,7 +91,7 @@ async def test_a_short_answer_is_done_while_a_long_one_runs(llama: LlamaCpp) -> 
 
 
 async def test_more_than_the_context_holds_is_answered_one_after_the_other() -> None:
-    server = LlamaCpp(BUNDLED_MODEL, settings={"n_ctx": 256})
+    server = LlamaCpp(BUNDLED_MODEL, settings={**ONE_THREAD, "n_ctx": 256})
     await server.load()
     try:
         answers = await asyncio.gather(
@@ -185,9 +187,9 @@ async def test_the_vectors_are_the_means_of_the_library_s_own(llama: LlamaCpp) -
 
     text = "A cat sat on the mat."
     own = await asyncio.to_thread(
-        lambda: llama_cpp.Llama(str(MODEL), n_ctx=512, verbose=False, embedding=True, pooling_type=1).embed(
-            text, normalize=True
-        )
+        lambda: llama_cpp.Llama(
+            str(MODEL), n_ctx=512, verbose=False, embedding=True, pooling_type=1, **ONE_THREAD
+        ).embed(text, normalize=True)
     )
     ours = (await llama.embed([text])).vectors[0]
     assert all(math.isclose(one, other, abs_tol=1e-3) for one, other in zip(ours, own, strict=True))
@@ -199,7 +201,7 @@ async def test_a_text_longer_than_a_batch_makes_no_vector(llama: LlamaCpp) -> No
 
 
 async def test_without_its_setting_it_embeds_nothing_and_says_so() -> None:
-    server = LlamaCpp(BUNDLED_MODEL, settings={"n_ctx": 256, "chat_format": "vicuna"})
+    server = LlamaCpp(BUNDLED_MODEL, settings={**ONE_THREAD, "n_ctx": 256, "chat_format": "vicuna"})
     await server.load()
     try:
         with pytest.raises(ModelServerError, match="embedding is true"):
@@ -240,7 +242,7 @@ def bare() -> Any:
     """The engine without its process, to look at its steps."""
     from comps.model_servers.llama_cpp_engine import Engine
 
-    return Engine(MODEL, "CPU", {"n_ctx": 512}, None)
+    return Engine(MODEL, "CPU", {**ONE_THREAD, "n_ctx": 512}, None)
 
 
 def test_a_cancelled_request_stops_within_two_steps_and_frees_its_place(bare: Any) -> None:
