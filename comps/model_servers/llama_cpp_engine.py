@@ -181,16 +181,19 @@ class Context:
         return chain
 
     def _add_penalties(self, chain: Any, prompt: Sequence[int], sampling: Sampling) -> None:
+        words = self.llama.n_vocab()
         repetition = self._value("repeat_penalty", sampling.repetition_penalty)
         frequency = self._value("frequency_penalty", sampling.frequency_penalty)
         presence = self._value("presence_penalty", sampling.presence_penalty)
         if repetition != 1:
-            penalty = api.llama_sampler_init_penalties(self.cells, repetition, 0.0, 0.0)
+            penalty = api.llama_sampler_init_penalties(words, self.cells, repetition, 0.0, 0.0)
             for token in prompt:  # What stands in the prompt is repeated as well; the other two look at the answer.
                 api.llama_sampler_accept(penalty, token)
             api.llama_sampler_chain_add(chain, penalty)
         if frequency or presence:
-            api.llama_sampler_chain_add(chain, api.llama_sampler_init_penalties(self.cells, 1.0, frequency, presence))
+            api.llama_sampler_chain_add(
+                chain, api.llama_sampler_init_penalties(words, self.cells, 1.0, frequency, presence)
+            )
 
     def _value(self, name: str, given: Any) -> Any:
         return self._defaults[name].default if given is None else given
