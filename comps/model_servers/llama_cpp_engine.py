@@ -265,10 +265,8 @@ class Engine:
         }
         options.setdefault("n_gpu_layers", _layers(device))
         options.setdefault("n_ctx", window or _window(model))
-        at_once = options.pop("n_seq_max", _AT_ONCE)
         format_name = options.pop("chat_format", None)
-        if not isinstance(at_once, int) or not 0 < at_once < api.llama_max_parallel_sequences():
-            raise SettingsError(f"n_seq_max = {at_once}: from 1 to {api.llama_max_parallel_sequences() - 1}")
+        at_once = _at_once(options)
         self._context = Context(model, at_once, options)
         self._render = _chat_template(self._context.llama, format_name)
         self._controls = ControlTokens(self._context.controls)
@@ -453,6 +451,17 @@ def _layers(device: str) -> int:
     if not llama_cpp.llama_supports_gpu_offload():
         raise SettingsError(f"device = {device}: the llama-cpp-python installed here was built for CPUs only")
     return -1
+
+
+def _at_once(options: dict[str, JSON]) -> int:
+    """Take `n_seq_max` out of the options: a batch holds a token of each, and one place is left for prompts."""
+    batch = options.get("n_batch", inspect.signature(llama_cpp.Llama).parameters["n_batch"].default)
+    batch = min(batch, options["n_ctx"] or batch)
+    most = min(max(batch - 1, 1), api.llama_max_parallel_sequences() - 1)
+    said = options.pop("n_seq_max", min(_AT_ONCE, most))
+    if not isinstance(said, int) or not 0 < said <= most:
+        raise SettingsError(f"n_seq_max = {said}: from 1 to {most}, the tokens in a batch (n_batch, n_ctx) less one")
+    return said
 
 
 def _window(model: Path) -> int:

@@ -304,6 +304,16 @@ def test_a_long_prompt_is_read_in_chunks_between_which_others_go_on(bare: Any) -
     assert all(1 in numbers for numbers in steps[:first])
 
 
+def test_more_requests_than_a_batch_has_tokens_are_all_answered() -> None:
+    from comps.model_servers.llama_cpp_engine import Engine
+
+    small = Engine(MODEL, "CPU", {**ONE_THREAD, "n_ctx": 512, "n_batch": 4}, None)
+    for number in range(6):
+        small.start(number, "Once upon a time, in a land far away", replace(GREEDY, max_tokens=4))
+    parts = [part for _ in range(200) if small.busy for part in small.step()]
+    assert sorted(part["id"] for part in parts if part.get("last")) == list(range(6))
+
+
 def test_an_answer_ends_at_the_end_of_the_window_and_says_length(bare: Any) -> None:
     bare.start(1, "1 2 3 4 5", Sampling(temperature=0.0))
     parts = [part for _ in range(600) if bare.busy for part in bare.step()]
