@@ -61,6 +61,8 @@ VENDORS: dict[str, set[str]] = {
     "comps.model_servers.oauth": {"aiohttp", "orjson"},
     "comps.model_servers.openai_api": {"orjson"},
     "comps.model_servers.llama_cpp_engine": {"jinja2", "llama_cpp", "numpy"},
+    "comps.model_servers.tgi": {"orjson"},
+    "comps.model_servers.tgi_langchain": {"langchain_core", "langchain_huggingface"},
     "comps.model_servers.openvino_engine": {"numpy", "openvino", "openvino_genai"},
     "comps.model_servers.transformers_engine": {"jinja2", "torch", "transformers"},
 }
@@ -69,6 +71,7 @@ SDKS = {
     "aiohttp",
     "langchain",
     "langchain_core",
+    "langchain_huggingface",
     "openvino",
     "openvino_genai",
     "huggingface_hub",
