@@ -55,7 +55,9 @@ PACKAGES: dict[str, set[str]] = {
 
 # A vendor's package, and an HTTP client, stays inside its own file.
 VENDORS: dict[str, set[str]] = {
+    "comps.model_servers.chat_openai": {"langchain_core", "langchain_openai", "pydantic"},
     "comps.model_servers.langchain": {"langchain_core", "pydantic"},
+    "comps.model_servers.langchain_model": {"langchain_core", "pydantic"},
     "comps.model_servers.model_files": {"huggingface_hub"},
     "comps.model_servers.http": {"aiohttp", "async_timeout", "orjson"},
     "comps.model_servers.oauth": {"aiohttp", "orjson"},
@@ -70,6 +72,8 @@ SDKS = {
     "langchain",
     "langchain_core",
     "langchain_huggingface",
+    "langchain_openai",
+    "openai",
     "openvino",
     "openvino_genai",
     "huggingface_hub",

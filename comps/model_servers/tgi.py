@@ -75,7 +75,7 @@ class TGI(OpenAIAPI):
         with sensible():
             return len(await self._tokenize(text)) - len(await self._specials())
 
-    def chat_model(self, model: str = "") -> ChatTGI:
+    def chat_model(self, model: str = "") -> ChatTGI:  # type: ignore[override]  # LangChain has another one for TGI.
         """LangChain's chat model for TGI, over this."""
         from comps.model_servers.tgi_langchain import ChatTGI
 
