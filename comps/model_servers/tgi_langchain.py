@@ -29,7 +29,7 @@ class ChatTGI(ChatHuggingFace):
         return cls(llm=_Endpoint(model=model or "tgi", streaming=True, async_client=_Client(server)))
 
     def validate_llm(self) -> ChatTGI:  # type: ignore[override]  # A validator of pydantic's.
-        """LangChain's own imports langchain-community to look for two classes that are gone from there."""
+        """LangChain's own imports langchain-community, which warns at once that it is no longer maintained."""
         return self
 
     def _resolve_model_id(self) -> None:
