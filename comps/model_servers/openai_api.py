@@ -17,7 +17,7 @@ from comps.model_servers.http import HTTP, error_message, sensible
 from comps.model_servers.target import Access, Target
 
 if TYPE_CHECKING:
-    from comps.model_servers.chat_openai import ChatOpenAIAPI
+    from langchain_core.language_models import BaseChatModel
 
 _FRESH_SECONDS = 2.0
 """How long a description of the server is taken for true."""
@@ -129,7 +129,7 @@ class OpenAIAPI:
         }
         return f"{self._api}/{'completions' if 'prompt' in asked else 'chat/completions'}", body
 
-    def chat_model(self, model: str = "") -> ChatOpenAIAPI:
+    def chat_model(self, model: str = "") -> BaseChatModel:
         """LangChain's chat model for OpenAI's API, over this."""
         from comps.model_servers.chat_openai import ChatOpenAIAPI
 
