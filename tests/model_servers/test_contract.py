@@ -10,12 +10,12 @@ import pytest
 
 from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, PromptTooLong, Unreachable
 from comps.core.generator import collect
-from comps.core.ports import ModelServer
+from comps.core.ports import Loads, ModelServer
 from comps.core.types import Event, Finished, Message, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers import FRAMEWORKS, MODEL_SERVERS, open_model_server, through_framework
 from comps.model_servers.openvino import OpenVINO
 from comps.model_servers.scripted import Scripted
-from comps.model_servers.target import Target
+from comps.model_servers.target import Access, Target
 from tests.model_servers.tgi_stand_in import standing_in
 from tests.service import running
 
@@ -45,9 +45,20 @@ async def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         assert not stand_in.unknown
     else:
         async with running(scripted, monkeypatch, {"LLM_NAME": "served"}) as service:
-            server = open_model_server(request.param, Target("served", service.url))
+            target = Target("served", service.url)
+            if request.param == "langchain":
+                target = target_of_langchain(f"{service.url}/v1")
+            server = open_model_server(request.param, target)
+            if isinstance(server, Loads):
+                await server.load()
             yield server
             await server.aclose()
+
+
+def target_of_langchain(url: str) -> Target:
+    """A class of LangChain's own, with OpenAI's SDK, before the server at `url`."""
+    engine = {"class": "langchain_openai.chat_models.base:BaseChatOpenAI", "stream_usage": True, "max_retries": 0}
+    return Target("served", url, Access(api_key="none"), context_window=1000, engine=engine)
 
 
 @pytest.fixture(params=FRAMEWORKS)
@@ -211,7 +222,8 @@ async def test_a_sampling_value_it_cannot_take_is_an_invalid_request_naming_the_
 
 def test_every_kind_opens_without_loading_anything() -> None:
     for name in KINDS:
-        assert open_model_server(name, Target("any", "" if name in ("openvino", "scripted") else "http://127.0.0.1:9"))
+        target = Target("any", "" if name in ("openvino", "scripted") else "http://127.0.0.1:9")
+        assert open_model_server(name, target_of_langchain("http://127.0.0.1:9") if name == "langchain" else target)
 
 
 async def test_usage_is_the_model_servers_own(engine: OpenVINO) -> None:

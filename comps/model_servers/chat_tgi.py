@@ -66,9 +66,10 @@ class _Client:
         prompt: Prompt = tuple(Message(message["role"], message["content"]) for message in messages)
         if given.pop("continue_text", False):
             prompt = str(messages[0]["content"])
+        options = given.pop("extra_body", {})
         given["stop"] = tuple(given.get("stop") or ())
         sampling = Sampling(**{name: value for name, value in given.items() if name in _SAMPLING})
-        options = {name: given[name] for name in given if name not in _SAMPLING and name not in _OWN}
+        options = {**options, **{name: given[name] for name in given if name not in _SAMPLING and name not in _OWN}}
         chunks = _chunks(self._server.generate(prompt, sampling, options))
         opened.push_async_callback(chunks.aclose)
         return chunks
