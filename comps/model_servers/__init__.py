@@ -24,7 +24,7 @@ MODEL_SERVERS = {
 }
 """Kinds by name: `module:Class`, where `Class.open(target)` makes a `ModelServer`, which loads nothing yet."""
 
-WITHOUT_ENGINE_SETTINGS = frozenset(("openvino", "vllm", "tgi", "ray_serve", "openai_api", "scripted"))
+WITHOUT_ENGINE_SETTINGS = frozenset(("vllm", "tgi", "ray_serve", "openai_api", "scripted"))
 """The kinds that read nothing of `Target.engine`: for these, a setting that the house does not know is a mistake."""
 
 GROUP = "opea_llm.model_servers"
