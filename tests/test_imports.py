@@ -61,7 +61,9 @@ VENDORS: dict[str, set[str]] = {
     "comps.model_servers.model_files": {"huggingface_hub"},
     "comps.model_servers.http": {"aiohttp", "async_timeout", "orjson"},
     "comps.model_servers.oauth": {"aiohttp", "orjson"},
-    "comps.model_servers.openai_api": {"orjson"},
+    "comps.model_servers.openai_api": {"langchain_core", "orjson"},
+    "comps.model_servers.tgi": {"langchain_core", "orjson"},
+    "comps.model_servers.chat_tgi": {"langchain_core", "langchain_huggingface"},
     "comps.model_servers.openvino_engine": {"numpy", "openvino", "openvino_genai"},
 }
 
@@ -69,6 +71,7 @@ SDKS = {
     "aiohttp",
     "langchain",
     "langchain_core",
+    "langchain_huggingface",
     "langchain_openai",
     "openai",
     "openvino",

@@ -97,6 +97,6 @@ def through_framework(server: ModelServer, framework: str, model: str = "") -> M
     own = getattr(server, "chat_model", None)
     through = ThroughLangChain(own(model) if own else ChatModelServer(server=server, model=model), server)
     for ability in ABILITIES:
-        if hasattr(server, ability) and not hasattr(through, ability):
+        if getattr(server, ability, None) and not hasattr(through, ability):
             setattr(through, ability, getattr(server, ability))
     return through

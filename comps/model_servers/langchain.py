@@ -320,7 +320,7 @@ def _delta(message: BaseMessage) -> TextDelta | None:
     extra = {name: value for name, value in message.additional_kwargs.items() if isinstance(value, str | list | dict)}
     if thoughts := "".join(str(block.get(block["type"], "")) for block in _blocks(message, "reasoning", "thinking")):
         extra["reasoning_content"] = thoughts
-    if calls := tool_calls_of(message):
+    if "tool_calls" not in extra and (calls := tool_calls_of(message)):
         extra["tool_calls"] = calls
     if logprobs := message.response_metadata.get("logprobs"):
         extra["logprobs"] = logprobs

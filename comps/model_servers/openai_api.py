@@ -17,7 +17,7 @@ from comps.model_servers.http import HTTP, error_message, sensible
 from comps.model_servers.target import Access, Target
 
 if TYPE_CHECKING:
-    from comps.model_servers.chat_openai import ChatOpenAIAPI
+    from langchain_core.language_models import BaseChatModel
 
 _FRESH_SECONDS = 2.0
 """How long a description of the server is taken for true."""
@@ -100,9 +100,13 @@ class OpenAIAPI:
     async def events(self, path: str, body: JSON) -> AsyncGenerator[Event]:
         """The answer to a body that `request` or `asking` made."""
         with sensible():
-            async with aclosing(self.http.stream(path, body)) as items, aclosing(_events(items)) as events:
+            async with aclosing(self.stream(path, body)) as items, aclosing(_events(items)) as events:
                 async for event in events:
                     yield event
+
+    def stream(self, path: str, body: JSON) -> AsyncGenerator[bytes]:
+        """The data of the events that answer `body`."""
+        return self.http.stream(path, body)
 
     def request(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> tuple[str, dict[str, JSON]]:
         """The path and the body that ask for an answer."""
@@ -125,7 +129,7 @@ class OpenAIAPI:
         }
         return f"{self._api}/{'completions' if 'prompt' in asked else 'chat/completions'}", body
 
-    def chat_model(self, model: str = "") -> ChatOpenAIAPI:
+    def chat_model(self, model: str = "") -> BaseChatModel:
         """LangChain's chat model for OpenAI's API, over this."""
         from comps.model_servers.chat_openai import ChatOpenAIAPI
 

@@ -47,6 +47,7 @@ class _Replica:
         """It has answered a request."""
         self.failures = 0
         self.aside_until = None
+        self.tried = False
 
     def fails(self, now: float) -> float:
         """Set it aside; returns for how many seconds."""
@@ -84,7 +85,7 @@ class Replicas:
                 self.__dict__[ability] = partial(self._ask, ability)
 
     def _with(self, ability: str) -> list[_Replica]:
-        return [replica for replica in self._replicas if hasattr(replica.server, ability)]
+        return [replica for replica in self._replicas if getattr(replica.server, ability, None)]
 
     async def describe(self) -> ModelInfo:
         """What one of the replicas says; see `ModelServer.describe`.

@@ -16,6 +16,7 @@ from comps.model_servers import FRAMEWORKS, MODEL_SERVERS, open_model_server, th
 from comps.model_servers.openvino import OpenVINO
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Access, Target
+from tests.model_servers.tgi_stand_in import standing_in
 from tests.service import running
 
 pytestmark = pytest.mark.xdist_group("engine")
@@ -32,6 +33,12 @@ async def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         yield request.getfixturevalue("engine")
     elif request.param == "scripted":
         yield scripted
+    elif request.param == "tgi":
+        async with standing_in() as stand_in:
+            server = open_model_server("tgi", Target("tgi", stand_in.url))
+            yield server
+            await server.aclose()
+        assert not stand_in.unknown
     else:
         async with running(scripted, monkeypatch, {"LLM_NAME": "served"}) as service:
             target = Target("served", service.url)

@@ -313,6 +313,26 @@ async def test_if_all_are_set_aside_the_one_whose_time_comes_first_is_tried() ->
     assert [one.times for one in house.each] == [before[0], before[1], before[2] + 1]
 
 
+async def test_a_replica_is_tried_again_though_the_answer_that_tried_it_last_time_goes_on() -> None:
+    house = House(2, ["x", asyncio.Event()])
+    a, b = house.each
+    a.error = Unreachable("away")
+    begun = [await house.begin()]
+    house.clock.now += 1
+    a.error = None
+    begun.append(await house.begin())
+    assert (a.times, b.times) == (2, 1)
+    a.error = Unreachable("away")
+    begun += [await house.begin(), await house.begin()]
+    assert (a.times, b.times) == (3, 3)
+    house.clock.now += 1
+    a.error = None
+    begun.append(await house.begin())
+    assert (a.times, b.times) == (4, 3)
+    for events in begun:
+        await events.aclose()
+
+
 async def test_failing_before_its_time_sets_nobody_aside_for_longer() -> None:
     house = House(2)
     house.each[0].error = house.each[1].error = Unreachable("away")
