@@ -115,6 +115,8 @@ def make_app(
     settings: Settings,
     servers: Mapping[str, ModelServer] = MappingProxyType({}),
     on_loaded: Callable[[LLMError | None], None] | None = None,
+    *,
+    further: Sequence[Dialect] = (),
 ) -> FastAPI:
     """The service.
 
@@ -122,8 +124,9 @@ def make_app(
         settings: All that can be set.
         servers: Model servers to take instead of those that the settings name, by the model.
         on_loaded: Called when all models are loaded or have failed to, or with the reason why none ever will be.
+        further: Dialects to speak before those that the settings enable.
     """
-    house = _House(settings, open_models(settings, servers), make_dialects(settings))
+    house = _House(settings, open_models(settings, servers), [*further, *make_dialects(settings)])
     app = FastAPIOffline(
         title="OPEA LLM microservice",
         version=house.version,
