@@ -64,7 +64,9 @@ VENDORS: dict[str, set[str]] = {
     "comps.model_servers.openai_api": {"langchain_core", "orjson"},
     "comps.model_servers.tgi": {"langchain_core", "orjson"},
     "comps.model_servers.chat_tgi": {"langchain_core", "langchain_huggingface"},
+    "comps.model_servers.llama_cpp_engine": {"jinja2", "llama_cpp", "numpy"},
     "comps.model_servers.openvino_engine": {"numpy", "openvino", "openvino_genai"},
+    "comps.model_servers.transformers_engine": {"jinja2", "torch", "transformers"},
 }
 
 SDKS = {
@@ -78,6 +80,9 @@ SDKS = {
     "openvino_genai",
     "huggingface_hub",
     "numpy",
+    "llama_cpp",
+    "torch",
+    "transformers",
 }
 
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

@@ -15,6 +15,8 @@ log = logging.getLogger("opea_llm")
 
 MODEL_SERVERS = {
     "openvino": "comps.model_servers.openvino:OpenVINO",
+    "llama_cpp": "comps.model_servers.llama_cpp:LlamaCpp",
+    "transformers": "comps.model_servers.transformers:Transformers",
     "vllm": "comps.model_servers.vllm:VLLM",
     "tgi": "comps.model_servers.tgi:TGI",
     "ray_serve": "comps.model_servers.ray_serve:RayServe",
