@@ -27,6 +27,7 @@ format: $(BIN)/.tested ## Put the code into its one style
 
 bench: $(BIN)/.tested ## Measure: ratios, side by side in one run
 	$(BIN)/python -m tests.benchmarks.batching
+	$(BIN)/python -m tests.benchmarks.frameworks
 
 lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and pin them
 	$(PIP) --quiet uv

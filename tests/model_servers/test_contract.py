@@ -48,7 +48,7 @@ async def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
             target = Target("served", service.url)
             if request.param == "langchain":
                 target = target_of_langchain(f"{service.url}/v1")
-            server = open_model_server(request.param, target)
+            server = await asyncio.to_thread(open_model_server, request.param, target)
             if isinstance(server, Loads):
                 await server.load()
             yield server
