@@ -41,7 +41,7 @@ _OTHER_NAMES = {
 }
 """What classes call a field as well; `openai_api_key` ends in one of the names, which is as good."""
 _SECRET = re.compile("key|token|secret|password|auth", re.IGNORECASE)
-_CREDENTIALS = re.compile(r"//[^/@\s]*@")
+_URL = re.compile(r"\w+://[^\s'\"<>)]+")
 
 
 class LangChainModel:
@@ -183,11 +183,11 @@ class LangChainModel:
         return Refused(status, self._brief(error))
 
     def _brief(self, error: object) -> str:
-        """What it says, shortened, without the secrets that it was given."""
+        """What it says, shortened, without URLs and the secrets that the chat model has."""
         said = " ".join(str(error).split())
-        for secret in _secrets(self._arguments):
+        for secret in (*_secrets(self._arguments), *_secrets(vars(self._model) if self._model else {})):
             said = said.replace(secret, "***")
-        return _CREDENTIALS.sub("//***@", said)[:300]
+        return _URL.sub("***", said)[:300]
 
 
 async def _ended(events: AsyncGenerator[Event], stops: StopStrings, most: int | None) -> AsyncGenerator[Event]:

@@ -344,9 +344,7 @@ async def test_an_error_of_whatever_package_is_one_of_ours(failure: BaseExceptio
 async def test_an_error_that_is_none_of_those_names_the_class_and_shows_no_secret() -> None:
     FAILURES["told"] = ValueError("bad key sk-hunter2 for http://me:pw@127.0.0.1/")
     server = await loaded(target("Failing", failure="told", access=Access(api_key="sk-hunter2")))
-    with pytest.raises(
-        ModelServerError, match=r"Failing failed: ValueError: bad key \*\*\* for http://\*\*\*@127"
-    ) as caught:
+    with pytest.raises(ModelServerError, match=r"Failing failed: ValueError: bad key \*\*\* for \*\*\*$") as caught:
         await events_of(server)
     assert "hunter2" not in str(caught.value)
 
@@ -438,6 +436,16 @@ async def test_closed_it_holds_no_connection_and_can_be_closed_again() -> None:
         await server.aclose()
         await server.aclose()
         await asyncio.wait_for(asyncio.gather(*replay.serving), 5)
+
+
+async def test_a_key_that_the_class_finds_in_the_environment_is_not_shown_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hunter2")
+    async with replaying({"/v1/chat/completions": refusing(500)}) as replay:
+        with pytest.raises(Refused) as caught:
+            await events_of(await loaded(target("langchain_openai:ChatOpenAI", f"{replay.url}/v1", max_retries=0)))
+    assert "it says no to ***" in str(caught.value)
 
 
 async def test_a_key_is_in_no_representation() -> None:
