@@ -57,7 +57,9 @@ PACKAGES: dict[str, set[str]] = {
 VENDORS: dict[str, set[str]] = {
     "comps.model_servers.langchain": {"langchain_core", "pydantic"},
     "comps.model_servers.model_files": {"huggingface_hub"},
-    "comps.model_servers.openai_api": {"aiohttp", "orjson"},
+    "comps.model_servers.http": {"aiohttp", "async_timeout", "orjson"},
+    "comps.model_servers.oauth": {"aiohttp", "orjson"},
+    "comps.model_servers.openai_api": {"orjson"},
     "comps.model_servers.openvino_engine": {"numpy", "openvino", "openvino_genai"},
 }
 

@@ -11,6 +11,7 @@ MODEL_SERVERS = {
     "openvino": "comps.model_servers.openvino:OpenVINO",
     "vllm": "comps.model_servers.vllm:VLLM",
     "tgi": "comps.model_servers.tgi:TGI",
+    "ray_serve": "comps.model_servers.ray_serve:RayServe",
     "openai_api": "comps.model_servers.openai_api:OpenAIAPI",
     "scripted": "comps.model_servers.scripted:Scripted",
 }

@@ -1,52 +1,40 @@
-"""Any server that speaks OpenAI's API: the shared client, in aiohttp; what differs between servers is in subclasses."""
+"""Any server that speaks OpenAI's API: the shared client; what differs between servers is in subclasses."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, ClassVar
 
-import aiohttp
 import orjson
 
-from comps.core.errors import (
-    InvalidRequest,
-    ModelServerError,
-    Overloaded,
-    Refused,
-    SettingsError,
-    Unreachable,
-)
-from comps.core.errors import Timeout as ServerTimeout
-from comps.core.types import JSON, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
-from comps.model_servers.sse import sse_data
-from comps.model_servers.target import Target
+from comps.core.errors import ModelServerError, Refused, SettingsError
+from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
+from comps.model_servers.http import HTTP, error_message, sensible
+from comps.model_servers.target import Access, Target
 
-_CONNECT_SECONDS, _READ_SECONDS = 10.0, 300.0
-"""To connect, and between two pieces of an answer, the first one included."""
-_IDLE_SECONDS = 4.0
-"""Connections are let go before the server does so: uvicorn closes an idle one after 5 s."""
-_DESCRIBE = aiohttp.ClientTimeout(total=5.0)
 _FRESH_SECONDS = 2.0
 """How long a description of the server is taken for true."""
-
-
 _REASON = re.compile("[a-z_]{1,40}")
+_VERSION = re.compile(r"v\d+\w*")
+_WINDOWS = ("max_model_len", "context_window", "context_length", "max_context_length", "n_ctx")
+"""What servers call the context window of a listed model: vLLM and SGLang, Groq, OpenRouter and Together, LM Studio,
+llama.cpp (below `meta`)."""
 
 
 class OpenAIAPI:
-    """A server with `/v1/chat/completions`, `/v1/completions` and `/v1/models`.
+    """A server with `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings` and `/v1/models`.
 
     Answers are always streamed from it, so that closing one ends it there as well.
 
     Args:
         model_name: The name that the server knows the model by.
-        endpoint: Its URL, with or without `/v1`.
-        api_key: Sent as a bearer token if there is one.
-        verify: Whether its TLS certificate is checked.
+        endpoint: Its URL, with or without `/v1`; with another version in its path (`/v3`, `/v1beta/openai`), that one.
+        access: How it is reached.
+        context_window: In tokens; None asks the server.
     """
 
     honoured: ClassVar[frozenset[str]] = frozenset(
@@ -54,52 +42,64 @@ class OpenAIAPI:
     )
     """The fields of `Sampling` that the server knows, under the same names."""
 
-    def __init__(self, model_name: str, endpoint: str, *, api_key: str = "", verify: bool = True) -> None:
+    def __init__(
+        self, model_name: str, endpoint: str, access: Access | None = None, context_window: int | None = None
+    ) -> None:
         self._model_name = model_name
-        self._base = endpoint.rstrip("/").removesuffix("/v1") + "/v1"
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._verify = verify
-        self._session: aiohttp.ClientSession | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        root, api = split_endpoint(endpoint)
+        self.http = HTTP(root, access or Access())
+        self._api = api
+        self._context_window = context_window
         self._info: ModelInfo | None = None
         self._described = 0.0
+        self._describing: asyncio.Task[ModelInfo] | None = None
 
     @classmethod
     def open(cls, target: Target) -> OpenAIAPI:
-        if not target.endpoint.startswith(("http://", "https://")):
-            raise SettingsError(
-                "model_server_endpoint (LLM_MODEL_SERVER_ENDPOINT): the URL of the model server is needed"
-            )
-        if "@" in target.endpoint:
-            raise SettingsError("model_server_endpoint: no user or password in the URL; a key goes into LLM_API_KEY")
-        return cls(target.model_name, target.endpoint, api_key=target.access.api_key, verify=target.access.verify)
+        check_endpoint(target.endpoint)
+        return cls(target.model_name, target.endpoint, target.access, target.context_window)
 
     async def describe(self) -> ModelInfo:
         if self._info is None or time.monotonic() - self._described > _FRESH_SECONDS:
-            with _translated():
-                async with self._pool().get(f"{self._base}/models", timeout=_DESCRIBE) as response:
-                    await _check(response)
-                    self._info = self._read_info(orjson.loads(await response.read()))
-            self._described = time.monotonic()
+            # Of many requests at once, one asks for all; it goes on if that one is cancelled.
+            if self._describing is None or self._describing.done() or not _of_this_loop(self._describing):
+                self._describing = asyncio.ensure_future(self._ask())
+            return await asyncio.shield(self._describing)
         return self._info
 
-    def _read_info(self, listing: JSON) -> ModelInfo:
-        """Ours among the listed models; a server may know it by an alias that it does not list."""
+    async def _ask(self) -> ModelInfo:
+        with sensible():
+            self._info = await self._facts()
+        self._described = time.monotonic()
+        return self._info
+
+    async def _facts(self) -> ModelInfo:
+        """What the server says of the model; one that lists none is there all the same."""
+        window = self._context_window
+        try:
+            listing = await self.http.get(f"{self._api}/models")
+        except Refused as refused:
+            if refused.status not in (404, 405, 501):
+                raise
+        else:
+            window = window or self._window(listing)
+        return ModelInfo(self._model_name, window, self.honoured)
+
+    def _window(self, listing: JSON) -> int | None:
+        """Of ours among the listed models; a server may know it by an alias that it does not list."""
         mine: dict[str, Any] = next((model for model in listing["data"] if model["id"] == self._model_name), {})
-        window = mine.get("max_model_len")
-        return ModelInfo(self._model_name, window if isinstance(window, int) else None, self.honoured)
+        told = {**mine, **(mine.get("meta") or {})}
+        return next((told[name] for name in _WINDOWS if isinstance(told.get(name), int)), None)
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        path, body = self._request(prompt, sampling, options)
-        with _translated():
-            async with self._pool().post(f"{self._base}/{path}", data=orjson.dumps(body)) as response:
-                await _check(response)
-                async with aclosing(_events(response)) as events:
-                    async for event in events:
-                        yield event
+        path, body = self.request(prompt, sampling, options)
+        with sensible():
+            async with aclosing(self.http.stream(path, body)) as items, aclosing(_events(items)) as events:
+                async for event in events:
+                    yield event
 
-    def _request(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> tuple[str, JSON]:
-        """The path below /v1 and the body that ask for an answer."""
+    def request(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> tuple[str, dict[str, JSON]]:
+        """The path and the body that ask for an answer."""
         body = {
             "model": self._model_name,
             **self._sampling(sampling),
@@ -108,47 +108,67 @@ class OpenAIAPI:
             "stream_options": {"include_usage": True},
         }
         if isinstance(prompt, str):
-            return "completions", {**body, "prompt": prompt}
+            return f"{self._api}/completions", {**body, "prompt": prompt}
         messages = [{"role": message.role, "content": message.content} for message in prompt]
-        return "chat/completions", {**body, "messages": messages}
+        return f"{self._api}/chat/completions", {**body, "messages": messages}
 
     def _sampling(self, sampling: Sampling) -> dict[str, JSON]:
         """The sampling fields of the body; those that are not set are the server's to decide."""
         fields = {name: getattr(sampling, name) for name in sorted(self.honoured)}
         return {name: value for name, value in fields.items() if value not in (None, ())}
 
-    def _pool(self) -> aiohttp.ClientSession:
-        """The connections, without a hidden cap; made on first use, since they belong to the running event loop."""
-        if self._session is None or self._loop is not asyncio.get_running_loop():
-            self._loop = asyncio.get_running_loop()
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS, ssl=self._verify),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS),
-                headers={"Content-Type": "application/json", **self._headers},
-            )
-        return self._session
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        body = {"model": self._model_name, "input": list(texts), "encoding_format": "float"}
+        with sensible():
+            answer = await self.http.post(f"{self._api}/embeddings", body)
+            items = sorted(answer["data"], key=lambda item: int(item["index"]))
+            vectors = tuple(item["embedding"] for item in items)
+            if len(vectors) != len(texts):
+                raise ModelServerError(f"the model server gave {len(vectors)} vectors for {len(texts)} texts")
+            return Embeddings(vectors, (answer.get("usage") or {}).get("prompt_tokens"))
 
     async def aclose(self) -> None:
-        if self._session:
-            await self._session.close()
+        await self.http.aclose()
 
 
-async def _events(response: aiohttp.ClientResponse) -> AsyncGenerator[Event]:
+def check_endpoint(endpoint: str) -> None:
+    """Whether it is a URL that a model server can be reached at.
+
+    Raises:
+        SettingsError: It is not.
+    """
+    if not endpoint.startswith(("http://", "https://")):
+        raise SettingsError("model_server_endpoint (LLM_MODEL_SERVER_ENDPOINT): the URL of the model server is needed")
+    if "@" in endpoint:
+        raise SettingsError("model_server_endpoint: no user or password in the URL; a key goes into LLM_API_KEY")
+
+
+def split_endpoint(endpoint: str) -> tuple[str, str]:
+    """A server's URL without its API's version, and the path from there to the API: `/v1` unless the URL has one."""
+    scheme, _, rest = endpoint.rstrip("/").partition("://")
+    host, *segments = rest.split("/")
+    version = next((at for at, segment in enumerate(segments) if _VERSION.fullmatch(segment)), None)
+    root, api = (segments, ["v1"]) if version is None else (segments[:version], segments[version:])
+    return f"{scheme}://{'/'.join([host, *root])}", "/" + "/".join(api)
+
+
+def _of_this_loop(task: asyncio.Task[ModelInfo]) -> bool:
+    return task.get_loop() is asyncio.get_running_loop()
+
+
+async def _events(items: AsyncGenerator[bytes]) -> AsyncGenerator[Event]:
     """What a stream of chunks says; the end comes last, when its usage has arrived too."""
     reasons: dict[int, str] = {}
     usage: Usage | None = None
-    async with aclosing(sse_data(response.content.iter_any())) as items:
-        async for data in items:
-            if data == b"[DONE]":
-                break
-            chunk = _chunk(data)
-            usage = _usage(chunk) or usage
-            for choice in chunk.get("choices") or ():
-                number = choice.get("index", 0)
-                if delta := _delta(choice, number):
-                    yield delta
-                if reason := choice.get("finish_reason"):
-                    reasons[number] = (_REASON.fullmatch(reason) and reason) or "unknown"
+    async for data in items:
+        chunk = _chunk(data)
+        usage = _usage(chunk) or usage
+        for choice in chunk.get("choices") or ():
+            number = choice.get("index", 0)
+            if delta := _delta(choice, number):
+                yield delta
+            if reason := choice.get("finish_reason"):
+                reasons[number] = (_REASON.fullmatch(reason) and reason) or "unknown"
     if not reasons:
         raise ModelServerError("the model server broke off in the middle of the answer")
     for number, reason in reasons.items():
@@ -163,7 +183,7 @@ def _chunk(data: bytes) -> dict[str, Any]:
     if not isinstance(chunk, dict):
         raise ModelServerError("the model server sent something that is no chunk in its stream")
     if error := chunk.get("error"):
-        raise ModelServerError(f"the model server failed: {_message(error)}")
+        raise ModelServerError(f"the model server failed: {error_message(error)}")
     return chunk
 
 
@@ -180,47 +200,3 @@ def _delta(choice: dict[str, Any], number: int) -> TextDelta | None:
 def _usage(chunk: dict[str, Any]) -> Usage | None:
     counted = chunk.get("usage")
     return Usage(counted["prompt_tokens"], counted["completion_tokens"]) if counted else None
-
-
-async def _check(response: aiohttp.ClientResponse) -> None:
-    """Raise what an answer that is none stands for."""
-    if response.status == 200:
-        return
-    text = (await response.content.read(4000)).decode("utf-8", "replace")
-    try:
-        document = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        document = {"error": text.strip() or response.reason}
-    error = document.get("error", document) if isinstance(document, dict) else document
-    message = _message(error)
-    if response.status in (401, 403):  # What it says of our key is not for a caller.
-        raise Refused(response.status, "it does not accept this service's key")
-    if response.status in (400, 413, 422):
-        raise InvalidRequest(f"the model server refused it: {message}")
-    if response.status == 429:
-        retry_after = response.headers.get("Retry-After", "")
-        raise Overloaded(f"the model server is busy: {message}", int(retry_after) if retry_after.isdigit() else 1)
-    if response.status == 503:
-        raise Unreachable(f"the model server is not ready: {message}")
-    raise Refused(response.status, message)
-
-
-def _message(error: JSON) -> str:
-    """What a server says in its error, which may be an object, a string or anything."""
-    said = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
-    return " ".join(str(said).split())[:500]
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """aiohttp's errors into ours, for whatever is done inside."""
-    try:
-        yield
-    except asyncio.TimeoutError as error:
-        raise ServerTimeout("the model server did not answer in time") from error
-    except aiohttp.ClientConnectorError as error:
-        raise Unreachable("the model server cannot be reached") from error
-    except aiohttp.ClientError as error:
-        raise ModelServerError(f"the connection to the model server broke: {type(error).__name__}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelServerError("the model server's answer makes no sense") from error

@@ -115,7 +115,9 @@ def plain(status: int, body: bytes, **headers: str) -> Reply:
         (plain(503, b"loading"), Unreachable, "loading"),
         (plain(500, b"<html>x</html>"), Refused, "500"),
         (plain(200, b"<html>hello</html>"), ModelServerError, "broke off"),
-        (Reply([]), ModelServerError, "broke off"),
+        (Reply([], headers={}), ModelServerError, "broke off"),
+        (Reply([]), ModelServerError, "application/json, no event stream: nothing"),
+        (Reply([b'{"error": "no GPU"}']), ModelServerError, "no event stream: .*no GPU"),
         (sse(b"data: nonsense\n\n"), ModelServerError, "no JSON"),
         (sse(b"data: []\n\n"), ModelServerError, "no chunk"),
         (sse(delta("a"), {"error": {"message": "out of memory"}}), ModelServerError, "out of memory"),
@@ -124,7 +126,7 @@ def plain(status: int, body: bytes, **headers: str) -> Reply:
         (sse({"choices": "none"}), ModelServerError, "makes no sense"),
         (sse(delta("a", "stop"), {"choices": [], "usage": {"tokens": 5}}), ModelServerError, "makes no sense"),
         (sse(delta("a"), b"data: [DONE]\n\n"), ModelServerError, "broke off"),
-        (Reply([b"data: "], break_off=True), ModelServerError, "broke"),
+        (Reply([b"data: "], headers={}, break_off=True), ModelServerError, "broke"),
     ],
 )
 async def test_a_failure_is_an_error_of_ours_with_the_servers_own_words(
@@ -220,7 +222,7 @@ EVERYTHING = Sampling(7, 0.0, 1.0, 40, 0.8, 1.1, 0.2, 0.3, 42, ("a",))
 )
 async def test_what_is_sent_is_what_the_server_knows(kind: type[OpenAIAPI], sent: set[str]) -> None:
     async with replaying({CHAT: sse(delta("a", "stop"))}) as replay:
-        server = kind("m", replay.url, api_key="secret")
+        server = kind("m", replay.url, Access(api_key="secret"))
         await collect(server.generate(QUESTION, EVERYTHING, {"logprobs": True}))
         await server.aclose()
     ((_, headers, body),) = replay.asked

@@ -1,0 +1,95 @@
+"""OAuth 2.0 client credentials: a bearer token from a token server, renewed before it runs out (RFC 6749, 4.4)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import aiohttp
+import orjson
+
+from comps.core.errors import ModelServerError, Unreachable
+from comps.core.types import JSON
+
+_MARGIN = 30.0
+"""Seconds before its end at which a token is renewed; of a shorter-lived one, a tenth of its life."""
+_UNTOLD = 300.0
+"""Seconds for which a token is taken for good whose server does not say."""
+_PATIENCE = aiohttp.ClientTimeout(total=10.0)
+
+
+class ClientCredentials:
+    """The current token of one client.
+
+    Args:
+        token_url: Where tokens are had.
+        client_id: Who asks for one.
+        client_secret: What proves it.
+        proxy: The URL of a proxy to go through.
+    """
+
+    def __init__(self, token_url: str, client_id: str, client_secret: str, proxy: str | None = None) -> None:
+        self._url = token_url
+        self._proxy = proxy
+        self._form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": client_secret}
+        self._token = ""
+        self._renew_at = 0.0
+        self._lock: asyncio.Lock | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def token(self, session: aiohttp.ClientSession, refused: str = "") -> str:
+        """A token that is still good.
+
+        Args:
+            session: What it is fetched with if there is none.
+            refused: A token that the model server does not accept (any more), whatever its server said of it.
+
+        Raises:
+            Unreachable: The token server cannot be reached.
+            ModelServerError: It gives no token.
+        """
+        if self._good(refused):
+            return self._token
+        if self._lock is None or self._loop is not asyncio.get_running_loop():
+            self._lock, self._loop = asyncio.Lock(), asyncio.get_running_loop()
+        async with self._lock:  # Of many requests at once, one fetches it for all.
+            if not self._good(refused):
+                await self._fetch(session)
+        return self._token
+
+    def _good(self, refused: str) -> bool:
+        return bool(self._token) and self._token != refused and time.monotonic() < self._renew_at
+
+    async def _fetch(self, session: aiohttp.ClientSession) -> None:
+        asked = time.monotonic()
+        headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
+        try:
+            asking = session.post(self._url, data=self._form, headers=headers, timeout=_PATIENCE, proxy=self._proxy)
+            async with asking as response:
+                status, said = response.status, _document(await response.read())
+        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            raise Unreachable("the server that gives tokens for the model server cannot be reached") from error
+        token = said.get("access_token")
+        if status != 200 or not isinstance(token, str) or not token:
+            # Its codes are known words (RFC 6749, 5.2); what else it says may hold what we sent.
+            code = str(said.get("error", ""))
+            told = f": {code}" if code.replace("_", "").isalpha() and len(code) < 40 else ""
+            raise ModelServerError(f"the server that gives tokens for the model server answered {status}{told}")
+        life = said.get("expires_in")
+        seconds = float(life) if isinstance(life, int | float | str) and _is_number(life) else _UNTOLD
+        self._token, self._renew_at = token, asked + seconds - min(_MARGIN, seconds / 10)
+
+
+def _document(body: bytes) -> dict[str, JSON]:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _is_number(value: float | str) -> bool:
+    try:
+        return float(value) > 0
+    except ValueError:
+        return False
