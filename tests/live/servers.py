@@ -1,0 +1,97 @@
+"""The real model servers: where each one's packages live, how it is started, and what is true of it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENTS = ROOT / ".venv-live"
+NAME = "tiny-llama"
+"""What a server that is started here calls its model."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A model server to run the contract against."""
+
+    kind: str
+    """Its kind in `comps.model_servers.MODEL_SERVERS`."""
+    environment: str = ""
+    """The environment that it needs: `.venv-live/<environment>`, made from `requirements/<environment>.txt`; empty: .venv."""
+    command: tuple[str, ...] = ()
+    """How it is started; empty: it runs inside the service, so its tests run inside its environment."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Its environment variables."""
+    ready: str = "/v1/models"
+    """Answered with 200 as soon as it can be asked."""
+    model_name: str = NAME
+    window: int | None = None
+    """The context window that it says it has."""
+    too_long: type[LLMError] | None = InvalidRequest
+    """What a prompt over the window is; None: it cuts the prompt without a word."""
+    too_hot: type[LLMError] | None = InvalidRequest
+    """What a temperature of -1 is; None: it takes it."""
+    unknown_model: type[LLMError] | None = Refused
+    """What a model that it does not serve is; None: it serves what it has."""
+    aborted: str = ""
+    """The line of its /metrics that counts the requests that clients have left."""
+    more: tuple[str, ...] = ()
+    """Tests of its own, beside the contract."""
+
+
+SERVERS = {
+    "vllm": Server(
+        "vllm",
+        "vllm",
+        (
+            *("{python}", "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", "{port}"),
+            *("--model", "{tiny}", "--served-model-name", NAME, "--max-model-len", "1024"),
+            *("--dtype", "float32", "--enforce-eager"),
+        ),
+        {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"},
+        ready="/health",
+        window=1024,
+        aborted='vllm:request_success_total{.*finished_reason="abort".*}',
+    ),
+    "llama_server": Server(
+        "openai_api",
+        "",
+        (
+            *("llama-server", "--host", "127.0.0.1", "--port", "{port}", "--model", "{bundled}", "--alias", NAME),
+            *("--ctx-size", "2048", "--parallel", "2", "--no-webui", "--metrics"),
+        ),
+        ready="/health",
+    ),
+    "llama_cpp_server": Server(
+        "openai_api",
+        "llama_cpp",
+        (
+            *("{python}", "-m", "llama_cpp.server", "--host", "127.0.0.1", "--port", "{port}", "--model", "{bundled}"),
+            *("--model_alias", NAME, "--n_ctx", "1024", "--interrupt_requests", "false"),
+        ),
+        # It takes any temperature and any name; of a prompt that is too long it says nothing: 200, and an empty body.
+        too_long=ModelServerError,
+        too_hot=None,
+        unknown_model=None,
+    ),
+    "transformers_serve": Server(
+        "openai_api",
+        "transformers",
+        ("{python}", "-m", "transformers.cli.transformers", "serve", "{tiny}", "--host", "127.0.0.1", "--port", "{port}"),
+        ready="/health",
+        too_long=None,
+        too_hot=None,
+        unknown_model=InvalidRequest,
+    ),
+    "openvino": Server("openvino", window=8192),
+}
+"""What `make live` runs, by the name that `make live SERVER=…` takes."""
+
+
+def python_of(server: Server) -> Path:
+    """The Python that has its packages."""
+    return (ENVIRONMENTS / server.environment if server.environment else ROOT / ".venv") / "bin" / "python"
