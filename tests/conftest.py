@@ -25,7 +25,8 @@ SETTINGS = {
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer's own reaches a test, and nothing that a test starts looks for a network."""
     for name in list(os.environ):
-        if name in SETTINGS or name.startswith(("LANGSMITH_", "LANGCHAIN_", "HF_", "OPENAI_")):
+        named = name.startswith(("LANGSMITH_", "LANGCHAIN_", "HF_", "OPENAI_")) or name.lower().endswith("_proxy")
+        if name in SETTINGS or named:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from time import monotonic
 
 import aiohttp
 import orjson
@@ -58,10 +58,10 @@ class ClientCredentials:
         return self._token
 
     def _good(self, refused: str) -> bool:
-        return bool(self._token) and self._token != refused and time.monotonic() < self._renew_at
+        return bool(self._token) and self._token != refused and monotonic() < self._renew_at
 
     async def _fetch(self, session: aiohttp.ClientSession) -> None:
-        asked = time.monotonic()
+        asked = monotonic()
         headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
         try:
             asking = session.post(self._url, data=self._form, headers=headers, timeout=_PATIENCE, proxy=self._proxy)
