@@ -55,7 +55,7 @@ def run(name: str) -> bool:
         return False
     python = sys.executable if server.command else python_of(server)
     tests = ["tests/live/test_contract.py", *server.more]
-    command = [str(python), "-m", "pytest", "-m", "live", "-n", "0", "-v", "--server", name, *tests]
+    command = [str(python), "-m", "pytest", "-m", "live", "-n", "0", "-v", "--tb", "short", "--server", name, *tests]
     return subprocess.run(command, cwd=ROOT, check=False, env={**os.environ, "NO_COLOR": "1"}).returncode == 0
 
 
@@ -72,7 +72,9 @@ def main(names: list[str]) -> int:
             failed += [name] if names else []
         elif not run(name):
             failed.append(name)
-    table = "\n".join([*HEAD, *(rows for file in sorted(REPORTS.glob("*.md")) for rows in file.read_text().splitlines())])
+    table = "\n".join(
+        [*HEAD, *(rows for file in sorted(REPORTS.glob("*.md")) for rows in file.read_text().splitlines())]
+    )
     REPORTS.with_suffix(".md").write_text(table + "\n")
     print(f"\n{table}\n\n{'failed: ' + ', '.join(failed) if failed else 'all passed'}")
     return 1 if failed else 0

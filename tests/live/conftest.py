@@ -90,7 +90,9 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
         with suppress(OSError, urllib.error.URLError), urllib.request.urlopen(url, timeout=5):
             return
         time.sleep(0.2)
-    pytest.fail(f"the model server did not start; the end of what it said:\n{log.read_text('utf-8', 'replace')[-4000:]}")
+    pytest.fail(
+        f"the model server did not start; the end of what it said:\n{log.read_text('utf-8', 'replace')[-4000:]}"
+    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

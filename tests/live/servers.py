@@ -21,7 +21,7 @@ class Server:
     kind: str
     """Its kind in `comps.model_servers.MODEL_SERVERS`."""
     environment: str = ""
-    """The environment that it needs: `.venv-live/<environment>`, made from `requirements/<environment>.txt`; empty: .venv."""
+    """It needs `.venv-live/<environment>`, made from `requirements/<environment>.txt`; empty: .venv."""
     command: tuple[str, ...] = ()
     """How it is started; empty: it runs inside the service, so its tests run inside its environment."""
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -37,8 +37,10 @@ class Server:
     """What a temperature of -1 is; None: it takes it."""
     unknown_model: type[LLMError] | None = Refused
     """What a model that it does not serve is; None: it serves what it has."""
-    aborted: str = ""
-    """The line of its /metrics that counts the requests that clients have left."""
+    working: str = ""
+    """What its /metrics call the number of requests that it works on; empty: it does not say."""
+    generated: str = ""
+    """What its /metrics call the number of tokens that it has generated."""
     more: tuple[str, ...] = ()
     """Tests of its own, beside the contract."""
 
@@ -55,7 +57,8 @@ SERVERS = {
         {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"},
         ready="/health",
         window=1024,
-        aborted='vllm:request_success_total{.*finished_reason="abort".*}',
+        working="vllm:num_requests_running",
+        generated="vllm:generation_tokens_total",
     ),
     "llama_server": Server(
         "openai_api",
@@ -65,6 +68,9 @@ SERVERS = {
             *("--ctx-size", "2048", "--parallel", "2", "--no-webui", "--metrics"),
         ),
         ready="/health",
+        window=2048,
+        working="llamacpp:requests_processing",
+        generated="llamacpp:tokens_predicted_total",
     ),
     "llama_cpp_server": Server(
         "openai_api",
@@ -81,7 +87,17 @@ SERVERS = {
     "transformers_serve": Server(
         "openai_api",
         "transformers",
-        ("{python}", "-m", "transformers.cli.transformers", "serve", "{tiny}", "--host", "127.0.0.1", "--port", "{port}"),
+        (
+            "{python}",
+            "-m",
+            "transformers.cli.transformers",
+            "serve",
+            "{tiny}",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "{port}",
+        ),
         ready="/health",
         too_long=None,
         too_hot=None,

@@ -155,19 +155,28 @@ async def test_closing_an_answer_closes_its_connection(running_server: Running, 
 
 
 @pytest.mark.check("cancel")
-async def test_closing_an_answer_is_seen_as_aborted_by_the_server(running_server: Running, server: ModelServer) -> None:
-    if not running_server.server.aborted:
-        pytest.skip("this model server does not count them")
-
-    def aborted() -> float:
-        with urllib.request.urlopen(f"{running_server.url}/metrics", timeout=PATIENCE) as response:
-            counted = re.findall(rf"^{running_server.server.aborted} (\S+)$", response.read().decode(), re.MULTILINE)
-        return sum(float(number) for number in counted)
-
-    before = await asyncio.to_thread(aborted)
+async def test_closing_an_answer_stops_the_server_by_its_own_count(
+    running_server: Running, server: ModelServer
+) -> None:
+    facts = running_server.server
+    if not facts.working:
+        pytest.skip("this model server does not say what it works on")
+    before = await asyncio.to_thread(metric, running_server, facts.generated)
     async with aclosing(server.generate(QUESTION, FOREVER, {})) as events:
         await anext(events)
-    await until(lambda: asyncio.to_thread(lambda: aborted() == before + 1))
+    await until(lambda: asyncio.to_thread(lambda: metric(running_server, facts.working) == 0))
+    # This model never ends by itself, so a server that had gone on would have generated all that it was asked for.
+    assert FOREVER.max_tokens
+    assert await asyncio.to_thread(metric, running_server, facts.generated) - before < FOREVER.max_tokens
+
+
+def metric(running_server: Running, name: str) -> float:
+    """A number out of the server's own metrics, summed over its labels."""
+    with urllib.request.urlopen(f"{running_server.url}/metrics", timeout=PATIENCE) as response:
+        text = response.read().decode()
+    values = re.findall(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
+    assert values, f"{name} is not among its metrics"
+    return sum(float(value) for value in values)
 
 
 def honoured(info: ModelInfo, field: str) -> None:
@@ -186,7 +195,7 @@ async def until(true: Callable[[], Awaitable[bool]]) -> None:
     """Wait for what can only be asked for."""
 
     async def ask() -> None:
-        while not await true():
+        while not await true():  # noqa: ASYNC110  # What is asked is another process.
             await asyncio.sleep(0.01)
 
     await asyncio.wait_for(ask(), PATIENCE)

@@ -12,7 +12,7 @@ from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, Prom
 from comps.core.generator import collect
 from comps.core.ports import ModelServer
 from comps.core.types import Message, Sampling, TextDelta, Usage
-from comps.model_servers import MODEL_SERVERS, open_model_server, through_framework
+from comps.model_servers import FRAMEWORKS, MODEL_SERVERS, open_model_server, through_framework
 from comps.model_servers.openvino import OpenVINO
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Target
@@ -39,6 +39,10 @@ async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 class TestContract(Contract):
     """The contract, held by every kind."""
+
+    async def test_both_frameworks_give_the_same_pieces_of_text(self, kind: ModelServer) -> None:
+        native, langchain = [await events_of(through_framework(kind, name)) for name in FRAMEWORKS]
+        assert native == langchain
 
 
 async def test_text_to_continue_is_continued_the_same_way_by_both_frameworks(engine: OpenVINO) -> None:

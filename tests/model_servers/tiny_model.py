@@ -1,4 +1,6 @@
-"""A model of 2 million random weights, made in seconds without a network: its text is noise, its tokens and limits are real.
+"""A model of 2 million random weights, made in seconds without a network.
+
+Its text is noise, of readable characters; its tokens, limits and errors are real. Greedy, it never ends by itself.
 
 `python -m tests.model_servers.tiny_model FOLDER` makes one, wherever torch and transformers are installed.
 """
@@ -51,9 +53,16 @@ def build(folder: Path) -> None:
         **marks,
     )
     model = LlamaForCausalLM(config)
+    with torch.no_grad():  # A logit of 0 is never the highest of hundreds.
+        model.lm_head.weight[[token for token in range(len(tokenizer)) if not _is_readable(tokenizer, token)]] = 0.0
     model.generation_config.update(**marks)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _is_readable(tokenizer: Any, token: int) -> bool:
+    text: str = tokenizer.decode([token])
+    return token not in tokenizer.all_special_ids and text.isascii() and text.isprintable()
 
 
 def _tokenizer() -> Any:
