@@ -31,6 +31,8 @@ class Server:
     model_name: str = NAME
     window: int | None = None
     """The context window that it says it has."""
+    counts: bool = True
+    """Whether it says how many tokens a streamed answer has."""
     too_long: type[LLMError] | None = InvalidRequest
     """What a prompt over the window is; None: it cuts the prompt without a word."""
     too_hot: type[LLMError] | None = InvalidRequest
@@ -79,6 +81,7 @@ SERVERS = {
             *("{python}", "-m", "llama_cpp.server", "--host", "127.0.0.1", "--port", "{port}", "--model", "{bundled}"),
             *("--model_alias", NAME, "--n_ctx", "1024", "--interrupt_requests", "false"),
         ),
+        counts=False,
         # It takes any temperature and any name; of a prompt that is too long it says nothing: 200, and an empty body.
         too_long=ModelServerError,
         too_hot=None,

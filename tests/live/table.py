@@ -10,7 +10,7 @@ REPORTS = Path(__file__).parents[2] / "build" / "live"
 """A file of rows for each server; the whole table is written beside it, to `build/live.md`."""
 
 CHECKS = (
-    *("ready", "whole", "streamed", "length", "stop", "stop string", "same", "sampling", "tokens", "several"),
+    *("ready", "whole", "streamed", "length", "usage", "stop", "stop string", "same", "sampling", "tokens", "several"),
     *("bad value", "unknown model", "too long", "cancel"),
 )
 HEAD = [f"| server | framework | {' | '.join(CHECKS)} |", "|---" * (len(CHECKS) + 2) + "|"]

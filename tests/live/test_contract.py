@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ async def subject(running_server: Running) -> AsyncIterator[Subject]:
     opened = open_model_server(server.kind, Target(server.model_name, running_server.url))
     if isinstance(opened, Loads):
         await opened.load()
-    yield Subject(opened, server.window)
+    yield Subject(opened, server.window, server.counts)
     await opened.aclose()
 
 
@@ -76,7 +77,7 @@ async def test_a_whole_answer_of_the_service_is_what_it_streams(
     assert told["message"]["content"]
     assert told["message"]["content"] == "".join(choice["delta"].get("content") or "" for choice in choices)
     assert [told["finish_reason"]] == [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
-    assert whole.json["usage"] == next(chunk["usage"] for chunk in chunks if chunk.get("usage"))
+    assert [whole.json["usage"]] == ([chunk["usage"] for chunk in chunks if chunk.get("usage")] or [None])
 
 
 @pytest.mark.check("sampling")
@@ -91,7 +92,7 @@ async def test_a_seed_repeats_an_answer_and_another_gives_another(server: ModelS
 @pytest.mark.parametrize(("field", "value"), [("top_k", 1), ("top_p", 0.001)])
 async def test_the_narrowest_choice_of_tokens_is_the_greedy_one(server: ModelServer, field: str, value: float) -> None:
     honoured(await server.describe(), field)
-    assert await text_of(server, replace(WILD, **{field: value})) == await text_of(server, GREEDY)
+    assert await text_of(server, sampling_with(WILD, field, value)) == await text_of(server, GREEDY)
 
 
 @pytest.mark.check("sampling")
@@ -101,7 +102,7 @@ async def test_the_narrowest_choice_of_tokens_is_the_greedy_one(server: ModelSer
 async def test_a_penalty_changes_the_greedy_answer(server: ModelServer, field: str, value: float) -> None:
     honoured(await server.describe(), field)
     long = replace(GREEDY, max_tokens=100)  # Long enough for something to be said again.
-    assert await text_of(server, replace(long, **{field: value})) != await text_of(server, long)
+    assert await text_of(server, sampling_with(long, field, value)) != await text_of(server, long)
 
 
 @pytest.mark.check("tokens")
@@ -182,6 +183,10 @@ def metric(running_server: Running, name: str) -> float:
 def honoured(info: ModelInfo, field: str) -> None:
     if field not in info.capabilities:
         pytest.skip(f"this model server knows no {field}")
+
+
+def sampling_with(sampling: Sampling, field: str, value: Any) -> Sampling:
+    return replace(sampling, **{field: value})
 
 
 def connections_to(port: int) -> int:
