@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from comps.model_servers.model_files import BUNDLED_MODEL, find_model
-from tests.live.servers import SERVERS, Server, python_of
+from tests.live.servers import NAME, SERVERS, Server, python_of
 from tests.live.table import HEAD, REPORTS, Table
 
 START_SECONDS, STOP_SECONDS = 240.0, 20.0
@@ -58,16 +58,19 @@ def started(server: Server, folder: Path) -> Iterator[str]:
     """The server's URL, as long as it runs; what it says goes into a file in `folder`, and is shown if it fails."""
     python, words = str(python_of(server)), " ".join(server.command)
     if "{tiny}" in words:
-        subprocess.run([python, "-m", "tests.model_servers.tiny_model", str(folder / "model")], check=True)
+        subprocess.run([python, "-m", "tests.model_servers.tiny_model", str(folder / NAME)], check=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    values = {"python": python, "port": str(port), "tiny": str(folder / "model"), "bundled": str(_bundled(words))}
+    values = {"python": python, "port": str(port), "tiny": NAME, "bundled": str(_bundled(words))}
     log = folder / "log.txt"
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+    hub = folder / "hub"
+    hub.mkdir()
+    quiet = {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
     with log.open("wb") as said:
         process = subprocess.Popen(
             [word.format(**values) for word in server.command],
+            cwd=folder,
             env={**os.environ, **quiet, **server.variables},
             stdout=said,
             stderr=subprocess.STDOUT,

@@ -11,7 +11,7 @@ from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refuse
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / ".venv-live"
 NAME = "tiny-llama"
-"""What a server that is started here calls its model."""
+"""What a server that is started here calls its model, and its folder: `transformers serve` calls it by that."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Server:
     """The context window that it says it has."""
     counts: bool = True
     """Whether it says how many tokens a streamed answer has."""
+    shows_stop: bool = False
+    """Whether it shows the stop string that it ends at."""
+    ignores: frozenset[str] = frozenset()
+    """Fields of OpenAI's API that it takes and does nothing with."""
     too_long: type[LLMError] | None = InvalidRequest
     """What a prompt over the window is; None: it cuts the prompt without a word."""
     too_hot: type[LLMError] | None = InvalidRequest
@@ -102,6 +106,8 @@ SERVERS = {
             "{port}",
         ),
         ready="/health",
+        shows_stop=True,
+        ignores=frozenset({"presence_penalty"}),
         too_long=None,
         too_hot=None,
         unknown_model=InvalidRequest,
