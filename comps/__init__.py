@@ -16,7 +16,7 @@ from comps.core.errors import (
     UnknownModel,
     Unreachable,
 )
-from comps.core.generator import TextGenerator, collect
+from comps.core.generator import Models, TextGenerator, collect
 from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
 from comps.core.types import (
     Document,
@@ -50,6 +50,7 @@ __all__ = [
     "ModelInfo",
     "ModelServer",
     "ModelServerError",
+    "Models",
     "Overloaded",
     "Prompt",
     "PromptTooLong",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import time
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -17,18 +18,19 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from comps.admission import Admission
-from comps.core.errors import InvalidRequest, LLMError
-from comps.core.generator import TextGenerator
-from comps.core.ports import Loads, ModelServer
+from comps.core.errors import InvalidRequest, LLMError, SettingsError
+from comps.core.generator import Models, TextGenerator
+from comps.core.ports import ModelServer
 from comps.core.types import JSON, ModelInfo
 from comps.dialects import DIALECTS, open_dialect
 from comps.dialects.base import Desk, Dialect, House
 from comps.dialects.opea import Switches
 from comps.handler import Handler, status_of
-from comps.model_servers import MODEL_SERVERS, open_model_server, through_framework
+from comps.model_servers import MODEL_SERVERS, WITHOUT_ENGINE_SETTINGS, open_model_server, through_framework
+from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
 from comps.openapi import describe_bodies
-from comps.settings import Settings, load_settings
+from comps.settings import Served, Settings, load_settings
 from comps.telemetry import Telemetry, log
 
 MEGABYTE = 1_000_000
@@ -36,25 +38,64 @@ MEGABYTE = 1_000_000
 
 def read_settings(file: Path | None) -> Settings:
     """The settings, checked against what this house has; see `load_settings`."""
-    return load_settings(file, MODEL_SERVERS, DIALECTS)
+    return load_settings(file, MODEL_SERVERS, DIALECTS, WITHOUT_ENGINE_SETTINGS)
 
 
-def open_server(settings: Settings) -> ModelServer:
-    """The model server that the settings name; nothing is loaded or connected yet."""
-    model = settings.model
-    target = Target(
-        model.model_name,
-        model.model_server_endpoint,
-        Access(api_key=model.api_key.get_secret_value(), verify=not model.tls_skip_verify),
-        device=model.device,
+def open_models(settings: Settings, servers: Mapping[str, ModelServer] = MappingProxyType({})) -> Models:
+    """All models that the settings name; nothing is loaded or connected yet.
+
+    Args:
+        settings: What is served, and where.
+        servers: Model servers to take instead of those that the settings name, by the model.
+
+    Raises:
+        SettingsError: A model server cannot be opened with these settings.
+    """
+    generators = []
+    for name, served in settings.models.items():
+        framework = served.model.framework
+        opened = [servers[name]] if name in servers else _open_replicas(served)
+        replicas = [through_framework(server, framework, served.model.model_name) for server in opened]
+        generators.append(TextGenerator(replicas[0] if len(replicas) == 1 else Replicas(replicas), name))
+    return Models(generators)
+
+
+def _open_replicas(served: Served) -> list[ModelServer]:
+    """The model server of a model, once for each of its endpoints; a list of URLs has several."""
+    model = served.model
+    endpoint = model.model_server_endpoint
+    endpoints = [one.strip() for one in endpoint.split(",")] if "://" in endpoint else [endpoint]
+    access = Access(
+        api_key=model.api_key.get_secret_value(),
+        token_url=model.token_url,
+        client_id=model.client_id,
+        client_secret=model.client_secret.get_secret_value(),
+        verify=not model.tls_skip_verify,
+        ca_file=model.ca_file,
+        client_certificate=model.client_certificate,
+        client_key=model.client_key,
+        connect_seconds=model.connect_seconds,
+        first_token_seconds=model.first_token_seconds,
+        between_tokens_seconds=model.between_tokens_seconds,
+        total_seconds=model.total_seconds,
     )
-    return open_model_server(model.model_server, target)
+    try:
+        if len(set(endpoints)) < len(endpoints):
+            raise SettingsError("model_server_endpoint: it names the same replica twice")
+        return [
+            open_model_server(
+                model.model_server,
+                Target(model.model_name, one, access, model.context_window or None, model.device, served.engine),
+            )
+            for one in endpoints
+        ]
+    except SettingsError as error:
+        raise SettingsError(f"[{served.section}] {error}") from None
 
 
-def make_generator(settings: Settings, server: ModelServer) -> TextGenerator:
-    """What answers with that model server, through the framework that the settings name."""
-    model = settings.model
-    return TextGenerator(through_framework(server, model.framework, model.model_name), model.model_name)
+def replicas_of(generator: TextGenerator) -> Sequence[ModelServer]:
+    """The model servers that answer for a model."""
+    return generator.server.servers if isinstance(generator.server, Replicas) else (generator.server,)
 
 
 def make_dialects(settings: Settings) -> list[Dialect]:
@@ -71,17 +112,18 @@ def example(settings: Settings) -> tuple[str, JSON]:
 
 
 def make_app(
-    settings: Settings, server: ModelServer | None = None, on_loaded: Callable[[LLMError | None], None] | None = None
+    settings: Settings,
+    servers: Mapping[str, ModelServer] = MappingProxyType({}),
+    on_loaded: Callable[[LLMError | None], None] | None = None,
 ) -> FastAPI:
     """The service.
 
     Args:
         settings: All that can be set.
-        server: The model server; None opens the one that the settings name.
-        on_loaded: Called once the model can answer, or with the reason why it never will.
+        servers: Model servers to take instead of those that the settings name, by the model.
+        on_loaded: Called when all models are loaded or have failed to, or with the reason why none ever will be.
     """
-    server = server or open_server(settings)
-    house = _House(settings, server, make_generator(settings, server), make_dialects(settings))
+    house = _House(settings, open_models(settings, servers), make_dialects(settings))
     app = FastAPIOffline(
         title="OPEA LLM microservice",
         version=house.version,
@@ -97,12 +139,9 @@ def make_app(
 class _House:
     """One running service, and what its routes need of it."""
 
-    def __init__(
-        self, settings: Settings, server: ModelServer, generator: TextGenerator, dialects: list[Dialect]
-    ) -> None:
+    def __init__(self, settings: Settings, models: Models, dialects: list[Dialect]) -> None:
         self.settings = settings
-        self.server = server
-        self.generator = generator
+        self.models = models
         self.dialects = dialects
         self.telemetry = Telemetry()
         self.version = _version()
@@ -110,41 +149,42 @@ class _House:
 
     @asynccontextmanager
     async def open(self, on_loaded: Callable[[LLMError | None], None] | None) -> AsyncIterator[None]:
-        """Load the model beside the running service, and free it at the end."""
+        """Load the models beside the running service and each other, and free them at the end."""
         loading = asyncio.ensure_future(self._load(on_loaded))
         try:
             yield
         finally:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
-            await self.generator.server.aclose()
+            await asyncio.gather(*(generator.server.aclose() for generator in self.models))
 
     async def _load(self, on_loaded: Callable[[LLMError | None], None] | None) -> None:
-        failed: LLMError | None = None
-        try:
-            if isinstance(self.server, Loads):
-                await self.server.load()
-        except LLMError as error:
-            failed = error
-        except Exception:  # A fault of ours: the log gets the details.
-            log.exception("while loading the model")
-            failed = LLMError("the model could not be loaded; the log above has the reason")
+        failures = await asyncio.gather(*(self._load_one(generator) for generator in self.models))
         if on_loaded:
-            on_loaded(failed)
+            on_loaded(failures[0] if all(failures) else None)
+
+    async def _load_one(self, generator: TextGenerator) -> LLMError | None:
+        """Load a model; the others do not depend on it."""
+        try:
+            await generator.load()
+        except LLMError as error:
+            if len(self.settings.models) > 1:  # Otherwise the service ends and says it.
+                log.error("the model %s cannot be loaded: %s", generator.model, error)
+            return error
+        except Exception:  # A fault of ours: the log gets the details.
+            log.exception("while loading the model %s", generator.model)
+            return LLMError("the model could not be loaded; the log above has the reason")
+        return None
 
     async def describe(self) -> House:
-        """The state of the service at this moment."""
-        not_ready: LLMError | None = None
-        try:
-            info = await self.generator.describe()
-        except LLMError as error:
-            info, not_ready = ModelInfo(self.generator.model), error
+        """The state of the service at this moment: it is ready when one of its models can answer."""
+        states = await asyncio.gather(*(_state(generator) for generator in self.models))
         return House(
             name=self.settings.microservice.name,
             version=self.version,
             started=self.started,
-            models=[info],
-            not_ready=not_ready,
+            models=[info for info, _ in states],
+            not_ready=states[0][1] if all(error for _, error in states) else None,
             statistics=self.telemetry.statistics(),
         )
 
@@ -156,7 +196,7 @@ class _House:
         for desk in desks:
             handler = Handler(
                 desk,
-                self.generator,
+                self.models,
                 admission,
                 self.telemetry,
                 max_body=self.settings.microservice.max_body_mb * MEGABYTE,
@@ -191,6 +231,14 @@ class _House:
         assert isinstance(error, HTTPException)
         said = InvalidRequest(f"{request.method} {request.url.path}: {error.detail}; GET /docs shows what there is")
         return JSONResponse(self.dialects[0].error(said), error.status_code, error.headers)
+
+
+async def _state(generator: TextGenerator) -> tuple[ModelInfo, LLMError | None]:
+    """What a model says of itself, and why it cannot answer if it cannot."""
+    try:
+        return await generator.describe(), None
+    except LLMError as error:
+        return ModelInfo(generator.model), error
 
 
 def _retry(error: LLMError) -> dict[str, str]:

@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import typer
 import uvicorn
 
-from comps.app import example, make_app, make_generator, open_server, read_settings
+from comps.app import example, make_app, open_models, read_settings, replicas_of
 from comps.core.errors import LLMError, SettingsError
-from comps.core.ports import Loads
+from comps.core.ports import Loads, ModelServer
 from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
 from comps.settings import Settings
 from comps.telemetry import start_log
@@ -47,7 +47,7 @@ def serve(config: ConfigFile = None) -> None:
         settings = read_settings(config)
         start_log(settings.logging.log_level, settings.logging.log_path)
         service = _Service(settings)
-        _say(f"{settings.microservice.name}: loading {_model(settings)} …")
+        _say(f"{settings.microservice.name}: loading {_models(settings)} …")
         service.run()
         if service.failed:
             raise service.failed
@@ -103,14 +103,19 @@ def _welcome(settings: Settings) -> str:
     address = f"http://{f'[{host}]' if ':' in host else host}:{service.port}"
     path, body = example(settings)
     return (
-        f"{service.name}: listening on {service.host}:{service.port}, answering with {_model(settings)}\n\n"
+        f"{service.name}: listening on {service.host}:{service.port}, answering with {_models(settings)}\n\n"
         f"  Try it:  curl {address}{path} -H 'Content-Type: application/json' -d '{dumps(body)}'\n"
         f"  Read on: {address}/docs\n"
     )
 
 
-def _model(settings: Settings) -> str:
-    return f"{settings.model.model_name} ({settings.model.model_server}, {settings.model.framework})"
+def _models(settings: Settings) -> str:
+    return ", ".join(_model(settings, name) for name in settings.models)
+
+
+def _model(settings: Settings, name: str) -> str:
+    model = settings.models[name].model
+    return f"{name} ({model.model_server}, {model.framework})"
 
 
 @cli.command()
@@ -121,6 +126,9 @@ def ask(
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.0,
+    model: Annotated[
+        str | None, typer.Option(help="Which of the models to ask; the one of [Model] if left out.")
+    ] = None,
     config: ConfigFile = None,
 ) -> None:
     """Answer one question here in the terminal, from documents if there are any, without a service."""
@@ -134,17 +142,17 @@ def ask(
             (Message("user", question),),
             documents,
             sampling=Sampling(max_tokens=max_tokens, temperature=temperature),
+            model=model,
         )
         _run(_ask(settings, request))
 
 
 async def _ask(settings: Settings, request: GenerationRequest) -> None:
-    server = open_server(settings)
-    generator = make_generator(settings, server)
+    generator = open_models(settings).named(request.model)
     try:
-        if isinstance(server, Loads):
-            _say(f"Loading {_model(settings)} …")
-            await server.load()
+        if isinstance(generator.server, Loads):
+            _say(f"Loading {_model(settings, generator.model)} …")
+        await generator.load()
         async with aclosing(generator.generate(request)) as events:
             async for event in events:
                 match event:
@@ -155,12 +163,12 @@ async def _ask(settings: Settings, request: GenerationRequest) -> None:
                         if reason != "stop":
                             _say(f"[cut short: {reason}; --max-tokens allows more]")
     finally:
-        await server.aclose()
+        await generator.server.aclose()
 
 
 @cli.command()
 def check(config: ConfigFile = None) -> None:
-    """Show every setting and where it comes from, and whether the model server answers."""
+    """Show every setting and where it comes from, and whether the model servers answer."""
     with _told():
         settings = read_settings(config)
         start_log("WARNING", "")
@@ -171,16 +179,31 @@ def check(config: ConfigFile = None) -> None:
 
 
 async def _check(settings: Settings) -> None:
-    server = open_server(settings)
-    try:
-        if isinstance(server, Loads):
-            _say(f"Loading {_model(settings)} …")
-            await server.load()
-        info = await server.describe()
-    finally:
-        await server.aclose()
+    """Tell who answers for each model; of a model with replicas, for each replica."""
+    failures: list[LLMError] = []
+    asked = [(generator, server) for generator in open_models(settings) for server in replicas_of(generator)]
+    for generator, server in asked:
+        kind = settings.models[generator.model].model.model_server
+        head = f"model server of {generator.model}: {kind}" if len(asked) > 1 else f"model server: {kind}"
+        try:
+            print(f"{head} answers with {await _described(settings, generator.model, server)}")
+        except LLMError as error:
+            failures.append(error)
+            if len(asked) > 1:
+                print(f"{head} does not answer: {error}")
+        finally:
+            await server.aclose()
+    if failures:
+        raise LLMError(f"{len(failures)} of {len(asked)} do not answer; see above") if len(asked) > 1 else failures[0]
+
+
+async def _described(settings: Settings, model: str, server: ModelServer) -> str:
+    if isinstance(server, Loads):
+        _say(f"Loading {_model(settings, model)} …")
+        await server.load()
+    info = await server.describe()
     window = f"{info.context_window} tokens" if info.context_window else "of unknown size"
-    print(f"model server: {settings.model.model_server} answers with {info.name}, context window {window}")
+    return f"{info.name}, context window {window}"
 
 
 def _read(path: Path) -> str:

@@ -28,7 +28,7 @@ from comps.core.errors import (
     UnknownModel,
     Unreachable,
 )
-from comps.core.generator import TextGenerator, collect
+from comps.core.generator import Models, collect
 from comps.core.types import JSON, Event, Finished, Generation
 from comps.dialects.base import Call, Desk, Misread
 from comps.dialects.framing import Stamp
@@ -64,7 +64,7 @@ class Handler:
 
     Args:
         desk: What is read there.
-        generator: Where answers come from.
+        models: Where answers come from.
         admission: Who may generate when.
         telemetry: Where exchanges are counted.
         max_body: The most bytes of a body that are read.
@@ -74,7 +74,7 @@ class Handler:
     def __init__(
         self,
         desk: Desk,
-        generator: TextGenerator,
+        models: Models,
         admission: Admission,
         telemetry: Telemetry,
         *,
@@ -82,7 +82,7 @@ class Handler:
         strict: bool,
     ) -> None:
         self.desk = desk
-        self._generator = generator
+        self._models = models
         self._admission = admission
         self._telemetry = telemetry
         self._max_body = max_body
@@ -126,15 +126,17 @@ class Handler:
 
     async def _answer(self, call: Call, reply: _Reply, exchange: Exchange) -> None:
         requests = call.requests()
+        generators = [self._models.named(request.model) for request in requests]
         async with self._admission.place():
-            info = await self._generator.describe()
+            info = await generators[0].describe()
             headers = self._ignored(call.ignored(info.capabilities))
             stamp = Stamp(uuid4().hex, int(time()), info.name)
             if call.streamed:
-                events = self._generator.generate(requests[0])
+                events = generators[0].generate(requests[0])
                 await _stream(call, events, stamp, reply, headers, exchange)
                 return
-            generations = await _together([collect(self._generator.generate(request)) for request in requests])
+            asked = zip(generators, requests, strict=True)
+            generations = await _together([collect(generator.generate(request)) for generator, request in asked])
         exchange.usage, exchange.reason = generations[0].usage, generations[0].reason
         reasons = ",".join(generation.reason for generation in generations).encode()
         await reply.whole(200, call.reply(generations, stamp), [*headers, (b"x-finish-reason", reasons)])

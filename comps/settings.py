@@ -1,28 +1,42 @@
 """Settings: the environment before config.ini before the defaults, read once and frozen.
 
 Each section is a class, each key a field of it; the field names its environment variables, the section's docstring and
-the field's description are what config.ini and the README say of it.
+the field's description are what config.ini and the README say of it. A further model, `[Model.<name>]`, has a class
+made for it: the keys of `[Model]`, whose variables end in its name and whose defaults are what `[Model]` says.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    create_model,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from comps.core.errors import SettingsError
+from comps.core.types import JSON
 
 _SECRET = re.compile("key|token|secret|password")
+_ENGINE_SECRET = re.compile("(^|_)(api_?key|(access|auth|hf)_token|secret|password)$|^token$")
+"""An engine has keys of its own with the word token in them that hide nothing: tokenizer, eos_token."""
 _CREDENTIALS = re.compile(r"//[^/@\s]*@")
 CONFIG_FILE = "config.ini"
 """Read from the current folder if no other file is named and it is there."""
@@ -50,26 +64,29 @@ def _listed(value: Any) -> Any:
     return items
 
 
+def _existing(path: str) -> str:
+    if path:
+        try:
+            with Path(path).open("rb"):
+                pass
+        except OSError as error:
+            raise ValueError(f"cannot be read: {error.strerror}") from None
+    return path
+
+
+ExistingFile = Annotated[str, AfterValidator(_existing)]
+"""The path of a file that is there when the settings are read; empty: none."""
+
+
 def _key(default: Any, description: str, environment: str, *aliases: str, **bounds: Any) -> Any:
     """A key: its default, what it is, its environment variable, and what sibling deployments call that."""
     return Field(default, description=description, validation_alias=AliasChoices(environment, *aliases), **bounds)
 
 
 class Section(BaseSettings):
-    """A section of the configuration: what is passed in comes from the file, and the environment goes before it."""
+    """A section of the configuration: what is passed in, and for the rest the environment before the defaults."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", case_sensitive=True, loc_by_alias=False)
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings
 
     @field_validator("*", mode="before")
     @classmethod
@@ -122,14 +139,44 @@ class Model(Section):
     )
     model_server_endpoint: str = _key(
         "",
-        "the model server's URL; for scripted, a file of answers; for openvino, empty",
+        "the model server's URL, or those of its replicas, separated by commas; for scripted, a file of answers; for "
+        "openvino, empty",
         "LLM_MODEL_SERVER_ENDPOINT",
         "LLM_ENDPOINT",
     )
     api_key: SecretStr = _key(
         SecretStr(""), "the model server's key; never in this file", "LLM_API_KEY", "LLM_VLLM_API_KEY", "OPENAI_API_KEY"
     )
+    token_url: str = _key(
+        "", "where client_id and client_secret are changed for a token (OAuth 2.0)", "LLM_TOKEN_URL", "TOKEN_URL"
+    )
+    client_id: str = _key("", "who this service is at token_url", "LLM_CLIENT_ID", "CLIENTID")
+    client_secret: SecretStr = _key(
+        SecretStr(""), "what proves it there; never in this file", "LLM_CLIENT_SECRET", "CLIENT_SECRET"
+    )
     tls_skip_verify: bool = _key(False, "do not check the model server's certificate", "LLM_TLS_SKIP_VERIFY")
+    ca_file: ExistingFile = _key("", "a PEM file of the authorities to trust; empty: the system's", "LLM_CA_FILE")
+    client_certificate: ExistingFile = _key(
+        "", "a PEM file with this service's own certificate, for a model server that asks", "LLM_CLIENT_CERTIFICATE"
+    )
+    client_key: ExistingFile = _key(
+        "", "a PEM file with the key of client_certificate; empty: that file has it", "LLM_CLIENT_KEY"
+    )
+    connect_seconds: float = _key(
+        10, "how long a connection may take", "LLM_CONNECT_SECONDS", gt=0, allow_inf_nan=False
+    )
+    first_token_seconds: float = _key(
+        300, "how long an answer may take to begin; 0: no limit", "LLM_FIRST_TOKEN_SECONDS", ge=0, allow_inf_nan=False
+    )
+    between_tokens_seconds: float = _key(
+        120, "how long an answer may pause; 0: no limit", "LLM_BETWEEN_TOKENS_SECONDS", ge=0, allow_inf_nan=False
+    )
+    total_seconds: float = _key(
+        0, "how long an answer may take as a whole; 0: no limit", "LLM_TOTAL_SECONDS", ge=0, allow_inf_nan=False
+    )
+    context_window: int = _key(
+        0, "tokens that prompt and answer may have together; 0: ask the model server", "LLM_CONTEXT_WINDOW", ge=0
+    )
     device: str = _key("CPU", "for openvino: CPU, GPU or NPU", "LLM_DEVICE", min_length=1)
 
 
@@ -162,6 +209,29 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
+FURTHER = "Model."
+"""How the heading of a further model begins; its name is the rest."""
+ENGINE = "LLM_ENGINE_"
+"""How the environment variable of an engine's own setting begins; the setting is the rest, in small letters."""
+
+_OF_ONE_MODEL = frozenset(("model_name", "context_window"))
+"""What another model never takes from [Model]."""
+_OF_ONE_SERVER = frozenset(
+    (
+        "model_server_endpoint",
+        "api_key",
+        "token_url",
+        "client_id",
+        "client_secret",
+        "tls_skip_verify",
+        "ca_file",
+        "client_certificate",
+        "client_key",
+    )
+)
+"""What a model at another model server does not take either: no credential goes to a server that it is not for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting as it stands, for whoever looks for the reason of something."""
@@ -171,7 +241,18 @@ class Setting:
     value: str
     """Secrets are masked."""
     source: str
-    """`environment USVC_PORT`, the file's path, or `default`."""
+    """`environment USVC_PORT`, the file's path, `[Model]` where a further model has its value, or `default`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model that is served."""
+
+    section: str
+    """Where it is set."""
+    model: Model
+    engine: Mapping[str, JSON] = field(repr=False)
+    """What is set that only its engine understands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,17 +263,26 @@ class Settings:
     microservice: Microservice
     model: Model
     dialects: Dialects
+    models: Mapping[str, Served]
+    """Every model by the name that callers ask for; the first is [Model]'s, and answers where no name is given."""
     listing: tuple[Setting, ...]
     """Every setting with its source."""
 
 
-def load_settings(file: Path | None, kinds: Mapping[str, object], dialects: Mapping[str, object]) -> Settings:
+def load_settings(
+    file: Path | None,
+    kinds: Collection[str],
+    dialects: Collection[str],
+    without_engine: Collection[str],
+) -> Settings:
     """The settings, checked.
 
     Args:
         file: The configuration file; None takes config.ini from the current folder if there is one.
         kinds: The model servers there are, by name.
         dialects: The dialects there are, by name.
+        without_engine: Those of the kinds for which a key that is none of ours is a mistake. For the others it is a
+            setting of their engine.
 
     Raises:
         SettingsError: Something is unknown, missing or wrong; it names the file or variable, the key and the value.
@@ -200,21 +290,215 @@ def load_settings(file: Path | None, kinds: Mapping[str, object], dialects: Mapp
     if file is None and Path(CONFIG_FILE).exists():
         file = Path(CONFIG_FILE)
     written = _read(file) if file else {}
-    sections = {name: _section(name, written.get(name, {}), file) for name in SECTIONS}
-    listing = tuple(
-        Setting(name, key, _shown(getattr(section, key)), _source(info, key in written.get(name, {}), file))
-        for name, section in sections.items()
-        for key, info in type(section).model_fields.items()
+    parts = {name: _Part(name, kind, written.get(name, {}), file) for name, kind in SECTIONS.items()}
+    endings = _endings([heading for heading in written if heading.startswith(FURTHER)], file)
+    _refuse_variables_of_nobody(endings)
+    for ending, heading in endings.items():
+        parts[heading] = _further(parts["Model"], heading, written[heading], ending, file)
+    for part in parts.values():
+        part.check(kinds, without_engine)
+    for dialect in parts["Dialects"].values.enabled:
+        parts["Dialects"].check_known("enabled", dialect, dialects)
+    listing = tuple(setting for part in parts.values() for setting in part.listing())
+    logging, microservice, model, chosen = (parts[name].values for name in SECTIONS)
+    return Settings(logging, microservice, model, chosen, _served(parts.values(), file), listing)
+
+
+def _served(parts: Iterable[_Part], file: Path | None) -> dict[str, Served]:
+    models: dict[str, Served] = {}
+    for part in parts:
+        if isinstance(part.values, Model):
+            name = _name_of(part.name) if part.ending else part.values.model_name
+            if name in models:
+                raise SettingsError(f"{file}: [{part.name}]: the model of [Model] has that name")
+            models[name] = Served(part.name, part.values, part.engine)
+    return models
+
+
+def _further(model: _Part, heading: str, written: Mapping[str, str], ending: str, file: Path | None) -> _Part:
+    """A further model: what it does not say itself, [Model] says, as far as that makes sense for another one."""
+    fields: dict[str, Any] = {}
+    inherited: set[str] = set()
+    elsewhere = any(
+        key in written or _variable(Model.model_fields[key], ending)
+        for key in ("model_server", "model_server_endpoint")
     )
-    settings = Settings(*sections.values(), listing)  # type: ignore[arg-type, call-arg]  # The order of SECTIONS.
-    _known("model_server", settings.model.model_server, kinds, listing)
-    for dialect in settings.dialects.enabled:
-        _known("enabled", dialect, dialects, listing)
-    return settings
+    for key, info in Model.model_fields.items():
+        default = info.default
+        if not (key in _OF_ONE_MODEL or (elsewhere and key in _OF_ONE_SERVER)):
+            default = getattr(model.values, key)
+            inherited.add(key)
+        elif key == "model_name":
+            default = _name_of(heading)
+        names = (f"{name}{ending}" for name in environment_names(info))
+        fields[key] = (info.rebuild_annotation(), _key(default, info.description or "", *names))
+    kind: type[Model] = create_model(heading, __base__=Model, **fields)
+    part = _Part(heading, kind, written, file, ending=ending, inherited=inherited)
+    if not elsewhere:
+        part.engine_above = model
+    return part
 
 
-def _shown(value: object) -> str:
-    return _CREDENTIALS.sub("//***@", ", ".join(value) if isinstance(value, tuple) else str(value))
+class _Part:
+    """A section as it is read.
+
+    Args:
+        name: Its heading.
+        kind: Its keys; a further model has a class of its own.
+        written: What the file says there.
+        file: The file, if there is one.
+        ending: Of the environment variables of a further model.
+        inherited: The keys whose defaults come from [Model].
+
+    Raises:
+        SettingsError: A value is wrong.
+    """
+
+    engine_above: _Part | None = None
+    """Where engine settings come from that are not set here."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: type[Section],
+        written: Mapping[str, str],
+        file: Path | None,
+        *,
+        ending: str = "",
+        inherited: Collection[str] = (),
+    ) -> None:
+        self.name = name
+        self.ending = ending
+        self.engine: dict[str, JSON] = {}
+        self._fields = kind.model_fields
+        self._written = written
+        self._file = file
+        self._inherited = inherited
+        self._engine_sources: dict[str, str] = {}
+        try:
+            self.values: Any = kind(**dict(self._given()))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            key = str(first["loc"][0])
+            value = "***" if self._fields[key].annotation is SecretStr else first["input"]
+            raise self._wrong(key, f" = {value!s}: {first['msg'].removeprefix('Value error, ')}") from None
+
+    def _given(self) -> Iterator[tuple[str, str | SecretStr]]:
+        """What the file says, and the files that the environment names; the rest is in the environment itself."""
+        for key, info in self._fields.items():
+            # Under the name of its variable, and only where none is set: so each value has one source.
+            own, variable = next(environment_names(info)), _variable(info)
+            if key in self._written and info.annotation is SecretStr:
+                raise SettingsError(
+                    f"{self._file}: [{self.name}] {key}: a secret comes from the environment only: {own}, or "
+                    f"{_of_file(own)} with the path of a file"
+                )
+            if variable and variable not in environment_names(info):
+                yield own, self._secret(key, variable)
+            elif key in self._written and not variable:
+                yield own, self._written[key]
+
+    def _secret(self, key: str, variable: str) -> SecretStr:
+        path = os.environ[variable]
+        try:
+            return SecretStr(Path(path).read_text("utf-8").removesuffix("\n"))
+        except OSError as error:
+            raise self._wrong(key, f": the file {path} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise self._wrong(key, f": the file {path} cannot be read: it is not UTF-8 text") from None
+
+    def check(self, kinds: Collection[str], without_engine: Collection[str]) -> None:
+        """Raise if the section as a whole makes no sense; what is the engine's is known afterwards."""
+        if not isinstance(self.values, Model):
+            self._refuse_unknown()
+            return
+        self.check_known("model_server", self.values.model_server, kinds)
+        if self.values.model_server in without_engine:
+            self._refuse_unknown()
+            for variable, key in self._engine_variables():
+                why = f"{self.values.model_server} has no engine that could be set"
+                raise SettingsError(f"environment {variable}: [{self.name}] {key}: {why}")
+        self._read_engine()
+        self._check_credentials()
+
+    def check_known(self, key: str, value: str, known: Collection[str]) -> None:
+        """Raise if the value is none of those that there are."""
+        if value not in known:
+            raise self._wrong(key, f" = {value}: unknown{_nearest(value, known)}")
+
+    def _refuse_unknown(self) -> None:
+        for key in self._written:
+            if key not in self._fields:
+                raise self._unknown(key)
+
+    def _unknown(self, key: str) -> SettingsError:
+        shown = "***" if _SECRET.search(key) else self._written[key]
+        return SettingsError(f"{self._file}: unknown key [{self.name}] {key} = {shown}{_nearest(key, self._fields)}")
+
+    def _read_engine(self) -> None:
+        if self.engine_above:
+            self.engine |= self.engine_above.engine
+            self._engine_sources |= dict.fromkeys(self.engine, f"[{self.engine_above.name}]")
+        for key, text in self._written.items():
+            if key not in self._fields:
+                if get_close_matches(key, self._fields, n=1, cutoff=_SLIP):
+                    raise self._unknown(key)
+                if _ENGINE_SECRET.search(key):
+                    own = f"{ENGINE}{key.upper()}{self.ending}"
+                    raise SettingsError(
+                        f"{self._file}: [{self.name}] {key}: a secret comes from the environment only: {own}"
+                    )
+                self._take(key, text, str(self._file))
+        for variable, key in self._engine_variables():
+            self._take(key, os.environ[variable], f"environment {variable}")
+
+    def _engine_variables(self) -> Iterator[tuple[str, str]]:
+        for variable in os.environ:
+            key, two, rest = variable.removeprefix(ENGINE).partition("__")
+            if variable.startswith(ENGINE) and key and two + rest == self.ending:
+                yield variable, key.lower()
+
+    def _take(self, key: str, text: str, source: str) -> None:
+        try:
+            self.engine[key] = _typed(text)
+        except ValueError as error:
+            shown = "***" if _ENGINE_SECRET.search(key) else text
+            raise SettingsError(f"{source}: [{self.name}] {key} = {shown}: {error}") from None
+        self._engine_sources[key] = source
+
+    def _check_credentials(self) -> None:
+        """Raise if of what belongs together only a part is there."""
+        for whole, needs in (
+            ("token_url", ("client_id", "client_secret")),
+            ("client_id", ("token_url",)),
+            ("client_secret", ("token_url",)),
+            ("client_key", ("client_certificate",)),
+        ):
+            for other in needs:
+                if self._is_set(whole) and not self._is_set(other):
+                    own = next(environment_names(self._fields[other]))
+                    raise self._wrong(whole, f": needs {other} ({own}) as well")
+
+    def _is_set(self, key: str) -> bool:
+        value = getattr(self.values, key)
+        return bool(value.get_secret_value() if isinstance(value, SecretStr) else value)
+
+    def listing(self) -> Iterator[Setting]:
+        """Every setting of the section."""
+        for key in self._fields:
+            yield Setting(self.name, key, _shown(getattr(self.values, key)), self._source(key))
+        for key, value in self.engine.items():
+            yield Setting(self.name, key, _shown(_masked(key, value)), self._engine_sources[key])
+
+    def _source(self, key: str) -> str:
+        if variable := _variable(self._fields[key]):
+            return f"environment {variable}"
+        if key in self._written:
+            return str(self._file)
+        return "[Model]" if key in self._inherited else "default"
+
+    def _wrong(self, key: str, what: str) -> SettingsError:
+        return SettingsError(f"{self._source(key)}: [{self.name}] {key}{what}")
 
 
 def _read(file: Path) -> dict[str, dict[str, str]]:
@@ -228,34 +512,37 @@ def _read(file: Path) -> dict[str, dict[str, str]]:
         raise SettingsError(f"{file}: cannot be read: it is not UTF-8 text") from None
     except ConfigParserError as error:
         raise SettingsError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
-    for section in parser.sections():
-        if section not in SECTIONS:
-            raise SettingsError(f"{file}: unknown section [{section}]{_nearest(section, SECTIONS)}")
-        fields = SECTIONS[section].model_fields
-        for key, value in parser[section].items():
-            if key not in fields:
-                shown = "***" if _SECRET.search(key) else value
-                raise SettingsError(f"{file}: unknown key [{section}] {key} = {shown}{_nearest(key, fields)}")
-            if fields[key].annotation is SecretStr:
-                raise SettingsError(f"{file}: [{section}] {key}: a secret comes from the environment only")
-    return {section: dict(parser[section]) for section in parser.sections()}
+    for heading in parser.sections():
+        if heading not in SECTIONS and not (heading.startswith(FURTHER) and _name_of(heading)):
+            raise SettingsError(f"{file}: unknown section [{heading}]{_nearest(heading, SECTIONS)}")
+    return {heading: dict(parser[heading]) for heading in parser.sections()}
 
 
-def _section(name: str, written: Mapping[str, str], file: Path | None) -> Section:
-    try:
-        # Under the name of its variable, and only where none is set: so each value has one source.
-        fields = SECTIONS[name].model_fields
-        values = {key: value for key, value in written.items() if not _in_environment(fields[key])}
-        return SECTIONS[name](**{next(environment_names(fields[key])): value for key, value in values.items()})
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        key = str(first["loc"][0])
-        info = SECTIONS[name].model_fields[key]
-        source = _source(info, key in written, file)
-        value = "***" if info.annotation is SecretStr else first["input"]
-        raise SettingsError(
-            f"{source}: [{name}] {key} = {value!s}: {first['msg'].removeprefix('Value error, ')}"
-        ) from None
+def _name_of(heading: str) -> str:
+    return heading.removeprefix(FURTHER).strip()
+
+
+def _endings(headings: Iterable[str], file: Path | None) -> dict[str, str]:
+    """The headings of further models by what their environment variables end in."""
+    endings: dict[str, str] = {}
+    for heading in headings:
+        ending = "__" + re.sub("[^A-Z0-9]", "_", _name_of(heading).upper())
+        if other := endings.get(ending):
+            raise SettingsError(
+                f"{file}: [{heading}] and [{other}]: the variables of both would end in {ending}; rename one of them"
+            )
+        endings[ending] = heading
+    return endings
+
+
+def _refuse_variables_of_nobody(endings: Collection[str]) -> None:
+    """A variable for a further model that there is not would be lost without a word."""
+    known = {name for info in Model.model_fields.values() for name in (*environment_names(info), *_file_names(info))}
+    for variable in os.environ:
+        head, two, name = variable.partition("__")
+        if two and (head in known or head.startswith(ENGINE)) and two + name not in endings:
+            said = f"no section [{FURTHER}<name>] has variables that end in {two}{name}"
+            raise SettingsError(f"environment {variable}: {said}{_nearest(two + name, endings)}")
 
 
 def environment_names(info: FieldInfo) -> Iterator[str]:
@@ -264,22 +551,75 @@ def environment_names(info: FieldInfo) -> Iterator[str]:
     yield from map(str, info.validation_alias.choices)
 
 
-def _in_environment(info: FieldInfo) -> str | None:
-    return next((name for name in environment_names(info) if name in os.environ), None)
+def _file_names(info: FieldInfo) -> Iterator[str]:
+    """The variables of a secret that hold the path of a file with it, one for each of `environment_names`."""
+    if info.annotation is SecretStr:
+        yield from map(_of_file, environment_names(info))
 
 
-def _source(info: FieldInfo, in_file: bool, file: Path | None) -> str:
-    if variable := _in_environment(info):
-        return f"environment {variable}"
-    return str(file) if in_file else "default"
+def _of_file(variable: str) -> str:
+    name, two, ending = variable.partition("__")
+    return f"{name}_FILE{two}{ending}"
 
 
-def _known(key: str, value: str, known: Mapping[str, object], listing: tuple[Setting, ...]) -> None:
-    if value not in known:
-        setting = next(setting for setting in listing if setting.key == key)
-        raise SettingsError(f"{setting.source}: [{setting.section}] {key} = {value}: unknown{_nearest(value, known)}")
+def _variable(info: FieldInfo, ending: str = "") -> str | None:
+    """The variable that a key has its value from, if it is one."""
+    for name in environment_names(info):
+        with_value, with_path = name + ending, _of_file(name + ending)
+        if info.annotation is SecretStr and with_path in os.environ:
+            if with_value in os.environ:
+                raise SettingsError(f"environment {with_value} and {with_path}: both are set; one of them must go")
+            return with_path
+        if with_value in os.environ:
+            return with_value
+    return None
 
 
-def _nearest(name: str, known: Mapping[str, object]) -> str:
+_WORDS: dict[str, JSON] = {"true": True, "false": False, "null": None, "none": None}
+_SLIP = 0.8
+"""How alike a key that is none of ours must be to one of ours to be taken for a slip of the pen."""
+
+
+def _typed(text: str) -> JSON:
+    """An engine's setting as its text says: a number, true, false, null, a JSON list or object, else text, which may
+    stand in quotes.
+
+    Raises:
+        ValueError: It begins like a list or an object, and is none.
+    """
+    text = text.strip()
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    if _unquoted(text) != text:
+        return _unquoted(text)
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except ValueError:
+        if text[:1] in ("[", "{"):
+            raise ValueError("not the JSON that it begins like; text that begins so stands in quotes") from None
+        return text
+
+
+def _no_number(word: str) -> JSON:
+    raise ValueError(word)
+
+
+def _masked(key: str, value: JSON) -> JSON:
+    """An engine's setting without its secrets."""
+    if _ENGINE_SECRET.search(key.lower()) and value:
+        return "***"
+    if isinstance(value, dict):
+        return {name: _masked(name, inner) for name, inner in value.items()}
+    return [_masked(key, inner) for inner in value] if isinstance(value, list) else value
+
+
+def _shown(value: object) -> str:
+    text = ", ".join(value) if isinstance(value, tuple) else value
+    return _CREDENTIALS.sub("//***@", json.dumps(text) if isinstance(text, list | dict) else str(text))
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
     near = get_close_matches(name.lower(), known, n=1, cutoff=0.5) or get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known: {', '.join(known)}" if known else ""

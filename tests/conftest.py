@@ -19,14 +19,15 @@ pytest.register_assert_rewrite("tests.model_servers.contract")
 SETTINGS = {
     name for section in SECTIONS.values() for info in section.model_fields.values() for name in environment_names(info)
 }
+OTHERS = ("LLM_ENGINE_", "LANGSMITH_", "LANGCHAIN_", "HF_", "OPENAI_")
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer's own reaches a test, and nothing that a test starts looks for a network."""
     for name in list(os.environ):
-        named = name.startswith(("LANGSMITH_", "LANGCHAIN_", "HF_", "OPENAI_")) or name.lower().endswith("_proxy")
-        if name in SETTINGS or named:
+        setting = name.partition("__")[0].removesuffix("_FILE")
+        if {name, setting} & SETTINGS or name.startswith(OTHERS) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 

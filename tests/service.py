@@ -130,13 +130,14 @@ class Service:
 
 @asynccontextmanager
 async def running(
-    model_server: ModelServer,
+    model_server: ModelServer | Mapping[str, ModelServer],
     monkeypatch: pytest.MonkeyPatch,
     environment: Mapping[str, str] | None = None,
     *,
     loaded: bool = True,
 ) -> AsyncIterator[Service]:
-    """The service in front of `model_server`, with settings from `environment`; waits until the model is loaded."""
+    """The service in front of `model_server`, or of several by their models' names, with settings from `environment`;
+    waits until all are loaded."""
     for name, value in {"FRAMEWORK": "native", "LLM_NAME": "scripted", **(environment or {})}.items():
         monkeypatch.setenv(name, value)
     ready = asyncio.Event()
@@ -145,8 +146,14 @@ async def running(
         assert failed is None
         ready.set()
 
+    def make() -> FastAPI:
+        settings = read_settings(None)
+        if isinstance(model_server, Mapping):
+            return make_app(settings, model_server, on_loaded)
+        return make_app(settings, {settings.model.model_name: model_server}, on_loaded)
+
     # Before the loop runs, as in the command; here in a thread, since making a service reads files.
-    app = await asyncio.to_thread(lambda: make_app(read_settings(None), model_server, on_loaded))
+    app = await asyncio.to_thread(make)
     config = uvicorn.Config(app, port=0, host="127.0.0.1", http="httptools", log_config=None, access_log=False)
     server = Announced(config)
     serving = asyncio.ensure_future(server.serve())

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
 
+from comps.app import open_models, read_settings
+from comps.core.errors import LLMError, ModelServerError, SettingsError, Unreachable
+from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
+from comps.core.types import ModelInfo
+from comps.model_servers.replicas import Replicas
 from comps.model_servers.scripted import Scripted
-from tests.service import running
+from comps.model_servers.target import Access, Target
+from tests.service import PATIENCE, running
 
 QUERY = {"query": "?"}
 
@@ -80,3 +89,208 @@ async def test_no_prompt_and_no_document_is_in_the_log(
     assert "questiontext" not in caplog.text
     assert "documenttext" not in caplog.text
     assert "answertext" not in caplog.text
+
+
+class Absent(Scripted):
+    """A model server that cannot answer."""
+
+    def __init__(self, error: LLMError) -> None:
+        super().__init__([[error]])
+        self._error = error
+
+    async def describe(self) -> ModelInfo:
+        raise self._error
+
+
+class Loading(Scripted):
+    """A model server that loads until it is let go, and then fails if there is something to fail with."""
+
+    def __init__(self, error: LLMError | None = None) -> None:
+        super().__init__([["loaded"]])
+        self.go = asyncio.Event()
+        self.failed = asyncio.Event()
+        self._error = error
+
+    async def load(self) -> None:
+        await self.go.wait()
+        if self._error:
+            self.failed.set()
+            raise self._error
+
+    async def describe(self) -> ModelInfo:
+        if not self.go.is_set():
+            raise Unreachable("still loading", 3)
+        return await super().describe()
+
+
+@pytest.fixture
+def sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models: scripted, and a second one."""
+    (tmp_path / "config.ini").write_text("[Model]\nmodel_server = scripted\n[Model.org/second]\n")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("sections")
+async def test_the_request_chooses_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Scripted([["one"]]), Scripted([["two"]], name="served as", context_window=5)
+    async with running({"scripted": first, "org/second": second}, monkeypatch) as service:
+        default = await service.post({"messages": "?"})
+        named = await service.post({"messages": "?", "model": "scripted"})
+        other = await service.post({"messages": "?", "model": "org/second"})
+        query = await service.post({"query": "?", "model": "org/second", "stream": False})
+        unknown = await service.post({"messages": "?", "model": "third"})
+        listing = (await service.get("/v1/models")).json
+    assert [one.json["choices"][0]["message"]["content"] for one in (default, named, other)] == ["one", "one", "two"]
+    assert [one.json["model"] for one in (default, named, other)] == ["scripted", "scripted", "org/second"]
+    assert query.json["text"] == "two"
+    assert unknown.status == 404
+    assert "known: scripted, org/second" in unknown.json["error"]["message"]
+    assert [(model["id"], model["max_model_len"]) for model in listing["data"]] == [
+        ("scripted", None),
+        ("org/second", 5),
+    ]
+
+
+@pytest.mark.usefixtures("sections")
+async def test_what_a_model_honours_is_its_own_affair(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Picky(Scripted):
+        async def describe(self) -> ModelInfo:
+            return ModelInfo("picky", None, frozenset())
+
+    async with running({"scripted": Scripted(), "org/second": Picky()}, monkeypatch) as service:
+        first = await service.post({"messages": "?", "max_tokens": 3})
+        second = await service.post({"messages": "?", "max_tokens": 3, "model": "org/second"})
+    assert "x-ignored-params" not in first.headers
+    assert second.headers["x-ignored-params"] == "max_tokens"
+
+
+@pytest.mark.usefixtures("sections")
+async def test_the_service_is_ready_when_one_of_its_models_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = {"scripted": Absent(Unreachable("away", 7)), "org/second": Scripted([["two"]])}
+    async with running(servers, monkeypatch) as service:
+        ready = await service.get("/v1/health_check")
+        models = (await service.get("/v1/models")).json["data"]
+        away = await service.post({"messages": "?"})
+        there = await service.post({"messages": "?", "model": "org/second"})
+    assert (ready.status, away.status, there.status) == (200, 503, 200)
+    assert [model["id"] for model in models] == ["scripted", "org/second"]
+
+
+@pytest.mark.usefixtures("sections")
+async def test_the_service_is_not_ready_when_none_of_its_models_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = {"scripted": Absent(Unreachable("away", 7)), "org/second": Absent(ModelServerError("broken"))}
+    async with running(servers, monkeypatch) as service:
+        ready = await service.get("/v1/health_check")
+    assert (ready.status, ready.headers["retry-after"], ready.json["detail"]) == (503, "7", "away")
+
+
+@pytest.mark.usefixtures("sections")
+async def test_a_model_that_loads_or_cannot_be_loaded_does_not_hold_up_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    servers = {"scripted": Loading(SettingsError("no file /secret")), "org/second": Loading()}
+    servers["org/second"].go.set()
+    async with running(servers, monkeypatch, loaded=False) as service:
+        other = await service.post({"messages": "?", "model": "org/second"})
+        loading = await service.post({"messages": "?"})
+        servers["scripted"].go.set()
+        await asyncio.wait_for(servers["scripted"].failed.wait(), PATIENCE)
+        failed = await service.post({"messages": "?"})
+        ready = await service.get("/v1/health_check")
+    assert (other.status, loading.status, failed.status, ready.status) == (200, 503, 502, 200)
+    assert "the model scripted could not be loaded" in failed.json["error"]["message"]
+    assert "the model scripted cannot be loaded: no file /secret" in caplog.text
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, **environment: str) -> list[object]:
+    """What answers for each model."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return [generator.server for generator in open_models(read_settings(None))]
+
+
+@pytest.mark.parametrize("framework", ["native", "langchain"])
+def test_several_urls_are_replicas(monkeypatch: pytest.MonkeyPatch, framework: str) -> None:
+    endpoint = "http://127.0.0.1:9, http://127.0.0.1:8/v1"
+    [one] = opened(
+        monkeypatch, MODEL_SERVER="vllm", FRAMEWORK=framework, LLM_MODEL_SERVER_ENDPOINT="http://127.0.0.1:9"
+    )
+    [two] = opened(monkeypatch, LLM_MODEL_SERVER_ENDPOINT=endpoint)
+    assert not isinstance(one, Replicas)
+    assert isinstance(two, Replicas)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "said"),
+    [
+        ("http://one:8,http://one:8", "[Model] model_server_endpoint: it names the same replica twice"),
+        ("http://one:8,", "[Model] model_server_endpoint"),
+        ("http://one:8,two:8", "[Model] model_server_endpoint"),
+    ],
+)
+def test_a_list_of_urls_that_makes_no_sense_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, said: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        opened(monkeypatch, MODEL_SERVER="vllm", LLM_MODEL_SERVER_ENDPOINT=endpoint)
+    assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize("framework", ["native", "langchain"])
+def test_a_model_server_keeps_its_abilities_through_a_framework(
+    monkeypatch: pytest.MonkeyPatch, framework: str
+) -> None:
+    [embedded] = opened(monkeypatch, FRAMEWORK=framework)
+    [scripted] = opened(monkeypatch, FRAMEWORK=framework, MODEL_SERVER="scripted")
+    assert isinstance(embedded, Loads)
+    assert isinstance(embedded, CountsTokens)
+    assert not isinstance(embedded, Embeds)
+    assert not isinstance(scripted, Loads | CountsTokens | Embeds)
+
+
+def test_what_is_set_reaches_the_model_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened_with: list[tuple[str, Target]] = []
+
+    def watched(kind: str, target: Target) -> ModelServer:
+        opened_with.append((kind, target))
+        return Scripted()
+
+    monkeypatch.setattr("comps.app.open_model_server", watched)
+    pem = str(tmp_path / "one.pem")
+    (tmp_path / "one.pem").touch()
+    environment = {
+        "MODEL_SERVER": "vllm",
+        "LLM_NAME": "m",
+        "LLM_MODEL_SERVER_ENDPOINT": "https://one:1",
+        "LLM_API_KEY": "key",
+        "LLM_TOKEN_URL": "https://login",
+        "LLM_CLIENT_ID": "me",
+        "LLM_CLIENT_SECRET": "hush",
+        "LLM_TLS_SKIP_VERIFY": "1",
+        "LLM_CA_FILE": pem,
+        "LLM_CLIENT_CERTIFICATE": pem,
+        "LLM_CLIENT_KEY": pem,
+        "LLM_CONNECT_SECONDS": "1",
+        "LLM_FIRST_TOKEN_SECONDS": "2",
+        "LLM_BETWEEN_TOKENS_SECONDS": "3",
+        "LLM_TOTAL_SECONDS": "4",
+        "LLM_CONTEXT_WINDOW": "5",
+        "LLM_DEVICE": "GPU",
+    }
+    opened(monkeypatch, **environment)
+    access = Access("key", "https://login", "me", "hush", False, pem, pem, pem, 1, 2, 3, 4)
+    default = Access()
+    assert all(getattr(access, name) != getattr(default, name) for name in Access.__dataclass_fields__)
+    assert opened_with == [("vllm", Target("m", "https://one:1", access, 5, "GPU", {}))]
+
+
+def test_what_is_not_set_is_the_target_s_own_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened_with: list[Target] = []
+
+    def watched(kind: str, target: Target) -> ModelServer:
+        opened_with.append(target)
+        return Scripted()
+
+    monkeypatch.setattr("comps.app.open_model_server", watched)
+    opened(monkeypatch)
+    assert opened_with == [Target("SmolLM2-135M-Instruct")]

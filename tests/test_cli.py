@@ -274,6 +274,68 @@ def test_check_shows_every_setting_with_its_source_and_whether_the_model_server_
     assert "scripted answers with from % file" in lines[-1]
 
 
+TWO = "[Model]\nmodel_server=scripted\nmodel_name=one\n[Model.two]\nmodel_name=served as\n"
+
+
+def test_check_reports_every_model(tmp_path: Path) -> None:
+    (tmp_path / "config.ini").write_text(TWO)
+    done = command("check", cwd=tmp_path, environment={"LLM_CONTEXT_WINDOW__TWO": "77"})
+    assert done.returncode == 0
+    lines = [re.sub(" +", " ", line) for line in done.stdout.splitlines()]
+    assert "[Model.two] model_server = scripted ([Model])" in lines
+    assert "[Model.two] context_window = 77 (environment LLM_CONTEXT_WINDOW__TWO)" in lines
+    assert lines[-2:] == [
+        "model server of one: scripted answers with one, context window of unknown size",
+        "model server of two: scripted answers with served as, context window 77 tokens",
+    ]
+
+
+def test_check_fails_if_one_of_several_models_does_not_answer_and_still_reports_the_others(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    away = f"model_server=openai_api\nmodel_server_endpoint=http://127.0.0.1:{port}\n"
+    (tmp_path / "config.ini").write_text(f"[Model]\n{away}model_name=one\n[Model.two]\nmodel_server=scripted\n")
+    done = command("check", cwd=tmp_path)
+    assert done.returncode == 1
+    first, second = done.stdout.splitlines()[-2:]
+    assert first.startswith("model server of one: openai_api does not answer: ")
+    assert second.startswith("model server of two: scripted answers with two")
+    assert done.stderr.splitlines()[-1] == "opea-llm: 1 of 2 do not answer; see above"
+
+
+def test_check_reports_every_replica() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with serving(MODEL_SERVER="scripted", LLM_NAME="demo") as service:
+        endpoints = f"http://127.0.0.1:{service.port},http://127.0.0.1:{port}"
+        environment = {"MODEL_SERVER": "openai_api", "LLM_NAME": "demo", "LLM_MODEL_SERVER_ENDPOINT": endpoints}
+        done = command("check", environment=environment)
+    assert done.returncode == 1
+    first, second = done.stdout.splitlines()[-2:]
+    assert first.startswith("model server of demo: openai_api answers with demo")
+    assert second.startswith("model server of demo: openai_api does not answer")
+
+
+def test_ask_asks_the_model_that_is_named(tmp_path: Path, answers: str) -> None:
+    (tmp_path / "config.ini").write_text(f"{TWO}model_server_endpoint={answers}\n")
+    first, second, third = (
+        command("ask", "?", "--max-tokens", "2", *model, cwd=tmp_path)
+        for model in ((), ("--model", "two"), ("--model", "three"))
+    )
+    assert (first.returncode, first.stdout) == (0, "This answer\n")
+    assert (second.returncode, second.stdout) == (0, " word0 word1\n")
+    assert (third.returncode, third.stdout) == (1, "")
+    assert "known: one, two" in third.stderr
+
+
+def test_all_models_are_named_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "config.ini").write_text(TWO)
+    with serving("-m", "comps", "serve", "-c", str(tmp_path / "config.ini")) as service:
+        assert "one (scripted, langchain), two (scripted, langchain)" in "".join(service.said)
+        with service.posting({"messages": "?", "model": "two"}) as response:
+            assert json.loads(response.read())["model"] == "two"
+
+
 def test_check_says_so_if_the_model_cannot_be_loaded(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + b"\0" * 100)

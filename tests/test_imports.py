@@ -60,10 +60,21 @@ VENDORS: dict[str, set[str]] = {
     "comps.model_servers.http": {"aiohttp", "async_timeout", "orjson"},
     "comps.model_servers.oauth": {"aiohttp", "orjson"},
     "comps.model_servers.openai_api": {"orjson"},
+    "comps.model_servers.tgi": {"orjson"},
+    "comps.model_servers.tgi_langchain": {"langchain_core", "langchain_huggingface"},
     "comps.model_servers.openvino_engine": {"numpy", "openvino", "openvino_genai"},
 }
 
-SDKS = {"aiohttp", "langchain", "langchain_core", "openvino", "openvino_genai", "huggingface_hub", "numpy"}
+SDKS = {
+    "aiohttp",
+    "langchain",
+    "langchain_core",
+    "langchain_huggingface",
+    "openvino",
+    "openvino_genai",
+    "huggingface_hub",
+    "numpy",
+}
 
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from comps.app import open_models, read_settings
 from comps.dialects import DIALECTS
 from comps.model_servers import MODEL_SERVERS
 from comps.model_servers.scripted import Scripted
@@ -23,6 +24,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 PYTHON = re.findall(r"```python\n(.*?)```", README + CONTRIBUTING, re.DOTALL)
+INI = re.findall(r"```ini\n(.*?)```", README, re.DOTALL)
 CURLS = [block for block in BASH if block.startswith("curl ")]
 ASKS = [block for block in BASH if ".venv/bin/opea-llm ask" in block]
 
@@ -80,6 +82,14 @@ def test_every_ask_runs_as_printed(tmp_path: Path, block: str) -> None:
 def test_every_python_example_runs(block: str) -> None:
     namespace: dict[str, object] = {"__name__": "example"}
     exec(compile(block, "example", "exec"), namespace)
+
+
+@pytest.mark.parametrize("block", INI)
+def test_every_file_of_settings_that_is_printed_can_be_served(tmp_path: Path, block: str) -> None:
+    file = tmp_path / "config.ini"
+    file.write_text(block)
+    models = [generator.model for generator in open_models(read_settings(file))]
+    assert models[1:] == re.findall(r"\[Model\.(.+)\]", block)
 
 
 def test_the_answers_printed_have_the_form_of_real_ones() -> None:

@@ -13,10 +13,11 @@ from pydantic import SecretStr, ValidationError
 
 import comps
 from comps.core.errors import SettingsError
-from comps.settings import SECTIONS, Section, Settings, environment_names, load_settings
+from comps.settings import SECTIONS, Model, Section, Settings, environment_names, load_settings
 
-KINDS: dict[str, object] = {"openvino": None, "scripted": None, "tgi": None, "vllm": None}
-DIALECTS: dict[str, object] = {"opea": None, "openai": None}
+KINDS = ("openvino", "scripted", "tgi", "vllm", "llama_cpp")
+WITHOUT_ENGINE = ("openvino", "scripted", "tgi", "vllm")
+DIALECTS = ("opea", "openai")
 SHIPPED = Path(comps.__file__).parents[1] / "config.ini"
 
 SEED = """\
@@ -64,7 +65,18 @@ VALUES: dict[str, tuple[str, Any]] = {
     "model_server_endpoint": ("http://localhost:8080", "http://localhost:8080"),
     "device": ("GPU", "GPU"),
     "api_key": ("hush", SecretStr("hush")),
+    "token_url": ("https://login.example.com/token", "https://login.example.com/token"),
+    "client_id": ("me", "me"),
+    "client_secret": ("hush", SecretStr("hush")),
     "tls_skip_verify": ("yes", True),
+    "ca_file": (__file__, __file__),
+    "client_certificate": (__file__, __file__),
+    "client_key": (__file__, __file__),
+    "connect_seconds": ("0.5", 0.5),
+    "first_token_seconds": ("7", 7.0),
+    "between_tokens_seconds": ("0", 0.0),
+    "total_seconds": ("60", 60.0),
+    "context_window": ("4096", 4096),
     "enabled": ("OpenAI, opea", ("openai", "opea")),
     "opea_stream": ("text", "text"),
     "messages": ("enterprise_rag", "enterprise_rag"),
@@ -83,6 +95,13 @@ VARIABLES = [
     for key, info in kind.model_fields.items()
     for variable in environment_names(info)
 ]
+
+OAUTH = ("token_url", "client_id", "client_secret")
+COMPANIONS = {
+    **{key: tuple(other for other in OAUTH if other != key) for key in OAUTH},
+    "client_key": ("client_certificate",),
+}
+"""What a key makes no sense without."""
 
 Write = Callable[[str | bytes], Path]
 
@@ -103,8 +122,19 @@ def write(tmp_path: Path) -> Write:
     return written
 
 
+@pytest.fixture
+def accompany(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Sets what a key makes no sense without, in the environment."""
+
+    def accompanied(key: str) -> None:
+        for companion in COMPANIONS.get(key, ()):
+            monkeypatch.setenv(next(environment_names(SECTIONS["Model"].model_fields[companion])), VALUES[companion][0])
+
+    return accompanied
+
+
 def load(file: Path | None = None) -> Settings:
-    return load_settings(file, KINDS, DIALECTS)
+    return load_settings(file, KINDS, DIALECTS, WITHOUT_ENGINE)
 
 
 def sections(settings: Settings) -> dict[str, Section]:
@@ -192,20 +222,31 @@ def test_the_seed_s_file_works_as_printed(write: Write) -> None:
 
 
 @pytest.mark.parametrize(("section", "key"), WRITTEN)
-def test_the_file_goes_before_the_default(write: Write, section: str, key: str) -> None:
+def test_the_file_goes_before_the_default(
+    write: Write, accompany: Callable[[str], None], section: str, key: str
+) -> None:
     text, meant = VALUES[key]
+    nothing = value(load(), section, key)
+    accompany(key)
     file = write(f"[{section}]\n{key} = {text}\n")
     settings = load(file)
     assert value(settings, section, key) == meant
-    assert value(settings, section, key) != value(load(), section, key)
+    assert value(settings, section, key) != nothing
     assert source(settings, key) == str(file)
 
 
 @pytest.mark.parametrize("written", [True, False], ids=["over the file", "over the default"])
 @pytest.mark.parametrize(("section", "key", "variable"), VARIABLES)
 def test_the_environment_goes_before_all(
-    write: Write, monkeypatch: pytest.MonkeyPatch, section: str, key: str, variable: str, written: bool
+    write: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    accompany: Callable[[str], None],
+    section: str,
+    key: str,
+    variable: str,
+    written: bool,
 ) -> None:
+    accompany(key)
     text, meant = VALUES[key]
     monkeypatch.setenv(variable, text)
     settings = load(write(SHIPPED.read_text("utf-8")) if written else None)
@@ -226,6 +267,9 @@ def test_the_environment_goes_before_all(
         ("LLM_CONNECTOR", "langchain", "Model", "framework", "langchain"),
         ("LLM_VLLM_API_KEY", "hush", "Model", "api_key", SecretStr("hush")),
         ("OPENAI_API_KEY", "hush", "Model", "api_key", SecretStr("hush")),
+        ("TOKEN_URL", "https://a/t", "Model", "token_url", "https://a/t"),
+        ("CLIENTID", "me", "Model", "client_id", "me"),
+        ("CLIENT_SECRET", "hush", "Model", "client_secret", SecretStr("hush")),
         ("LLM_TLS_SKIP_VERIFY", "True", "Model", "tls_skip_verify", True),
         ("LLM_USVC_PORT", "8123", "OPEA_Microservice", "port", 8123),
         ("OPEA_LOGGER_LEVEL", "WARNING", "Logging", "log_level", "WARNING"),
@@ -235,14 +279,24 @@ def test_the_environment_goes_before_all(
     ],
 )
 def test_a_sibling_deployment_s_variable_is_understood(
-    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, section: str, key: str, meant: object
+    monkeypatch: pytest.MonkeyPatch,
+    accompany: Callable[[str], None],
+    variable: str,
+    text: str,
+    section: str,
+    key: str,
+    meant: object,
 ) -> None:
+    accompany(key)
     monkeypatch.setenv(variable, text)
     assert value(load(), section, key) == meant
 
 
 @pytest.mark.parametrize(("section", "key"), KEYS)
-def test_the_own_variable_goes_before_its_aliases(monkeypatch: pytest.MonkeyPatch, section: str, key: str) -> None:
+def test_the_own_variable_goes_before_its_aliases(
+    monkeypatch: pytest.MonkeyPatch, accompany: Callable[[str], None], section: str, key: str
+) -> None:
+    accompany(key)
     own, *aliases = environment_names(SECTIONS[section].model_fields[key])
     for alias in aliases:
         monkeypatch.setenv(alias, "not a number, nor a model server")
@@ -326,6 +380,16 @@ def test_a_file_may_have_any_language(write: Write) -> None:
         ("Model", "framework", "llamaindex"),
         ("Model", "model_server", "tensorflow"),
         ("Model", "device", ""),
+        ("Model", "ca_file", "/no/such/file"),
+        ("Model", "client_certificate", "/"),
+        ("Model", "client_key", "/no/such/file"),
+        ("Model", "connect_seconds", "0"),
+        ("Model", "connect_seconds", "inf"),
+        ("Model", "first_token_seconds", "-1"),
+        ("Model", "between_tokens_seconds", "nan"),
+        ("Model", "total_seconds", "long"),
+        ("Model", "context_window", "-1"),
+        ("Model", "context_window", "8k"),
         ("Dialects", "enabled", "opea, klingon"),
         ("Dialects", "enabled", ""),
         ("Dialects", "opea_stream", "json"),
@@ -369,7 +433,7 @@ def test_a_wrong_value_under_an_alias_names_that_alias(monkeypatch: pytest.Monke
         ("[DEFAULT]\nport=9\n", "unknown section [DEFAULT]"),
         ("[zzz]\n", "unknown section [zzz]; known: Logging, OPEA_Microservice, Model, Dialects"),
         ("[Model]\nmodel_server=vlm\n", "[Model] model_server = vlm: unknown; did you mean vllm?"),
-        ("[Model]\nmodel_server=zzz\n", "known: openvino, scripted, tgi, vllm"),
+        ("[Model]\nmodel_server=zzz\n", "known: openvino, scripted, tgi, vllm, llama_cpp"),
         ("[Dialects]\nenabled=opea,open_ai\n", "[Dialects] enabled = open_ai: unknown; did you mean openai?"),
     ],
 )
@@ -423,7 +487,10 @@ def test_a_secret_in_the_file_is_refused_and_not_repeated(write: Write, section:
 
 
 @pytest.mark.parametrize(("section", "key"), SECRETS)
-def test_a_secret_is_shown_nowhere(monkeypatch: pytest.MonkeyPatch, section: str, key: str) -> None:
+def test_a_secret_is_shown_nowhere(
+    monkeypatch: pytest.MonkeyPatch, accompany: Callable[[str], None], section: str, key: str
+) -> None:
+    accompany(key)
     monkeypatch.setenv(next(environment_names(SECTIONS[section].model_fields[key])), "hush")
     settings = load()
     assert value(settings, section, key).get_secret_value() == "hush"
@@ -467,3 +534,307 @@ def test_secrets_are_shown_neither_in_the_listing_nor_in_an_error(
     assert not [value for value in shown if "hunter2" in value]
     assert "http://***@host/v1" in shown
     assert "hunter2" not in mistake(write("[Model]\nopenai_api_key=hunter2\n"))
+
+
+@pytest.mark.parametrize(("section", "key"), SECRETS)
+def test_a_secret_may_be_in_a_file_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accompany: Callable[[str], None], section: str, key: str
+) -> None:
+    accompany(key)
+    (tmp_path / "secret").write_text(' "hush"\n\n')
+    for variable in environment_names(SECTIONS[section].model_fields[key]):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv(f"{variable}_FILE", str(tmp_path / "secret"))
+        settings = load()
+        # As it stands there, but for the last line's end.
+        assert value(settings, section, key).get_secret_value() == ' "hush"\n'
+        assert source(settings, key) == f"environment {variable}_FILE"
+        assert not [setting for setting in settings.listing if "hush" in setting.value]
+        monkeypatch.delenv(f"{variable}_FILE")
+
+
+def test_a_secret_s_file_goes_before_the_variables_that_come_after_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_text("hush")
+    monkeypatch.setenv("LLM_VLLM_API_KEY_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv("OPENAI_API_KEY", "other")
+    assert load().model.api_key.get_secret_value() == "hush"
+    monkeypatch.setenv("LLM_API_KEY", "own")
+    assert load().model.api_key.get_secret_value() == "own"
+
+
+def test_a_secret_that_is_set_twice_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_text("hush")
+    monkeypatch.setenv("LLM_API_KEY_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv("LLM_API_KEY", "shh")
+    assert mistake() == "environment LLM_API_KEY and LLM_API_KEY_FILE: both are set; one of them must go"
+
+
+@pytest.mark.parametrize("content", [None, b"\xffhush"], ids=["not there", "not UTF-8"])
+def test_a_secret_s_file_that_cannot_be_read_is_named_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    file = tmp_path / "secret"
+    if content:
+        file.write_bytes(content)
+    monkeypatch.setenv("LLM_API_KEY_FILE", str(file))
+    message = mistake()
+    assert message.startswith(f"environment LLM_API_KEY_FILE: [Model] api_key: the file {file} cannot be read: ")
+    assert "hush" not in message
+
+
+def test_only_a_secret_is_looked_for_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "name").write_text("other")
+    monkeypatch.setenv("LLM_NAME_FILE", str(tmp_path / "name"))
+    assert load().model.model_name == "SmolLM2-135M-Instruct"
+
+
+# What belongs together
+
+
+@pytest.mark.parametrize("key", COMPANIONS)
+def test_half_of_what_belongs_together_is_a_mistake_that_names_the_other_half(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    variable, other = (next(environment_names(Model.model_fields[one])) for one in (key, COMPANIONS[key][0]))
+    monkeypatch.setenv(variable, VALUES[key][0])
+    assert mistake() == f"environment {variable}: [Model] {key}: needs {COMPANIONS[key][0]} ({other}) as well"
+
+
+def test_a_certificate_may_hold_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_CLIENT_CERTIFICATE", __file__)
+    assert load().model.client_certificate == __file__
+
+
+# Further models
+
+SHARED = """\
+[Model]
+model_name = first
+model_server = vllm
+model_server_endpoint = http://one:8000
+framework = native
+connect_seconds = 3
+context_window = 512
+tls_skip_verify = yes
+
+"""
+
+
+def test_a_model_by_itself_is_the_only_one() -> None:
+    settings = load()
+    assert {name: (one.section, one.model) for name, one in settings.models.items()} == {
+        "SmolLM2-135M-Instruct": ("Model", settings.model)
+    }
+
+
+@pytest.mark.parametrize("name", ["second", "vicuna-7b-v1.3", "meta-llama/Llama-3", "./a b.gguf", "模型", "Model.x"])
+def test_a_further_model_has_a_section_with_its_name(write: Write, name: str) -> None:
+    file = write(f"{SHARED}[Model.{name}]\ndevice = GPU\n")
+    settings = load(file)
+    assert list(settings.models) == ["first", name]
+    further = settings.models[name]
+    assert (further.section, further.model.model_name, further.model.device) == (f"Model.{name}", name, "GPU")
+    shown = [(one.key, one.source) for one in settings.listing if one.section == f"Model.{name}"]
+    assert [key for key, _ in shown] == list(Model.model_fields)
+    assert dict(shown)["device"] == str(file)
+    assert dict(shown)["framework"] == "[Model]"
+    assert dict(shown)["model_name"] == dict(shown)["context_window"] == "default"
+
+
+def test_a_further_model_at_the_same_model_server_has_all_of_its_settings(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_API_KEY", "hush")
+    first, second = load(write(SHARED + "[Model.second]\nmodel_name = served name\n")).models.values()
+    assert second.model.model_name == "served name"
+    assert second.model.context_window == 0
+    differ = {key for key in Model.model_fields if getattr(first.model, key) != getattr(second.model, key)}
+    assert differ == {"model_name", "context_window"}
+
+
+@pytest.mark.parametrize("line", ["model_server_endpoint = http://two:8000", "model_server = scripted"])
+def test_no_credential_goes_to_a_model_server_that_it_is_not_for(
+    write: Write, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.setenv("LLM_API_KEY", "hush")
+    monkeypatch.setenv("LLM_TOKEN_URL", "https://login/token")
+    monkeypatch.setenv("LLM_CLIENT_ID", "me")
+    monkeypatch.setenv("LLM_CLIENT_SECRET", "hush")
+    monkeypatch.setenv("LLM_CLIENT_CERTIFICATE", __file__)
+    settings = load(write(f"{SHARED}[Model.second]\n{line}\n"))
+    second = settings.models["second"].model
+    assert (second.api_key.get_secret_value(), second.client_secret.get_secret_value()) == ("", "")
+    assert (second.token_url, second.client_id, second.client_certificate) == ("", "", "")
+    assert second.tls_skip_verify is False
+    assert "http://one:8000" not in second.model_server_endpoint
+    assert (second.framework, second.connect_seconds) == ("native", 3)
+
+
+@pytest.mark.parametrize("key", Model.model_fields)
+def test_a_further_model_has_variables_of_its_own(
+    write: Write, monkeypatch: pytest.MonkeyPatch, accompany: Callable[[str], None], key: str
+) -> None:
+    file = write("[Model]\nmodel_name = first\n[Model.vicuna-7b-v1.3]\nmodel_server = vllm\n")
+    text, meant = VALUES[key]
+    for variable in environment_names(Model.model_fields[key]):
+        with monkeypatch.context() as environment:
+            for companion in COMPANIONS.get(key, ()):
+                name = next(environment_names(Model.model_fields[companion]))
+                environment.setenv(f"{name}__VICUNA_7B_V1_3", VALUES[companion][0])
+            environment.setenv(f"{variable}__VICUNA_7B_V1_3", text)
+            settings = load(file)
+        assert getattr(settings.models["vicuna-7b-v1.3"].model, key) == meant
+        assert getattr(settings.model, key) != meant
+        [source] = [one.source for one in settings.listing if (one.section, one.key) == ("Model.vicuna-7b-v1.3", key)]
+        assert source == f"environment {variable}__VICUNA_7B_V1_3"
+
+
+def test_a_further_model_s_secret_may_be_in_a_file(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_text("hush\n")
+    monkeypatch.setenv("LLM_API_KEY_FILE__SECOND", str(tmp_path / "secret"))
+    first, second = load(write("[Model.second]\n")).models.values()
+    assert first.model.api_key.get_secret_value() == ""
+    assert second.model.api_key.get_secret_value() == "hush"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[Model.]\n", "unknown section [Model.]; did you mean Model?"),
+        ("[Model. ]\n", "unknown section [Model. ]; did you mean Model?"),
+        ("[model.x]\n", "unknown section [model.x]"),
+        ("[Model.x]\ndevise = GPU\n", "unknown key [Model.x] devise = GPU; did you mean device?"),
+        ("[Model.x]\nmodel_server = vlm\n", "[Model.x] model_server = vlm: unknown; did you mean vllm?"),
+        ("[Model.x]\nframework = llamaindex\n", "[Model.x] framework = llamaindex: "),
+        ("[Model.x]\napi_key = hush\n", "[Model.x] api_key: a secret comes from the environment only: LLM_API_KEY__X,"),
+        ("[Model.SmolLM2-135M-Instruct]\n", "[Model.SmolLM2-135M-Instruct]: the model of [Model] has that name"),
+        ("[Model.a-b]\n[Model.A.b]\n", "[Model.A.b] and [Model.a-b]: the variables of both would end in __A_B;"),
+    ],
+)
+def test_what_is_wrong_with_a_further_model_is_said(write: Write, content: str, said: str) -> None:
+    file = write(content)
+    message = mistake(file)
+    assert message.startswith(f"{file}: ")
+    assert said in message
+    assert "hush" not in message
+
+
+@pytest.mark.parametrize("variable", ["LLM_API_KEY__SECNOD", "LLM_API_KEY_FILE__SECNOD", "LLM_ENGINE_N_CTX__SECNOD"])
+def test_a_variable_of_a_model_that_there_is_not_is_a_mistake(
+    write: Write, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "hush")
+    said = f"environment {variable}: no section [Model.<name>] has variables that end in __SECNOD"
+    assert mistake() == said
+    assert mistake(write("[Model.second]\n")) == f"{said}; did you mean __SECOND?"
+
+
+def test_a_wrong_value_in_a_further_model_s_variable_names_it(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_CONTEXT_WINDOW__SECOND", "big")
+    message = mistake(write("[Model.second]\n"))
+    assert message.startswith("environment LLM_CONTEXT_WINDOW__SECOND: [Model.second] context_window = big: ")
+
+
+# Settings of an engine
+
+LLAMA = "[Model]\nmodel_server = llama_cpp\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("4096", 4096),
+        ("-1", -1),
+        ("0.5", 0.5),
+        ("1e-3", 0.001),
+        ("true", True),
+        ("False", False),
+        ("null", None),
+        ("None", None),
+        ("[1, 2]", [1, 2]),
+        ('{"a": {"b": null}}', {"a": {"b": None}}),
+        ("auto", "auto"),
+        ("", ""),
+        ("007", "007"),
+        ("NaN", "NaN"),
+        ("1_000", "1_000"),
+        ("'4096'", "4096"),
+        ('"true"', "true"),
+        ('"[INST]"', "[INST]"),
+        ("100%", "100%"),
+    ],
+)
+def test_a_key_that_is_none_of_ours_goes_to_the_engine_with_its_type(
+    write: Write, monkeypatch: pytest.MonkeyPatch, text: str, meant: Any
+) -> None:
+    file = write(f"{LLAMA}n_ctx = {text}\n")
+    settings = load(file)
+    [engine] = [one.engine for one in settings.models.values()]
+    assert engine == {"n_ctx": meant}
+    assert type(engine["n_ctx"]) is type(meant)
+    assert source(settings, "n_ctx") == str(file)
+    monkeypatch.setenv("LLM_ENGINE_N_CTX", text)
+    settings = load(write(LLAMA + "n_ctx = 8\n"))
+    assert settings.models["SmolLM2-135M-Instruct"].engine == {"n_ctx": meant}
+    assert source(settings, "n_ctx") == "environment LLM_ENGINE_N_CTX"
+
+
+def test_engine_settings_of_models_at_one_model_server_are_shared(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_ENGINE_N_GPU_LAYERS__SECOND", "7")
+    file = write(LLAMA + "n_ctx = 1\n[Model.second]\nn_batch = 2\n[Model.third]\nmodel_server = llama_cpp\n")
+    settings = load(file)
+    assert [one.engine for one in settings.models.values()] == [
+        {"n_ctx": 1},
+        {"n_ctx": 1, "n_batch": 2, "n_gpu_layers": 7},
+        {},
+    ]
+    shown = {(one.section, one.key): (one.value, one.source) for one in settings.listing}
+    assert shown["Model.second", "n_ctx"] == ("1", "[Model]")
+    assert shown["Model.second", "n_gpu_layers"] == ("7", "environment LLM_ENGINE_N_GPU_LAYERS__SECOND")
+
+
+@pytest.mark.parametrize("kind", WITHOUT_ENGINE)
+def test_a_kind_without_an_engine_takes_none_of_its_settings(
+    write: Write, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    assert "unknown key [Model] n_ctx = 8" in mistake(write(f"[Model]\nmodel_server = {kind}\nn_ctx = 8\n"))
+    monkeypatch.setenv("LLM_ENGINE_N_CTX", "8")
+    said = f"environment LLM_ENGINE_N_CTX: [Model] n_ctx: {kind} has no engine that could be set"
+    assert mistake(write(f"[Model]\nmodel_server = {kind}\n")) == said
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("devise = GPU", "unknown key [Model] devise = GPU; did you mean device?"),
+        ("model_nam = x", "unknown key [Model] model_nam = x; did you mean model_name?"),
+        ("hf_token = hush", "[Model] hf_token: a secret comes from the environment only: LLM_ENGINE_HF_TOKEN"),
+        ("tensor_split = [1, 2", "[Model] tensor_split = [1, 2: not the JSON that it begins like"),
+        ('api_secret = {"hush', "[Model] api_secret: a secret comes from the environment only"),
+    ],
+)
+def test_what_is_wrong_with_an_engine_s_setting_is_said(write: Write, line: str, said: str) -> None:
+    file = write(f"{LLAMA}{line}\n")
+    message = mistake(file)
+    assert message.startswith(f"{file}: ")
+    assert said in message
+    assert "hush" not in message
+
+
+def test_an_engine_s_secrets_are_shown_nowhere(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_ENGINE_HF_TOKEN", "hush")
+    monkeypatch.setenv("LLM_ENGINE_MODEL_KWARGS", '{"api_key": "hush", "list": [{"password": "hush"}], "base": 1}')
+    monkeypatch.setenv("LLM_ENGINE_TOKENIZER", "shown")
+    settings = load(write(LLAMA))
+    assert settings.models["SmolLM2-135M-Instruct"].engine["hf_token"] == "hush"
+    shown = {one.key: one.value for one in settings.listing}
+    assert shown["hf_token"] == "***"
+    assert shown["model_kwargs"] == '{"api_key": "***", "list": [{"password": "***"}], "base": 1}'
+    assert shown["tokenizer"] == "shown"
+    assert "hush" not in repr(settings)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
-from comps.core.errors import ModelServerError, UnknownModel
-from comps.core.ports import ModelServer
+from comps.core.errors import LLMError, ModelServerError, UnknownModel
+from comps.core.ports import Loads, ModelServer
 from comps.core.prompts import build_prompt
 from comps.core.types import Event, Finished, Generation, GenerationRequest, ModelInfo, TextDelta
 
@@ -22,16 +23,63 @@ class TextGenerator:
     def __init__(self, server: ModelServer, model: str) -> None:
         self.server = server
         self.model = model
+        self._broken: LLMError | None = None
+
+    async def load(self) -> None:
+        """Load the model, if there is something to load; where that fails, nobody waits for it any longer.
+
+        Raises:
+            SettingsError: There is no such model.
+            ModelServerError: The model cannot be loaded.
+        """
+        try:
+            if isinstance(self.server, Loads):
+                await self.server.load()
+        except Exception:
+            self._broken = ModelServerError(
+                f"the model {self.model} could not be loaded; the service's log has the reason"
+            )
+            raise
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
         """The events of the answer; closing them stops the model."""
         if request.model and request.model != self.model:
             raise UnknownModel(request.model, self.model)
+        if self._broken:
+            raise self._broken
         return self.server.generate(build_prompt(request), request.sampling, request.options)
 
     async def describe(self) -> ModelInfo:
-        """What answers, and what it honours; see `ModelServer.describe`."""
-        return await self.server.describe()
+        """What answers, under the name that callers know it by, and what it honours; see `ModelServer.describe`."""
+        if self._broken:
+            raise self._broken
+        return replace(await self.server.describe(), name=self.model)
+
+
+class Models:
+    """The models that are served, by the names that callers know them by.
+
+    Args:
+        generators: One for each model; the first answers where a request names none.
+    """
+
+    def __init__(self, generators: Sequence[TextGenerator]) -> None:
+        self._by_name = {generator.model: generator for generator in generators}
+
+    def __iter__(self) -> Iterator[TextGenerator]:
+        return iter(self._by_name.values())
+
+    def named(self, name: str | None) -> TextGenerator:
+        """What answers for that model; for None or an empty name, the first.
+
+        Raises:
+            UnknownModel: There is none of that name.
+        """
+        if not name:
+            return next(iter(self))
+        if name not in self._by_name:
+            raise UnknownModel(name, ", ".join(self._by_name))
+        return self._by_name[name]
 
 
 async def collect(events: AsyncGenerator[Event]) -> Generation:

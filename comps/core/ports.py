@@ -71,3 +71,7 @@ class Embeds(Protocol):
             ModelServerError: The model server failed, or its model makes no embeddings.
         """
         ...
+
+
+ABILITIES = ("load", "count_tokens", "embed")
+"""The methods of the optional abilities, by which it is told whether a model server has one."""

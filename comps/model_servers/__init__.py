@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from comps.core.ports import ModelServer
+from comps.core.ports import ABILITIES, ModelServer
 from comps.model_servers.target import Target
 
 MODEL_SERVERS = {
@@ -17,6 +17,9 @@ MODEL_SERVERS = {
 }
 """Kinds by name: `module:Class`, where `Class.open(target)` makes a `ModelServer`, which loads nothing yet."""
 
+WITHOUT_ENGINE_SETTINGS = frozenset(("openvino", "vllm", "tgi", "ray_serve", "openai_api", "scripted"))
+"""The kinds that read nothing of `Target.engine`: for these, a setting that the house does not know is a mistake."""
+
 FRAMEWORKS = ("langchain", "native")
 
 
@@ -28,9 +31,14 @@ def open_model_server(kind: str, target: Target) -> ModelServer:
 
 
 def through_framework(server: ModelServer, framework: str, model: str = "") -> ModelServer:
-    """The same model server, reached natively or through LangChain (one of `FRAMEWORKS`), which calls it `model`."""
+    """The same model server, reached natively or through LangChain (one of `FRAMEWORKS`), which calls it `model`; it
+    can do all that it could before."""
     if framework == "native":
         return server
     from comps.model_servers.langchain import ChatModelServer, ThroughLangChain
 
-    return ThroughLangChain(ChatModelServer(server=server, model=model), server)
+    through = ThroughLangChain(ChatModelServer(server=server, model=model), server)
+    for ability in ABILITIES:
+        if getattr(server, ability, None) and not hasattr(through, ability):
+            setattr(through, ability, getattr(server, ability))
+    return through

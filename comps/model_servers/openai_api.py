@@ -94,9 +94,13 @@ class OpenAIAPI:
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
         path, body = self.request(prompt, sampling, options)
         with sensible():
-            async with aclosing(self.http.stream(path, body)) as items, aclosing(_events(items)) as events:
+            async with aclosing(self.stream(path, body)) as items, aclosing(_events(items)) as events:
                 async for event in events:
                     yield event
+
+    def stream(self, path: str, body: JSON) -> AsyncGenerator[bytes]:
+        """The data of the events that answer `body`."""
+        return self.http.stream(path, body)
 
     def request(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> tuple[str, dict[str, JSON]]:
         """The path and the body that ask for an answer."""

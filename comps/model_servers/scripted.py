@@ -58,14 +58,14 @@ class Scripted:
         """Answers from the file `target.endpoint`, a JSON list of answers, each a list of pieces; a demonstration
         without one."""
         if not target.endpoint:
-            return cls(name=target.model_name)
+            return cls(name=target.model_name, context_window=target.context_window)
         try:
             answers = json.loads(Path(target.endpoint).read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise SettingsError(f"model_server_endpoint = {target.endpoint}: not a file of answers: {error}") from None
         if not (isinstance(answers, list) and answers and all(_is_script(answer) for answer in answers)):
             raise SettingsError(f"model_server_endpoint = {target.endpoint}: not a JSON list of lists of strings")
-        return cls(answers, name=target.model_name)
+        return cls(answers, name=target.model_name, context_window=target.context_window)
 
     async def describe(self) -> ModelInfo:
         return self._info

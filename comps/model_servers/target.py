@@ -46,5 +46,5 @@ class Target:
     """In tokens, prompt and answer together; None asks the model server."""
     device: str = "CPU"
     """For an embedded engine: the device as the engine names it."""
-    engine: Mapping[str, JSON] = field(default_factory=dict)
+    engine: Mapping[str, JSON] = field(default_factory=dict, repr=False)
     """Settings that are the engine's own, under the engine's names: `n_ctx`, `device_map`, `torch_dtype` …"""

@@ -1,17 +1,268 @@
-"""Text Generation Inference, over its Messages API, which knows no top_k, typical_p or repetition_penalty."""
+"""Text Generation Inference: its own API for answers, and its Messages API where a request needs that.
+
+What is known here of TGI is read in its router: https://github.com/huggingface/text-generation-inference, router/src.
+"""
 
 from __future__ import annotations
 
-from comps.core.types import JSON, Sampling
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, PromptTooLong, Refused
+from comps.core.types import JSON, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
+from comps.model_servers.http import error_message, sensible
 from comps.model_servers.openai_api import OpenAIAPI
+from comps.model_servers.text import StopStrings
+
+if TYPE_CHECKING:
+    from comps.model_servers.tgi_langchain import ChatTGI
+
+_OPTIONS = frozenset(("tools", "tool_choice", "tool_prompt", "response_format", "logprobs", "top_logprobs"))
+"""What only the Messages API knows."""
+_NOT_IN_MESSAGES = ("top_k", "typical_p", "repetition_penalty")
+_REASONS = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
+_WARPERS = ("temperature", "top_k", "top_p", "typical_p")
+"""Any of these makes the model sample."""
+_OFF: dict[str, float] = {"top_p": 1.0, "typical_p": 1.0}
+"""Values that TGI refuses, though they stand for what it does without them."""
+_UNSAID = "unsaid"
+_TOTAL = re.compile(r"must be <= (\d+)\. Given: (\d+) `inputs` tokens and \d+ `max_new_tokens`")
+_INPUT = re.compile(r"`inputs` must have less than (\d+) tokens\. Given: (\d+)")
+_FIELD = re.compile(r"`(\w+)`|type: (?:parameters\.)?(\w+)")
+"""Of a value it refuses, and of a body it cannot read."""
+_OURS = {"max_new_tokens": "max_tokens", "grammar": "response_format"}
 
 
 class TGI(OpenAIAPI):
-    """https://huggingface.co/docs/text-generation-inference/messages_api"""
+    """https://huggingface.co/docs/text-generation-inference; the model's name chooses an adapter, `tgi` none.
+
+    The Messages API makes a repetition penalty of a presence penalty of OpenAI's, so that one is not known here.
+    """
+
+    honoured = (OpenAIAPI.honoured | set(_NOT_IN_MESSAGES)) - {"presence_penalty"}
+    embed = None  # type: ignore[assignment]  # It has none; this is how a protocol is told so.
+
+    _max_stops = 4
+    _special: tuple[int, ...] | None = None
+    """The tokens that the server puts before every text."""
+
+    async def _facts(self) -> ModelInfo:
+        await self.http.get("/health")
+        info = await self.http.get("/info")
+        self._max_stops = int(info["max_stop_sequences"])
+        return ModelInfo(
+            self._model_name, self._context_window or int(info["max_total_tokens"]), self.honoured | _OPTIONS
+        )
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+        wanted = _in_its_words({name: value for name, value in options.items() if name in _OPTIONS and value})
+        if wanted and isinstance(prompt, str):
+            raise InvalidRequest("the model server knows it for conversations only, not for text", min(wanted))
+        inputs = None if wanted or _has_other_parts(prompt) else await self._inputs(prompt)
+        events = self._converse(prompt, sampling, wanted) if inputs is None else self._continue(inputs, sampling)
+        with sensible():
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+
+    async def count_tokens(self, text: str) -> int:
+        with sensible():
+            return len(await self._tokenize(text)) - len(await self._specials())
+
+    def chat_model(self, model: str = "") -> ChatTGI:
+        """LangChain's chat model for TGI, over this."""
+        from comps.model_servers.tgi_langchain import ChatTGI
+
+        return ChatTGI.over(self, model)
+
+    async def _continue(self, inputs: str, sampling: Sampling) -> AsyncGenerator[Event]:
+        """The answer to a text, over TGI's own API."""
+        stops = StopStrings(sampling.stop)
+        details: dict[str, Any] | None = None
+        generated = 0
+        body = {"inputs": inputs, "parameters": self._parameters(sampling)}
+        async with aclosing(self.stream("/generate_stream", body)) as items:
+            async for item in items:
+                said = orjson.loads(item)
+                token, details = said["token"], said.get("details")
+                generated += 1
+                text = "" if token["special"] else stops.push(token["text"])
+                if details:
+                    text += stops.flush()
+                if text:
+                    yield TextDelta(text)
+                if stops.hit and not details:
+                    break
+        if details:
+            reason = "stop" if stops.hit else _REASONS.get(details["finish_reason"], "unknown")
+            yield Finished(reason, Usage(details["input_length"], details["generated_tokens"]))
+        elif stops.hit:
+            yield Finished("stop", Usage(len(await self._tokenize(inputs)), generated))
+        else:
+            raise ModelServerError("the model server broke off in the middle of the answer")
+
+    async def _converse(self, prompt: Prompt, sampling: Sampling, options: dict[str, JSON]) -> AsyncGenerator[Event]:
+        """The answer to a conversation, over the Messages API."""
+        stops = StopStrings(sampling.stop)
+        called = False
+        async with aclosing(super().generate(prompt, sampling, options)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    if rest := stops.flush():
+                        yield TextDelta(rest)
+                    yield replace(event, reason=_chat_reason(event.reason, called))
+                    return
+                called = called or "tool_calls" in (event.extra or {})
+                text = stops.push(event.text)
+                if text or event.extra:
+                    yield replace(event, text=text)
+                if stops.hit:
+                    break
+        yield Finished("stop")
+
+    async def stream(self, path: str, body: JSON) -> AsyncGenerator[bytes]:
+        """The events of an answer. TGI's errors are among them, under a status of 200, and it does not say how a whole
+        tool call ended, only what it used.
+        """
+        said = False
+        try:
+            async with aclosing(super().stream(path, body)) as items:
+                async for item in items:
+                    # Within text these would have backslashes.
+                    if b'"error"' in item and (error := orjson.loads(item).get("error")):
+                        raise _failure(error_message(error))
+                    said = said or b'"finish_reason":"' in item
+                    if b'"choices":[]' in item and not said:
+                        yield orjson.dumps({"choices": [{"delta": {}, "finish_reason": _UNSAID}]})
+                    yield item
+        except InvalidRequest as error:
+            if error.field or isinstance(error, PromptTooLong):
+                raise
+            raise _refused(str(error)) from None
+
+    def _parameters(self, sampling: Sampling) -> dict[str, JSON]:
+        """The sampling fields of TGI's own API. Without a temperature of 0 it shall sample, as on its Messages API."""
+        greedy = sampling.temperature == 0
+        fields = {
+            "adapter_id": None if self._model_name == "tgi" else self._model_name,
+            "max_new_tokens": sampling.max_tokens,
+            "repetition_penalty": sampling.repetition_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "seed": sampling.seed,
+            "stop": self._stops(sampling),
+            **({} if greedy else {name: getattr(sampling, name) for name in _WARPERS}),
+        }
+        return {**_told(fields), "do_sample": not greedy, "details": True}
 
     def _sampling(self, sampling: Sampling) -> dict[str, JSON]:
-        """TGI refuses a temperature of 0 and a top_p of 1, which both stand for what it does without them."""
-        fields = super()._sampling(sampling)
-        return {
-            name: value for name, value in fields.items() if (name, value) not in (("temperature", 0), ("top_p", 1))
-        }
+        """The sampling fields of the Messages API."""
+        fields = _told({**super()._sampling(sampling), "stop": self._stops(sampling)})
+        if sampling.temperature == 0:
+            fields = {name: value for name, value in fields.items() if name not in _WARPERS} | {"temperature": 0}
+        for name in _NOT_IN_MESSAGES:
+            if fields.get(name, 1) != 1:
+                raise InvalidRequest("the model server does not know it together with tools and the like", name)
+        return {name: value for name, value in fields.items() if name not in _NOT_IN_MESSAGES}
+
+    def _stops(self, sampling: Sampling) -> list[str]:
+        """As many as the server takes; all of them are looked for here."""
+        return [stop for stop in sampling.stop if stop][: self._max_stops]
+
+    async def _inputs(self, prompt: Prompt) -> str | None:
+        """A prompt as the server's model reads it; None if the server cannot say so.
+
+        The server puts its special tokens before every text, so those that the chat template put there are left out.
+        """
+        if isinstance(prompt, str):
+            return prompt
+        body = {"messages": [{"role": message.role, "content": message.content} for message in prompt]}
+        with sensible():
+            try:
+                rendered = await self.http.post("/chat_tokenize", body)
+            except InvalidRequest as error:
+                raise InvalidRequest(str(error), "messages") from None
+            except Refused as refused:
+                if refused.status in (404, 405):
+                    return None
+                raise
+            text: str = rendered["templated_text"]
+            pairs = zip(rendered["tokenize_response"], await self._specials(), strict=False)
+            double = [token["text"] for token, _ in takewhile(lambda pair: pair[0]["id"] == pair[1], pairs)]
+            if not all(double):  # A tokenizer that does not say which text a token stands for.
+                return None
+            return text.removeprefix("".join(double))
+
+    async def _specials(self) -> tuple[int, ...]:
+        if self._special is None:
+            self._special = tuple(await self._tokenize(""))
+        return self._special
+
+    async def _tokenize(self, text: str) -> list[int]:
+        return [token["id"] for token in await self.http.post("/tokenize", {"inputs": text})]
+
+
+def _told(fields: dict[str, JSON]) -> dict[str, JSON]:
+    """The fields that say something."""
+    return {
+        name: value
+        for name, value in fields.items()
+        if value not in (None, [], ()) and (name not in _OFF or value != _OFF[name])
+    }
+
+
+def _has_other_parts(prompt: Prompt) -> bool:
+    """Whether there are parts in a conversation that are not text."""
+    return not isinstance(prompt, str) and any(
+        part.get("type") != "text"
+        for message in prompt
+        if not isinstance(message.content, str)
+        for part in message.content
+    )
+
+
+def _in_its_words(options: dict[str, JSON]) -> dict[str, JSON]:
+    """TGI has the schema of a response format under `value`, where OpenAI has it under the format's name."""
+    form = options.get("response_format")
+    if not isinstance(form, dict):
+        return options
+    if form.get("type") == "text":
+        return {name: value for name, value in options.items() if name != "response_format"}
+    if form.get("type") == "json_schema" and "value" not in form:
+        return {**options, "response_format": {"type": "json_schema", "value": form.get("json_schema")}}
+    return options
+
+
+def _chat_reason(reason: str, called: bool) -> str:
+    """TGI says `stop` of a tool call or nothing; and nothing of one that is cut off before its name."""
+    if reason == _UNSAID:
+        return "tool_calls" if called else "length"
+    reason = _REASONS.get(reason, reason)
+    return "tool_calls" if called and reason == "stop" else reason
+
+
+def _failure(message: str) -> LLMError:
+    """What an error within a stream stands for. On the Messages API nothing but its text tells."""
+    if message.startswith("Model is overloaded"):
+        return Overloaded(f"the model server is busy: {message}")
+    if message.startswith(("Input validation error", "Template error", "Tool error", "Missing template")):
+        return _refused(f"the model server refused it: {message}")
+    return ModelServerError(f"the model server failed: {message}")
+
+
+def _refused(message: str) -> InvalidRequest:
+    if found := _INPUT.search(message):
+        # The window that would have the same limit: one token is left for the answer.
+        return PromptTooLong(int(found[2]), int(found[1]) + 1)
+    if (found := _TOTAL.search(message)) and int(found[2]) >= int(found[1]):
+        return PromptTooLong(int(found[2]), int(found[1]))
+    if found:
+        return InvalidRequest(message, "max_tokens")
+    named = [next(filter(None, groups)) for groups in _FIELD.findall(message)]
+    ours = [_OURS.get(name, name) for name in named]
+    return InvalidRequest(message, next((name for name in ours if name in TGI.honoured | _OPTIONS), None))

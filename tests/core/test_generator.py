@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 
 import pytest
 
-from comps.core.errors import InvalidRequest, ModelServerError, UnknownModel, Unreachable
-from comps.core.generator import TextGenerator, collect
+from comps.core.errors import InvalidRequest, ModelServerError, SettingsError, UnknownModel, Unreachable
+from comps.core.generator import Models, TextGenerator, collect
 from comps.core.prompts import RAG_TEMPLATES, fill
 from comps.core.types import (
     Document,
@@ -83,10 +84,47 @@ async def test_an_unknown_model_is_refused_with_the_known_one() -> None:
     assert server.asked == []
 
 
-async def test_a_description_is_the_model_server_s() -> None:
+async def test_a_description_is_the_model_server_s_under_the_name_that_callers_know() -> None:
     server = Scripted(name="inside", context_window=9)
     info = await TextGenerator(server, "outside").describe()
-    assert info == ModelInfo("inside", 9, frozenset({"max_tokens", "stop"}))
+    assert info == ModelInfo("outside", 9, frozenset({"max_tokens", "stop"}))
+
+
+class Unloadable(Scripted):
+    """A model server whose model cannot be loaded."""
+
+    async def load(self) -> None:
+        raise SettingsError("no such file: /secret/path")
+
+
+async def test_a_model_that_could_not_be_loaded_says_so_to_everybody_who_asks() -> None:
+    server = Unloadable()
+    generator = TextGenerator(server, "m")
+    with pytest.raises(SettingsError, match="/secret/path"):
+        await generator.load()
+    with pytest.raises(ModelServerError, match="the model m could not be loaded") as described:
+        await generator.describe()
+    with pytest.raises(ModelServerError) as asked:
+        await collect(generator.generate(GenerationRequest("?")))
+    assert "secret" not in f"{described.value}{asked.value}"
+    assert server.asked == []
+
+
+async def test_where_nothing_is_to_be_loaded_loading_does_nothing() -> None:
+    generator = TextGenerator(Scripted([["yes"]]), "m")
+    await generator.load()
+    assert (await collect(generator.generate(GenerationRequest("?")))).text == "yes"
+
+
+def test_models_are_found_by_name_and_the_first_without_one() -> None:
+    first, second = TextGenerator(Scripted(), "a/b"), TextGenerator(Scripted(), "c.d")
+    models = Models([first, second])
+    assert list(models) == [first, second]
+    assert models.named("a/b") is models.named(None) is models.named("") is first
+    assert models.named("c.d") is second
+    with pytest.raises(UnknownModel, match=re.escape("'e' is not served here; known: a/b, c.d")) as caught:
+        models.named("e")
+    assert caught.value.field == "model"
 
 
 async def test_closing_the_events_stops_the_model() -> None:

@@ -17,6 +17,7 @@ from comps.model_servers.openvino import OpenVINO
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Target
 from tests.model_servers.contract import GREEDY, QUESTION, Contract, Subject, events_of
+from tests.model_servers.tgi_stand_in import standing_in
 from tests.service import running
 
 pytestmark = pytest.mark.xdist_group("engine")
@@ -30,6 +31,12 @@ async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         yield Subject(request.getfixturevalue("engine"), 8192)
     elif request.param == "scripted":
         yield Subject(scripted, 1000)
+    elif request.param == "tgi":
+        async with standing_in() as stand_in:
+            server = open_model_server("tgi", Target("tgi", stand_in.url))
+            yield Subject(server, 1000)
+            await server.aclose()
+        assert not stand_in.unknown
     else:
         async with running(scripted, monkeypatch, {"LLM_NAME": "served"}) as service:
             server = open_model_server(request.param, Target("served", service.url))

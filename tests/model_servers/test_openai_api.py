@@ -22,7 +22,6 @@ from comps.core.types import Event, Finished, Generation, Message, Prompt, Sampl
 from comps.model_servers.langchain import ChatModelServer, wait_for
 from comps.model_servers.openai_api import OpenAIAPI
 from comps.model_servers.target import Access, Target
-from comps.model_servers.tgi import TGI
 from comps.model_servers.vllm import VLLM
 from tests.model_servers.replay import Reply, recorded, replaying, sse
 
@@ -217,7 +216,6 @@ EVERYTHING = Sampling(7, 0.0, 1.0, 40, 0.8, 1.1, 0.2, 0.3, 42, ("a",))
             {"max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "stop", "top_k"}
             | {"repetition_penalty"},
         ),
-        (TGI, {"max_tokens", "frequency_penalty", "presence_penalty", "seed", "stop"}),
     ],
 )
 async def test_what_is_sent_is_what_the_server_knows(kind: type[OpenAIAPI], sent: set[str]) -> None:
