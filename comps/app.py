@@ -26,7 +26,7 @@ from comps.dialects import DIALECTS, open_dialect
 from comps.dialects.base import Desk, Dialect, House
 from comps.dialects.opea import Switches
 from comps.handler import Handler, status_of
-from comps.model_servers import MODEL_SERVERS, WITHOUT_ENGINE_SETTINGS, open_model_server, through_framework
+from comps.model_servers import WITHOUT_ENGINE_SETTINGS, model_servers, open_model_server, through_framework
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
 from comps.openapi import describe_bodies
@@ -38,7 +38,7 @@ MEGABYTE = 1_000_000
 
 def read_settings(file: Path | None) -> Settings:
     """The settings, checked against what this house has; see `load_settings`."""
-    return load_settings(file, MODEL_SERVERS, DIALECTS, WITHOUT_ENGINE_SETTINGS)
+    return load_settings(file, model_servers(), DIALECTS, WITHOUT_ENGINE_SETTINGS)
 
 
 def open_models(settings: Settings, servers: Mapping[str, ModelServer] = MappingProxyType({})) -> Models:
@@ -115,6 +115,8 @@ def make_app(
     settings: Settings,
     servers: Mapping[str, ModelServer] = MappingProxyType({}),
     on_loaded: Callable[[LLMError | None], None] | None = None,
+    *,
+    further: Sequence[Dialect] = (),
 ) -> FastAPI:
     """The service.
 
@@ -122,8 +124,9 @@ def make_app(
         settings: All that can be set.
         servers: Model servers to take instead of those that the settings name, by the model.
         on_loaded: Called when all models are loaded or have failed to, or with the reason why none ever will be.
+        further: Dialects to speak before those that the settings enable.
     """
-    house = _House(settings, open_models(settings, servers), make_dialects(settings))
+    house = _House(settings, open_models(settings, servers), [*further, *make_dialects(settings)])
     app = FastAPIOffline(
         title="OPEA LLM microservice",
         version=house.version,

@@ -121,7 +121,7 @@ class Model(Section):
 
     model_name: str = _key(
         "SmolLM2-135M-Instruct",
-        "the model's name; for openvino also a path, or a Hugging Face repository",
+        "the model's name; for one that runs here also a path, or a Hugging Face repository",
         "LLM_NAME",
         "LLM_MODEL_NAME",
         "LLM_MODEL_ID",
@@ -133,14 +133,14 @@ class Model(Section):
     ] = _key("langchain", "langchain or native: how the model server is reached", "FRAMEWORK", "LLM_CONNECTOR")
     model_server: Annotated[str, BeforeValidator(_lowered)] = _key(
         "openvino",
-        "what runs the model: openvino, vllm, tgi, ray_serve, openai_api or scripted",
+        "what runs the model: openvino, llama_cpp, transformers, vllm, tgi, ray_serve, openai_api or scripted",
         "MODEL_SERVER",
         "LLM_MODEL_SERVER",
     )
     model_server_endpoint: str = _key(
         "",
-        "the model server's URL, or those of its replicas, separated by commas; for scripted, a file of answers; for "
-        "openvino, empty",
+        "the model server's URL, or those of its replicas, separated by commas; for scripted, a file of answers; "
+        "empty where the model runs here",
         "LLM_MODEL_SERVER_ENDPOINT",
         "LLM_ENDPOINT",
     )
@@ -177,7 +177,7 @@ class Model(Section):
     context_window: int = _key(
         0, "tokens that prompt and answer may have together; 0: ask the model server", "LLM_CONTEXT_WINDOW", ge=0
     )
-    device: str = _key("CPU", "for openvino: CPU, GPU or NPU", "LLM_DEVICE", min_length=1)
+    device: str = _key("CPU", "where the model runs here: CPU, GPU or NPU", "LLM_DEVICE", min_length=1)
 
 
 class Dialects(Section):

@@ -55,14 +55,18 @@ PACKAGES: dict[str, set[str]] = {
 
 # A vendor's package, and an HTTP client, stays inside its own file.
 VENDORS: dict[str, set[str]] = {
+    "comps.model_servers.chat_openai": {"langchain_core", "langchain_openai", "pydantic"},
     "comps.model_servers.langchain": {"langchain_core", "pydantic"},
+    "comps.model_servers.langchain_model": {"langchain_core", "pydantic"},
     "comps.model_servers.model_files": {"huggingface_hub"},
     "comps.model_servers.http": {"aiohttp", "async_timeout", "orjson"},
     "comps.model_servers.oauth": {"aiohttp", "orjson"},
-    "comps.model_servers.openai_api": {"orjson"},
-    "comps.model_servers.tgi": {"orjson"},
-    "comps.model_servers.tgi_langchain": {"langchain_core", "langchain_huggingface"},
+    "comps.model_servers.openai_api": {"langchain_core", "orjson"},
+    "comps.model_servers.tgi": {"langchain_core", "orjson"},
+    "comps.model_servers.chat_tgi": {"langchain_core", "langchain_huggingface"},
+    "comps.model_servers.llama_cpp_engine": {"jinja2", "llama_cpp", "numpy"},
     "comps.model_servers.openvino_engine": {"numpy", "openvino", "openvino_genai"},
+    "comps.model_servers.transformers_engine": {"jinja2", "torch", "transformers"},
 }
 
 SDKS = {
@@ -70,10 +74,15 @@ SDKS = {
     "langchain",
     "langchain_core",
     "langchain_huggingface",
+    "langchain_openai",
+    "openai",
     "openvino",
     "openvino_genai",
     "huggingface_hub",
     "numpy",
+    "llama_cpp",
+    "torch",
+    "transformers",
 }
 
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
+from comps.core.errors import SettingsError
 from comps.core.ports import ABILITIES, ModelServer
 from comps.model_servers.target import Target
 
 MODEL_SERVERS = {
     "openvino": "comps.model_servers.openvino:OpenVINO",
+    "llama_cpp": "comps.model_servers.llama_cpp:LlamaCpp",
+    "transformers": "comps.model_servers.transformers:Transformers",
     "vllm": "comps.model_servers.vllm:VLLM",
     "tgi": "comps.model_servers.tgi:TGI",
     "ray_serve": "comps.model_servers.ray_serve:RayServe",
     "openai_api": "comps.model_servers.openai_api:OpenAIAPI",
+    "langchain": "comps.model_servers.langchain_model:LangChainModel",
     "scripted": "comps.model_servers.scripted:Scripted",
 }
 """Kinds by name: `module:Class`, where `Class.open(target)` makes a `ModelServer`, which loads nothing yet."""
@@ -20,14 +27,59 @@ MODEL_SERVERS = {
 WITHOUT_ENGINE_SETTINGS = frozenset(("openvino", "vllm", "tgi", "ray_serve", "openai_api", "scripted"))
 """The kinds that read nothing of `Target.engine`: for these, a setting that the house does not know is a mistake."""
 
+GROUP = "opea_llm.model_servers"
+"""The entry points with which a package outside adds a kind."""
+
 FRAMEWORKS = ("langchain", "native")
 
 
+def model_servers() -> dict[str, str]:
+    """`MODEL_SERVERS`, and the kinds that other packages add with entry points of the group `opea_llm.model_servers`.
+
+    None of these is imported yet. One with a name of ours is passed over, and a warning says so.
+    """
+    kinds = dict(MODEL_SERVERS)
+    for name, point in _plug_ins().items():
+        if name in MODEL_SERVERS:
+            warnings.warn(f"{_package(point)} offers a model server '{name}': ours of that name is used", stacklevel=2)
+        else:
+            kinds[name] = point.value
+    return kinds
+
+
 def open_model_server(kind: str, target: Target) -> ModelServer:
-    """A model server of one of the kinds in `MODEL_SERVERS`; nothing is loaded or connected yet."""
-    module, _, name = MODEL_SERVERS[kind].partition(":")
-    server: ModelServer = getattr(import_module(module), name).open(target)
+    """A model server of one of the kinds in `model_servers`; nothing is loaded or connected yet.
+
+    Raises:
+        SettingsError: The settings make no sense for the kind, or its package cannot be imported.
+    """
+    if kind in MODEL_SERVERS:
+        module, _, name = MODEL_SERVERS[kind].partition(":")
+        found = getattr(import_module(module), name)
+    else:
+        found = _plugged_in(kind)
+    server: ModelServer = found.open(target)
     return server
+
+
+def _plugged_in(kind: str) -> Any:
+    point = _plug_ins()[kind]
+    try:
+        found = point.load()
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise SettingsError(f"model_server = {kind}: {_package(point)} cannot be imported: {why}") from error
+    if not hasattr(found, "open"):
+        raise SettingsError(f"model_server = {kind}: {point.value} of {_package(point)} has no open(target)")
+    return found
+
+
+def _plug_ins() -> dict[str, EntryPoint]:
+    return {point.name.lower(): point for point in entry_points(group=GROUP)}
+
+
+def _package(point: EntryPoint) -> str:
+    return f"the package {point.dist.name}" if point.dist else f"the module {point.module}"
 
 
 def through_framework(server: ModelServer, framework: str, model: str = "") -> ModelServer:
@@ -36,8 +88,12 @@ def through_framework(server: ModelServer, framework: str, model: str = "") -> M
     if framework == "native":
         return server
     from comps.model_servers.langchain import ChatModelServer, ThroughLangChain
+    from comps.model_servers.langchain_model import LangChainModel
 
-    through = ThroughLangChain(ChatModelServer(server=server, model=model), server)
+    if isinstance(server, LangChainModel):  # It is LangChain's in any case.
+        return server
+    own = getattr(server, "chat_model", None)
+    through = ThroughLangChain(own(model) if own else ChatModelServer(server=server, model=model), server)
     for ability in ABILITIES:
         if getattr(server, ability, None) and not hasattr(through, ability):
             setattr(through, ability, getattr(server, ability))

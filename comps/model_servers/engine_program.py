@@ -4,13 +4,16 @@ Input, a JSON line each:
     {"id": n, "load": {…}}                                           first, and once
     {"id": n, "generate": {"prompt": text | messages, "sampling": {…}}}
     {"id": n, "count": text}
+    {"id": n, "embed": [text, …]}
     {"cancel": n}
 Output, a JSON line a step, a list of parts:
     {"id": n, "context_window": tokens | null, "longest_token": characters, "last": true}      loaded
     {"id": n, "text": piece}
     {"id": n, "text": piece, "reason": "stop" | "length", "usage": [prompt, completion], "last": true}
     {"id": n, "count": tokens, "last": true}
+    {"id": n, "vectors": [[number, …], …], "prompt_tokens": tokens, "last": true}
     {"id": n, "error": text, "field"?: name, "too_long"?: [prompt, window], "last": true}
+    {"id": n, "error": text, "setting": true, "last": true}                   not loaded for a setting that is wrong
 
 One thread does everything, so nothing is locked. It ends when its input does; `engine` is the other end.
 """
@@ -21,17 +24,18 @@ import json
 import os
 import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, BinaryIO, Protocol, TypeAlias
+from typing import Any, BinaryIO, Protocol, TypeAlias, runtime_checkable
 
-from comps.core.types import JSON
+from comps.core.errors import InvalidRequest, PromptTooLong, SettingsError
+from comps.core.types import JSON, Sampling
 
 Part: TypeAlias = dict[str, JSON]
 
 
 class Engine(Protocol):
-    """A model, and the requests that it is working on."""
+    """A model, and the requests that it is working on. What its methods raise is told to whoever asked."""
 
     context_window: int | None
     longest_token: int
@@ -42,16 +46,33 @@ class Engine(Protocol):
         """Whether there is anything to do for `step`."""
         ...
 
-    def handle(self, message: dict[str, JSON]) -> Part | None:
-        """Take a message in; what can be answered at once is. Never raises."""
+    def start(self, number: int, prompt: str | list[dict[str, str]], sampling: Sampling) -> None:
+        """Take in a request to generate, under the number that its parts will carry.
+
+        Raises:
+            InvalidRequest: It cannot be served (`PromptTooLong` for the window).
+        """
+        ...
+
+    def cancel(self, number: int) -> None:
+        """Forget a request, if it is there."""
+        ...
+
+    def count(self, text: str) -> int:
+        """The tokens of `text`, without special tokens."""
         ...
 
     def step(self) -> list[Part]:
         """Compute for at most a few hundred milliseconds, and say what each request gained."""
         ...
 
-    def fail(self, error: Exception) -> list[Part]:
-        """A step has failed: what there is to say to each request that was running."""
+
+@runtime_checkable
+class Embeds(Protocol):
+    """An engine that also turns texts into vectors."""
+
+    def start_embedding(self, number: int, texts: Sequence[str]) -> None:
+        """Take in texts to embed; raises like `Engine.start`."""
         ...
 
 
@@ -104,19 +125,57 @@ def _serve(load: Callable[..., Engine], arrived: list[Any] | None, inbox: Inbox,
     try:
         engine = load(**first["load"])
     except Exception as error:  # Whatever it is, it goes to whoever waits for this engine.
-        outbox.say([{"id": first["id"], "error": reason(error), "last": True}])
+        wrong = {"setting": True} if isinstance(error, SettingsError) else {}
+        outbox.say([{"id": first["id"], "error": reason(error), **wrong, "last": True}])
         return
     facts = {"context_window": engine.context_window, "longest_token": engine.longest_token}
     outbox.say([{"id": first["id"], **facts, "last": True}])
+    waiting: set[int] = set()
+    """Who has been taken in, and has had no last part yet."""
     while arrived is not None:
-        outbox.say([part for message in arrived if (part := engine.handle(message))])
+        outbox.say([part for message in arrived if (part := _take(engine, message, waiting))])
         if engine.busy:
             try:
-                outbox.say(engine.step())
+                parts = engine.step()
             except Exception as error:  # Whatever it is, the engine is not to be trusted with further requests.
-                outbox.say(engine.fail(error))
+                outbox.say([{"id": number, "error": reason(error), "last": True} for number in waiting])
                 raise
+            waiting.difference_update(part["id"] for part in parts if part.get("last"))
+            outbox.say(parts)
         arrived = inbox.read(wait=not engine.busy)
+
+
+def _take(engine: Engine, message: dict[str, JSON], waiting: set[int]) -> Part | None:
+    """Take a message in; what can be answered at once is."""
+    if "cancel" in message:
+        waiting.discard(message["cancel"])
+        engine.cancel(message["cancel"])
+        return None
+    number = message["id"]
+    try:
+        if "count" in message:
+            return {"id": number, "count": engine.count(message["count"]), "last": True}
+        if "generate" in message:
+            sampling = message["generate"]["sampling"]
+            sampling = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
+            engine.start(number, message["generate"]["prompt"], sampling)
+        elif isinstance(engine, Embeds):
+            engine.start_embedding(number, message["embed"])
+        else:
+            raise NotImplementedError("this engine makes no embeddings")
+        waiting.add(number)
+        return None
+    except PromptTooLong as error:
+        return {
+            "id": number,
+            "error": "too long",
+            "too_long": [error.prompt_tokens, error.context_window],
+            "last": True,
+        }
+    except InvalidRequest as error:
+        return {"id": number, "error": error.args[0], "field": error.field, "last": True}
+    except Exception as error:  # From a library anything may come, and nothing may end the engine.
+        return {"id": number, "error": reason(error), "last": True}
 
 
 def reason(error: Exception) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -22,8 +24,9 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import ToolCallChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import ConfigDict, SkipValidation
+from pydantic import ConfigDict, PrivateAttr, SkipValidation
 
 from comps.core.errors import ModelServerError
 from comps.core.generator import collect
@@ -49,8 +52,46 @@ _ROLES: dict[type[BaseMessage], str] = {
     SystemMessage: "system",
     ToolMessage: "tool",
 }
-_CONTINUE = "continue_text"
+CONTINUE = "continue_text"
 """The call argument that says: the one message is text to continue, not a conversation to answer."""
+_DEVELOPER = {"__openai_role__": "developer"}
+"""How LangChain writes this role into a system message."""
+_PARTS = "content_parts"
+"""Where a message keeps parts in the model server's own form: LangChain rewrites some of those in its content."""
+_REASONS = {
+    "end_turn": "stop",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "tool_use": "tool_calls",
+    "function_call": "tool_calls",
+    "refusal": "content_filter",
+    "safety": "content_filter",
+}
+"""Why an answer ended, in the words of Anthropic, Hugging Face and Google."""
+_WORD = re.compile("[a-z_]{1,40}")
+
+
+class EventChunk(AIMessageChunk):
+    """A piece of an answer as LangChain has it, and the event that it was made from: a message has no place for all
+    that an event may hold, such as the number of a choice. Where it is written down, it is LangChain's own."""
+
+    _event: Event | None = PrivateAttr(default=None)
+
+    @classmethod
+    def of(cls, event: Event, **fields: Any) -> EventChunk:
+        chunk = cls(**fields)
+        chunk._event = event
+        return chunk
+
+    @property
+    def event(self) -> Event | None:
+        """None for what LangChain adds itself, and for a sum of chunks."""
+        return self._event
+
+    @classmethod
+    def lc_id(cls) -> list[str]:
+        return AIMessageChunk.lc_id()
 
 
 class ChatModelServer(BaseChatModel):
@@ -105,10 +146,10 @@ class ChatModelServer(BaseChatModel):
     def _events(
         self, messages: list[BaseMessage], stop: Sequence[str] | None, given: Mapping[str, Any]
     ) -> AsyncGenerator[Event]:
-        known = {field.name for field in fields(Sampling)} | {_CONTINUE}
-        options = {name: value for name, value in given.items() if name not in known}
+        known = {field.name for field in fields(Sampling)} | {CONTINUE, "extra_body"}
+        options = {name: value for name, value in given.items() if name not in known} | given.get("extra_body", {})
         prompt: Prompt = tuple(_from_langchain(message) for message in messages)
-        if given.get(_CONTINUE):
+        if given.get(CONTINUE):
             prompt = str(messages[0].content)
         return self.server.generate(prompt, self._sampling(stop, given), options)
 
@@ -142,15 +183,11 @@ class ChatModelServer(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        events = self._events(messages, stop, kwargs)
-        try:
-            while (event := wait_for(_next(events))) is not None:
-                chunk = ChatGenerationChunk(message=self._chunk(event))
-                if run_manager and isinstance(event, TextDelta):
-                    run_manager.on_llm_new_token(event.text, chunk=chunk)
-                yield chunk
-        finally:
-            wait_for(events.aclose())
+        for event in one_by_one(self._events(messages, stop, kwargs)):
+            chunk = ChatGenerationChunk(message=self._chunk(event))
+            if run_manager and isinstance(event, TextDelta):
+                run_manager.on_llm_new_token(event.text, chunk=chunk)
+            yield chunk
 
     def _generate(
         self,
@@ -162,10 +199,12 @@ class ChatModelServer(BaseChatModel):
         return self._result(wait_for(collect(self._events(messages, stop, kwargs))))
 
     def _chunk(self, event: Event) -> AIMessageChunk:
+        if event.choice != 0:
+            return EventChunk.of(event, content="")
         if isinstance(event, TextDelta):
-            return AIMessageChunk(content=event.text, additional_kwargs=dict(event.extra or {}))
+            return EventChunk.of(event, content=event.text, additional_kwargs=additional(event))
         metadata = self._metadata(event.reason)
-        return AIMessageChunk(content="", response_metadata=metadata, usage_metadata=_usage_metadata(event.usage))
+        return EventChunk.of(event, content="", response_metadata=metadata, usage_metadata=_usage_metadata(event.usage))
 
     def _result(self, generation: Generation) -> ChatResult:
         message = AIMessage(
@@ -199,24 +238,20 @@ class ThroughLangChain:
         given: dict[str, Any] = {name: value for name, value in asdict(sampling).items() if value is not None}
         stop = list(given.pop("stop")) or None
         if isinstance(prompt, str):
-            messages: list[BaseMessage] = [HumanMessage(prompt)]
-            given[_CONTINUE] = True
-        else:
-            messages = [_to_langchain(message) for message in prompt]
-        reason: str | None = None
-        usage: Usage | None = None
-        chunks = self._chat_model.astream(messages, stop=stop, **given, **options)
-        try:
-            async for chunk in chunks:
-                if chunk.text or chunk.additional_kwargs:
-                    yield TextDelta(chunk.text, extra=chunk.additional_kwargs or None)
-                reason = chunk.response_metadata.get("finish_reason", reason)
-                usage = _usage(chunk) or usage
-        finally:
-            await chunks.aclose()  # type: ignore[attr-defined]  # It is a generator, though declared an iterator.
-        if reason is None:
+            given[CONTINUE] = True
+        if options:  # In a place of their own, so that none is taken for an argument of LangChain's.
+            given["extra_body"] = dict(options)
+        messages = self._chat_model.astream(to_langchain(prompt), stop=stop, **given)
+        ended = False
+        async with aclosing(events_of(messages)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    if not event.reason:
+                        break
+                    ended = True
+                yield event
+        if not ended:
             raise ModelServerError("the model server broke off in the middle of the answer")
-        yield Finished(reason, usage)
 
     async def aclose(self) -> None:
         await self._server.aclose()
@@ -235,8 +270,67 @@ def _background_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-async def _next(events: AsyncGenerator[Event]) -> Event | None:
-    return await anext(events, None)
+def one_by_one(items: AsyncGenerator[T]) -> Iterator[T]:
+    """Each of `items`, without an event loop around; closing it closes them."""
+    try:
+        while (item := wait_for(anext_or_none(items))) is not None:
+            yield item
+    finally:
+        wait_for(items.aclose())
+
+
+async def anext_or_none(items: AsyncGenerator[T]) -> T | None:
+    return await anext(items, None)
+
+
+def to_langchain(prompt: Prompt) -> list[BaseMessage]:
+    """A prompt as messages; text is one message of the user."""
+    if isinstance(prompt, str):
+        return [HumanMessage(prompt)]
+    return [_to_langchain(message) for message in prompt]
+
+
+async def events_of(messages: AsyncIterator[BaseMessage]) -> AsyncGenerator[Event]:
+    """What the pieces of a streamed answer say; closing it closes them.
+
+    Pieces that carry an event are that event. Of any others, text, reasoning, tool calls, logprobs and
+    `additional_kwargs` are deltas, and the end comes last, with an empty reason if none of them says why.
+    """
+    reason = ""
+    usage: Usage | None = None
+    carried = False
+    try:
+        async for message in messages:
+            if isinstance(message, EventChunk):
+                if message.event:
+                    carried = True
+                    yield message.event
+                continue
+            if delta := _delta(message):
+                yield delta
+            reason = reason_of(message) or reason
+            usage = _usage(message) or usage
+    finally:
+        await messages.aclose()  # type: ignore[attr-defined]  # It is a generator, though declared an iterator.
+    if not carried:
+        yield Finished(reason, usage)
+
+
+def _delta(message: BaseMessage) -> TextDelta | None:
+    extra = {name: value for name, value in message.additional_kwargs.items() if isinstance(value, str | list | dict)}
+    if thoughts := "".join(str(block.get(block["type"], "")) for block in _blocks(message, "reasoning", "thinking")):
+        extra["reasoning_content"] = thoughts
+    if "tool_calls" not in extra and (calls := tool_calls_of(message)):
+        extra["tool_calls"] = calls
+    if logprobs := message.response_metadata.get("logprobs"):
+        extra["logprobs"] = logprobs
+    text = str(message.text)
+    return TextDelta(text, extra=extra or None) if text or extra else None
+
+
+def _blocks(message: BaseMessage, *kinds: str) -> list[dict[str, Any]]:
+    """The parts of a message that are of one of these types."""
+    return [block for block in message.content if isinstance(block, dict) and block.get("type") in kinds]
 
 
 def _usage_metadata(usage: Usage | None) -> UsageMetadata | None:
@@ -249,20 +343,60 @@ def _usage_metadata(usage: Usage | None) -> UsageMetadata | None:
     )
 
 
-def _usage(chunk: AIMessageChunk) -> Usage | None:
-    counted = chunk.usage_metadata
+def additional(delta: TextDelta) -> dict[str, Any]:
+    """What else a delta says, as far as LangChain can put the pieces of it together again."""
+    extra = delta.extra or {}
+    return {name: value for name, value in extra.items() if isinstance(value, str) or name == "tool_calls"}
+
+
+def tool_calls_of(message: BaseMessage) -> list[JSON]:
+    """Tool calls, or pieces of them, in the form of OpenAI's deltas."""
+    if isinstance(message, AIMessageChunk):
+        return [_tool_call(call, number) for number, call in enumerate(message.tool_call_chunks)]
+    if isinstance(message, AIMessage):
+        whole = [{**call, "args": json.dumps(call["args"])} for call in message.tool_calls]
+        return [_tool_call(call, number) for number, call in enumerate(whole)]
+    return []
+
+
+def _tool_call(call: ToolCallChunk | dict[str, Any], number: int) -> JSON:
+    index = call.get("index")
+    function = {"arguments": call["args"] or "", **({"name": call["name"]} if call["name"] else {})}
+    named = {"id": call["id"], "type": "function"} if call["id"] else {}
+    return {"index": number if index is None else index, **named, "function": function}
+
+
+def reason_of(message: BaseMessage) -> str | None:
+    """Why the answer ended, in OpenAI's words."""
+    metadata = message.response_metadata
+    said = next((metadata[key] for key in ("finish_reason", "stop_reason", "done_reason") if metadata.get(key)), None)
+    if said is None:
+        return None
+    word = str(said).lower()
+    return _REASONS.get(word, word) if _WORD.fullmatch(word) else "unknown"
+
+
+def _usage(message: BaseMessage) -> Usage | None:
+    counted = message.usage_metadata if isinstance(message, AIMessage) else None
     return Usage(counted["input_tokens"], counted["output_tokens"]) if counted else None
 
 
 def _from_langchain(message: BaseMessage) -> Message:
     role = message.role if isinstance(message, ChatMessage) else _ROLES.get(type(message), message.type)
-    content: Any = message.content
-    return Message(role, content)
+    return Message(message.additional_kwargs.get("__openai_role__", role), content_of(message))
+
+
+def content_of(message: BaseMessage) -> Any:
+    """Text, or parts as they were given."""
+    return message.additional_kwargs.get(_PARTS, message.content)
 
 
 def _to_langchain(message: Message) -> BaseMessage:
     content: Any = message.content
+    given: dict[str, Any] = {_PARTS: content} if isinstance(content, list) else {}
+    if message.role == "developer":
+        return SystemMessage(content, additional_kwargs={**given, **_DEVELOPER})
     for kind, role in _ROLES.items():
         if role == message.role and kind is not ToolMessage:
-            return kind(content)
-    return ChatMessage(content=content, role=message.role)
+            return kind(content, additional_kwargs=given)
+    return ChatMessage(content=content, role=message.role, additional_kwargs=given)

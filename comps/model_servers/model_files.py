@@ -46,6 +46,33 @@ def find_model(name: str) -> Path:
     )
 
 
+def find_gguf(name: str) -> Path:
+    """The same for what reads GGUF files alone.
+
+    Raises:
+        SettingsError: There is no such model, it is no GGUF file, or it is not here and cannot be fetched.
+    """
+    found = find_model(name)
+    if found.is_file():
+        return found
+    raise SettingsError(f"model_name = {name}: in OpenVINO's format, and not a .gguf file")
+
+
+def find_checkpoint(name: str) -> str:
+    """What transformers loads: a folder, a GGUF file, or the name of a repository, which it fetches itself.
+
+    Raises:
+        SettingsError: There is no such model.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return str(path)
+        raise SettingsError(f"model_name = {path}: a folder without config.json")
+    is_repository = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    return name if is_repository and not path.exists() else str(find_gguf(name))
+
+
 def _checked(path: Path) -> Path:
     if path.is_file() and path.suffix == ".gguf":
         return path

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
@@ -15,6 +15,9 @@ from comps.core.errors import ModelServerError, Refused, SettingsError
 from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.http import HTTP, error_message, sensible
 from comps.model_servers.target import Access, Target
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
 
 _FRESH_SECONDS = 2.0
 """How long a description of the server is taken for true."""
@@ -91,8 +94,11 @@ class OpenAIAPI:
         told = {**mine, **(mine.get("meta") or {})}
         return next((told[name] for name in _WINDOWS if isinstance(told.get(name), int)), None)
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        path, body = self.request(prompt, sampling, options)
+    def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+        return self.events(*self.request(prompt, sampling, options))
+
+    async def events(self, path: str, body: JSON) -> AsyncGenerator[Event]:
+        """The answer to a body that `request` or `asking` made."""
         with sensible():
             async with aclosing(self.stream(path, body)) as items, aclosing(_events(items)) as events:
                 async for event in events:
@@ -104,17 +110,30 @@ class OpenAIAPI:
 
     def request(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> tuple[str, dict[str, JSON]]:
         """The path and the body that ask for an answer."""
+        if isinstance(prompt, str):
+            return self.asking({"prompt": prompt}, sampling, options)
+        messages = [{"role": message.role, "content": message.content} for message in prompt]
+        return self.asking({"messages": messages}, sampling, options)
+
+    def asking(
+        self, asked: Mapping[str, JSON], sampling: Sampling, options: Mapping[str, JSON]
+    ) -> tuple[str, dict[str, JSON]]:
+        """The same for a `prompt` or `messages` in OpenAI's own form."""
         body = {
             "model": self._model_name,
             **self._sampling(sampling),
             **options,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **asked,
         }
-        if isinstance(prompt, str):
-            return f"{self._api}/completions", {**body, "prompt": prompt}
-        messages = [{"role": message.role, "content": message.content} for message in prompt]
-        return f"{self._api}/chat/completions", {**body, "messages": messages}
+        return f"{self._api}/{'completions' if 'prompt' in asked else 'chat/completions'}", body
+
+    def chat_model(self, model: str = "") -> BaseChatModel:
+        """LangChain's chat model for OpenAI's API, over this."""
+        from comps.model_servers.chat_openai import ChatOpenAIAPI
+
+        return ChatOpenAIAPI(server=self, model=model or self._model_name)
 
     def _sampling(self, sampling: Sampling) -> dict[str, JSON]:
         """The sampling fields of the body; those that are not set are the server's to decide."""

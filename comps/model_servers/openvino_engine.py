@@ -9,15 +9,16 @@ import json
 import random
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comps.core.types import JSON
+from comps.core.errors import InvalidRequest, PromptTooLong, SettingsError
+from comps.core.types import JSON, Sampling
 from comps.model_servers.engine_program import Part, reason, serve
 from comps.model_servers.gguf import gguf_window
-from comps.model_servers.text import IncrementalDecoder, StopStrings
+from comps.model_servers.text import ControlTokens, IncrementalDecoder, StopStrings
 
 _WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _PIECES = re.compile(r"(?s).{1,4000}(?=\s|\Z)|.{1,4000}")
@@ -41,9 +42,16 @@ class Engine:
     Args:
         model: A GGUF file, or a folder of OpenVINO's own format.
         device: As OpenVINO names it: CPU, GPU, NPU …
+        settings: Fields of `SchedulerConfig`, such as `cache_size`; whatever else is there is a property of OpenVINO's.
+        window: In tokens; None takes the model's own.
+
+    Raises:
+        SettingsError: OpenVINO cannot take a value.
     """
 
-    def __init__(self, model: Path, device: str) -> None:
+    def __init__(
+        self, model: Path, device: str, settings: Mapping[str, JSON] | None = None, window: int | None = None
+    ) -> None:
         # OpenVINO's usage reports stay off: without this package it takes its own silent stand-in.
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
         import numpy
@@ -53,52 +61,46 @@ class Engine:
         self._concatenate, self._tensor = numpy.concatenate, openvino.Tensor
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
+        properties = _schedule(scheduler, settings or {})
         # In bf16, which OpenVINO prefers where a CPU has it, an answer whose beginning is cached comes out differently:
         # no seed would repeat it. f32 does repeat, and is the faster of the two for one token after another.
-        properties = {"INFERENCE_PRECISION_HINT": "f32"} if device == "CPU" else {}
+        if device == "CPU":
+            properties.setdefault("INFERENCE_PRECISION_HINT", "f32")
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(str(model), scheduler, device, properties)
         self._tokenizer = self._pipeline.get_tokenizer()
         vocabulary: dict[bytes, int] = self._tokenizer.get_vocab()
         self.longest_token = max(map(len, vocabulary))
-        self._special = _special_tokens(self._tokenizer, vocabulary)
+        self._controls = ControlTokens(_control_tokens(self._tokenizer, vocabulary))
         self._running: dict[int, _Running] = {}
-        self.context_window = context_window(model)
+        self.context_window = window or context_window(model)
 
     @property
     def busy(self) -> bool:
         return bool(self._pipeline.has_non_finished_requests())
 
-    def handle(self, message: dict[str, JSON]) -> Part | None:
-        """Take a message in; what can be answered at once is."""
-        if "cancel" in message:
-            if running := self._running.pop(message["cancel"], None):
-                running.handle.cancel()
-            return None
-        number = message["id"]
-        try:
-            if "count" in message:
-                return {"id": number, "count": len(self._encode(message["count"], special=False)), "last": True}
-            return self._start(number, **message["generate"])
-        except Exception as error:  # From OpenVINO and pybind11 anything may come, and nothing may end the engine.
-            return {"id": number, "error": reason(error), "last": True}
+    def cancel(self, number: int) -> None:
+        if running := self._running.pop(number, None):
+            running.handle.cancel()
 
-    def _start(self, number: int, prompt: JSON, sampling: dict[str, JSON]) -> Part | None:
+    def count(self, text: str) -> int:
+        return len(self._encode(text, special=False))
+
+    def start(self, number: int, prompt: str | list[dict[str, str]], sampling: Sampling) -> None:
         text = prompt if isinstance(prompt, str) else self._render(prompt)
         ids = self._encode(text, special=isinstance(prompt, str))
         length, window = len(ids), self.context_window
         if window is not None and length >= window:
-            return {"id": number, "error": "too long", "too_long": [length, window], "last": True}
+            raise PromptTooLong(length, window)
         try:
             config = self._config(sampling, None if window is None else window - length)
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-            return {"id": number, "error": reason(error), "field": _named(error, sampling), "last": True}
+            raise InvalidRequest(reason(error), _named(error)) from None
         self._running[number] = _Running(
             self._pipeline.add_request(number, self._tensor(ids[None, :]), config),
             IncrementalDecoder(self._tokenizer.decode),
-            StopStrings(sampling["stop"]),
+            StopStrings(sampling.stop),
             prompt_tokens=length,
         )
-        return None
 
     def _encode(self, text: str, special: bool) -> Any:
         """The tokens of all of `text`, in an array; a tokenizer may carry a length at which it drops the rest."""
@@ -113,35 +115,33 @@ class Engine:
     def _ids(self, text: str, special: bool) -> Any:
         return self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].copy()
 
-    def _render(self, messages: Sequence[dict[str, JSON]]) -> str:
-        """The conversation in the model's own chat template; its control tokens in a message are read as text."""
-        turns = [{**message, "content": self._plain(message["content"])} for message in messages]
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        """The conversation in the model's own chat template."""
+        turns = self._controls.broken_up(messages)
         return str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True))
 
-    def _plain(self, text: str) -> str:
-        """`text` with the model's control tokens broken up, so that they are read as the text they are."""
-        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text) if self._special else text
-
-    def _config(self, sampling: dict[str, JSON], room: int | None) -> Any:
+    def _config(self, sampling: Sampling, room: int | None) -> Any:
         config = self._pipeline.get_config()  # A copy, with the model's own end tokens and defaults.
-        limits = [limit for limit in (sampling["max_tokens"], room) if limit is not None]
+        limits = [limit for limit in (sampling.max_tokens, room) if limit is not None]
         if limits:
             config.max_new_tokens = min(limits)
-        temperature, top_p = sampling["temperature"], sampling["top_p"]
+        temperature, top_p = sampling.temperature, sampling.top_p
         if temperature is not None or top_p is not None:
             config.do_sample = temperature != 0 and top_p != 0
         if config.do_sample:
             for name in ("temperature", "top_p", "top_k"):
-                if sampling[name] is not None:
-                    setattr(config, name, sampling[name])
+                self._set(config, name, sampling)
         for name in ("repetition_penalty", "frequency_penalty", "presence_penalty"):
-            if sampling[name] is not None:
-                setattr(config, name, sampling[name])
+            self._set(config, name, sampling)
         # Without a seed of its own, OpenVINO would draw the same answer every time.
-        seed = sampling["seed"]
-        config.rng_seed = random.getrandbits(63) if seed is None else seed % 2**64
+        config.rng_seed = random.getrandbits(63) if sampling.seed is None else sampling.seed % 2**64
         config.validate()
         return config
+
+    @staticmethod
+    def _set(config: Any, name: str, sampling: Sampling) -> None:
+        if (value := getattr(sampling, name)) is not None:
+            setattr(config, name, value)
 
     def step(self) -> list[Part]:
         """Let every running request grow by a token, and say what each gained."""
@@ -153,10 +153,6 @@ class Engine:
                 if part.get("last"):
                     del self._running[number]
         return parts
-
-    def fail(self, error: Exception) -> list[Part]:
-        """A step failed: so have all its requests."""
-        return [{"id": number, "error": reason(error), "last": True} for number in self._running]
 
     def _progress(self, number: int, running: _Running) -> Part | None:
         ids, finish = _read(running.handle)
@@ -186,16 +182,15 @@ def _read(handle: Any) -> tuple[list[int], str]:
     return ids, finish
 
 
-def _named(error: Exception, sampling: dict[str, JSON]) -> str | None:
+def _named(error: Exception) -> str | None:
     text = str(error)
-    return next((name for name in sampling if name in text), None)
+    return next((name for name in Sampling.__dataclass_fields__ if name in text), None)
 
 
-def _special_tokens(tokenizer: Any, vocabulary: dict[bytes, int]) -> re.Pattern[str] | None:
+def _control_tokens(tokenizer: Any, vocabulary: dict[bytes, int]) -> list[str]:
     """The vocabulary's control tokens: what looks like one and leaves no text behind."""
     texts = [(word.decode("utf-8", "replace"), number) for word, number in vocabulary.items()]
-    found = [text for text, number in texts if _LOOKS_SPECIAL.fullmatch(text) and not tokenizer.decode([number])]
-    return re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True)))) if found else None
+    return [text for text, number in texts if _LOOKS_SPECIAL.fullmatch(text) and not tokenizer.decode([number])]
 
 
 def context_window(model: Path) -> int | None:
@@ -210,9 +205,23 @@ def context_window(model: Path) -> int | None:
     return next((config[name] for name in _WINDOW_FIELDS if isinstance(config.get(name), int)), None)
 
 
-def load(model: str, device: str) -> Engine:
+def _schedule(scheduler: Any, settings: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Set what the scheduler knows, and give back the rest."""
+    rest = {}
+    for name, value in settings.items():
+        if not hasattr(scheduler, name):
+            rest[name] = value
+            continue
+        try:
+            setattr(scheduler, name, value)
+        except TypeError:
+            raise SettingsError(f"{name} = {value}: not a value of OpenVINO's SchedulerConfig.{name}") from None
+    return rest
+
+
+def load(model: str, device: str, settings: Mapping[str, JSON], window: int | None) -> Engine:
     """The engine with its model, ready to answer."""
-    return Engine(Path(model), device)
+    return Engine(Path(model), device, settings, window)
 
 
 if __name__ == "__main__":

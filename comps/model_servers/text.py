@@ -1,8 +1,9 @@
-"""Token ids into text for engines in this house: whole characters only, and nothing from a stop string on."""
+"""Text for engines in this house: no control tokens go in, whole characters and nothing of a stop string come out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 
 _WINDOW = 48
 """Tokens decoded again for each new one; half of them are let go when it is full."""
@@ -85,3 +86,22 @@ class StopStrings:
         return next(
             (n for n in range(longest, 0, -1) if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0
         )
+
+
+class ControlTokens:
+    """Breaks up a model's control tokens where they stand in a message, so that they are read as the text they are.
+
+    Args:
+        texts: The control tokens.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        found = sorted((text for text in texts if text), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, found))) if found else None
+
+    def broken_up(self, messages: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+        """The same messages, fit for the model's chat template."""
+        return [{**message, "content": self._plain(message["content"])} for message in messages]
+
+    def _plain(self, text: str) -> str:
+        return self._pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text) if self._pattern else text

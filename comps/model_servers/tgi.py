@@ -21,7 +21,7 @@ from comps.model_servers.openai_api import OpenAIAPI
 from comps.model_servers.text import StopStrings
 
 if TYPE_CHECKING:
-    from comps.model_servers.tgi_langchain import ChatTGI
+    from langchain_core.language_models import BaseChatModel
 
 _OPTIONS = frozenset(("tools", "tool_choice", "tool_prompt", "response_format", "logprobs", "top_logprobs"))
 """What only the Messages API knows."""
@@ -75,9 +75,9 @@ class TGI(OpenAIAPI):
         with sensible():
             return len(await self._tokenize(text)) - len(await self._specials())
 
-    def chat_model(self, model: str = "") -> ChatTGI:
+    def chat_model(self, model: str = "") -> BaseChatModel:
         """LangChain's chat model for TGI, over this."""
-        from comps.model_servers.tgi_langchain import ChatTGI
+        from comps.model_servers.chat_tgi import ChatTGI
 
         return ChatTGI.over(self, model)
 

@@ -10,12 +10,12 @@ import pytest
 
 from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, PromptTooLong, Unreachable
 from comps.core.generator import collect
-from comps.core.ports import ModelServer
+from comps.core.ports import Loads, ModelServer
 from comps.core.types import Message, Sampling, TextDelta, Usage
 from comps.model_servers import FRAMEWORKS, MODEL_SERVERS, open_model_server, through_framework
 from comps.model_servers.openvino import OpenVINO
 from comps.model_servers.scripted import Scripted
-from comps.model_servers.target import Target
+from comps.model_servers.target import Access, Target
 from tests.model_servers.contract import GREEDY, QUESTION, Contract, Subject, events_of
 from tests.model_servers.tgi_stand_in import standing_in
 from tests.service import running
@@ -23,7 +23,11 @@ from tests.service import running
 pytestmark = pytest.mark.xdist_group("engine")
 
 
-@pytest.fixture(params=MODEL_SERVERS)
+# Kinds whose engine is an extra are held to the same in tests/live.
+KINDS = [kind for kind in MODEL_SERVERS if kind not in ("llama_cpp", "transformers")]
+
+
+@pytest.fixture(params=KINDS)
 async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Subject]:
     """One of each kind, ready to answer; behind those that speak OpenAI's API stands a service of ours."""
     scripted = Scripted([[f" word{n}" for n in range(40)]], name="served", context_window=1000)
@@ -39,9 +43,20 @@ async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         assert not stand_in.unknown
     else:
         async with running(scripted, monkeypatch, {"LLM_NAME": "served"}) as service:
-            server = open_model_server(request.param, Target("served", service.url))
+            target = Target("served", service.url)
+            if request.param == "langchain":
+                target = target_of_langchain(f"{service.url}/v1")
+            server = open_model_server(request.param, target)
+            if isinstance(server, Loads):
+                await server.load()
             yield Subject(server, 1000)
             await server.aclose()
+
+
+def target_of_langchain(url: str) -> Target:
+    """A class of LangChain's own, with OpenAI's SDK, before the server at `url`."""
+    engine = {"class": "langchain_openai.chat_models.base:BaseChatOpenAI", "stream_usage": True, "max_retries": 0}
+    return Target("served", url, Access(api_key="none"), context_window=1000, engine=engine)
 
 
 class TestContract(Contract):
@@ -142,8 +157,9 @@ async def test_a_sampling_value_it_cannot_take_is_an_invalid_request_naming_the_
 
 
 def test_every_kind_opens_without_loading_anything() -> None:
-    for name in MODEL_SERVERS:
-        assert open_model_server(name, Target("any", "" if name in ("openvino", "scripted") else "http://127.0.0.1:9"))
+    for name in KINDS:
+        target = Target("any", "" if name in ("openvino", "scripted") else "http://127.0.0.1:9")
+        assert open_model_server(name, target_of_langchain("http://127.0.0.1:9") if name == "langchain" else target)
 
 
 async def test_usage_is_the_model_servers_own(engine: OpenVINO) -> None:

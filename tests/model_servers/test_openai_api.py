@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -19,13 +22,14 @@ from comps.core.errors import (
 )
 from comps.core.generator import collect
 from comps.core.types import Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
+from comps.model_servers import FRAMEWORKS, through_framework
 from comps.model_servers.langchain import ChatModelServer, wait_for
 from comps.model_servers.openai_api import OpenAIAPI
 from comps.model_servers.target import Access, Target
 from comps.model_servers.vllm import VLLM
 from tests.model_servers.replay import Reply, recorded, replaying, sse
 
-CHAT = "/v1/chat/completions"
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 QUESTION: Prompt = (Message("user", "Hi"),)
 
 
@@ -33,35 +37,57 @@ def delta(text: str | None = None, reason: str | None = None) -> dict[str, objec
     return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": reason}]}
 
 
-async def answer(reply: Reply, prompt: Prompt = QUESTION, path: str = CHAT, kind: type[OpenAIAPI] = VLLM) -> Generation:
-    async with replaying({path: reply}) as replay:
-        server = kind("tiny-llama", replay.url)
-        try:
-            return await collect(server.generate(prompt, Sampling(), {}))
-        finally:
-            await server.aclose()
+@dataclass(frozen=True)
+class Asker:
+    """Asks a replaying server of some kind through one of the frameworks."""
+
+    framework: str
+
+    async def events(self, reply: Reply, prompt: Prompt = QUESTION, kind: type[OpenAIAPI] = VLLM) -> list[Event]:
+        async with replaying({CHAT: reply, COMPLETIONS: reply}) as replay:
+            # In a thread, since a package is imported, for which the service has time before its loop runs.
+            native = kind("tiny-llama", replay.url)
+            server = await asyncio.to_thread(through_framework, native, self.framework)
+            try:
+                return [event async for event in server.generate(prompt, Sampling(), {})]
+            finally:
+                await server.aclose()
+
+    async def whole(self, reply: Reply, prompt: Prompt = QUESTION, kind: type[OpenAIAPI] = VLLM) -> Generation:
+        events = await self.events(reply, prompt, kind)
+        return await collect(replayed(events))
+
+
+async def replayed(events: list[Event]) -> AsyncGenerator[Event]:
+    for event in events:
+        yield event
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def asker(request: pytest.FixtureRequest) -> Asker:
+    return Asker(request.param)
 
 
 @pytest.mark.parametrize("size", [None, 1, 7, 4096, 100_000])
-async def test_a_real_vllm_stream_is_read_however_its_bytes_are_cut(size: int | None) -> None:
-    whole = await answer(recorded("vllm", "chat_stream_usage", size))
+async def test_a_real_vllm_stream_is_read_however_its_bytes_are_cut(size: int | None, asker: Asker) -> None:
+    whole = await asker.whole(recorded("vllm", "chat_stream_usage", size))
     assert whole == Generation("()*", "length", Usage(17, 6))
 
 
-async def test_a_real_vllm_stream_without_usage_has_none() -> None:
-    whole = await answer(recorded("vllm", "chat_stream"))
+async def test_a_real_vllm_stream_without_usage_has_none(asker: Asker) -> None:
+    whole = await asker.whole(recorded("vllm", "chat_stream"))
     assert (whole.reason, whole.usage) == ("length", None)
     assert whole.text.startswith(" over")
 
 
-async def test_text_is_continued_over_completions() -> None:
-    whole = await answer(recorded("vllm", "completions_stream"), "What is Deep Learning?", "/v1/completions")
+async def test_text_is_continued_over_completions(asker: Asker) -> None:
+    whole = await asker.whole(recorded("vllm", "completions_stream"), "What is Deep Learning?")
     assert whole.text.startswith("cde")
     assert whole.reason == "length"
 
 
-async def test_a_stream_without_done_is_whole_if_it_said_how_it_ended() -> None:
-    whole = await answer(recorded("tserve", "chat_stream"), kind=OpenAIAPI)
+async def test_a_stream_without_done_is_whole_if_it_said_how_it_ended(asker: Asker) -> None:
+    whole = await asker.whole(recorded("tserve", "chat_stream"), kind=OpenAIAPI)
     assert (whole.reason, whole.usage) == ("length", Usage(33, 8))
 
 
@@ -85,17 +111,103 @@ async def test_a_stream_without_done_is_whole_if_it_said_how_it_ended() -> None:
         ),
     ],
 )
-async def test_what_streams_may_hold(reply: Reply, expected: str) -> None:
-    assert (await answer(reply)).text == expected
+async def test_what_streams_may_hold(reply: Reply, expected: str, asker: Asker) -> None:
+    assert (await asker.whole(reply)).text == expected
 
 
-async def test_other_deltas_are_passed_on_untouched() -> None:
-    reply = sse({"choices": [{"index": 0, "delta": {"reasoning": "hm", "content": None}}]}, delta("a", "stop"))
-    async with replaying({CHAT: reply}) as replay:
-        server = VLLM("m", replay.url)
-        events: list[Event] = [event async for event in server.generate(QUESTION, Sampling(), {})]
-        await server.aclose()
-    assert events == [TextDelta("", 0, {"reasoning": "hm"}), TextDelta("a"), Finished("stop")]
+CALL = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a"'}}
+REST = {"index": 0, "function": {"arguments": ": 1}"}}
+LOGPROBS = {"content": [{"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": []}]}
+
+
+def choice(number: int = 0, reason: str | None = None, **more: object) -> dict[str, object]:
+    return {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"} | {
+        "choices": [{"index": number, "finish_reason": reason, **more}]
+    }
+
+
+@pytest.mark.parametrize(
+    ("reply", "events"),
+    [
+        pytest.param(
+            sse(choice(delta={"role": "assistant"}), choice(delta={"content": "a"}), choice(delta={}, reason="stop")),
+            [TextDelta("a"), Finished("stop")],
+            id="a role alone and an empty delta",
+        ),
+        pytest.param(
+            sse(choice(delta={"content": "a"}), choice(delta={"content": "b"}, reason="length")),
+            [TextDelta("a"), TextDelta("b"), Finished("length")],
+            id="text with the end",
+        ),
+        pytest.param(
+            sse(choice(delta={"reasoning": "hm", "content": None}), choice(delta={"content": "a"}, reason="stop")),
+            [TextDelta("", 0, {"reasoning": "hm"}), TextDelta("a"), Finished("stop")],
+            id="reasoning",
+        ),
+        pytest.param(
+            sse(choice(delta={"reasoning_content": "hm"}), choice(delta={"content": "a"}, reason="stop")),
+            [TextDelta("", 0, {"reasoning_content": "hm"}), TextDelta("a"), Finished("stop")],
+            id="reasoning by its other name",
+        ),
+        pytest.param(
+            sse(
+                choice(delta={"role": "assistant", "content": None, "tool_calls": [CALL]}),
+                choice(delta={"tool_calls": [REST]}),
+                choice(delta={}, reason="tool_calls"),
+            ),
+            [
+                TextDelta("", 0, {"tool_calls": [CALL]}),
+                TextDelta("", 0, {"tool_calls": [REST]}),
+                Finished("tool_calls"),
+            ],
+            id="tool calls",
+        ),
+        pytest.param(
+            sse(choice(delta={"content": "a"}, logprobs=LOGPROBS), choice(delta={}, reason="stop")),
+            [TextDelta("a", 0, {"logprobs": LOGPROBS}), Finished("stop")],
+            id="logprobs",
+        ),
+        pytest.param(
+            sse(
+                choice(0, delta={"content": "a"}),
+                choice(1, delta={"content": "b"}),
+                choice(1, delta={}, reason="stop"),
+                choice(0, delta={"content": "c"}, reason="length"),
+                {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}},
+            ),
+            [
+                TextDelta("a"),
+                TextDelta("b", 1),
+                TextDelta("c"),
+                Finished("stop", Usage(3, 4), 1),
+                Finished("length", Usage(3, 4), 0),
+            ],
+            id="two choices",
+        ),
+        pytest.param(
+            sse(choice(delta={"content": "a", "annotations": [{"n": 1}]}), choice(delta={}, reason="content_filter")),
+            [TextDelta("a", 0, {"annotations": [{"n": 1}]}), Finished("content_filter")],
+            id="a field that nobody knows",
+        ),
+        pytest.param(
+            sse(choice(delta={"refusal": "I will not."}), choice(delta={}, reason="stop")),
+            [TextDelta("", 0, {"refusal": "I will not."}), Finished("stop")],
+            id="a refusal",
+        ),
+    ],
+)
+async def test_all_that_a_stream_says_is_passed_on(reply: Reply, events: list[Event], asker: Asker) -> None:
+    assert await asker.events(reply) == events
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+async def test_characters_may_be_cut_anywhere(size: int, end: bytes, asker: Asker) -> None:
+    text = "é 深 🦙 \u2028 \x85."
+    said = json.dumps({"choices": [{"delta": {"content": text}, "finish_reason": "stop"}]}, ensure_ascii=False)
+    body = b"data: " + said.encode() + end + end
+    reply = Reply([body[at : at + size] for at in range(0, len(body), size)], headers={})
+    assert (await asker.whole(reply)).text == text
 
 
 def plain(status: int, body: bytes, **headers: str) -> Reply:
@@ -129,15 +241,15 @@ def plain(status: int, body: bytes, **headers: str) -> Reply:
     ],
 )
 async def test_a_failure_is_an_error_of_ours_with_the_servers_own_words(
-    reply: Reply, error: type[LLMError], message: str
+    reply: Reply, error: type[LLMError], message: str, asker: Asker
 ) -> None:
     with pytest.raises(error, match=message):
-        await answer(reply)
+        await asker.events(reply)
 
 
-async def test_a_busy_server_says_when_to_come_back() -> None:
+async def test_a_busy_server_says_when_to_come_back(asker: Asker) -> None:
     with pytest.raises(Overloaded) as caught:
-        await answer(plain(429, b"busy", **{"Retry-After": "7"}))
+        await asker.whole(plain(429, b"busy", **{"Retry-After": "7"}))
     assert caught.value.retry_after == 7
 
 
@@ -173,8 +285,8 @@ async def test_a_list_of_models_that_is_none_is_an_error_of_ours(body: bytes) ->
         await server.aclose()
 
 
-async def test_a_finish_reason_that_is_none_does_not_reach_a_header() -> None:
-    assert (await answer(sse(delta("a", "stop\r\nX-Evil: 1")))).reason == "unknown"
+async def test_a_finish_reason_that_is_none_does_not_reach_a_header(asker: Asker) -> None:
+    assert (await asker.whole(sse(delta("a", "stop\r\nX-Evil: 1")))).reason == "unknown"
 
 
 def test_a_url_with_a_password_is_refused_without_showing_it() -> None:

@@ -125,16 +125,10 @@ def bare() -> Engine:
     return Engine(MODEL, "CPU")
 
 
-def generate(number: int, **sampling: object) -> dict[str, object]:
-    nothing: dict[str, object] = dict.fromkeys(Sampling.__dataclass_fields__)
-    given = {**nothing, "temperature": 0.0, "stop": [], **sampling}
-    return {"id": number, "generate": {"prompt": "Once upon a time", "sampling": given}}
-
-
 def test_a_cancelled_request_stops_within_two_steps(bare: Engine) -> None:
-    assert bare.handle(generate(1, max_tokens=500)) is None
+    bare.start(1, "Once upon a time", replace(GREEDY, max_tokens=500))
     assert [part["text"] for _ in range(5) for part in bare.step()]
-    bare.handle({"cancel": 1})
+    bare.cancel(1)
     assert bare.step() == []
     assert not bare.busy or (bare.step() == [] and not bare.busy)
 
@@ -142,7 +136,7 @@ def test_a_cancelled_request_stops_within_two_steps(bare: Engine) -> None:
 def test_an_answer_ends_at_the_end_of_the_window_and_says_length(bare: Engine) -> None:
     prompt_tokens, bare.context_window = 4, 20
     try:
-        bare.handle(generate(2))
+        bare.start(2, "Once upon a time", Sampling(temperature=0.0))
         parts = [part for _ in range(30) if bare.busy for part in bare.step()]
     finally:
         bare.context_window = 8192

@@ -264,7 +264,7 @@ async def test_stop_strings_over_tgis_limit_are_looked_for_here_and_end_the_answ
         server = TGI("tgi", stand_in.url)
         await server.describe()
         sampling = Sampling(temperature=0.0, stop=("x", "y", "z", "v", " word5"))
-        whole = await collect(framework(server).generate(QUESTION, sampling, {}))
+        whole = await asyncio.wait_for(collect(framework(server).generate(QUESTION, sampling, {})), 20)
         await asyncio.wait_for(stand_in.left.wait(), 5)
         await server.aclose()
     assert (whole.text, whole.reason) == (" word0 word1 word2 word3 word4", "stop")

@@ -7,6 +7,7 @@ Its text is noise, of readable characters; its tokens, limits and errors are rea
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,78 @@ def _tokenizer() -> Any:
         chat_template=CHAT_TEMPLATE,
         model_max_length=CONTEXT_WINDOW,
     )
+
+
+_TENSORS = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""What a layer's tensors are called by transformers, and by GGUF."""
+
+
+def to_gguf(folder: Path, file: Path) -> None:
+    """Write the model in `folder` into a GGUF file, in float32. OpenVINO reads none of these."""
+    import gguf
+    import numpy
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    config, words = model.config, tokenizer.get_vocab()
+    writer = gguf.GGUFWriter(str(file), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(sorted(words, key=lambda word: words[word]))
+    kinds = [gguf.TokenType.NORMAL] * len(words)
+    for word in SPECIAL:
+        kinds[words[word]] = gguf.TokenType.CONTROL
+    writer.add_token_types(kinds)
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_add_bos_token(True)
+    writer.add_chat_template(tokenizer.chat_template)
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
+        called, values = _gguf_name(name), tensor.float().numpy()
+        part = called.split(".")[-2]
+        if part in heads:  # GGUF has the two halves that are turned against each other side by side.
+            rows, columns = values.shape
+            values = values.reshape(heads[part], 2, rows // heads[part] // 2, columns).swapaxes(1, 2)
+            values = values.reshape(rows, columns)
+        writer.add_tensor(called, numpy.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _gguf_name(name: str) -> str:
+    whole = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.norm.weight": "output_norm.weight",
+        "lm_head.weight": "output.weight",
+    }
+    if name in whole:
+        return whole[name]
+    _, _, layer, *part, kind = name.split(".")
+    return f"blk.{layer}.{_TENSORS['.'.join(part)]}.{kind}"
 
 
 if __name__ == "__main__":

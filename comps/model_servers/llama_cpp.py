@@ -1,0 +1,27 @@
+"""llama.cpp in this service: a GGUF model, several requests in one batch, on a CPU or GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from comps.core.types import Embeddings
+from comps.model_servers.embedded import Embedded
+from comps.model_servers.model_files import find_gguf
+
+
+class LlamaCpp(Embedded):
+    """llama.cpp; its settings are the arguments of `llama_cpp.Llama` and `n_seq_max`, as `llama_cpp_engine` says."""
+
+    kind = "llama_cpp"
+    called = "llama.cpp"
+    program = "comps.model_servers.llama_cpp_engine"
+    packages = ("llama_cpp",)
+
+    @staticmethod
+    def find(model_name: str) -> str:
+        return str(find_gguf(model_name))
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """See `Embeds`; the vectors have length 1."""
+        part = await self._ask({"embed": list(texts)})
+        return Embeddings(tuple(part["vectors"]), part["prompt_tokens"])

@@ -1,0 +1,19 @@
+"""Hugging Face transformers in this service: any causal language model, on whatever device PyTorch has."""
+
+from __future__ import annotations
+
+from comps.model_servers.embedded import Embedded
+from comps.model_servers.model_files import find_checkpoint
+
+
+class Transformers(Embedded):
+    """transformers; its settings are arguments of `from_pretrained`, as `transformers_engine` says."""
+
+    kind = "transformers"
+    called = "transformers"
+    program = "comps.model_servers.transformers_engine"
+    packages = ("torch", "transformers", "accelerate")
+
+    @staticmethod
+    def find(model_name: str) -> str:
+        return find_checkpoint(model_name)

@@ -1,0 +1,374 @@
+"""A model behind Ray Serve: OpenAI's routes over replicas that come and go with the load.
+
+    python impl/model_server/ray/serve_app.py
+
+It starts a Ray of its own, or joins the one that RAY_ADDRESS names, and serves until it gets TERM or Ctrl-C. On a CPU
+each replica is this project's own service over an embedded engine; with the engine `vllm`, Ray's own builder over vLLM
+makes the application. `.env` beside this file explains every variable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+sys.path[:0] = [str(HERE), str(ROOT)]
+
+# Found only with the line above, in a checkout that is not installed.
+import orjson  # noqa: E402
+from fastapi import FastAPI  # noqa: E402
+from pydantic import Field, ValidationError  # noqa: E402
+from pydantic_settings import BaseSettings, SettingsConfigDict  # noqa: E402
+
+from comps.app import make_app, read_settings  # noqa: E402
+from comps.core.errors import InvalidRequest, LLMError, SettingsError  # noqa: E402
+from comps.core.types import JSON, Event, Generation, GenerationRequest, TextDelta, Usage  # noqa: E402
+from comps.dialects import framing  # noqa: E402
+from comps.dialects.base import Dialect  # noqa: E402
+from comps.dialects.framing import Stamp  # noqa: E402
+from comps.dialects.opea import OpeaCall  # noqa: E402
+from comps.telemetry import start_log  # noqa: E402
+
+WRONG_SETTINGS, FAILED = 2, 1
+"""Exit codes."""
+APPLICATION = "llm"
+"""The name that Ray knows it by."""
+OBJECT_STORE_BYTES = 256 * 1024 * 1024
+"""Ray would take a third of the memory for data that tasks share; here they share none."""
+MOST_REQUESTS = 256
+"""How many requests a replica takes at once; the others wait in Ray."""
+
+
+class Plan(BaseSettings):
+    """What is served, and with how much: each field is read from the environment variable of its name, in capitals."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True)
+
+    llm_name: str = "SmolLM2-135M-Instruct"
+    llm_device: str = Field(default="CPU", pattern="(?i)^(CPU|GPU|HPU|NPU)$")
+    llm_ray_engine: str = ""
+    """A kind of model server that embeds its engine (openvino, llama_cpp, transformers), or vllm; empty: openvino on a
+    CPU, else vllm."""
+    llm_ray_host: str = "0.0.0.0"
+    llm_endpoint_port: int = Field(default=8008, ge=1, le=65535)
+    llm_ray_min_replicas: int = Field(default=1, ge=1)
+    llm_ray_max_replicas: int = Field(default=1, ge=1)
+    llm_ray_replica_requests: float = Field(default=8, gt=0)
+    """Answers under way at once in a replica, on average, beyond which there is another one."""
+    llm_ray_upscale_seconds: float = Field(default=10, ge=0)
+    llm_ray_downscale_seconds: float = Field(default=300, ge=0)
+    llm_ray_drain_seconds: float = Field(default=30, ge=0, le=50)
+    """How long answers under way may take to end at shutdown; Ray itself waits for 60."""
+    llm_ray_cpus: float = Field(default=1, gt=0)
+    """Cores that a replica takes from Ray's count of them."""
+    llm_ray_accelerator_type: str | None = None
+    vllm_tp_size: int = Field(default=1, ge=1)
+    vllm_dtype: str = "auto"
+    vllm_max_model_len: int | None = Field(default=None, ge=1)
+    vllm_max_num_seqs: int = Field(default=256, ge=1)
+
+    @property
+    def device(self) -> str:
+        """CPU, GPU, HPU (Gaudi) or NPU."""
+        return self.llm_device.upper()
+
+    @property
+    def engine(self) -> str:
+        """The engine, chosen by the device if it is not named."""
+        return self.llm_ray_engine or ("openvino" if self.device == "CPU" else "vllm")
+
+    @property
+    def autoscaling(self) -> dict[str, float]:
+        """Ray Serve's `autoscaling_config`."""
+        return {
+            "min_replicas": self.llm_ray_min_replicas,
+            "max_replicas": self.llm_ray_max_replicas,
+            "target_ongoing_requests": self.llm_ray_replica_requests,
+            "upscale_delay_s": self.llm_ray_upscale_seconds,
+            "downscale_delay_s": self.llm_ray_downscale_seconds,
+        }
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a replica of ours is set up with, whatever its node's own environment says."""
+        return {
+            "MODEL_SERVER": self.engine,
+            "LLM_MODEL_SERVER_ENDPOINT": "",
+            "FRAMEWORK": "native",
+            "LLM_NAME": self.llm_name,
+            "LLM_DEVICE": self.device,
+            "LLM_DIALECTS": "opea",
+            "LLM_OPEA_STREAM": "openai",
+            "LLM_MESSAGES": "openai",
+            "USVC_NAME": "ray_serve",
+            "USVC_MAX_RUNNING": str(MOST_REQUESTS),
+        }
+
+
+def read_plan() -> Plan:
+    """The plan that the environment holds.
+
+    Raises:
+        SettingsError: A variable's value is none, or two make no sense together; it names them.
+    """
+    try:
+        plan = Plan()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise SettingsError(f"{str(first['loc'][0]).upper()} = {first['input']}: {first['msg']}") from None
+    if plan.llm_ray_max_replicas < plan.llm_ray_min_replicas:
+        raise SettingsError("LLM_RAY_MAX_REPLICAS: smaller than LLM_RAY_MIN_REPLICAS")
+    if plan.engine == "vllm" and plan.device == "NPU":
+        raise SettingsError("LLM_DEVICE = NPU: vllm has CPU, GPU and HPU; openvino has NPU")
+    if plan.engine != "vllm" and plan.device == "HPU":
+        raise SettingsError(f"LLM_DEVICE = HPU: {plan.engine} does not run on Gaudi; vllm does")
+    return plan
+
+
+class CompletionCall(OpeaCall):
+    """Text to continue, as OpenAI's older route has it."""
+
+    marker = "prompt"
+    examples = {"Text to continue": {"prompt": "Deep learning is", "max_tokens": 16}}
+    defaults = {"max_tokens": 16}
+
+    prompt: str | list[str] = Field(min_length=1, description="One text, or several that are continued at once.")
+    stream_options: dict[str, Any] | None = Field(None, description="include_usage adds the usage to a stream.")
+
+    @property
+    def streamed(self) -> bool:
+        return bool(self.streaming if self.stream is None else self.stream)
+
+    def requests(self) -> Sequence[GenerationRequest]:
+        texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if self.streamed and len(texts) > 1:
+            raise InvalidRequest("several texts cannot be streamed in one answer", "prompt")
+        return [replace(self._request(()), prompt=text) for text in texts]
+
+    def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
+        usages = [generation.usage for generation in generations if generation.usage]
+        total = Usage(sum(one.prompt_tokens for one in usages), sum(one.completion_tokens for one in usages))
+        return {
+            **_head(stamp),
+            "choices": [_choice(index, one.text, one.reason) for index, one in enumerate(generations)],
+            "usage": framing.usage_object(total if len(usages) == len(generations) else None),
+        }
+
+    async def reply_stream(self, events: AsyncGenerator[Event], stamp: Stamp) -> AsyncGenerator[bytes]:
+        usage: Usage | None = None
+        async for event in events:
+            if isinstance(event, TextDelta):
+                choice = _choice(0, event.text, None)
+            else:
+                choice, usage = _choice(0, "", event.reason), event.usage
+            yield framing.sse(orjson.dumps({**_head(stamp), "choices": [choice]}))
+        if self.stream_options and self.stream_options.get("include_usage"):
+            yield framing.sse(orjson.dumps({**_head(stamp), "choices": [], "usage": framing.usage_object(usage)}))
+        yield framing.DONE
+
+    @classmethod
+    def error(cls, error: LLMError) -> JSON:
+        return framing.openai_error(error)
+
+    def error_item(self, error: LLMError) -> bytes:
+        return framing.sse(orjson.dumps(framing.openai_error(error)))
+
+
+def _head(stamp: Stamp) -> dict[str, JSON]:
+    return {"id": f"cmpl-{stamp.id}", "object": "text_completion", "created": stamp.created, "model": stamp.model}
+
+
+def _choice(index: int, text: str, reason: str | None) -> JSON:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+COMPLETIONS = Dialect("completions", {"/v1/completions": (CompletionCall,)}, framing.openai_error)
+
+
+class Replica:
+    """One copy of the model, with this project's own service around it. Ray calls it ready once the model is loaded."""
+
+    async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits it.
+        start_log("INFO", "")
+        loaded: asyncio.Future[LLMError | None] = asyncio.get_running_loop().create_future()
+        # A configuration file that lies about is the microservice's, not ours.
+        self._app = await asyncio.to_thread(
+            lambda: make_app(read_settings(Path(os.devnull)), on_loaded=loaded.set_result, further=[COMPLETIONS])
+        )
+        opened = AsyncExitStack()
+        await opened.enter_async_context(self._app.router.lifespan_context(self._app))
+        if failed := await loaded:
+            await opened.aclose()
+            raise failed
+
+        @asynccontextmanager
+        async def until_the_end(_: FastAPI) -> AsyncIterator[None]:
+            async with opened:
+                yield
+
+        self._app.router.lifespan_context = until_the_end
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Ray once the replica is made; its answers are what this application says."""
+        return self._app
+
+
+def own_application(plan: Plan) -> Any:
+    """The application over an embedded engine of this project."""
+    from ray import serve
+
+    deployment = serve.deployment(serve.ingress()(Replica)).options(
+        name=plan.engine,
+        autoscaling_config=plan.autoscaling,
+        max_ongoing_requests=MOST_REQUESTS,
+        max_constructor_retry_count=1,
+        graceful_shutdown_timeout_s=plan.llm_ray_drain_seconds,
+        ray_actor_options={
+            "num_cpus": plan.llm_ray_cpus,
+            "runtime_env": {"env_vars": {**plan.environment, "PYTHONPATH": f"{HERE}:{ROOT}"}},
+        },
+    )
+    return deployment.bind()
+
+
+def vllm_application(plan: Plan) -> Any:
+    """The application that Ray's own builder makes over vLLM, on GPUs, Gaudis or CPUs."""
+    from ray.serve.llm import LLMConfig, build_openai_app
+
+    return build_openai_app({"llm_configs": [LLMConfig(**vllm_config(plan))]})
+
+
+def vllm_config(plan: Plan) -> dict[str, Any]:
+    """The arguments of `ray.serve.llm.LLMConfig`.
+
+    Ray's builder knows GPUs by themselves. A Gaudi is a resource named HPU to it, which it takes only in bundles that
+    are spelled out, and without an accelerator type.
+    """
+    config: dict[str, Any] = {
+        "model_loading_config": {"model_id": plan.llm_name, "model_source": plan.llm_name},
+        "deployment_config": {
+            "autoscaling_config": plan.autoscaling,
+            "max_ongoing_requests": MOST_REQUESTS,
+            "graceful_shutdown_timeout_s": plan.llm_ray_drain_seconds,
+        },
+        "engine_kwargs": {
+            "tensor_parallel_size": plan.vllm_tp_size,
+            "dtype": plan.vllm_dtype,
+            "max_num_seqs": plan.vllm_max_num_seqs,
+            **({"max_model_len": plan.vllm_max_model_len} if plan.vllm_max_model_len else {}),
+        },
+        # Ray would hold pieces of text back for up to 50 ms, to send several at once.
+        "experimental_configs": {"stream_batching_interval_ms": 0},
+    }
+    if plan.device == "GPU":
+        return {**config, "accelerator_type": plan.llm_ray_accelerator_type}
+    bundle = {"CPU": plan.llm_ray_cpus, **({"HPU": 1} if plan.device == "HPU" else {})}
+    return {**config, "placement_group_config": {"bundle_per_worker": bundle}, "accelerator_config": {"kind": "cpu"}}
+
+
+def application(plan: Plan) -> Any:
+    """The application that the plan asks for."""
+    return vllm_application(plan) if plan.engine == "vllm" else own_application(plan)
+
+
+def run(plan: Plan) -> None:
+    """Serve until told to stop.
+
+    Raises:
+        LLMError: The model cannot be served; says why.
+    """
+    _check_port(plan.llm_ray_host, plan.llm_endpoint_port)
+    told = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: told.set())
+    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        _start_ray(folder)
+        import ray
+        from ray import serve
+
+        try:
+            serve.start(http_options={"host": plan.llm_ray_host, "port": plan.llm_endpoint_port})
+            serve.run(application(plan), name=APPLICATION, route_prefix="/")
+            for name in (signal.SIGTERM, signal.SIGINT):  # Ray has put its own in the place of ours.
+                signal.signal(name, lambda *_: told.set())
+            where = f"{plan.llm_ray_host}:{plan.llm_endpoint_port}"
+            print(f"ray_serve: listening on {where}, answering with {plan.llm_name} ({plan.engine})", flush=True)
+            told.wait()
+        except RuntimeError as error:
+            raise LLMError(f"{plan.llm_name} cannot be served: {_reason(error)}") from None
+        finally:
+            with suppress(Exception):  # Ray may be gone already.
+                serve.delete(APPLICATION)
+                if not os.environ.get("RAY_ADDRESS"):  # Others may be served in a cluster that we joined.
+                    serve.shutdown()
+            ray.shutdown()
+
+
+def _reason(error: RuntimeError) -> str:
+    """Why a deployment failed: the last line of the traceback that Ray keeps of it, or what Ray says."""
+    from ray import serve
+
+    deployments = serve.status().applications[APPLICATION].deployments.values()
+    lines = [line for one in deployments for line in one.message.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else str(error)
+
+
+def _start_ray(folder: str) -> None:
+    """A Ray of our own on this machine, or the one that RAY_ADDRESS names."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ:
+        # Ray's ports listen on all addresses, and whoever may speak to them may run code here. Ray would keep its
+        # token in the home folder, for every Ray to come.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init()
+        return
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=True,
+        _temp_dir=folder,
+    )
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise now what Ray would only find out when all else is up."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise LLMError(f"cannot listen on {host}:{port} (LLM_ENDPOINT_PORT): {error.strerror}") from None
+
+
+def main() -> int:
+    """Run the application; the exit code says how that went."""
+    try:
+        run(read_plan())
+    except LLMError as error:
+        print(f"ray_serve: {error}", file=sys.stderr)
+        return WRONG_SETTINGS if isinstance(error, SettingsError) else FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    from serve_app import main as imported_main  # Under this name, replicas can import what is in here.
+
+    sys.exit(imported_main())

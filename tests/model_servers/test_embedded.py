@@ -1,0 +1,175 @@
+"""What the service has of an engine in a process of its own, whatever the engine: here, one of words."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, Unreachable
+from comps.core.generator import collect
+from comps.core.types import Finished, Generation, Message, Sampling, TextDelta, Usage
+from comps.model_servers import embedded, open_model_server
+from comps.model_servers.decoding import chunk_for
+from comps.model_servers.model_files import BUNDLED_MODEL, find_checkpoint, find_gguf
+from comps.model_servers.target import Target
+from tests.model_servers.word_engine import Words
+
+ENDLESS = "round and"
+
+
+@pytest.fixture
+async def words() -> AsyncIterator[Words]:
+    server = Words("words")
+    await server.load()
+    yield server
+    await server.aclose()
+
+
+async def test_an_answer_comes_piece_by_piece_with_its_reason_and_its_usage(words: Words) -> None:
+    async with aclosing(words.generate("a b .", Sampling(), {})) as events:
+        assert [event async for event in events] == [TextDelta(" a"), TextDelta(" b"), Finished("stop", Usage(3, 3))]
+
+
+async def test_max_tokens_and_the_window_end_an_answer_with_length(words: Words) -> None:
+    cut = await collect(words.generate(ENDLESS, Sampling(max_tokens=3), {}))
+    assert cut == Generation(" round and round", "length", Usage(2, 3))
+    filled = await collect(words.generate(ENDLESS, Sampling(), {}))
+    assert (filled.reason, filled.usage) == ("length", Usage(2, 48))
+
+
+async def test_a_stop_string_across_tokens_ends_an_answer_before_it(words: Words) -> None:
+    cut = await collect(words.generate("one two three", Sampling(stop=("o th",)), {}))
+    assert cut == Generation(" one tw", "stop", Usage(3, 3))
+
+
+async def test_a_control_token_in_a_message_reaches_the_engine_broken_up(words: Words) -> None:
+    answer = await collect(words.generate((Message("user", "say <end> now ."),), Sampling(), {}))
+    assert answer.text == " say < end> now"
+
+
+async def test_a_short_answer_is_done_while_a_long_one_runs(words: Words) -> None:
+    async with aclosing(words.generate(ENDLESS, Sampling(), {})) as long:
+        await anext(long)
+        assert (await collect(words.generate("a .", Sampling(), {}))).reason == "stop"
+
+
+async def test_a_prompt_over_the_window_is_refused_with_the_numbers(words: Words) -> None:
+    with pytest.raises(PromptTooLong) as caught:
+        await collect(words.generate("w " * 50, Sampling(), {}))
+    assert (caught.value.prompt_tokens, caught.value.context_window) == (50, 50)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "field"),
+    [
+        (Sampling(temperature=-1.0), "temperature"),
+        (Sampling(top_p=1.5), "top_p"),
+        (Sampling(top_k=-2), "top_k"),
+        (Sampling(typical_p=float("nan")), "typical_p"),
+        (Sampling(repetition_penalty=0.0), "repetition_penalty"),
+        (Sampling(frequency_penalty=2.5), "frequency_penalty"),
+        (Sampling(presence_penalty=-2.5), "presence_penalty"),
+        (Sampling(seed=13), "seed"),
+    ],
+)
+async def test_a_value_that_means_nothing_is_refused_by_name(words: Words, sampling: Sampling, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await collect(words.generate("a", sampling, {}))
+    assert caught.value.field == field
+
+
+async def test_tokens_are_counted_by_the_engine(words: Words) -> None:
+    assert await words.count_tokens("one two three") == 3
+
+
+async def test_a_step_that_fails_fails_all_its_answers() -> None:
+    server = Words("words", context_window=10_000_000)
+    await server.load()
+    async with aclosing(server.generate(ENDLESS, Sampling(), {})) as running:
+        await anext(running)
+        with pytest.raises(ModelServerError, match=r"^the model failed: it crashed$"):
+            await collect(server.generate("crash", Sampling(), {}))
+        with pytest.raises(ModelServerError, match=r"^the model failed: it crashed$"):
+            async for _ in running:
+                pass
+    await server.aclose()
+
+
+async def test_the_window_and_the_settings_reach_the_engine() -> None:
+    server = Words.open(Target("words", context_window=7, engine={"n_words": 1}))
+    await server.load()
+    assert (await server.describe()).context_window == 7
+    await server.aclose()
+
+
+async def test_an_unknown_setting_of_the_engine_is_a_settings_error_with_the_nearest() -> None:
+    server = Words.open(Target("words", engine={"n_word": 1}))
+    with pytest.raises(SettingsError, match=r"words: n_word: words has no such setting; did you mean n_words\?"):
+        await server.load()
+    await server.aclose()
+
+
+async def test_a_model_that_cannot_be_loaded_is_one_line_of_error() -> None:
+    server = Words("broken")
+    with pytest.raises(ModelServerError, match=r"^Words cannot load broken: no words in it$"):
+        await server.load()
+    await server.aclose()
+
+
+async def test_an_engine_that_is_closed_stays_closed(words: Words) -> None:
+    await words.aclose()
+    with pytest.raises(Unreachable):
+        await words.describe()
+    assert words.pid is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "package"), [("llama_cpp", "llama_cpp"), ("transformers", "torch and transformers and accelerate")]
+)
+def test_a_kind_without_its_package_says_what_to_install(
+    kind: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    with pytest.raises(SettingsError) as caught:
+        open_model_server(kind, Target("m"))
+    assert str(caught.value) == (
+        f"model_server = {kind}: it needs {package}, not installed here; "
+        f"mend it with: pip install 'opea-llm-microservice[{kind}]'"
+    )
+
+
+@pytest.mark.parametrize("kind", ["llama_cpp", "transformers"])
+def test_a_kind_with_its_package_opens_without_loading_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "find_spec", lambda name: ModuleSpec(name, None))
+    assert open_model_server(kind, Target("m"))
+    with pytest.raises(SettingsError, match=f"{kind} takes no endpoint"):
+        open_model_server(kind, Target("m", "http://127.0.0.1:9"))
+
+
+def test_llama_cpp_takes_gguf_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "openvino_model.xml").touch()
+    with pytest.raises(SettingsError, match=r"not a \.gguf file"):
+        find_gguf(str(tmp_path))
+    assert find_gguf(BUNDLED_MODEL).suffix == ".gguf"
+
+
+def test_transformers_takes_a_checkpoint_a_gguf_file_or_a_repository(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"without config\.json"):
+        find_checkpoint(str(tmp_path))
+    (tmp_path / "config.json").touch()
+    assert find_checkpoint(str(tmp_path)) == str(tmp_path)
+    assert find_checkpoint("owner/name") == "owner/name"
+    assert find_checkpoint(BUNDLED_MODEL).endswith(".gguf")
+    with pytest.raises(SettingsError, match="no-such-thing"):
+        find_checkpoint("no-such-thing")
+
+
+def test_prompts_are_read_in_chunks_of_a_steady_size() -> None:
+    assert chunk_for(1.0, 512) == 32
+    assert chunk_for(0.001, 512) == chunk_for(0.0011, 512) == 128
+    assert chunk_for(1e-6, 512) == 512
+    assert chunk_for(1.0, 10) == 10
