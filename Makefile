@@ -27,6 +27,7 @@ format: $(BIN)/.tested ## Put the code into its one style
 
 bench: $(BIN)/.tested ## Measure: ratios, side by side in one run
 	$(BIN)/python -m tests.benchmarks.batching
+	$(BIN)/python -m tests.benchmarks.frameworks
 
 live: $(BIN)/.tested ## Run the contract against real model servers; one of them: make live SERVER=vllm
 	@$(BIN)/python -m tests.live $(SERVER)

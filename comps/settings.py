@@ -133,7 +133,8 @@ class Model(Section):
     ] = _key("langchain", "langchain or native: how the model server is reached", "FRAMEWORK", "LLM_CONNECTOR")
     model_server: Annotated[str, BeforeValidator(_lowered)] = _key(
         "openvino",
-        "what runs the model: openvino, llama_cpp, transformers, vllm, tgi, ray_serve, openai_api or scripted",
+        "what runs the model: openvino, llama_cpp, transformers, vllm, tgi, ray_serve, openai_api, langchain or "
+        "scripted",
         "MODEL_SERVER",
         "LLM_MODEL_SERVER",
     )

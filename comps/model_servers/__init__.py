@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from comps.core.errors import SettingsError
 from comps.core.ports import ABILITIES, ModelServer
 from comps.model_servers.target import Target
+
+log = logging.getLogger("opea_llm")
 
 MODEL_SERVERS = {
     "openvino": "comps.model_servers.openvino:OpenVINO",
@@ -24,7 +26,7 @@ MODEL_SERVERS = {
 }
 """Kinds by name: `module:Class`, where `Class.open(target)` makes a `ModelServer`, which loads nothing yet."""
 
-WITHOUT_ENGINE_SETTINGS = frozenset(("openvino", "vllm", "tgi", "ray_serve", "openai_api", "scripted"))
+WITHOUT_ENGINE_SETTINGS = frozenset(("vllm", "tgi", "ray_serve", "openai_api", "scripted"))
 """The kinds that read nothing of `Target.engine`: for these, a setting that the house does not know is a mistake."""
 
 GROUP = "opea_llm.model_servers"
@@ -41,7 +43,7 @@ def model_servers() -> dict[str, str]:
     kinds = dict(MODEL_SERVERS)
     for name, point in _plug_ins().items():
         if name in MODEL_SERVERS:
-            warnings.warn(f"{_package(point)} offers a model server '{name}': ours of that name is used", stacklevel=2)
+            log.warning("%s offers a model server '%s': the service's own of that name is used", _package(point), name)
         else:
             kinds[name] = point.value
     return kinds
@@ -75,7 +77,9 @@ def _plugged_in(kind: str) -> Any:
 
 
 def _plug_ins() -> dict[str, EntryPoint]:
-    return {point.name.lower(): point for point in entry_points(group=GROUP)}
+    return {
+        point.name.lower(): point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name.lower())
+    }
 
 
 def _package(point: EntryPoint) -> str:

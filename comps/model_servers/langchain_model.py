@@ -9,6 +9,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from importlib import import_module
+from inspect import iscoroutinefunction
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -95,8 +96,12 @@ class LangChainModel:
                 self._model = await asyncio.to_thread(self._make)
 
     def _make(self) -> BaseChatModel:
+        arguments: dict[str, Any] = {
+            name: value.get_secret_value() if isinstance(value, SecretStr) else value
+            for name, value in self._arguments.items()
+        }
         try:
-            return self._class(**self._arguments)
+            return self._class(**arguments)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             name = ".".join(map(str, first["loc"]))
@@ -127,8 +132,14 @@ class LangChainModel:
                     yield event
 
     async def aclose(self) -> None:
-        """The chat model's own connections end with it."""
+        """LangChain knows no way to close a chat model; most keep a client that can be closed."""
+        held = list(vars(self._model).values()) if self._model else []
         self._model = None
+        for one in held:
+            for name in ("aclose", "close"):
+                if iscoroutinefunction(close := getattr(one, name, None)):
+                    await close()
+                    break
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

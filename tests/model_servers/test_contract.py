@@ -46,7 +46,7 @@ async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
             target = Target("served", service.url)
             if request.param == "langchain":
                 target = target_of_langchain(f"{service.url}/v1")
-            server = open_model_server(request.param, target)
+            server = await asyncio.to_thread(open_model_server, request.param, target)
             if isinstance(server, Loads):
                 await server.load()
             yield Subject(server, 1000)

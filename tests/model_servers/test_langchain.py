@@ -190,3 +190,32 @@ def test_langsmith_gets_runs_if_the_environment_says_so_and_nothing_else(langsmi
     sent = b"".join(body for _, body in langsmith.arrived)
     assert bool(langsmith.arrived) is tracing
     assert (b"the question" in sent) is tracing
+
+
+TRACED_OVER_HTTP = """
+from langchain_core.tracers.langchain import wait_for_all_tracers
+from comps.model_servers.target import Access
+from comps.model_servers.vllm import VLLM
+try:
+    VLLM("m", "http://127.0.0.1:9", Access(api_key="sk-hunter2")).chat_model().invoke("the question", temperature=0.5)
+except Exception as error:
+    print(type(error).__name__)
+wait_for_all_tracers()
+"""
+
+
+def test_a_trace_of_a_request_over_http_has_the_question_and_the_error_and_no_key(langsmith: LangSmith) -> None:
+    environment = {"LANGSMITH_ENDPOINT": langsmith.url, "LANGSMITH_API_KEY": "key", "LANGSMITH_COMPRESSION": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", TRACED_OVER_HTTP],
+        env={**environment, "LANGSMITH_TRACING": "true"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == "Unreachable"
+    sent = b"".join(body for _, body in langsmith.arrived)
+    assert b"the question" in sent
+    assert b"cannot be reached" in sent
+    assert b"hunter2" not in sent
