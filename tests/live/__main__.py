@@ -30,8 +30,8 @@ def prepare(environment: str) -> None:
     venv.create(folder, clear=True, with_pip=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     subprocess.run([*pip, "--no-deps", "--requirement", str(requirements)], check=True)
-    if any(server.environment == environment and not server.command for server in SERVERS.values()):
-        # What runs inside the service: the tests, too, run in there, on what .venv has, behind its own packages.
+    if any(server.environment == environment and server.inside for server in SERVERS.values()):
+        # The tests find here what .venv has, behind this environment's own packages.
         own = next(folder.glob("lib/python*/site-packages"))
         here = next((ROOT / ".venv").glob("lib/python*/site-packages"))
         (own / "zz-project.pth").write_text(f"import site; site.addsitedir({str(here)!r})\n")
@@ -53,7 +53,7 @@ def run(name: str) -> bool:
     except subprocess.CalledProcessError:
         print(f"{name}: its packages cannot be installed with Python {sys.version.split()[0]}; pip says why above")
         return False
-    python = sys.executable if server.command else python_of(server)
+    python = python_of(server) if server.inside else sys.executable
     tests = ["tests/live/test_contract.py", *server.more]
     command = [str(python), "-m", "pytest", "-m", "live", "-n", "0", "-v", "--tb", "short", "--server", name, *tests]
     return subprocess.run(command, cwd=ROOT, check=False, env={**os.environ, "NO_COLOR": "1"}).returncode == 0

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Running:
     name: str
     server: Server
     url: str
+    model_name: str
 
 
 @pytest.fixture(scope="session")
@@ -45,20 +46,18 @@ def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     if name is None:
         pytest.skip("say which model server: make live SERVER=…")
     server = SERVERS[name]
-    if not server.command:
-        yield Running(name, server, "")
-        return
     folder = tmp_path_factory.mktemp(name)
-    with started(server, folder) as url:
-        yield Running(name, server, url)
+    if "{tiny}" in " ".join([*server.command, server.model_name]):
+        subprocess.run([str(python_of(server)), "-m", "tests.model_servers.tiny_model", str(folder / NAME)], check=True)
+    with ExitStack() as stack:
+        url = stack.enter_context(started(server, folder)) if server.command else ""
+        yield Running(name, server, url, server.model_name.format(tiny=str(folder / NAME)))
 
 
 @contextmanager
 def started(server: Server, folder: Path) -> Iterator[str]:
     """The server's URL, as long as it runs; what it says goes into a file in `folder`, and is shown if it fails."""
     python, words = str(python_of(server)), " ".join(server.command)
-    if "{tiny}" in words:
-        subprocess.run([python, "-m", "tests.model_servers.tiny_model", str(folder / NAME)], check=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -66,12 +65,18 @@ def started(server: Server, folder: Path) -> Iterator[str]:
     log = folder / "log.txt"
     hub = folder / "hub"
     hub.mkdir()
-    quiet = {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+    quiet = {
+        "HF_HUB_CACHE": str(hub),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     with log.open("wb") as said:
         process = subprocess.Popen(
             [word.format(**values) for word in server.command],
             cwd=folder,
-            env={**os.environ, **quiet, **server.variables},
+            env={**os.environ, **quiet, **{name: value.format(**values) for name, value in server.variables.items()}},
             stdout=said,
             stderr=subprocess.STDOUT,
             start_new_session=True,

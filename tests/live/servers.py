@@ -7,11 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused
+from comps.core.types import JSON
+from comps.model_servers.model_files import BUNDLED_MODEL
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / ".venv-live"
 NAME = "tiny-llama"
 """What a server that is started here calls its model, and its folder: `transformers serve` calls it by that."""
+
+ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1}
+"""Where a run shares cores with others, threads that wait for each other take minutes."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +28,13 @@ class Server:
     environment: str = ""
     """It needs `.venv-live/<environment>`, made from `requirements/<environment>.txt`; empty: .venv."""
     command: tuple[str, ...] = ()
-    """How it is started; empty: it runs inside the service, so its tests run inside its environment."""
+    """How it is started; empty: it runs inside the service."""
+    inside: bool = False
+    """Its tests run inside its environment as well, on top of what .venv has."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """Its environment variables."""
+    engine: Mapping[str, JSON] = field(default_factory=dict)
+    """The engine's own settings, where it runs inside the service."""
     ready: str = "/v1/models"
     """Answered with 200 as soon as it can be asked."""
     model_name: str = NAME
@@ -71,7 +80,7 @@ SERVERS = {
         "",
         (
             *("llama-server", "--host", "127.0.0.1", "--port", "{port}", "--model", "{bundled}", "--alias", NAME),
-            *("--ctx-size", "2048", "--parallel", "2", "--no-webui", "--metrics"),
+            *("--ctx-size", "2048", "--parallel", "2", "--threads", "1", "--metrics"),
         ),
         ready="/health",
         window=1024,
@@ -85,7 +94,7 @@ SERVERS = {
         "llama_cpp",
         (
             *("{python}", "-m", "llama_cpp.server", "--host", "127.0.0.1", "--port", "{port}", "--model", "{bundled}"),
-            *("--model_alias", NAME, "--n_ctx", "1024", "--interrupt_requests", "false"),
+            *("--model_alias", NAME, "--n_ctx", "1024", "--n_threads", "1", "--interrupt_requests", "false"),
         ),
         counts=False,
         # It takes any temperature and any name; of a prompt that is too long it says nothing: 200, and an empty body.
@@ -114,7 +123,35 @@ SERVERS = {
         too_hot=None,
         unknown_model=InvalidRequest,
     ),
-    "openvino": Server("openvino", window=8192),
+    "ray_serve": Server(
+        "ray_serve",
+        "ray",
+        ("{python}", str(ROOT / "impl" / "model_server" / "ray" / "serve_app.py")),
+        {"LLM_RAY_HOST": "127.0.0.1", "LLM_ENDPOINT_PORT": "{port}", "LLM_RAY_CPUS": "0.1"},
+        inside=True,
+        model_name=BUNDLED_MODEL,
+        window=8192,
+        unknown_model=None,
+        more=("tests/live/test_ray_app.py",),
+    ),
+    "openvino": Server("openvino", model_name=BUNDLED_MODEL, window=8192),
+    "llama_cpp": Server(
+        "llama_cpp",
+        "llama_cpp",
+        inside=True,
+        engine=ONE_THREAD,
+        model_name=BUNDLED_MODEL,
+        window=8192,
+        more=("tests/live/test_llama_cpp.py",),
+    ),
+    "transformers": Server(
+        "transformers",
+        "transformers",
+        inside=True,
+        model_name="{tiny}",
+        window=2048,
+        more=("tests/live/test_transformers.py",),
+    ),
 }
 """What `make live` runs, by the name that `make live SERVER=…` takes."""
 

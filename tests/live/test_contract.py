@@ -33,7 +33,7 @@ FOREVER = Sampling(max_tokens=900, temperature=0.0)
 @pytest.fixture
 async def subject(running_server: Running) -> AsyncIterator[Subject]:
     server = running_server.server
-    opened = open_model_server(server.kind, Target(server.model_name, running_server.url))
+    opened = open_model_server(server.kind, Target(running_server.model_name, running_server.url, engine=server.engine))
     if isinstance(opened, Loads):
         await opened.load()
     yield Subject(opened, server.window, server.counts, server.shows_stop)
