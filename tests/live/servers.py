@@ -29,10 +29,10 @@ class Server:
     """It needs `.venv-live/<environment>`, made from `requirements/<environment>.txt`; empty: .venv."""
     command: tuple[str, ...] = ()
     """How it is started; empty: it runs inside the service."""
-    inside: bool = False
-    """Its tests run inside its environment as well, on top of what .venv has."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """Its environment variables."""
+    inside: bool = False
+    """Its tests run inside its environment as well, on top of what .venv has."""
     engine: Mapping[str, JSON] = field(default_factory=dict)
     """The engine's own settings, where it runs inside the service."""
     ready: str = "/v1/models"
