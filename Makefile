@@ -29,13 +29,16 @@ bench: $(BIN)/.tested ## Measure: ratios, side by side in one run
 	$(BIN)/python -m tests.benchmarks.batching
 	$(BIN)/python -m tests.benchmarks.frameworks
 
+live: $(BIN)/.tested ## Run the contract against real model servers; one of them: make live SERVER=vllm
+	@$(BIN)/python -m tests.live $(SERVER)
+
 lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and pin them
 	$(PIP) --quiet uv
 	$(LOCK) --upgrade --output-file impl/microservice/requirements.txt
 	$(LOCK) --extra test --constraints impl/microservice/requirements.txt --output-file tests/requirements.txt
 
 clean: ## Remove the environment and all caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .venv .venv-live .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -54,4 +57,4 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@$(PIP) --quiet --require-hashes -r tests/requirements.txt
 	@touch $@
 
-.PHONY: help run install test format bench lock clean
+.PHONY: help run install test format bench live lock clean

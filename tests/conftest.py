@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from anyio.from_thread import start_blocking_portal
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from comps.core.ports import ModelServer
+from comps.model_servers import FRAMEWORKS, through_framework
 from comps.model_servers.openvino import OpenVINO
 from comps.settings import SECTIONS, environment_names
+
+pytest.register_assert_rewrite("tests.model_servers.contract")
 
 SETTINGS = {
     name for section in SECTIONS.values() for info in section.model_fields.values() for name in environment_names(info)
@@ -43,3 +47,9 @@ def engine() -> Iterator[OpenVINO]:
         portal.call(server.load)
         yield server
         portal.call(server.aclose)
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def framework(request: pytest.FixtureRequest) -> Callable[[ModelServer], ModelServer]:
+    """The way to a model server."""
+    return lambda server: through_framework(server, request.param)

@@ -11,18 +11,16 @@ import pytest
 from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, PromptTooLong, Unreachable
 from comps.core.generator import collect
 from comps.core.ports import Loads, ModelServer
-from comps.core.types import Event, Finished, Message, Prompt, Sampling, TextDelta, Usage
+from comps.core.types import Message, Sampling, TextDelta, Usage
 from comps.model_servers import FRAMEWORKS, MODEL_SERVERS, open_model_server, through_framework
 from comps.model_servers.openvino import OpenVINO
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Access, Target
+from tests.model_servers.contract import GREEDY, QUESTION, Contract, Subject, events_of
 from tests.model_servers.tgi_stand_in import standing_in
 from tests.service import running
 
 pytestmark = pytest.mark.xdist_group("engine")
-
-QUESTION: Prompt = (Message("user", "What is Deep Learning?"),)
-GREEDY = Sampling(max_tokens=12, temperature=0.0)
 
 
 # Kinds whose engine is an extra are held to the same in tests/live.
@@ -30,17 +28,17 @@ KINDS = [kind for kind in MODEL_SERVERS if kind not in ("llama_cpp", "transforme
 
 
 @pytest.fixture(params=KINDS)
-async def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ModelServer]:
+async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Subject]:
     """One of each kind, ready to answer; behind those that speak OpenAI's API stands a service of ours."""
     scripted = Scripted([[f" word{n}" for n in range(40)]], name="served", context_window=1000)
     if request.param == "openvino":
-        yield request.getfixturevalue("engine")
+        yield Subject(request.getfixturevalue("engine"), 8192)
     elif request.param == "scripted":
-        yield scripted
+        yield Subject(scripted, 1000)
     elif request.param == "tgi":
         async with standing_in() as stand_in:
             server = open_model_server("tgi", Target("tgi", stand_in.url))
-            yield server
+            yield Subject(server, 1000)
             await server.aclose()
         assert not stand_in.unknown
     else:
@@ -51,7 +49,7 @@ async def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
             server = await asyncio.to_thread(open_model_server, request.param, target)
             if isinstance(server, Loads):
                 await server.load()
-            yield server
+            yield Subject(server, 1000)
             await server.aclose()
 
 
@@ -61,53 +59,12 @@ def target_of_langchain(url: str) -> Target:
     return Target("served", url, Access(api_key="none"), context_window=1000, engine=engine)
 
 
-@pytest.fixture(params=FRAMEWORKS)
-def framework(request: pytest.FixtureRequest) -> Callable[[ModelServer], ModelServer]:
-    """The way to a model server."""
-    return lambda server: through_framework(server, request.param)
+class TestContract(Contract):
+    """The contract, held by every kind."""
 
-
-@pytest.fixture
-def server(kind: ModelServer, framework: Callable[[ModelServer], ModelServer]) -> ModelServer:
-    return framework(kind)
-
-
-async def events_of(server: ModelServer, prompt: Prompt = QUESTION, sampling: Sampling = GREEDY) -> list[Event]:
-    async with aclosing(server.generate(prompt, sampling, {})) as events:
-        return [event async for event in events]
-
-
-async def test_says_who_it_is_without_generating(server: ModelServer) -> None:
-    info = await server.describe()
-    assert info.name
-    assert info.context_window
-    assert {"max_tokens", "stop"} <= info.capabilities
-
-
-async def test_yields_pieces_of_text_and_then_one_end(server: ModelServer) -> None:
-    *deltas, end = await events_of(server)
-    assert all(isinstance(delta, TextDelta) and delta.text for delta in deltas)
-    assert isinstance(end, Finished)
-
-
-async def test_an_answer_cut_at_max_tokens_says_length_and_counts_its_tokens(server: ModelServer) -> None:
-    *_, end = await events_of(server)
-    assert isinstance(end, Finished)
-    assert (end.reason, end.usage and end.usage.completion_tokens) == ("length", 12)
-    assert end.usage
-    assert end.usage.prompt_tokens > 0
-
-
-async def test_an_answer_that_ends_by_itself_says_stop(server: ModelServer) -> None:
-    question = (Message("user", "What is the capital of France?"),)
-    *_, end = await events_of(server, question, Sampling(max_tokens=60, temperature=0.0))
-    assert isinstance(end, Finished)
-    assert end.reason == "stop"
-
-
-async def test_both_frameworks_give_the_same_events(kind: ModelServer) -> None:
-    native, langchain = [await events_of(through_framework(kind, name)) for name in ("native", "langchain")]
-    assert native == langchain
+    async def test_both_frameworks_give_the_same_pieces_of_text(self, kind: ModelServer) -> None:
+        native, langchain = [await events_of(through_framework(kind, name)) for name in FRAMEWORKS]
+        assert native == langchain
 
 
 async def test_text_to_continue_is_continued_the_same_way_by_both_frameworks(engine: OpenVINO) -> None:
@@ -115,27 +72,6 @@ async def test_text_to_continue_is_continued_the_same_way_by_both_frameworks(eng
         await events_of(through_framework(engine, name), "Once upon a time") for name in ("native", "langchain")
     ]
     assert native == langchain
-
-
-async def test_a_stop_string_ends_the_answer_and_is_never_shown(server: ModelServer) -> None:
-    whole = await collect(server.generate(QUESTION, GREEDY, {}))
-    stop = whole.text[9:14]  # Begins and ends within a token.
-    cut = await collect(server.generate(QUESTION, Sampling(max_tokens=12, temperature=0.0, stop=("§", stop)), {}))
-    assert cut.text == whole.text[: whole.text.index(stop)]
-    assert cut.reason == "stop"
-
-
-async def test_an_answer_can_be_had_while_another_is_open(server: ModelServer) -> None:
-    async with aclosing(server.generate(QUESTION, GREEDY, {})) as first:
-        await anext(first)
-        assert isinstance((await events_of(server))[-1], Finished)
-        assert isinstance([event async for event in first][-1], Finished)
-
-
-async def test_can_be_asked_again_after_an_answer_was_closed(server: ModelServer) -> None:
-    async with aclosing(server.generate(QUESTION, Sampling(max_tokens=500, temperature=0.0), {})) as events:
-        await anext(events)
-    assert len(await events_of(server)) > 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""What every kind of model server does through every framework, whether it is the real thing or stands in for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import pytest
+
+from comps.core.generator import collect
+from comps.core.ports import ModelServer
+from comps.core.types import Event, Finished, Message, Prompt, Sampling, TextDelta
+from comps.model_servers import FRAMEWORKS, through_framework
+
+QUESTION: Prompt = (Message("user", "What is Deep Learning?"),)
+GREEDY = Sampling(max_tokens=12, temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model server that is held to the contract, and what is true of it and of no other."""
+
+    server: ModelServer
+    window: int | None
+    """The context window that it says it has."""
+    counts: bool = True
+    """Whether it says how many tokens a streamed answer has."""
+    shows_stop: bool = False
+    """Whether it shows the stop string that it ends at."""
+
+
+async def events_of(server: ModelServer, prompt: Prompt = QUESTION, sampling: Sampling = GREEDY) -> list[Event]:
+    async with aclosing(server.generate(prompt, sampling, {})) as events:
+        return [event async for event in events]
+
+
+def joined(events: list[Event]) -> list[Event]:
+    """The events, with pieces of text that follow each other made one: a server that is busy makes fewer of them."""
+    whole: list[Event] = []
+    for event in events:
+        last = whole[-1] if whole else None
+        if isinstance(event, TextDelta) and isinstance(last, TextDelta) and not (event.extra or last.extra):
+            whole[-1] = TextDelta(last.text + event.text, last.choice)
+        else:
+            whole.append(event)
+    return whole
+
+
+async def text_of(server: ModelServer, sampling: Sampling) -> str:
+    return (await collect(server.generate(QUESTION, sampling, {}))).text
+
+
+class Contract:
+    """Whoever is held to it brings a fixture `subject`."""
+
+    @pytest.fixture
+    def kind(self, subject: Subject) -> ModelServer:
+        return subject.server
+
+    @pytest.fixture
+    def server(self, kind: ModelServer, framework: Callable[[ModelServer], ModelServer]) -> ModelServer:
+        return framework(kind)
+
+    @pytest.mark.check("ready")
+    async def test_says_who_it_is_without_generating(self, subject: Subject, server: ModelServer) -> None:
+        info = await server.describe()
+        assert info.name
+        assert info.context_window == subject.window
+        assert {"max_tokens", "stop"} <= info.capabilities
+
+    @pytest.mark.check("streamed")
+    async def test_yields_pieces_of_text_and_then_one_end(self, server: ModelServer) -> None:
+        *deltas, end = await events_of(server)
+        assert len(deltas) > 1
+        assert all(isinstance(delta, TextDelta) and delta.text for delta in deltas)
+        assert isinstance(end, Finished)
+
+    @pytest.mark.check("length")
+    async def test_an_answer_cut_at_max_tokens_says_length(self, server: ModelServer) -> None:
+        *deltas, end = await events_of(server)
+        assert isinstance(end, Finished)
+        assert end.reason == "length"
+        assert len(deltas) <= 12
+
+    @pytest.mark.check("usage")
+    async def test_the_tokens_are_those_that_the_model_server_counted(
+        self, subject: Subject, server: ModelServer
+    ) -> None:
+        *_, end = await events_of(server)
+        assert isinstance(end, Finished)
+        if not subject.counts:
+            assert end.usage is None
+            pytest.skip("this model server counts nothing when it streams")
+        assert end.usage
+        assert end.usage.completion_tokens == 12
+        assert end.usage.prompt_tokens > 0
+
+    @pytest.mark.check("stop")
+    async def test_an_answer_that_ends_by_itself_says_stop(self, server: ModelServer) -> None:
+        question = (Message("user", "What is the capital of France?"),)
+        for seed in range(50):  # A random model ends at random: one time in a few hundred tokens.
+            *deltas, end = await events_of(server, question, Sampling(max_tokens=200, temperature=1.0, seed=seed))
+            assert isinstance(end, Finished)
+            if (end.usage.completion_tokens if end.usage else len(deltas)) < 200:
+                assert end.reason == "stop"
+                return
+        pytest.fail("none of 50 answers ended by itself")
+
+    @pytest.mark.check("same")
+    async def test_both_frameworks_give_the_same_events(self, kind: ModelServer) -> None:
+        native, langchain = [joined(await events_of(through_framework(kind, name))) for name in FRAMEWORKS]
+        assert native == langchain
+
+    @pytest.mark.check("stop string")
+    async def test_a_stop_string_ends_the_answer_and_is_never_shown(
+        self, subject: Subject, server: ModelServer
+    ) -> None:
+        whole = await text_of(server, GREEDY)
+        stop = whole[9:14]  # Begins and ends within a token.
+        cut = await collect(server.generate(QUESTION, Sampling(max_tokens=12, temperature=0.0, stop=("§", stop)), {}))
+        before, shown, _ = whole.partition(stop)
+        assert cut.text == (before + shown if subject.shows_stop else before)
+        assert cut.reason == "stop"
+
+    @pytest.mark.check("several")
+    async def test_an_answer_can_be_had_while_another_is_open(self, server: ModelServer) -> None:
+        async with aclosing(server.generate(QUESTION, GREEDY, {})) as first:
+            await anext(first)
+            assert isinstance((await events_of(server))[-1], Finished)
+            assert isinstance([event async for event in first][-1], Finished)
+
+    @pytest.mark.check("cancel")
+    async def test_can_be_asked_again_after_an_answer_was_closed(self, server: ModelServer) -> None:
+        async with aclosing(server.generate(QUESTION, Sampling(max_tokens=500, temperature=0.0), {})) as events:
+            await anext(events)
+        assert len(await events_of(server)) > 1
