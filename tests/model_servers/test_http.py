@@ -209,6 +209,8 @@ async def test_with_verification_off_any_certificate_will_do(
         assert await ask(replay.url, Access(verify=False, client_certificate=own)) == [b'{"n": 1}']
 
 
+# asyncio of Python 3.10 does not close what is left of a connection whose handshake the server refuses.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_client_certificate_is_shown_where_one_is_asked_for(
     tls: ssl.SSLContext, authority: trustme.CA, ca_file: str, tmp_path: Path
 ) -> None:
