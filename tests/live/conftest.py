@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,17 +47,23 @@ def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
         pytest.skip("say which model server: make live SERVER=…")
     server = SERVERS[name]
     folder = tmp_path_factory.mktemp(name)
-    if "{tiny}" in " ".join([*server.command, server.model_name]):
-        subprocess.run([str(python_of(server)), "-m", "tests.model_servers.tiny_model", str(folder / NAME)], check=True)
-    with ExitStack() as stack:
-        url = stack.enter_context(started(server, folder)) if server.command else ""
+    with started(server, folder) as url:
         yield Running(name, server, url, server.model_name.format(tiny=str(folder / NAME)))
 
 
 @contextmanager
 def started(server: Server, folder: Path) -> Iterator[str]:
-    """The server's URL, as long as it runs; what it says goes into a file in `folder`, and is shown if it fails."""
-    python, words = str(python_of(server)), " ".join(server.command)
+    """The server's URL as long as it runs, or nothing if it runs inside the service.
+
+    Its model is made in `folder` if it is to be the tiny one; what it says goes into a file there, and is shown if it
+    does not start.
+    """
+    python, words = str(python_of(server)), " ".join([*server.command, server.model_name])
+    if "{tiny}" in words:
+        subprocess.run([python, "-m", "tests.model_servers.tiny_model", str(folder / NAME)], check=True)
+    if not server.command:
+        yield ""
+        return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -67,7 +67,7 @@ SERVERS = {
         (
             *("{python}", "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", "{port}"),
             *("--model", "{tiny}", "--served-model-name", NAME, "--max-model-len", "1024"),
-            *("--dtype", "float32", "--enforce-eager"),
+            *("--dtype", "float32", "--enforce-eager", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
         ),
         {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"},
         ready="/health",
@@ -120,7 +120,7 @@ SERVERS = {
         shows_stop=True,
         ignores=frozenset({"presence_penalty"}),
         too_long=None,
-        too_hot=None,
+        too_hot=ModelServerError,  # Within its stream.
         unknown_model=InvalidRequest,
     ),
     "ray_serve": Server(
@@ -131,7 +131,6 @@ SERVERS = {
         inside=True,
         model_name=BUNDLED_MODEL,
         window=8192,
-        unknown_model=None,
         more=("tests/live/test_ray_app.py",),
     ),
     "openvino": Server("openvino", model_name=BUNDLED_MODEL, window=8192),

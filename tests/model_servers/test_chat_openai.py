@@ -289,7 +289,7 @@ STREAMS = {
     "done at once": sse(b"data: [DONE]\n\n"),
     "cut": Reply([b"data: "], headers={}, break_off=True),
     "vLLM": recorded("vllm", "chat_stream_usage", 7),
-    "transformers serve": recorded("tserve", "chat_stream"),
+    "transformers serve": recorded("transformers_serve", "chat_stream"),
     "too long": recorded("vllm", "err_too_long"),
     "unknown model": recorded("vllm", "err_unknown_model"),
     "wrong key": Reply([b'{"error":"wrong key sk-123"}'], 401),

@@ -56,7 +56,7 @@ def build(folder: Path) -> None:
     model = LlamaForCausalLM(config)
     with torch.no_grad():  # A logit of 0 is never the highest of hundreds.
         model.lm_head.weight[[token for token in range(len(tokenizer)) if not _is_readable(tokenizer, token)]] = 0.0
-    model.generation_config.update(do_sample=True, **marks)
+    model.generation_config.update(do_sample=True, top_k=0, **marks)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
