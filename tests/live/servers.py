@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused
+from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused, SettingsError
 from comps.core.types import JSON
 from comps.model_servers.model_files import BUNDLED_MODEL
 
@@ -133,7 +133,7 @@ SERVERS = {
         window=8192,
         more=("tests/live/test_ray_app.py",),
     ),
-    "openvino": Server("openvino", model_name=BUNDLED_MODEL, window=8192),
+    "openvino": Server("openvino", unknown_model=SettingsError, model_name=BUNDLED_MODEL, window=8192),
     "llama_cpp": Server(
         "llama_cpp",
         "llama_cpp",
@@ -141,6 +141,7 @@ SERVERS = {
         engine=ONE_THREAD,
         model_name=BUNDLED_MODEL,
         window=8192,
+        unknown_model=SettingsError,
         more=("tests/live/test_llama_cpp.py",),
     ),
     "transformers": Server(
@@ -149,6 +150,7 @@ SERVERS = {
         inside=True,
         model_name="{tiny}",
         window=2048,
+        unknown_model=SettingsError,
         more=("tests/live/test_transformers.py",),
     ),
 }
