@@ -288,6 +288,7 @@ class Engine:
 
 def _load(model: str, device: str, options: dict[str, JSON]) -> tuple[Any, Any]:
     """The model and its tokenizer."""
+    asked = model
     hub = {name: options.pop(name) for name in _HUB if name in options}
     hub.setdefault("trust_remote_code", False)
     if model.endswith(".gguf"):
@@ -300,7 +301,7 @@ def _load(model: str, device: str, options: dict[str, JSON]) -> tuple[Any, Any]:
         loaded = transformers.AutoModelForCausalLM.from_pretrained(model, **hub, **options)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         # What is missing stands in the first lines, ways to mend it in the others.
-        raise SettingsError(" ".join(str(error).split())[:500]) from None
+        raise SettingsError(f"{asked} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
     return loaded.eval(), tokenizer
 
 
