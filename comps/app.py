@@ -80,6 +80,8 @@ def _open_replicas(served: Served) -> list[ModelServer]:
         total_seconds=model.total_seconds,
     )
     try:
+        if "" in endpoints[1:] or (not endpoints[0] and endpoint):
+            raise SettingsError(f"model_server_endpoint = {endpoint}: a comma has no URL on one of its sides")
         if len(set(endpoints)) < len(endpoints):
             raise SettingsError("model_server_endpoint: it names the same replica twice")
         return [
