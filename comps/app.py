@@ -56,7 +56,7 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
         framework = served.model.framework
         opened = [servers[name]] if name in servers else _open_replicas(served)
         replicas = [through_framework(server, framework, served.model.model_name) for server in opened]
-        generators.append(TextGenerator(replicas[0] if len(replicas) == 1 else Replicas(replicas), name))
+        generators.append(TextGenerator(replicas[0] if len(replicas) == 1 else Replicas(replicas, model=name), name))
     return Models(generators)
 
 
