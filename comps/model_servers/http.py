@@ -231,8 +231,9 @@ def _ssl_context(access: Access) -> ssl.SSLContext | bool:
             # A key with a passphrase would ask for it on the terminal.
             context.load_cert_chain(access.client_certificate, access.client_key or None, password=_no_password)
     except OSError as error:  # SSLError is one: what it says does not name the file.
-        files = [file for file in (access.ca_file, access.client_certificate, access.client_key) if file]
-        raise SettingsError(f"{', '.join(map(str, files))}: no usable certificate: {error.strerror or error}") from None
+        keys = [key for key in ("ca_file", "client_certificate", "client_key") if getattr(access, key)]
+        files = ", ".join(f"{key} = {getattr(access, key)}" for key in keys)
+        raise SettingsError(f"{files}: no usable certificate: {error.strerror or error}") from None
     if not access.verify:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context

@@ -234,7 +234,7 @@ def test_a_certificate_that_cannot_be_read_is_a_setting_to_mend(
     file = tmp_path / "own.pem"
     if content:
         file.write_text(content)
-    with pytest.raises(SettingsError, match=r"own\.pem: no usable certificate"):
+    with pytest.raises(SettingsError, match=rf"^{field} = .*own\.pem: no usable certificate"):
         HTTP("https://127.0.0.1:9", Access(**{field: str(file)}))  # type: ignore[arg-type]
 
 
