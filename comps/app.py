@@ -56,7 +56,7 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
         framework = served.model.framework
         opened = [servers[name]] if name in servers else _open_replicas(served)
         replicas = [through_framework(server, framework, served.model.model_name) for server in opened]
-        generators.append(TextGenerator(replicas[0] if len(replicas) == 1 else Replicas(replicas), name))
+        generators.append(TextGenerator(replicas[0] if len(replicas) == 1 else Replicas(replicas, model=name), name))
     return Models(generators)
 
 
@@ -80,6 +80,8 @@ def _open_replicas(served: Served) -> list[ModelServer]:
         total_seconds=model.total_seconds,
     )
     try:
+        if "" in endpoints[1:] or (not endpoints[0] and endpoint):
+            raise SettingsError(f"model_server_endpoint = {endpoint}: a comma has no URL on one of its sides")
         if len(set(endpoints)) < len(endpoints):
             raise SettingsError("model_server_endpoint: it names the same replica twice")
         return [

@@ -113,6 +113,8 @@ class Handler:
     async def _fail(
         self, error: LLMError, spell: Callable[[LLMError], JSON], call: Call | None, reply: _Reply, exchange: Exchange
     ) -> None:
+        if status_of(error) >= 500:
+            exchange.failure = str(error)
         if call and reply.started:
             exchange.outcome = "broken"
             await reply.item(call.error_item(error))

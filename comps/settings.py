@@ -402,11 +402,14 @@ class _Part:
     def _secret(self, key: str, variable: str) -> SecretStr:
         path = os.environ[variable]
         try:
-            return SecretStr(Path(path).read_text("utf-8").removesuffix("\n"))
+            text = Path(path).read_text("utf-8").removesuffix("\n")
         except OSError as error:
             raise self._wrong(key, f": the file {path} cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
             raise self._wrong(key, f": the file {path} cannot be read: it is not UTF-8 text") from None
+        if not text:
+            raise self._wrong(key, f": the file {path} is empty")
+        return SecretStr(text)
 
     def check(self, kinds: Collection[str], without_engine: Collection[str]) -> None:
         """Raise if the section as a whole makes no sense; what is the engine's is known afterwards."""

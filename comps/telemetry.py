@@ -33,6 +33,8 @@ class Exchange:
         """Seconds; known for streamed answers only."""
         self.usage: Usage | None = None
         self.reason: str | None = None
+        self.failure = ""
+        """What went wrong here or at the model server; not what the caller has to mend."""
 
     def first_token(self) -> None:
         """Called when the first event of a streamed answer is there."""
@@ -90,7 +92,9 @@ class Telemetry:
             self._first.observe(exchange.first_token_after)
             self._first_latencies.append(exchange.first_token_after)
         tokens = exchange.usage.completion_tokens if exchange.usage else "-"
-        log.info("%s %s reason=%s tokens=%s %.3f s", path, exchange.outcome, exchange.reason or "-", tokens, took)
+        level, failure = (logging.WARNING, f": {exchange.failure}") if exchange.failure else (logging.INFO, "")
+        said = (path, exchange.outcome, exchange.reason or "-", tokens, took, failure)
+        log.log(level, "%s %s reason=%s tokens=%s %.3f s%s", *said)
 
     def metrics(self) -> bytes:
         """Prometheus' text format."""

@@ -224,8 +224,12 @@ def test_several_urls_are_replicas(monkeypatch: pytest.MonkeyPatch, framework: s
     ("endpoint", "said"),
     [
         ("http://one:8,http://one:8", "[Model] model_server_endpoint: it names the same replica twice"),
-        ("http://one:8,", "[Model] model_server_endpoint"),
-        ("http://one:8,two:8", "[Model] model_server_endpoint"),
+        ("http://one:8,", "[Model] model_server_endpoint = http://one:8,: a comma has no URL on one of its sides"),
+        (
+            "http://one:8,,http://two:8",
+            "[Model] model_server_endpoint = http://one:8,,http://two:8: a comma has no URL",
+        ),
+        ("http://one:8,two:8", "[Model] model_server_endpoint = two:8: a URL is needed"),
     ],
 )
 def test_a_list_of_urls_that_makes_no_sense_is_a_mistake(

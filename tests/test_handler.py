@@ -189,8 +189,8 @@ async def test_whoever_comes_when_all_places_are_taken_is_told_when_to_come_back
     ],
 )
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_failure_before_the_first_token_is_a_status(
-    monkeypatch: pytest.MonkeyPatch, error: Any, status: int, stream: bool
+async def test_a_failure_before_the_first_token_is_a_status_and_in_the_log_unless_it_is_the_callers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Any, status: int, stream: bool
 ) -> None:
     async with running(Scripted([[error]]), monkeypatch) as service:
         answer = await service.post({**QUERY, "stream": stream})
@@ -198,6 +198,7 @@ async def test_a_failure_before_the_first_token_is_a_status(
     assert (answer.status, chat.status) == (status, status)
     assert error.args[0] in answer.json["detail"]
     assert error.args[0] in chat.json["error"]["message"]
+    assert (f"s: {error.args[0]}" in caplog.text) == (status >= 500)
 
 
 @pytest.mark.parametrize(

@@ -564,6 +564,13 @@ def test_a_secret_s_file_goes_before_the_variables_that_come_after_its_own(
     assert load().model.api_key.get_secret_value() == "own"
 
 
+def test_a_secret_s_file_that_is_empty_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_text("\n")
+    monkeypatch.setenv("LLM_API_KEY_FILE", str(tmp_path / "secret"))
+    file = tmp_path / "secret"
+    assert mistake() == f"environment LLM_API_KEY_FILE: [Model] api_key: the file {file} is empty"
+
+
 def test_a_secret_that_is_set_twice_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "secret").write_text("hush")
     monkeypatch.setenv("LLM_API_KEY_FILE", str(tmp_path / "secret"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
@@ -60,7 +61,7 @@ class Embedded:
         if missing := [package for package in self.packages if find_spec(package) is None]:
             raise SettingsError(
                 f"model_server = {self.kind}: it needs {' and '.join(missing)}, not installed here; "
-                f"mend it with: pip install 'opea-llm-microservice[{self.kind}]'"
+                f"mend it with: {sys.executable} -m pip install 'opea-llm-microservice[{self.kind}]'"
             )
         self._model_name = model_name
         self._load = {"device": device, "settings": dict(settings or {}), "window": context_window}

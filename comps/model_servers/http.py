@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -60,10 +60,12 @@ class HTTP:
         self._base = endpoint.rstrip("/")
         self._access = access
         self._ssl = _ssl_context(access)
-        self._proxy = _proxy_for(endpoint)
+        if not access.api_key.isprintable():
+            raise SettingsError("api_key (LLM_API_KEY): it has a line break in it, or something else that no key has")
+        self._proxy = _proxy_for(endpoint, "model_server_endpoint")
         self._oauth: ClientCredentials | None = None
         if url := access.token_url:
-            self._oauth = ClientCredentials(url, access.client_id, access.client_secret, _proxy_for(url))
+            self._oauth = ClientCredentials(url, access.client_id, access.client_secret, _proxy_for(url, "token_url"))
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -157,7 +159,8 @@ class HTTP:
         """The connections, without a hidden cap; made on first use, since they belong to the running event loop."""
         if self._session is None or self._loop is not asyncio.get_running_loop():
             self._loop = asyncio.get_running_loop()
-            key = self._access.api_key
+            # The session asks for tokens too, and where they are had the key is nobody's business.
+            key = "" if self._oauth else self._access.api_key
             connect = self._access.connect_seconds or None
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS, ssl=self._ssl),
@@ -228,8 +231,9 @@ def _ssl_context(access: Access) -> ssl.SSLContext | bool:
             # A key with a passphrase would ask for it on the terminal.
             context.load_cert_chain(access.client_certificate, access.client_key or None, password=_no_password)
     except OSError as error:  # SSLError is one: what it says does not name the file.
-        files = [file for file in (access.ca_file, access.client_certificate, access.client_key) if file]
-        raise SettingsError(f"{', '.join(map(str, files))}: no usable certificate: {error.strerror or error}") from None
+        keys = [key for key in ("ca_file", "client_certificate", "client_key") if getattr(access, key)]
+        files = ", ".join(f"{key} = {getattr(access, key)}" for key in keys)
+        raise SettingsError(f"{files}: no usable certificate: {error.strerror or error}") from None
     if not access.verify:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
@@ -239,11 +243,36 @@ def _no_password() -> str:
     raise OSError("the key is protected by a passphrase")
 
 
-def _proxy_for(endpoint: str) -> str | None:
-    """The proxy that the environment names for this host: http_proxy, https_proxy, all_proxy, but for no_proxy."""
-    url = urlsplit(endpoint)
-    if not url.hostname:
-        raise SettingsError(f"{endpoint}: no host in this URL")
+def checked_url(url: str, key: str) -> SplitResult:
+    """A URL in its parts.
+
+    Args:
+        url: The URL.
+        key: The setting that has it.
+
+    Raises:
+        SettingsError: It is none that could be asked.
+    """
+    try:
+        parts = urlsplit(url)
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("a URL is needed, which begins with http:// or https://")
+        if any(character.isspace() for character in url):
+            raise ValueError("no space may be in a URL")
+        if not parts.hostname or parts.port == 0:
+            raise ValueError("no host, or no port, in this URL")
+    except ValueError as error:  # Of urlsplit and port as well.
+        raise SettingsError(f"{key} = {url}: {error}") from None
+    return parts
+
+
+def _proxy_for(endpoint: str, key: str) -> str | None:
+    """The proxy that the environment names for this host: http_proxy, https_proxy, all_proxy, but for no_proxy.
+
+    Raises:
+        SettingsError: The setting `key`, which has this URL, has none that could be asked; or the proxy's is none.
+    """
+    url = checked_url(endpoint, key)
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
     if not proxy or proxy_bypass(url.netloc):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import fields, replace
@@ -222,7 +223,7 @@ def _class_at(path: str) -> type[BaseChatModel]:
         package = (error.name or module).partition(".")[0]
         if error.name and module.startswith(f"{package}.") and error.name != package:
             raise SettingsError(f"class = {path}: there is no module {error.name}") from None
-        pip = f"pip install {package.replace('_', '-')}"
+        pip = f"{sys.executable} -m pip install {package.replace('_', '-')}"
         raise SettingsError(f"class = {path}: the package {package} is missing: {pip}") from None
     except AttributeError:
         raise SettingsError(f"class = {path}: {module} has no {name}") from None

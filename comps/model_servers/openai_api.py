@@ -13,7 +13,7 @@ import orjson
 
 from comps.core.errors import ModelServerError, Refused, SettingsError
 from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
-from comps.model_servers.http import HTTP, error_message, sensible
+from comps.model_servers.http import HTTP, checked_url, error_message, sensible
 from comps.model_servers.target import Access, Target
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ _FRESH_SECONDS = 2.0
 """How long a description of the server is taken for true."""
 _REASON = re.compile("[a-z_]{1,40}")
 _VERSION = re.compile(r"v\d+\w*")
+_ROUTE = re.compile(r"((/chat)?/completions|/generate(_stream)?)/?$")
+"""What is asked, at the end of a URL that was copied whole."""
 _WINDOWS = ("max_model_len", "context_window", "context_length", "max_context_length", "n_ctx")
 """What servers call the context window of a listed model: vLLM and SGLang, Groq, OpenRouter and Together, LM Studio,
 llama.cpp (below `meta`)."""
@@ -160,10 +162,13 @@ def check_endpoint(endpoint: str) -> None:
     Raises:
         SettingsError: It is not.
     """
-    if not endpoint.startswith(("http://", "https://")):
+    if not endpoint:
         raise SettingsError("model_server_endpoint (LLM_MODEL_SERVER_ENDPOINT): the URL of the model server is needed")
     if "@" in endpoint:
         raise SettingsError("model_server_endpoint: no user or password in the URL; a key goes into LLM_API_KEY")
+    path = checked_url(endpoint, "model_server_endpoint").path
+    if end := _ROUTE.search(path):
+        raise SettingsError(f"model_server_endpoint = {endpoint}: leave {end[0]} away, requests add it")
 
 
 def split_endpoint(endpoint: str) -> tuple[str, str]:

@@ -70,12 +70,16 @@ class Replicas:
     Args:
         servers: The replicas, at least one.
         clock: Seconds that only ever grow.
+        model: What they serve, for the log.
     """
 
-    def __init__(self, servers: Sequence[ModelServer], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, servers: Sequence[ModelServer], clock: Callable[[], float] = time.monotonic, model: str = "the model"
+    ) -> None:
         self.servers = tuple(servers)
         self._replicas = [_Replica(number, server) for number, server in enumerate(servers, 1)]
         self._clock = clock
+        self._model = model
         self._turns = count(1)
         # An ability is told by its method, so there is one only where it is true.
         if self._with("load"):
@@ -207,7 +211,8 @@ class Replicas:
 
     def _set_aside(self, replica: _Replica, error: BaseException) -> None:
         pause = replica.fails(self._clock())
-        log.warning("replica %d of %d is set aside for %.0f s: %s", replica.number, len(self._replicas), pause, error)
+        where = (replica.number, len(self._replicas), self._model)
+        log.warning("replica %d of %d of %s is set aside for %.0f s: %s", *where, pause, error)
 
 
 def _is_its_answer(error: LLMError) -> bool:

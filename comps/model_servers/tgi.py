@@ -40,8 +40,9 @@ _OURS = {"max_new_tokens": "max_tokens", "grammar": "response_format"}
 
 
 class TGI(OpenAIAPI):
-    """https://huggingface.co/docs/text-generation-inference; the model's name chooses an adapter, `tgi` none.
+    """https://huggingface.co/docs/text-generation-inference
 
+    Its model goes by `tgi` or by its own name; any other is an adapter's.
     The Messages API makes a repetition penalty of a presence penalty of OpenAI's, so that one is not known here.
     """
 
@@ -49,6 +50,8 @@ class TGI(OpenAIAPI):
     embed = None  # type: ignore[assignment]  # It has none; this is how a protocol is told so.
 
     _max_stops = 4
+    _base = "tgi"
+    """The name of the model that the server was started with."""
     _special: tuple[int, ...] | None = None
     """The tokens that the server puts before every text."""
 
@@ -56,6 +59,7 @@ class TGI(OpenAIAPI):
         await self.http.get("/health")
         info = await self.http.get("/info")
         self._max_stops = int(info["max_stop_sequences"])
+        self._base = str(info["model_id"])
         return ModelInfo(
             self._model_name, self._context_window or int(info["max_total_tokens"]), self.honoured | _OPTIONS
         )
@@ -150,7 +154,7 @@ class TGI(OpenAIAPI):
         """The sampling fields of TGI's own API. Without a temperature of 0 it shall sample, as on its Messages API."""
         greedy = sampling.temperature == 0
         fields = {
-            "adapter_id": None if self._model_name == "tgi" else self._model_name,
+            "adapter_id": self._adapter,
             "max_new_tokens": sampling.max_tokens,
             "repetition_penalty": sampling.repetition_penalty,
             "frequency_penalty": sampling.frequency_penalty,
@@ -159,6 +163,17 @@ class TGI(OpenAIAPI):
             **({} if greedy else {name: getattr(sampling, name) for name in _WARPERS}),
         }
         return {**_told(fields), "do_sample": not greedy, "details": True}
+
+    def asking(
+        self, asked: Mapping[str, JSON], sampling: Sampling, options: Mapping[str, JSON]
+    ) -> tuple[str, dict[str, JSON]]:
+        path, body = super().asking(asked, sampling, options)
+        return path, {**body, "model": self._adapter or "tgi"}
+
+    @property
+    def _adapter(self) -> str | None:
+        """TGI takes every name but `tgi` for an adapter's; that of its model itself means the same to people."""
+        return None if self._model_name in ("tgi", self._base) else self._model_name
 
     def _sampling(self, sampling: Sampling) -> dict[str, JSON]:
         """The sampling fields of the Messages API."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from importlib.machinery import ModuleSpec
@@ -138,7 +139,7 @@ def test_a_kind_without_its_package_says_what_to_install(
         open_model_server(kind, Target("m"))
     assert str(caught.value) == (
         f"model_server = {kind}: it needs {package}, not installed here; "
-        f"mend it with: pip install 'opea-llm-microservice[{kind}]'"
+        f"mend it with: {sys.executable} -m pip install 'opea-llm-microservice[{kind}]'"
     )
 
 

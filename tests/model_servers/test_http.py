@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from time import time
@@ -235,8 +236,14 @@ def test_a_certificate_that_cannot_be_read_is_a_setting_to_mend(
     file = tmp_path / "own.pem"
     if content:
         file.write_text(content)
-    with pytest.raises(SettingsError, match=r"own\.pem: no usable certificate"):
+    with pytest.raises(SettingsError, match=rf"^{field} = .*own\.pem: no usable certificate"):
         HTTP("https://127.0.0.1:9", Access(**{field: str(file)}))  # type: ignore[arg-type]
+
+
+def test_a_key_with_a_line_break_is_a_setting_to_mend() -> None:
+    with pytest.raises(SettingsError, match=r"api_key \(LLM_API_KEY\): it has a line break") as caught:
+        HTTP("http://127.0.0.1:9", Access(api_key="hush\nhush"))
+    assert "hush" not in str(caught.value)
 
 
 # --- OAuth ---
@@ -270,6 +277,15 @@ async def test_a_token_is_fetched_once_for_all_requests_and_shown_by_each() -> N
         {"grant_type": "client_credentials", "client_id": "me", "client_secret": SECRET}
     ]
     assert shown_tokens(replay) == ["Bearer one"] * 20
+
+
+async def test_where_tokens_are_had_the_model_servers_key_is_not_shown() -> None:
+    async with replaying({TOKENS: token("one"), ASK: ANSWER}) as replay:
+        access = replace(oauth_access(replay), api_key="hush")
+        async with connected(replay.url, access) as http:
+            assert [data async for data in http.stream(ASK, {})] == [b'{"n": 1}']
+        assert shown_tokens(replay) == ["Bearer one"]
+    assert all("hush" not in str(headers) for _, headers, _ in replay.asked)
 
 
 @pytest.mark.parametrize(("seconds", "lasts"), [(300, 265), (300.0, 265), ("300", 265), (10, 8), (None, 265)])

@@ -26,6 +26,7 @@ from comps.model_servers import FRAMEWORKS, through_framework
 from comps.model_servers.langchain import ChatModelServer, wait_for
 from comps.model_servers.openai_api import OpenAIAPI
 from comps.model_servers.target import Access, Target
+from comps.model_servers.tgi import TGI
 from comps.model_servers.vllm import VLLM
 from tests.model_servers.replay import Reply, recorded, replaying, sse
 
@@ -345,6 +346,28 @@ async def test_what_is_sent_is_what_the_server_knows(kind: type[OpenAIAPI], sent
 def test_without_an_endpoint_it_says_which_setting_is_missing() -> None:
     with pytest.raises(SettingsError, match="model_server_endpoint"):
         VLLM.open(Target("m"))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "said"),
+    [
+        ("one:8", "a URL is needed, which begins with http:// or https://"),
+        ("http://one:8 http://two:8", "no space may be in a URL"),
+        ("http://", "no host, or no port, in this URL"),
+        ("http://one:70000", "Port out of range 0-65535"),
+        ("http://one:eight", "Port could not be cast to integer value as 'eight'"),
+        ("http://one:8/v1/chat/completions", "leave /chat/completions away, requests add it"),
+        ("http://one:8/v1/completions/", "leave /completions/ away, requests add it"),
+        ("http://one:8/generate_stream", "leave /generate_stream away, requests add it"),
+    ],
+)
+@pytest.mark.parametrize("kind", [VLLM, TGI])
+def test_an_endpoint_that_cannot_be_asked_says_what_is_wrong_with_it(
+    kind: type[OpenAIAPI], endpoint: str, said: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        kind.open(Target("m", endpoint))
+    assert str(caught.value) == f"model_server_endpoint = {endpoint}: {said}"
 
 
 def test_a_target_does_not_show_its_key() -> None:

@@ -257,6 +257,13 @@ async def test_a_replica_that_answers_again_is_in_use_again_and_its_pauses_are_s
     assert a.times == asked + 1
 
 
+async def test_the_log_says_which_replica_of_which_model_is_set_aside(caplog: pytest.LogCaptureFixture) -> None:
+    replicas = Replicas([Replica("a"), Replica("b")], model="vicuna")
+    replicas.servers[0].error = Unreachable("away")  # type: ignore[attr-defined]
+    await collect(replicas.generate("?", Sampling(), {}))
+    assert "replica 1 of 2 of vicuna is set aside for 1 s: away" in caplog.text
+
+
 async def test_one_call_alone_tries_a_replica_that_was_set_aside() -> None:
     gate = asyncio.Event()
     house = House(2, [gate, "x"])

@@ -133,13 +133,17 @@ async def test_a_seed_repeats_an_answer_and_another_does_not(stand_in: StandIn, 
     assert texts[0] == texts[1] != texts[2]
 
 
-async def test_another_name_than_tgi_is_an_adapters(stand_in: StandIn) -> None:
-    server = TGI("my-adapter", stand_in.url)
+@pytest.mark.parametrize(("name", "adapter"), [("tgi", None), ("stand-in/tiny", None), ("my-adapter", "my-adapter")])
+async def test_a_name_that_is_not_the_models_own_is_an_adapters(
+    name: str, adapter: str | None, stand_in: StandIn
+) -> None:
+    server = TGI(name, stand_in.url)
+    await server.describe()
     await collect(server.generate("Hi", GREEDY, {}))
     await collect(server.generate(QUESTION, GREEDY, {"logprobs": True}))
     await server.aclose()
-    assert stand_in.bodies("/generate_stream")[0]["parameters"]["adapter_id"] == "my-adapter"
-    assert stand_in.bodies("/v1/chat/completions")[0]["model"] == "my-adapter"
+    assert stand_in.bodies("/generate_stream")[0]["parameters"].get("adapter_id") == adapter
+    assert stand_in.bodies("/v1/chat/completions")[0]["model"] == (adapter or "tgi")
 
 
 @pytest.mark.parametrize(
