@@ -64,8 +64,14 @@ class ClientCredentials:
         asked = monotonic()
         headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
         try:
-            asking = session.post(self._url, data=self._form, headers=headers, timeout=_PATIENCE, proxy=self._proxy)
-            async with asking as response:
+            async with session.post(
+                self._url,
+                data=self._form,
+                headers=headers,
+                timeout=_PATIENCE,
+                proxy=self._proxy,
+                allow_redirects=False,  # It would take the secret along.
+            ) as response:
                 status, said = response.status, _document(await response.read())
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             raise Unreachable("the server that gives tokens for the model server cannot be reached") from error
