@@ -14,6 +14,7 @@ import orjson
 from comps.core.errors import ModelServerError, Refused, SettingsError
 from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.http import HTTP, error_message, sensible
+from comps.model_servers.oauth import heard
 from comps.model_servers.target import Access, Target
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class OpenAIAPI:
             # Of many requests at once, one asks for all; it goes on if that one is cancelled.
             if self._describing is None or self._describing.done() or not _of_this_loop(self._describing):
                 self._describing = asyncio.ensure_future(self._ask())
-                self._describing.add_done_callback(_heard)
+                self._describing.add_done_callback(heard)
             return await asyncio.shield(self._describing)
         return self._info
 
@@ -176,12 +177,6 @@ def split_endpoint(endpoint: str) -> tuple[str, str]:
     version = next((at for at, segment in enumerate(segments) if _VERSION.fullmatch(segment)), None)
     root, api = (segments, ["v1"]) if version is None else (segments[:version], segments[version:])
     return f"{scheme}://{'/'.join([host, *root])}", "/" + "/".join(api)
-
-
-def _heard(task: asyncio.Task[ModelInfo]) -> None:
-    """Whoever waited may have left: then nobody else hears of its failure, and asyncio would complain in the log."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _of_this_loop(task: asyncio.Task[ModelInfo]) -> bool:

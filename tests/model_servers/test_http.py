@@ -15,6 +15,7 @@ from email.utils import formatdate
 from pathlib import Path
 from time import time
 
+import aiohttp
 import pytest
 import trustme
 
@@ -330,6 +331,26 @@ async def test_a_server_that_gives_no_token_is_an_error_without_the_secret(
             await ask(replay.url, oauth_access(replay))
     assert SECRET not in str(caught.value)
     assert shown_tokens(replay) == []
+
+
+async def test_a_token_server_that_hangs_is_waited_for_once_by_all_even_if_the_first_of_them_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(oauth, "_PATIENCE", aiohttp.ClientTimeout(total=1))
+
+    async def one(http: HTTP) -> None:
+        async for _ in http.stream(ASK, {}):
+            pass
+
+    hanging = {TOKENS: Reply([], hang=True)}
+    async with replaying(hanging) as replay, connected(replay.url, oauth_access(replay)) as http:
+        asking = [asyncio.ensure_future(one(http)) for _ in range(4)]
+        await asyncio.wait_for(replay.reached.wait(), 5)
+        asking[0].cancel()
+        first, *others = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), 30)
+    assert isinstance(first, asyncio.CancelledError)
+    assert [type(one) for one in others] == [Unreachable] * 3
+    assert [path for path, _, _ in replay.asked] == [TOKENS]
 
 
 # --- proxies ---
