@@ -6,8 +6,8 @@ import asyncio
 import ssl
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -40,6 +40,8 @@ _NO_STREAM = ("application/json", "text/html")
 """What comes instead of a stream from something else than a model server. Others may have a stream mislabelled."""
 _FACTS_SECONDS = 5.0
 """How long a model server may take to tell of itself, which is no work for it."""
+_MOST = 4000
+"""How many bytes are read of a body that is no answer."""
 _NEVER = float("inf")
 _REST_SECONDS = 0.05
 """How long the last bytes behind an answer are waited for, so that the connection can be used again."""
@@ -88,10 +90,9 @@ class HTTP:
         with _translated():
             async with self._response("POST", path, body, patience.first) as response:
                 if (kind := response.content_type) in _NO_STREAM:
-                    said = (await response.content.read(4000)).decode("utf-8", "replace")
-                    raise ModelServerError(
-                        f"the model server answered with {kind}, no event stream: {_brief(said) or 'nothing'}"
-                    )
+                    async with timeout(patience.first):
+                        said = _brief(await _beginning(response)) or "nothing"
+                    raise ModelServerError(f"the model server answered with {kind}, no event stream: {said}")
                 try:
                     async with aclosing(sse_data(response.content.iter_any())) as events:
                         patience.start(response.content)
@@ -124,10 +125,11 @@ class HTTP:
         self, method: str, path: str, body: JSON, seconds: float | None
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """An answer whose status is 200; raises what any other stands for."""
-        async with timeout(seconds):
-            response = await self._ask(method, path, None if body is None else orjson.dumps(body))
-        async with response:
-            await _check(response)
+        async with AsyncExitStack() as opened:
+            async with timeout(seconds):
+                asking = self._ask(method, path, None if body is None else orjson.dumps(body))
+                response = await opened.enter_async_context(await asking)
+                await _check(response)
             yield response
 
     async def _ask(self, method: str, path: str, data: bytes | None) -> aiohttp.ClientResponse:
@@ -146,14 +148,18 @@ class HTTP:
     async def _send(
         self, session: aiohttp.ClientSession, method: str, path: str, data: bytes | None, headers: dict[str, str]
     ) -> aiohttp.ClientResponse:
-        url = self._base + path
+        def request() -> Awaitable[aiohttp.ClientResponse]:
+            # A redirect would take what is asked to a server that nobody has named, or make a GET of it.
+            url = self._base + path
+            return session.request(method, url, data=data, headers=headers, proxy=self._proxy, allow_redirects=False)
+
         try:
-            return await session.request(method, url, data=data, headers=headers, proxy=self._proxy)
+            return await request()
         except aiohttp.ClientConnectorError:
             raise
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             # A server may close an idle connection at the moment at which it is used; nothing has been sent on yet.
-            return await session.request(method, url, data=data, headers=headers, proxy=self._proxy)
+            return await request()
 
     def _pool(self) -> aiohttp.ClientSession:
         """The connections, without a hidden cap; made on first use, since they belong to the running event loop."""
@@ -164,6 +170,7 @@ class HTTP:
             connect = self._access.connect_seconds or None
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS, ssl=self._ssl),
+                cookie_jar=aiohttp.DummyCookieJar(),  # One would tie all requests to the server that gave it.
                 timeout=aiohttp.ClientTimeout(total=None, connect=connect, sock_connect=connect),
                 headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
             )
@@ -287,7 +294,9 @@ async def _check(response: aiohttp.ClientResponse) -> None:
     """Raise what an answer that is none stands for."""
     if response.status == 200:
         return
-    text = (await response.content.read(4000)).decode("utf-8", "replace")
+    if response.status in (301, 302, 303, 307, 308):
+        raise Refused(response.status, "it redirects to another URL, which is not followed")
+    text = await _beginning(response)
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -305,12 +314,20 @@ async def _check(response: aiohttp.ClientResponse) -> None:
     raise Refused(response.status, message)
 
 
+async def _beginning(response: aiohttp.ClientResponse) -> str:
+    """The first bytes of a body that is no answer, as text."""
+    said = b""
+    while len(said) < _MOST and (piece := await response.content.read(_MOST - len(said))):
+        said += piece
+    return said.decode("utf-8", "replace")
+
+
 def _retry_after(response: aiohttp.ClientResponse) -> int:
     """Seconds: the header has them, or a date."""
     said = response.headers.get("Retry-After", "")
-    if said.isdigit():
-        return int(said)
     with suppress(ValueError):
+        return max(int(said), 0)
+    with suppress(ValueError, OverflowError):
         return max(int(parsedate_to_datetime(said).timestamp() - time.time()) + 1, 1)
     return 1
 

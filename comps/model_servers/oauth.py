@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
+from typing import Any
 
 import aiohttp
 import orjson
@@ -34,8 +35,7 @@ class ClientCredentials:
         self._form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": client_secret}
         self._token = ""
         self._renew_at = 0.0
-        self._lock: asyncio.Lock | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._fetching: asyncio.Task[None] | None = None
 
     async def token(self, session: aiohttp.ClientSession, refused: str = "") -> str:
         """A token that is still good.
@@ -48,13 +48,13 @@ class ClientCredentials:
             Unreachable: The token server cannot be reached.
             ModelServerError: It gives no token.
         """
-        if self._good(refused):
-            return self._token
-        if self._lock is None or self._loop is not asyncio.get_running_loop():
-            self._lock, self._loop = asyncio.Lock(), asyncio.get_running_loop()
-        async with self._lock:  # Of many requests at once, one fetches it for all.
-            if not self._good(refused):
-                await self._fetch(session)
+        if not self._good(refused):
+            # Of many requests at once, one fetches it, or fails to, for all; it goes on if that one is cancelled.
+            fetching = self._fetching
+            if fetching is None or fetching.done() or fetching.get_loop() is not asyncio.get_running_loop():
+                fetching = self._fetching = asyncio.ensure_future(self._fetch(session))
+                fetching.add_done_callback(heard)
+            await asyncio.shield(fetching)
         return self._token
 
     def _good(self, refused: str) -> bool:
@@ -64,8 +64,14 @@ class ClientCredentials:
         asked = monotonic()
         headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
         try:
-            asking = session.post(self._url, data=self._form, headers=headers, timeout=_PATIENCE, proxy=self._proxy)
-            async with asking as response:
+            async with session.post(
+                self._url,
+                data=self._form,
+                headers=headers,
+                timeout=_PATIENCE,
+                proxy=self._proxy,
+                allow_redirects=False,  # It would take the secret along.
+            ) as response:
                 status, said = response.status, _document(await response.read())
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             raise Unreachable("the server that gives tokens for the model server cannot be reached") from error
@@ -78,6 +84,12 @@ class ClientCredentials:
         life = said.get("expires_in")
         seconds = float(life) if isinstance(life, int | float | str) and _is_number(life) else _UNTOLD
         self._token, self._renew_at = token, asked + seconds - min(_MARGIN, seconds / 10)
+
+
+def heard(task: asyncio.Task[Any]) -> None:
+    """Whoever waited may have left: then nobody else hears of a failure, and asyncio would complain in the log."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _document(body: bytes) -> dict[str, JSON]:

@@ -14,6 +14,7 @@ import orjson
 from comps.core.errors import ModelServerError, Refused, SettingsError
 from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.http import HTTP, checked_url, error_message, sensible
+from comps.model_servers.oauth import heard
 from comps.model_servers.target import Access, Target
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class OpenAIAPI:
             # Of many requests at once, one asks for all; it goes on if that one is cancelled.
             if self._describing is None or self._describing.done() or not _of_this_loop(self._describing):
                 self._describing = asyncio.ensure_future(self._ask())
+                self._describing.add_done_callback(heard)
             return await asyncio.shield(self._describing)
         return self._info
 
@@ -153,6 +155,8 @@ class OpenAIAPI:
             return Embeddings(vectors, (answer.get("usage") or {}).get("prompt_tokens"))
 
     async def aclose(self) -> None:
+        if self._describing and _of_this_loop(self._describing):
+            self._describing.cancel()
         await self.http.aclose()
 
 
@@ -187,17 +191,19 @@ def _of_this_loop(task: asyncio.Task[ModelInfo]) -> bool:
 async def _events(items: AsyncGenerator[bytes]) -> AsyncGenerator[Event]:
     """What a stream of chunks says; the end comes last, when its usage has arrived too."""
     reasons: dict[int, str] = {}
+    begun: set[int] = set()
     usage: Usage | None = None
     async for data in items:
         chunk = _chunk(data)
         usage = _usage(chunk) or usage
         for choice in chunk.get("choices") or ():
-            number = choice.get("index", 0)
+            number = choice.get("index") or 0
+            begun.add(number)
             if delta := _delta(choice, number):
                 yield delta
             if reason := choice.get("finish_reason"):
                 reasons[number] = (_REASON.fullmatch(reason) and reason) or "unknown"
-    if not reasons:
+    if not reasons or begun - reasons.keys():
         raise ModelServerError("the model server broke off in the middle of the answer")
     for number, reason in reasons.items():
         yield Finished(reason, usage, number)
@@ -219,6 +225,8 @@ def _delta(choice: dict[str, Any], number: int) -> TextDelta | None:
     """The text of a choice, whether it is of a chat (`delta`) or not (`text`), and what comes with it."""
     delta = choice.get("delta") or {"content": choice.get("text")}
     text = delta.get("content") or ""
+    if not isinstance(text, str):
+        raise ModelServerError("the model server sent something that is no text in its stream")
     extra = {name: value for name, value in delta.items() if name not in ("role", "content") and value is not None}
     if choice.get("logprobs"):
         extra["logprobs"] = choice["logprobs"]
@@ -227,4 +235,7 @@ def _delta(choice: dict[str, Any], number: int) -> TextDelta | None:
 
 def _usage(chunk: dict[str, Any]) -> Usage | None:
     counted = chunk.get("usage")
-    return Usage(counted["prompt_tokens"], counted["completion_tokens"]) if counted else None
+    if not counted:
+        return None
+    prompt, completion = counted["prompt_tokens"], counted["completion_tokens"]
+    return None if prompt is None or completion is None else Usage(int(prompt), int(completion))

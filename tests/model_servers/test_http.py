@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import ssl
@@ -15,10 +16,11 @@ from email.utils import formatdate
 from pathlib import Path
 from time import time
 
+import aiohttp
 import pytest
 import trustme
 
-from comps.core.errors import ModelServerError, Overloaded, Refused, SettingsError, Timeout, Unreachable
+from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, Refused, SettingsError, Timeout, Unreachable
 from comps.model_servers import oauth
 from comps.model_servers.http import HTTP
 from comps.model_servers.openai_api import OpenAIAPI
@@ -126,6 +128,23 @@ async def test_a_server_that_says_nothing_is_waited_for_no_longer_than_set() -> 
         await asyncio.wait_for(replay.left.wait(), 5)
         said.append(await silence(replay.url, Access(total_seconds=0.2)))
     assert said == ["the model server did not begin in time"] * 2
+
+
+@pytest.mark.parametrize("access", [Access(first_token_seconds=0.2), Access(total_seconds=0.2)])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply([], 500, hang=True),
+        Reply([b"half a wo"], 500, hang=True),
+        Reply([], hang=True),
+        Reply([b'{"half": '], hang=True),
+    ],
+    ids=["error without a body", "half an error", "no stream and no body", "half of no stream"],
+)
+async def test_a_body_that_is_no_answer_is_waited_for_no_longer_than_an_answer(reply: Reply, access: Access) -> None:
+    async with replaying({ASK: reply}) as replay:
+        assert await asyncio.wait_for(silence(replay.url, access), 30) == "the model server did not begin in time"
+        await asyncio.wait_for(replay.left.wait(), 5)
 
 
 @pytest.mark.parametrize(
@@ -332,6 +351,26 @@ async def test_a_server_that_gives_no_token_is_an_error_without_the_secret(
     assert shown_tokens(replay) == []
 
 
+async def test_a_token_server_that_hangs_is_waited_for_once_by_all_even_if_the_first_of_them_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(oauth, "_PATIENCE", aiohttp.ClientTimeout(total=1))
+
+    async def one(http: HTTP) -> None:
+        async for _ in http.stream(ASK, {}):
+            pass
+
+    hanging = {TOKENS: Reply([], hang=True)}
+    async with replaying(hanging) as replay, connected(replay.url, oauth_access(replay)) as http:
+        asking = [asyncio.ensure_future(one(http)) for _ in range(4)]
+        await asyncio.wait_for(replay.reached.wait(), 5)
+        asking[0].cancel()
+        first, *others = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), 30)
+    assert isinstance(first, asyncio.CancelledError)
+    assert [type(one) for one in others] == [Unreachable] * 3
+    assert [path for path, _, _ in replay.asked] == [TOKENS]
+
+
 # --- proxies ---
 
 
@@ -412,6 +451,41 @@ async def test_a_busy_servers_retry_after_is_passed_on(seconds: int | str) -> No
     assert caught.value.retry_after in {"date": range(70, 102), "past": [1], "soon": [1]}.get(str(seconds), [seconds])
 
 
+@pytest.mark.parametrize("said", ["\u00b2", "9" * 5000, "-3", "1.5", "Mon, 01 Jan 99999 00:00:00 GMT"])
+async def test_a_retry_after_that_makes_no_sense_is_no_reason_to_fail_otherwise(said: str) -> None:
+    async with replaying({ASK: Reply([b"{}"], 429, {"Retry-After": said})}) as replay:
+        with pytest.raises(Overloaded) as caught:
+            await ask(replay.url)
+    assert caught.value.retry_after in (0, 1)
+
+
+async def test_an_error_is_read_to_its_end_however_it_arrives() -> None:
+    async with replaying({ASK: Reply([b'{"error": {"mess', b'age": "too', b' bad"}}'], 400)}) as replay:
+        with pytest.raises(InvalidRequest, match=r"refused it: too bad$"):
+            await ask(replay.url)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_an_error_and_takes_nothing_elsewhere(status: int) -> None:
+    async with replaying({ASK: ANSWER, TOKENS: token("one")}) as elsewhere:
+        there = [Reply([], status, {"Location": elsewhere.url + path}) for path in (ASK, TOKENS)]
+        async with replaying({ASK: there[0], TOKENS: there[1]}) as replay:
+            with pytest.raises(Refused, match=f"answered {status}: it redirects to another URL"):
+                await ask(replay.url, Access(api_key="key"))
+            with pytest.raises(ModelServerError, match=f"gives tokens for the model server answered {status}"):
+                await ask(replay.url, oauth_access(replay))
+    assert elsewhere.asked == []
+
+
+async def test_a_cookie_is_not_sent_back() -> None:
+    answer = Reply(ANSWER.pieces, headers={**ANSWER.headers, "Set-Cookie": "sticky=1; Path=/"})
+    # aiohttp keeps no cookies of a server that has an address and no name.
+    async with replaying({ASK: answer}) as replay, connected(replay.url.replace("127.0.0.1", "localhost")) as http:
+        for _ in range(2):
+            assert [data async for data in http.stream(ASK, {})] == [b'{"n": 1}']
+    assert ["cookie" in headers for _, headers, _ in replay.asked] == [False, False]
+
+
 async def test_closing_an_answer_closes_its_connection_even_before_the_first_event() -> None:
     async with replaying({ASK: Reply([], headers={}, hang=True)}) as replay, connected(replay.url) as http:
         async with aclosing(http.stream(ASK, {})) as events:
@@ -465,6 +539,27 @@ async def test_a_description_goes_on_when_one_of_those_who_wait_for_it_leaves() 
         assert (await second).name == "m"
         await server.aclose()
     assert len(replay.asked) == 1
+
+
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_description_that_nobody_waits_for_any_more_ends_without_a_word(closed: bool) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    async with replaying({"/v1/models": Reply([], 500)}) as replay:
+        server = OpenAIAPI("m", replay.url)
+        before = asyncio.all_tasks()
+        asked = asyncio.ensure_future(server.describe())
+        await asyncio.sleep(0)
+        (describing,) = asyncio.all_tasks() - before - {asked}
+        asked.cancel()
+        if closed:
+            await server.aclose()
+        await asyncio.wait((asked, describing), timeout=30)
+        assert (describing.done(), describing.cancelled()) == (True, closed)
+        await server.aclose()
+    del server, asked, describing
+    gc.collect()
+    assert complaints == []
 
 
 async def test_a_server_without_a_list_of_models_is_there_all_the_same() -> None:

@@ -34,7 +34,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 QUESTION: Prompt = (Message("user", "Hi"),)
 
 
-def delta(text: str | None = None, reason: str | None = None) -> dict[str, object]:
+def delta(text: object = None, reason: str | None = None) -> dict[str, object]:
     return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": reason}]}
 
 
@@ -109,6 +109,13 @@ async def test_a_stream_without_done_is_whole_if_it_said_how_it_ended(asker: Ask
         ),
         pytest.param(
             sse(b'data:{"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}'), "a", id="no last line"
+        ),
+        pytest.param(sse(b"\xef\xbb\xbf", delta("a"), delta("b", "stop")), "ab", id="byte order mark"),
+        pytest.param(
+            sse({"choices": [{"index": None, "delta": {"content": "a"}, "finish_reason": "stop"}]}), "a", id="no index"
+        ),
+        pytest.param(
+            sse(delta("a", "stop"), {"usage": {"prompt_tokens": None, "completion_tokens": None}}), "a", id="null usage"
         ),
     ],
 )
@@ -236,6 +243,13 @@ def plain(status: int, body: bytes, **headers: str) -> Reply:
         (sse(delta("a"), {"error": "out of memory"}), ModelServerError, "out of memory"),
         (sse(delta("a")), ModelServerError, "broke off"),
         (sse({"choices": "none"}), ModelServerError, "makes no sense"),
+        (sse(delta(["a"]), delta("b", "stop")), ModelServerError, "no text"),
+        (sse(delta(5, "stop")), ModelServerError, "no text"),
+        (
+            sse(choice(0, delta={"content": "a"}), choice(1, delta={"content": "b"}, reason="stop")),
+            ModelServerError,
+            "broke off",
+        ),
         (sse(delta("a", "stop"), {"choices": [], "usage": {"tokens": 5}}), ModelServerError, "makes no sense"),
         (sse(delta("a"), b"data: [DONE]\n\n"), ModelServerError, "broke off"),
         (Reply([b"data: "], headers={}, break_off=True), ModelServerError, "broke"),
