@@ -452,8 +452,8 @@ def _typed(settings: Mapping[str, JSON]) -> dict[str, JSON]:
     types = get_type_hints(llama_cpp.Llama.__init__)
     typed = {}
     for name, value in settings.items():
-        kind = types.get(name, Any)
-        with_range = Annotated[kind, Field(ge=_LEAST[name])] if name in _LEAST else kind
+        kind: Any = types.get(name, Any)
+        with_range: Any = Annotated[kind, Field(ge=_LEAST[name])] if name in _LEAST else kind
         try:
             typed[name] = TypeAdapter(with_range).validate_python(value)
         except ValidationError as error:
