@@ -16,13 +16,14 @@ from contextlib import suppress
 from ctypes import create_string_buffer
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import llama_cpp
 import numpy
 from jinja2 import TemplateError
 from llama_cpp import llama_chat_format
 from llama_cpp import llama_cpp as api
+from pydantic import Field, TypeAdapter, ValidationError
 
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError
 from comps.core.types import JSON, Sampling
@@ -41,6 +42,7 @@ _LOST = {"seed", "last_n_tokens_size", "logits_all", "spm_infill", "vocab_only",
 """What nothing here looks at."""
 _NO_SETTINGS = _OBJECTS | _LOST
 """Arguments of `llama_cpp.Llama` that cannot be set."""
+_LEAST = {"n_ctx": 0, "n_batch": 1, "n_ubatch": 1, "n_threads": 0, "n_threads_batch": 0}
 _NO_ROOM = 1
 """What `llama_decode` says when it finds no cells."""
 
@@ -256,6 +258,7 @@ class Engine:
     def __init__(self, model: Path, device: str, settings: Mapping[str, JSON], window: int | None) -> None:
         known = {*inspect.signature(llama_cpp.Llama).parameters, "n_seq_max"} - _NO_SETTINGS
         check_settings(settings, known, "llama_cpp")
+        settings = _typed(settings)
         cores = physical_cores()
         options = {
             "n_threads": cores,
@@ -270,7 +273,9 @@ class Engine:
         self._context = Context(model, at_once, options)
         self._render = _chat_template(self._context.llama, format_name)
         self._controls = ControlTokens(self._context.controls)
-        self.context_window: int | None = self._context.cells
+        # llama.cpp rounds the cells up, and an answer that went on into what is over would not be what was asked for.
+        self._window = min(options["n_ctx"] or self._context.cells, self._context.cells)
+        self.context_window: int | None = self._window
         self.longest_token = self._context.longest_token
         self._free = list(range(at_once))
         self._running: list[_Request] = []
@@ -300,7 +305,7 @@ class Engine:
             tokens = self._context.bos + tokens
         if not tokens:
             raise InvalidRequest("there is nothing to continue", "prompt")
-        room = room_for(len(tokens), sampling, self._context.cells)
+        room = room_for(len(tokens), sampling, self._window)
         decode, ends = self._context.decode_text, self._context.ends
         answer = Answer(number, tokens, room, (*sampling.stop, *stops), decode, ends, continues)
         self._waiting.append(_Request(answer, tokens, self._context.sampler(tokens, sampling)))
@@ -440,6 +445,20 @@ def _open(model: Path, sequences: int, options: Mapping[str, JSON]) -> Any:
         return llama_cpp.Llama(str(model), **options)
     finally:
         api.llama_context_default_params = usual
+
+
+def _typed(settings: Mapping[str, JSON]) -> dict[str, JSON]:
+    """The settings as `llama_cpp.Llama` has their types; for others llama.cpp has failures that name nothing."""
+    types = get_type_hints(llama_cpp.Llama.__init__)
+    typed = {}
+    for name, value in settings.items():
+        kind: Any = types.get(name, Any)
+        with_range: Any = Annotated[kind, Field(ge=_LEAST[name])] if name in _LEAST else kind
+        try:
+            typed[name] = TypeAdapter(with_range).validate_python(value)
+        except ValidationError as error:
+            raise SettingsError(f"{name} = {value}: {error.errors()[0]['msg']}") from None
+    return typed
 
 
 def _layers(device: str) -> int:

@@ -1,19 +1,26 @@
 """Eight questions with documents at once, against eight in a row: the embedded model, through the whole service.
 
-`make bench` runs it. It prints ratios of times measured side by side: times alone say more of the machine.
+`make bench` runs it with openvino; `python -m tests.benchmarks.batching llama_cpp transformers` with those kinds, which
+must be installed. It prints ratios of times measured side by side: times alone say more of the machine.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
+from comps.model_servers.embedded import Embedded
+from comps.model_servers.llama_cpp import LlamaCpp
 from comps.model_servers.model_files import BUNDLED_MODEL
 from comps.model_servers.openvino import OpenVINO
+from comps.model_servers.transformers import Transformers
 from tests.service import Service, running
 
+KINDS: dict[str, Callable[[str], Embedded]] = {kind.kind: kind for kind in (OpenVINO, LlamaCpp, Transformers)}
 QUESTIONS = 8
 ROUNDS = 3
 DOCUMENTS = [
@@ -36,9 +43,9 @@ async def ask(service: Service, number: int) -> None:
     assert answer.status == 200, answer.body
 
 
-async def measure(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def measure(kind: str, framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"FRAMEWORK": framework, "LLM_NAME": BUNDLED_MODEL}
-    async with running(OpenVINO(BUNDLED_MODEL), monkeypatch, environment) as service:
+    async with running(KINDS[kind](BUNDLED_MODEL), monkeypatch, environment) as service:
         await ask(service, 0)
         for round_ in range(ROUNDS):
             numbers = range(1 + round_ * 1000, 1 + round_ * 1000 + QUESTIONS)
@@ -50,15 +57,16 @@ async def measure(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
             await asyncio.gather(*(ask(service, number + 500) for number in numbers))
             at_once = time.perf_counter() - started
             print(
-                f"{framework}: {QUESTIONS} at once / in a row = {at_once:.2f} s / {in_a_row:.2f} s "
+                f"{kind}, {framework}: {QUESTIONS} at once / in a row = {at_once:.2f} s / {in_a_row:.2f} s "
                 f"= {at_once / in_a_row:.2f}"
             )
 
 
 def main() -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for framework in ("native", "langchain"):
-            asyncio.run(measure(framework, monkeypatch))
+        for kind in sys.argv[1:] or [OpenVINO.kind]:
+            for framework in ("native", "langchain"):
+                asyncio.run(measure(kind, framework, monkeypatch))
 
 
 if __name__ == "__main__":

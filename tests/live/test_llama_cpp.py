@@ -230,9 +230,14 @@ async def test_without_its_setting_it_embeds_nothing_and_says_so() -> None:
         ({"chat_format": "no-such"}, "chat_format = no-such"),
         ({"n_seq_max": 0}, "n_seq_max = 0"),
         ({"seed": 1}, "seed: llama_cpp has no such setting"),
+        ({"n_ctx": "large"}, "n_ctx = large: Input should be a valid integer"),
+        ({"n_ctx": -5}, "n_ctx = -5: Input should be greater than or equal to 0"),
+        ({"n_batch": 0}, "n_batch = 0: "),
+        ({"n_threads": -1}, "n_threads = -1: "),
+        ({"flash_attn": "perhaps"}, "flash_attn = perhaps: "),
     ],
 )
-async def test_a_setting_that_would_be_lost_is_an_error(settings: dict[str, Any], said: str) -> None:
+async def test_a_setting_that_would_be_lost_or_cannot_be_is_an_error(settings: dict[str, Any], said: str) -> None:
     server = LlamaCpp(BUNDLED_MODEL, settings=settings)
     with pytest.raises(SettingsError, match=said):
         await server.load()
@@ -319,6 +324,19 @@ def test_an_answer_ends_at_the_end_of_the_window_and_says_length(bare: Any) -> N
     parts = [part for _ in range(600) if bare.busy for part in bare.step()]
     assert parts[-1]["reason"] == "length"
     assert sum(parts[-1]["usage"]) == 512
+
+
+def test_a_window_that_llama_cpp_rounds_up_holds_no_more_than_was_said() -> None:
+    from comps.model_servers.llama_cpp_engine import Engine
+
+    small = Engine(MODEL, "CPU", ONE_THREAD, 100)
+    assert small.context_window == 100
+    with pytest.raises(PromptTooLong):
+        small.start(1, "1 2 3 4 5 " * 20, GREEDY)
+    small.start(2, "1 2 3 4 5", Sampling(temperature=0.0))
+    parts = [part for _ in range(200) if small.busy for part in small.step()]
+    assert parts[-1]["reason"] == "length"
+    assert sum(parts[-1]["usage"]) == 100
 
 
 def test_a_value_that_means_nothing_is_refused_by_name(bare: Any) -> None:
