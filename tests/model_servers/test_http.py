@@ -9,11 +9,12 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
 from time import time
+from typing import Any
 
 import aiohttp
 import pytest
@@ -169,6 +170,29 @@ async def test_the_time_that_a_reader_takes_is_not_the_servers() -> None:
             await asyncio.sleep(0.25)
             count += 1
     assert count == 3
+
+
+async def test_one_timer_watches_all_of_an_answer_and_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+    original = loop.call_later
+
+    def call_later(delay: float, callback: Callable[..., object], *arguments: Any) -> asyncio.TimerHandle:
+        timer = original(delay, callback, *arguments)
+        if getattr(callback, "__self__", None).__class__.__name__ == "_Patience":
+            timers.append(timer)
+        return timer
+
+    monkeypatch.setattr(loop, "call_later", call_later)
+    answer = sse(*({"n": number} for number in range(50)))
+    async with replaying({ASK: answer}) as replay, connected(replay.url) as http:
+        assert len([data async for data in http.stream(ASK, {})]) == 50
+        async with aclosing(http.stream(ASK, {})) as events:
+            for _ in range(10):
+                await anext(events)
+    # For each answer one to its first event, and one from there on.
+    assert len(timers) == 4
+    assert all(timer.cancelled() for timer in timers)
 
 
 async def test_zero_means_without_a_limit() -> None:
