@@ -229,6 +229,21 @@ async def test_a_certificate_of_an_unknown_authority_is_refused_with_the_reason(
             await ask(replay.url)
 
 
+async def test_a_connection_that_cannot_be_made_is_tried_once() -> None:
+    connections = 0
+
+    def no_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        writer.write(b"this is no TLS\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(no_tls, "127.0.0.1", 0) as server:
+        with pytest.raises(Unreachable, match="no TLS connection could be made"):
+            await ask(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    assert connections == 1
+
+
 async def test_a_certificate_of_ones_own_authority_is_accepted(tls: ssl.SSLContext, ca_file: str) -> None:
     async with replaying({ASK: ANSWER}, tls) as replay:
         assert await ask(replay.url, Access(ca_file=ca_file)) == [b'{"n": 1}']
@@ -335,6 +350,13 @@ async def test_a_token_that_is_not_accepted_is_renewed_once() -> None:
         with pytest.raises(Refused, match="401"):
             await ask(replay.url, oauth_access(replay))
     assert len(shown_tokens(replay)) == 2
+
+
+async def test_a_refusal_of_a_token_is_not_read_to_its_end() -> None:
+    replies = {TOKENS: [token("one"), token("two")], ASK: [Reply([b"no"], 401, hang=True), ANSWER]}
+    async with replaying(replies) as replay, connected(replay.url, oauth_access(replay)) as http:
+        assert [data async for data in http.stream(ASK, {})] == [b'{"n": 1}']
+        await asyncio.wait_for(replay.left.wait(), 5)
 
 
 @pytest.mark.parametrize(
