@@ -319,6 +319,21 @@ def test_a_langchain_model_over_it_can_be_invoked_synchronously_again_and_again(
             wait_for(server.aclose())
 
 
+def test_it_may_be_used_in_one_event_loop_after_another() -> None:
+    with start_blocking_portal() as portal:
+        replies = {CHAT: sse(delta("a", "stop")), "/v1/models": Reply([b'{"data": []}'])}
+        with portal.wrap_async_context_manager(replaying(replies)) as replay:
+            server = OpenAIAPI("m", replay.url)
+
+            async def use() -> str:
+                assert (await server.describe()).name == "m"
+                answer = await collect(server.generate((Message("user", "?"),), Sampling(), {}))
+                await server.aclose()
+                return answer.text
+
+            assert [asyncio.run(use()) for _ in range(2)] == ["a", "a"]
+
+
 async def test_closing_an_answer_closes_the_connection() -> None:
     reply = sse(delta("a"))
     reply.hang = True
