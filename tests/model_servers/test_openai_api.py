@@ -230,6 +230,7 @@ def plain(status: int, body: bytes, **headers: str) -> Reply:
         (recorded("tserve", "err_bad_max_tokens"), Refused, "500"),
         (plain(401, b'{"error":"wrong key sk-123"}'), Refused, "does not accept this service's key$"),
         (plain(422, b'{"detail":"no"}'), InvalidRequest, "no"),
+        (plain(413, b"too large"), InvalidRequest, "too large"),
         (plain(503, b"loading"), Unreachable, "loading"),
         (plain(500, b"<html>x</html>"), Refused, "500"),
         (plain(200, b"<html>hello</html>"), ModelServerError, "broke off"),
@@ -261,9 +262,10 @@ async def test_a_failure_is_an_error_of_ours_with_the_servers_own_words(
         await asker.events(reply)
 
 
-async def test_a_busy_server_says_when_to_come_back(asker: Asker) -> None:
-    with pytest.raises(Overloaded) as caught:
-        await asker.whole(plain(429, b"busy", **{"Retry-After": "7"}))
+@pytest.mark.parametrize(("status", "error"), [(429, Overloaded), (503, Unreachable)])
+async def test_a_busy_server_says_when_to_come_back(status: int, error: type[LLMError], asker: Asker) -> None:
+    with pytest.raises(error) as caught:
+        await asker.whole(plain(status, b"busy", **{"Retry-After": "7"}))
     assert caught.value.retry_after == 7
 
 
