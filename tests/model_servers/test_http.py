@@ -9,12 +9,13 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from time import time
+from typing import Any
 
 import aiohttp
 import pytest
@@ -172,6 +173,29 @@ async def test_the_time_that_a_reader_takes_is_not_the_servers() -> None:
     assert count == 3
 
 
+async def test_one_timer_watches_all_of_an_answer_and_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+    original = loop.call_later
+
+    def call_later(delay: float, callback: Callable[..., object], *arguments: Any) -> asyncio.TimerHandle:
+        timer = original(delay, callback, *arguments)
+        if getattr(callback, "__self__", None).__class__.__name__ == "_Patience":
+            timers.append(timer)
+        return timer
+
+    monkeypatch.setattr(loop, "call_later", call_later)
+    answer = sse(*({"n": number} for number in range(50)))
+    async with replaying({ASK: answer}) as replay, connected(replay.url) as http:
+        assert len([data async for data in http.stream(ASK, {})]) == 50
+        async with aclosing(http.stream(ASK, {})) as events:
+            for _ in range(10):
+                await anext(events)
+    # For each answer one to its first event, and one from there on.
+    assert len(timers) == 4
+    assert all(timer.cancelled() for timer in timers)
+
+
 async def test_zero_means_without_a_limit() -> None:
     never = Access(connect_seconds=0, first_token_seconds=0, between_tokens_seconds=0, total_seconds=0)
     async with replaying({ASK: ANSWER}) as replay:
@@ -204,6 +228,21 @@ async def test_a_certificate_of_an_unknown_authority_is_refused_with_the_reason(
     async with replaying({ASK: ANSWER}, tls) as replay:
         with pytest.raises(Unreachable, match="its certificate is not trusted here"):
             await ask(replay.url)
+
+
+async def test_a_connection_that_cannot_be_made_is_tried_once() -> None:
+    connections = 0
+
+    def no_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        writer.write(b"this is no TLS\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(no_tls, "127.0.0.1", 0) as server:
+        with pytest.raises(Unreachable, match="no TLS connection could be made"):
+            await ask(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    assert connections == 1
 
 
 async def test_a_certificate_of_ones_own_authority_is_accepted(tls: ssl.SSLContext, ca_file: str) -> None:
@@ -329,6 +368,13 @@ async def test_a_token_that_is_not_accepted_is_renewed_once() -> None:
         with pytest.raises(Refused, match="401"):
             await ask(replay.url, oauth_access(replay))
     assert len(shown_tokens(replay)) == 2
+
+
+async def test_a_refusal_of_a_token_is_not_read_to_its_end() -> None:
+    replies = {TOKENS: [token("one"), token("two")], ASK: [Reply([b"no"], 401, hang=True), ANSWER]}
+    async with replaying(replies) as replay, connected(replay.url, oauth_access(replay)) as http:
+        assert [data async for data in http.stream(ASK, {})] == [b'{"n": 1}']
+        await asyncio.wait_for(replay.left.wait(), 5)
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,7 @@ def plain(status: int, body: bytes, **headers: str) -> Reply:
         (recorded("transformers_serve", "err_wrong_type"), Refused, "500"),
         (plain(401, b'{"error":"wrong key sk-123"}'), Refused, "does not accept this service's key$"),
         (plain(422, b'{"detail":"no"}'), InvalidRequest, "no"),
+        (plain(413, b"too large"), InvalidRequest, "too large"),
         (plain(503, b"loading"), Unreachable, "loading"),
         (plain(500, b"<html>x</html>"), Refused, "500"),
         (plain(200, b"<html>hello</html>"), ModelServerError, "broke off"),
@@ -262,9 +263,10 @@ async def test_a_failure_is_an_error_of_ours_with_the_servers_own_words(
         await asker.events(reply)
 
 
-async def test_a_busy_server_says_when_to_come_back(asker: Asker) -> None:
-    with pytest.raises(Overloaded) as caught:
-        await asker.whole(plain(429, b"busy", **{"Retry-After": "7"}))
+@pytest.mark.parametrize(("status", "error"), [(429, Overloaded), (503, Unreachable)])
+async def test_a_busy_server_says_when_to_come_back(status: int, error: type[LLMError], asker: Asker) -> None:
+    with pytest.raises(error) as caught:
+        await asker.whole(plain(status, b"busy", **{"Retry-After": "7"}))
     assert caught.value.retry_after == 7
 
 
@@ -318,6 +320,21 @@ def test_a_langchain_model_over_it_can_be_invoked_synchronously_again_and_again(
             model = ChatModelServer(server=server)
             assert [model.invoke("?").content for _ in range(3)] == ["a", "a", "a"]
             wait_for(server.aclose())
+
+
+def test_it_may_be_used_in_one_event_loop_after_another() -> None:
+    with start_blocking_portal() as portal:
+        replies = {CHAT: sse(delta("a", "stop")), "/v1/models": Reply([b'{"data": []}'])}
+        with portal.wrap_async_context_manager(replaying(replies)) as replay:
+            server = OpenAIAPI("m", replay.url)
+
+            async def use() -> str:
+                assert (await server.describe()).name == "m"
+                answer = await collect(server.generate((Message("user", "?"),), Sampling(), {}))
+                await server.aclose()
+                return answer.text
+
+            assert [asyncio.run(use()) for _ in range(2)] == ["a", "a"]
 
 
 async def test_closing_an_answer_closes_the_connection() -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -264,6 +264,37 @@ async def test_the_log_says_which_replica_of_which_model_is_set_aside(caplog: py
     assert "replica 1 of 2 of vicuna is set aside for 1 s: away" in caplog.text
 
 
+async def test_a_replica_that_may_be_tried_again_goes_before_those_with_less_to_answer() -> None:
+    house = House(2)
+    a, _ = house.each
+    async with aclosing(await house.begin()):  # This one is a's.
+        a.error = Unreachable("away")
+        async with aclosing(await house.begin()):  # And this one b's.
+            assert await house.ask() == "b"
+        a.error = None
+        assert a.times == 2
+        house.clock.now += 60
+        assert await house.ask() == "a"
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("no"), Overloaded("busy"), Refused(404, "no")])
+async def test_a_replica_that_refuses_what_tries_it_has_short_pauses_again(error: LLMError) -> None:
+    house = House(2)
+    a, _ = house.each
+    a.error = Unreachable("away")
+    assert [await house.ask() for _ in range(2)] == ["b", "b"]
+    house.clock.now += 60
+    a.error = error
+    with suppress(InvalidRequest, Refused):
+        await house.ask()
+    a.error = Unreachable("away")
+    assert [await house.ask() for _ in range(2)] == ["b", "b"]
+    asked = a.times
+    house.clock.now += 1
+    await house.ask()
+    assert a.times == asked + 1
+
+
 async def test_one_call_alone_tries_a_replica_that_was_set_aside() -> None:
     gate = asyncio.Event()
     house = House(2, [gate, "x"])
@@ -443,6 +474,20 @@ async def test_tokens_are_counted_by_one_that_can() -> None:
     assert isinstance(alone, CountsTokens)
     with pytest.raises(Unreachable):
         await alone.count_tokens("abc")
+
+
+async def test_a_replica_that_counts_tokens_again_is_in_use_again() -> None:
+    clock = Clock()
+    counting = Counting()
+    replicas = Replicas([counting, Scripted([["b"]])], clock)
+    assert isinstance(replicas, CountsTokens)
+    counting.error = Unreachable("away")
+    with pytest.raises(Unreachable):
+        await replicas.count_tokens("abc")
+    clock.now += 60
+    counting.error = None
+    assert await replicas.count_tokens("abc") == 3
+    assert (await collect(replicas.generate("?", Sampling(), {}))).text == "b"  # Whose turn it is.
 
 
 async def test_embeddings_come_from_one_that_makes_them() -> None:
