@@ -130,7 +130,7 @@ class Handler:
         requests = call.requests()
         generators = [self._models.named(request.model) for request in requests]
         async with self._admission.place():
-            info = await generators[0].describe()
+            info = await generators[0].info()
             headers = self._ignored(call.ignored(info.capabilities))
             stamp = Stamp(uuid4().hex, int(time()), info.name)
             if call.streamed:

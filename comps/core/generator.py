@@ -24,6 +24,7 @@ class TextGenerator:
         self.server = server
         self.model = model
         self._broken: LLMError | None = None
+        self._info: ModelInfo | None = None
 
     async def load(self) -> None:
         """Load the model, if there is something to load; where that fails, nobody waits for it any longer.
@@ -53,7 +54,12 @@ class TextGenerator:
         """What answers, under the name that callers know it by, and what it honours; see `ModelServer.describe`."""
         if self._broken:
             raise self._broken
-        return replace(await self.server.describe(), name=self.model)
+        self._info = replace(await self.server.describe(), name=self.model)
+        return self._info
+
+    async def info(self) -> ModelInfo:
+        """What it said of itself when it was last described: no request waits for that and then for its answer."""
+        return self._info if self._info and not self._broken else await self.describe()
 
 
 class Models:

@@ -84,6 +84,22 @@ async def test_an_unknown_model_is_refused_with_the_known_one() -> None:
     assert server.asked == []
 
 
+async def test_a_request_does_not_wait_for_a_description_that_has_been_given_once() -> None:
+    class Counting(Scripted):
+        described = 0
+
+        async def describe(self) -> ModelInfo:
+            self.described += 1
+            return await super().describe()
+
+    server = Counting()
+    generator = TextGenerator(server, "m")
+    infos = [await generator.info() for _ in range(3)]
+    assert (server.described, {info.name for info in infos}) == (1, {"m"})
+    await generator.describe()
+    assert server.described == 2
+
+
 async def test_a_description_is_the_model_server_s_under_the_name_that_callers_know() -> None:
     server = Scripted(name="inside", context_window=9)
     info = await TextGenerator(server, "outside").describe()
