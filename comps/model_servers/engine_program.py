@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO, Protocol, TypeAlias, runtime_checkable
 
-from comps.core.errors import InvalidRequest, PromptTooLong, SettingsError
+from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError
 from comps.core.types import JSON, Sampling
 
 Part: TypeAlias = dict[str, JSON]
@@ -162,7 +162,7 @@ def _take(engine: Engine, message: dict[str, JSON], waiting: set[int]) -> Part |
         elif isinstance(engine, Embeds):
             engine.start_embedding(number, message["embed"])
         else:
-            raise NotImplementedError("this engine makes no embeddings")
+            raise ModelServerError("this engine makes no embeddings")
         waiting.add(number)
         return None
     except PromptTooLong as error:
