@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
@@ -23,9 +24,9 @@ from comps.core.generator import Models, TextGenerator
 from comps.core.ports import ModelServer
 from comps.core.types import JSON, ModelInfo
 from comps.dialects import DIALECTS, open_dialect
-from comps.dialects.base import Desk, Dialect, House
+from comps.dialects.base import Desk, Dialect, House, Text
 from comps.dialects.opea import Switches
-from comps.handler import Handler, status_of
+from comps.handler import Handler
 from comps.model_servers import WITHOUT_ENGINE_SETTINGS, model_servers, open_model_server, through_framework
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
@@ -118,6 +119,7 @@ def make_app(
     servers: Mapping[str, ModelServer] = MappingProxyType({}),
     on_loaded: Callable[[LLMError | None], None] | None = None,
     *,
+    shut_down: Callable[[], None] | None = None,
     further: Sequence[Dialect] = (),
 ) -> FastAPI:
     """The service.
@@ -126,9 +128,11 @@ def make_app(
         settings: All that can be set.
         servers: Model servers to take instead of those that the settings name, by the model.
         on_loaded: Called when all models are loaded or have failed to, or with the reason why none ever will be.
+        shut_down: Ends the service when what runs is answered; called if a client says so and the settings allow it.
         further: Dialects to speak before those that the settings enable.
     """
-    house = _House(settings, open_models(settings, servers), [*further, *make_dialects(settings)])
+    dialects = [*further, *make_dialects(settings)]
+    house = _House(settings, open_models(settings, servers), dialects, shut_down)
     app = FastAPIOffline(
         title="OPEA LLM microservice",
         version=house.version,
@@ -138,17 +142,28 @@ def make_app(
         lifespan=lambda _: house.open(on_loaded),
     )
     house.add_routes(app)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.microservice.cors_origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["*"],
+    )
     return app
 
 
 class _House:
     """One running service, and what its routes need of it."""
 
-    def __init__(self, settings: Settings, models: Models, dialects: list[Dialect]) -> None:
+    def __init__(
+        self, settings: Settings, models: Models, dialects: list[Dialect], shut_down: Callable[[], None] | None
+    ) -> None:
         self.settings = settings
         self.models = models
         self.dialects = dialects
+        self.admission = Admission(settings.microservice.max_running, settings.microservice.max_waiting)
         self.telemetry = Telemetry()
+        self.shut_down = shut_down if settings.microservice.allow_shutdown else None
         self.version = _version()
         self.started = int(time())
 
@@ -181,9 +196,11 @@ class _House:
             return LLMError("the model could not be loaded; the log above has the reason")
         return None
 
-    async def describe(self) -> House:
+    async def describe(self, asks_models: bool, path: Mapping[str, str]) -> House:
         """The state of the service at this moment: it is ready when one of its models can answer."""
-        states = await asyncio.gather(*(_state(generator) for generator in self.models))
+        states: list[tuple[ModelInfo, LLMError | None]] = [(ModelInfo(one.model), None) for one in self.models]
+        if asks_models:
+            states = await asyncio.gather(*(_state(generator) for generator in self.models))
         return House(
             name=self.settings.microservice.name,
             version=self.version,
@@ -191,51 +208,80 @@ class _House:
             models=[info for info, _ in states],
             not_ready=states[0][1] if all(error for _, error in states) else None,
             statistics=self.telemetry.statistics(),
+            queue_length=self.admission.running + self.admission.waiting,
+            path=path,
+            shut_down=self.shut_down,
         )
 
     def add_routes(self, app: FastAPI) -> None:
         """All routes: with a body, by path; without one, from the first dialect that has them; and our own."""
-        admission = Admission(self.settings.microservice.max_running, self.settings.microservice.max_waiting)
         paths = list(dict.fromkeys(path for dialect in self.dialects for path in dialect.calls))
         desks = [Desk(path, self.dialects) for path in paths]
         for desk in desks:
             handler = Handler(
                 desk,
                 self.models,
-                admission,
+                self.admission,
                 self.telemetry,
                 max_body=self.settings.microservice.max_body_mb * MEGABYTE,
                 strict=self.settings.dialects.strict,
             )
             app.router.routes.append(Route(desk.path, handler, methods=["POST"]))
-        for path in dict.fromkeys(path for dialect in self.dialects for path in dialect.facts):
-            owner = next(dialect for dialect in self.dialects if path in dialect.facts)
-            app.add_api_route(path, self._fact(owner, path), methods=["GET"], summary=owner.facts[path].__doc__)
+        app.add_api_route("/", self._front, methods=["GET"], summary="A page for browsers, an answer for probes")
         app.add_api_route("/health", _alive, methods=["GET"], summary="Liveness: 200 as long as the service runs")
         app.add_api_route("/metrics", self._metrics, methods=["GET"], summary="Prometheus metrics")
+        for route in dict.fromkeys(route for dialect in self.dialects for route in dialect.facts):
+            method, _, path = route.partition(" ")
+            if path != "/" and "?" not in path:
+                summary = self._owner(route).facts[route].tell.__doc__
+                app.add_api_route(path, self._telling(route), methods=[method], summary=summary)
         app.add_exception_handler(HTTPException, self._no_such_route)
         describe_bodies(app, desks)
 
-    def _fact(self, dialect: Dialect, path: str) -> Callable[[], Any]:
-        async def fact() -> Response:
-            try:
-                return JSONResponse(dialect.facts[path](await self.describe()))
-            except LLMError as error:
-                told = error
-            except Exception:  # A fault of ours: the log gets the details, the caller none.
-                log.exception("while answering %s", path)
-                told = LLMError("internal error; the service's log has it")
-            return JSONResponse(dialect.error(told), status_of(told), _retry(told))
+    def _has(self, route: str) -> bool:
+        return any(route in dialect.facts for dialect in self.dialects)
 
-        return fact
+    def _owner(self, route: str) -> Dialect:
+        """The first dialect that has a route without a body."""
+        return next(dialect for dialect in self.dialects if route in dialect.facts)
 
-    async def _metrics(self) -> Response:
+    def _telling(self, route: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        async def tell(request: Request) -> Response:
+            return await self._tell(route, request)
+
+        return tell
+
+    async def _tell(self, route: str, request: Request) -> Response:
+        style, fact = self._owner(route).style, self._owner(route).facts[route]
+        try:
+            told = fact.tell(await self.describe(fact.asks_models, request.path_params))
+        except LLMError as error:
+            failed = error
+        except Exception:  # A fault of ours: the log gets the details, the caller none.
+            log.exception("while answering %s", route)
+            failed = LLMError("internal error; the service's log has it")
+        else:
+            if isinstance(told, Text):
+                return Response(told.text, media_type=told.media_type)
+            return Response(style.encode(told), media_type="application/json")
+        return Response(style.encode(style.error(failed)), style.status(failed), _retry(failed), "application/json")
+
+    async def _front(self, request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", "") or not self._has("GET /"):
+            return RedirectResponse("docs")
+        return await self._tell("GET /", request)
+
+    async def _metrics(self, request: Request) -> Response:
+        otherwise = f"GET /metrics?{request.url.query}"
+        if self._has(otherwise):
+            return await self._tell(otherwise, request)
         return Response(self.telemetry.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _no_such_route(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         said = InvalidRequest(f"{request.method} {request.url.path}: {error.detail}; GET /docs shows what there is")
-        return JSONResponse(self.dialects[0].error(said), error.status_code, error.headers)
+        style = self.dialects[0].style
+        return Response(style.encode(style.error(said)), error.status_code, error.headers, "application/json")
 
 
 async def _state(generator: TextGenerator) -> tuple[ModelInfo, LLMError | None]:

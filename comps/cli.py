@@ -62,7 +62,7 @@ class _Service(uvicorn.Server):
         self.failed: LLMError | None = None
         microservice = settings.microservice
         config = uvicorn.Config(
-            make_app(settings, on_loaded=self._on_loaded),
+            make_app(settings, on_loaded=self._on_loaded, shut_down=lambda: self.handle_exit(signal.SIGTERM, None)),
             host=microservice.host,
             port=microservice.port,
             loop="uvloop",

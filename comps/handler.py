@@ -6,53 +6,26 @@ It is plain ASGI, so that nothing stands between an event and its HTTP chunk. Er
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import replace
 from time import time
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
-import orjson
 from starlette.types import Receive, Scope, Send
 
 from comps.admission import Admission
-from comps.core.errors import (
-    BodyTooLarge,
-    InvalidRequest,
-    LLMError,
-    ModelServerError,
-    Overloaded,
-    PromptTooLong,
-    Timeout,
-    UnknownModel,
-    Unreachable,
-)
-from comps.core.generator import Models, collect
-from comps.core.types import JSON, Event, Finished, Generation
-from comps.dialects.base import Call, Desk, Misread
+from comps.core.errors import BodyTooLarge, InvalidRequest, LLMError, ModelServerError, PromptTooLong, Unreachable
+from comps.core.generator import Models, at_once, collect, together
+from comps.core.types import Event, Finished, GenerationRequest, ModelInfo, total
+from comps.dialects.base import Call, Desk, EmbeddingCall, GenerationCall, Misread, Style, TokenCountCall
 from comps.dialects.framing import Stamp
 from comps.telemetry import Exchange, Telemetry, log
 
-STATUS: dict[type[LLMError], int] = {
-    InvalidRequest: 400,
-    UnknownModel: 404,
-    BodyTooLarge: 413,
-    Overloaded: 429,
-    ModelServerError: 502,
-    Unreachable: 503,
-    Timeout: 504,
-    LLMError: 500,
-}
-"""By error class; a class that is not here has its parent's."""
-
 _JSON_TYPE = (b"content-type", b"application/json")
 _LONGEST_HEADER = 1000
-
-
-def status_of(error: LLMError) -> int:
-    """The HTTP status of an error."""
-    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
 class ClientGone(Exception):
@@ -90,60 +63,81 @@ class Handler:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = _Reply(send)
-        spell = self.desk.dialects[0].error
+        style = self.desk.style
         call: Call | None = None
         with self._telemetry.exchange(self.desk.path) as exchange:
             try:
-                call = self.desk.read(await _body(scope, receive, self._max_body))
-                spell = call.error
+                call = self.desk.read(await _body(scope, receive, self._max_body), scope.get("path_params", {}))
+                style = call.style
                 await _unless_gone(receive, self._answer(call, reply, exchange))
                 exchange.outcome = "200"
             except ClientGone:
                 exchange.outcome = "gone"
             except asyncio.CancelledError:  # The service ends before the answer does.
-                await self._fail(Unreachable("the service is shutting down"), spell, call, reply, exchange)
+                await self._fail(Unreachable("the service is shutting down"), style, call, reply, exchange)
             except Misread as misread:
-                await self._fail(misread.error, misread.spell, None, reply, exchange)
+                await self._fail(misread.error, misread.style, None, reply, exchange)
             except LLMError as error:
-                await self._fail(error, spell, call, reply, exchange)
+                await self._fail(error, style, call, reply, exchange)
             except Exception:  # A fault of ours: the log gets the details, the caller none.
                 log.exception("while answering %s", self.desk.path)
-                await self._fail(LLMError("internal error; the service's log has it"), spell, call, reply, exchange)
+                await self._fail(LLMError("internal error; the service's log has it"), style, call, reply, exchange)
 
-    async def _fail(
-        self, error: LLMError, spell: Callable[[LLMError], JSON], call: Call | None, reply: _Reply, exchange: Exchange
-    ) -> None:
-        if status_of(error) >= 500:
+    async def _fail(self, error: LLMError, style: Style, call: Call | None, reply: _Reply, exchange: Exchange) -> None:
+        if style.status(error) >= 500:
             exchange.failure = str(error)
-        if call and reply.started:
+        if isinstance(call, GenerationCall) and reply.started:
             exchange.outcome = "broken"
             await reply.item(call.error_item(error))
-            await reply.end()
+            if not call.cuts_off:
+                await reply.end()
             return
         if isinstance(error, PromptTooLong) and call:
             error.field = call.marker
-        exchange.outcome = str(status_of(error))
+        exchange.outcome = str(style.status(error))
         headers = [] if error.retry_after is None else [(b"retry-after", str(error.retry_after).encode())]
-        await reply.whole(status_of(error), spell(error), headers)
+        await reply.whole(style.status(error), style.encode(style.error(error)), headers)
 
     async def _answer(self, call: Call, reply: _Reply, exchange: Exchange) -> None:
-        requests = call.requests()
-        generators = [self._models.named(request.model) for request in requests]
-        async with self._admission.place():
-            info = await generators[0].info()
-            headers = self._ignored(call.ignored(info.capabilities))
-            stamp = Stamp(uuid4().hex, int(time()), info.name)
-            if call.streamed:
-                events = generators[0].generate(requests[0])
-                await _stream(call, events, stamp, reply, headers, exchange)
-                return
-            asked = zip(generators, requests, strict=True)
-            generations = await _together([collect(generator.generate(request)) for generator, request in asked])
-        exchange.usage, exchange.reason = generations[0].usage, generations[0].reason
-        reasons = ",".join(generation.reason for generation in generations).encode()
-        await reply.whole(200, call.reply(generations, stamp), [*headers, (b"x-finish-reason", reasons)])
+        match call:
+            case GenerationCall():
+                await self._generate(call, reply, exchange)
+            case EmbeddingCall():
+                model = self._models.named(call.model, call.any_model)
+                async with self._admission.places():
+                    embeddings = await model.embed(call.texts())
+                info = await model.info()
+                document = call.reply(embeddings, _stamp(info))
+                await reply.whole(200, call.style.encode(document), self._ignored(call, info, call.model))
+            case TokenCountCall():
+                model = self._models.named(call.model, call.any_model)
+                document = call.reply(await model.count_tokens(call.text()))
+                headers = self._ignored(call, await model.info(), call.model)
+                await reply.whole(200, call.style.encode(document), headers)
 
-    def _ignored(self, names: Sequence[str]) -> list[tuple[bytes, bytes]]:
+    async def _generate(self, call: GenerationCall, reply: _Reply, exchange: Exchange) -> None:
+        requests = call.requests()
+        model = self._models.named(requests[0].model, call.any_model)
+        async with self._admission.places(len(requests)):
+            info = await model.info()
+            headers = self._ignored(call, info, requests[0].model)
+            answers = [model.generate(_honoured(request, info)) for request in requests]
+            if call.streamed:
+                choices = requests[0].options.get("n", 1) if "n" in info.capabilities else 1
+                events = answers[0] if len(answers) == 1 else together(answers, choices)
+                await _stream(call, events, _stamp(info), reply, headers, exchange)
+                return
+            generations = await at_once([collect(answer) for answer in answers])
+        exchange.usage = total(generation.usage for generation in generations)
+        exchange.reason = generations[0].reason
+        reasons = ",".join(choice.reason for generation in generations for choice in generation.choices)
+        headers.append((b"x-finish-reason", reasons.encode()))
+        await reply.whole(200, call.style.encode(call.reply(generations, _stamp(info))), headers)
+
+    def _ignored(self, call: Call, info: ModelInfo, model: str | None) -> list[tuple[bytes, bytes]]:
+        """The header that names what the caller set and nothing comes of, if there is any."""
+        misnamed = ["model"] if model and model != info.name else []
+        names = misnamed + call.ignored(info.capabilities)
         if not names:
             return []
         if self._strict:
@@ -154,8 +148,18 @@ class Handler:
         return [(b"x-ignored-params", listed.encode())]
 
 
+def _honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
+    """The request as its model server gets it: the model is found, and options that it does not know are left out."""
+    options = {name: value for name, value in request.options.items() if name in info.capabilities}
+    return replace(request, model=None, options=options)
+
+
+def _stamp(info: ModelInfo) -> Stamp:
+    return Stamp(uuid4().hex, int(time()), info.name)
+
+
 async def _stream(
-    call: Call,
+    call: GenerationCall,
     events: AsyncGenerator[Event],
     stamp: Stamp,
     reply: _Reply,
@@ -184,16 +188,6 @@ async def _watched(first: Event, events: AsyncGenerator[Event], exchange: Exchan
     if not isinstance(event, Finished):
         raise ModelServerError("the model server broke off in the middle of the answer")
     exchange.usage, exchange.reason = event.usage, event.reason
-
-
-async def _together(answers: list[Coroutine[Any, Any, Generation]]) -> list[Generation]:
-    """All the answers, made at once; if one fails, the others stop."""
-    tasks = [asyncio.ensure_future(answer) for answer in answers]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 async def _body(scope: Scope, receive: Receive, most: int) -> bytes:
@@ -251,8 +245,7 @@ class _Reply:
         self._send = send
         self.started = False
 
-    async def whole(self, status: int, document: JSON, headers: list[tuple[bytes, bytes]]) -> None:
-        body = orjson.dumps(document)
+    async def whole(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         length = (b"content-length", str(len(body)).encode())
         await self._start(status, [_JSON_TYPE, length, *headers])
         await self._send({"type": "http.response.body", "body": body})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
 
 from comps.core.types import JSON
-from comps.dialects.base import Desk
-from comps.handler import STATUS
+from comps.dialects.base import STATUS, Desk
 
 
 def describe_bodies(app: FastAPI, desks: list[Desk]) -> None:
@@ -20,11 +20,23 @@ def describe_bodies(app: FastAPI, desks: list[Desk]) -> None:
         if app.openapi_schema is None:
             document = plain()
             for desk in desks:
-                document["paths"][desk.path] = {"post": _operation(desk, document)}
+                document["paths"].setdefault(_shown(desk.path), {})["post"] = _operation(desk, document)
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    operation["parameters"] = [_parameter(name) for name in re.findall(r"\{(\w+)\}", path)]
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend its document.
+
+
+def _shown(path: str) -> str:
+    """A path without what only the router understands: `/api/{model:path}/x` is `/api/{model}/x`."""
+    return re.sub(r":\w+\}", "}", path)
+
+
+def _parameter(name: str) -> JSON:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
 def _operation(desk: Desk, document: dict[str, Any]) -> JSON:
@@ -36,7 +48,7 @@ def _operation(desk: Desk, document: dict[str, Any]) -> JSON:
         schemas[call.__name__] = schema
         names.append(call.__name__)
     examples = {
-        f"{call.marker}-{number}": {"summary": summary, "value": body}
+        f"{call.__name__}-{number}": {"summary": summary, "value": body}
         for call, _ in desk.calls
         for number, (summary, body) in enumerate(call.examples.items(), 1)
     }
@@ -44,7 +56,7 @@ def _operation(desk: Desk, document: dict[str, Any]) -> JSON:
     statuses = sorted({200, *STATUS.values()})
     return {
         "summary": "Answer a question",
-        "operationId": desk.path.strip("/").replace("/", "_"),
+        "operationId": re.sub(r"\W+", "_", _shown(desk.path)).strip("_"),
         "requestBody": {"required": True, "content": {"application/json": content}},
         "responses": {str(status): {"description": _RESPONSES.get(status, "Error")} for status in statuses},
     }

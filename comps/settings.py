@@ -55,10 +55,14 @@ def _lowered(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
+def _items(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(item.strip() for item in value.lower().split(",") if item.strip())
+
+
 def _listed(value: Any) -> Any:
-    items = (
-        tuple(item.strip() for item in value.lower().split(",") if item.strip()) if isinstance(value, str) else value
-    )
+    items = _items(value)
     if not items:
         raise ValueError("must name at least one")
     return items
@@ -113,6 +117,10 @@ class Microservice(Section):
     max_body_mb: int = _key(16, "the largest request body that is read, in megabytes", "USVC_MAX_BODY_MB", gt=0)
     max_running: int = _key(256, "how many requests may generate at once", "USVC_MAX_RUNNING", gt=0)
     max_waiting: int = _key(1024, "how many more may wait; beyond that, 429", "USVC_MAX_WAITING", ge=0)
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)] = _key(
+        ("*",), "the origins whose web pages may ask, separated by commas; *: any, empty: none", "USVC_CORS_ORIGINS"
+    )
+    allow_shutdown: bool = _key(False, "let POST /shutdown end the service", "USVC_ALLOW_SHUTDOWN")
     drain_seconds: int = _key(60, "how long running answers may take to end at shutdown", "USVC_DRAIN_SECONDS", ge=0)
 
 

@@ -25,7 +25,7 @@ class Guest:
 
     async def _visit(self) -> None:
         self._came.set()
-        async with self._admission.place():
+        async with self._admission.places():
             self._order.append(self._name)
             self.seated.set()
             await self.leave.wait()
@@ -86,7 +86,7 @@ async def test_beyond_the_queue_there_is_overload() -> None:
     door = Door(running=1, waiting=2)
     guests = [await door.guest(name) for name in "abc"]
     with pytest.raises(Overloaded, match="2 are waiting") as caught:
-        async with door.admission.place():
+        async with door.admission.places():
             pytest.fail("there is no place")
     assert caught.value.retry_after == 1
     assert door.admission.waiting == 2
@@ -100,11 +100,11 @@ async def test_without_a_queue_a_taken_place_is_overload_and_a_free_one_is_not()
     door = Door(running=1, waiting=0)
     a = await door.guest("a")
     with pytest.raises(Overloaded):
-        async with door.admission.place():
+        async with door.admission.places():
             pytest.fail("there is no place")
     a.leave.set()
     await a.task
-    async with door.admission.place():
+    async with door.admission.places():
         assert door.admission.waiting == 0
 
 
@@ -134,7 +134,7 @@ async def test_a_waiter_cancelled_as_its_place_comes_free_passes_it_on() -> None
     c.leave.set()
     await c.task
     assert door.admission.waiting == 0
-    async with door.admission.place():
+    async with door.admission.places():
         pass
 
 

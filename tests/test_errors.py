@@ -11,8 +11,10 @@ import comps
 from comps.core import errors
 from comps.core.errors import (
     BodyTooLarge,
+    Forbidden,
     InvalidRequest,
     LLMError,
+    Malformed,
     ModelServerError,
     Overloaded,
     PromptTooLong,
@@ -22,14 +24,16 @@ from comps.core.errors import (
     UnknownModel,
     Unreachable,
 )
-from comps.handler import STATUS, status_of
+from comps.dialects.base import STATUS, Style
 
 EXPECTED: list[tuple[LLMError, int]] = [
     (LLMError("wrong"), 500),
     (InvalidRequest("wrong", "field"), 400),
+    (Malformed("wrong", "field", []), 400),
     (PromptTooLong(9000, 8192), 400),
     (UnknownModel("this", "that"), 404),
     (BodyTooLarge("wrong", "body"), 413),
+    (Forbidden("wrong"), 403),
     (Overloaded("wrong"), 429),
     (ModelServerError("wrong"), 502),
     (Unreachable("wrong"), 503),
@@ -37,6 +41,8 @@ EXPECTED: list[tuple[LLMError, int]] = [
     (Refused(418, "no coffee"), 502),
     (SettingsError("wrong"), 500),
 ]
+
+PLAIN = Style(str)
 
 
 def tree(root: type[LLMError] = LLMError) -> Iterator[type[LLMError]]:
@@ -62,7 +68,7 @@ def drawn() -> dict[str, str | None]:
 
 @pytest.mark.parametrize(("error", "status"), EXPECTED, ids=lambda value: type(value).__name__)
 def test_an_error_has_the_status_of_its_kind(error: LLMError, status: int) -> None:
-    assert status_of(error) == status
+    assert PLAIN.status(error) == status
 
 
 def test_every_error_has_a_status() -> None:
@@ -80,7 +86,16 @@ def test_an_error_of_somebody_else_has_its_parent_s_status() -> None:
     class Asleep(Unreachable):
         """Of a model server that is not ours."""
 
-    assert status_of(Asleep("zzz")) == 503
+    assert PLAIN.status(Asleep("zzz")) == 503
+
+
+def test_a_dialect_may_have_a_status_of_its_own_for_a_kind_of_error() -> None:
+    style = Style(str, {InvalidRequest: 422})
+    assert [style.status(error) for error in (InvalidRequest("x"), PromptTooLong(2, 1), UnknownModel("x", "y"))] == [
+        422,
+        422,
+        404,
+    ]
 
 
 def test_the_picture_of_the_tree_is_the_tree() -> None:

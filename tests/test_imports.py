@@ -47,7 +47,7 @@ PACKAGES: dict[str, set[str]] = {
     "dialects": {"pydantic", "orjson"},
     "settings": {"pydantic", "pydantic_settings"},
     "telemetry": {"prometheus_client"},
-    "handler": {"starlette", "orjson"},
+    "handler": {"starlette"},
     "openapi": {"fastapi"},
     "app": {"fastapi", "fastapi_offline", "starlette"},
     "cli": {"typer", "uvicorn"},

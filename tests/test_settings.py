@@ -58,6 +58,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "max_body_mb": ("5", 5),
     "max_running": ("3", 3),
     "max_waiting": ("0", 0),
+    "cors_origins": ("https://one.example, https://two.example", ("https://one.example", "https://two.example")),
+    "allow_shutdown": ("true", True),
     "drain_seconds": ("0", 0),
     "model_name": ("Intel/neural-chat-7b-v3-3", "Intel/neural-chat-7b-v3-3"),
     "framework": ("Native", "native"),

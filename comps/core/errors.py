@@ -2,9 +2,11 @@
 
 LLMError
 ├── InvalidRequest         the caller's fault; `field` names what to mend
+│   ├── Malformed          the body is not one that is read here: no JSON, or a field is missing or of a wrong type
 │   ├── PromptTooLong      the prompt does not fit the model's context window
 │   ├── UnknownModel       the model asked for is not served here
-│   └── BodyTooLarge       the HTTP body is over the configured limit
+│   ├── BodyTooLarge       the HTTP body is over the configured limit
+│   └── Forbidden          the settings do not allow it
 ├── Overloaded             too many requests at once; try again after `retry_after` seconds
 ├── ModelServerError       the model server failed
 │   ├── Unreachable        it cannot be reached, or is still loading
@@ -16,6 +18,9 @@ A message is written for whoever reads it, and names no path, secret or stack fr
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class LLMError(Exception):
@@ -35,6 +40,19 @@ class InvalidRequest(LLMError):
     def __str__(self) -> str:
         message = super().__str__()
         return f"{self.field}: {message}" if self.field else message
+
+
+class Malformed(InvalidRequest):
+    """The body is not one that is read here.
+
+    Args:
+        problems: All that is wrong, an item each with `type`, `loc` (the path of the field, a tuple) and `msg`, in the
+            words of pydantic: https://docs.pydantic.dev/latest/errors/validation_errors/
+    """
+
+    def __init__(self, message: str, field: str | None, problems: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(message, field)
+        self.problems = problems
 
 
 class PromptTooLong(InvalidRequest):
@@ -64,6 +82,10 @@ class UnknownModel(InvalidRequest):
 
 class BodyTooLarge(InvalidRequest):
     """The HTTP body is larger than the service reads."""
+
+
+class Forbidden(InvalidRequest):
+    """The settings do not allow it."""
 
 
 class Overloaded(LLMError):

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any, TypeVar
 
-from comps.core.errors import LLMError, ModelServerError, UnknownModel
-from comps.core.ports import Loads, ModelServer
-from comps.core.prompts import build_prompt
-from comps.core.types import Event, Finished, Generation, GenerationRequest, ModelInfo, TextDelta
+from comps.core.deltas import join_extra
+from comps.core.errors import InvalidRequest, LLMError, ModelServerError, UnknownModel
+from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
+from comps.core.prompts import build_prompt, text_of
+from comps.core.types import (
+    JSON,
+    Embeddings,
+    Event,
+    Finished,
+    Generation,
+    GenerationRequest,
+    ModelInfo,
+    Prompt,
+)
+
+T = TypeVar("T")
 
 
 class TextGenerator:
@@ -44,17 +58,50 @@ class TextGenerator:
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
         """The events of the answer; closing them stops the model."""
-        if request.model and request.model != self.model:
-            raise UnknownModel(request.model, self.model)
+        self._usable(request.model)
+        prompt = build_prompt(request)
+        if request.max_total_tokens is None:
+            return self.server.generate(prompt, request.sampling, request.options)
+        return self._within(request.max_total_tokens, prompt, request)
+
+    async def _within(self, most: int, prompt: Prompt, request: GenerationRequest) -> AsyncGenerator[Event]:
+        """An answer that has, together with the prompt, so many tokens at most."""
+        room = most - (await self.server.count_tokens(_text(prompt)) if isinstance(self.server, CountsTokens) else 0)
+        if room < 1:
+            raise InvalidRequest(f"the prompt alone has {most - room} tokens, and {most} are allowed with the answer")
+        limit = room if request.sampling.max_tokens is None else min(room, request.sampling.max_tokens)
+        sampling = replace(request.sampling, max_tokens=limit)
+        async with aclosing(self.server.generate(prompt, sampling, request.options)) as events:
+            async for event in events:
+                yield event
+
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
+        """A vector for each text; see `Embeds.embed`."""
+        self._usable(model)
+        if not isinstance(self.server, Embeds):
+            raise InvalidRequest(f"{self.model} makes no embeddings", "model")
+        return await self.server.embed(texts)
+
+    async def count_tokens(self, text: str, model: str | None = None) -> int:
+        """The tokens of a text, without special tokens."""
+        self._usable(model)
+        if not isinstance(self.server, CountsTokens):
+            raise InvalidRequest(f"the model server of {self.model} counts no tokens", "model")
+        return await self.server.count_tokens(text)
+
+    def _usable(self, model: str | None) -> None:
+        if model and model != self.model:
+            raise UnknownModel(model, self.model)
         if self._broken:
             raise self._broken
-        return self.server.generate(build_prompt(request), request.sampling, request.options)
 
     async def describe(self) -> ModelInfo:
         """What answers, under the name that callers know it by, and what it honours; see `ModelServer.describe`."""
         if self._broken:
             raise self._broken
-        self._info = replace(await self.server.describe(), name=self.model)
+        info = await self.server.describe()
+        counts = {"max_total_tokens"} if isinstance(self.server, CountsTokens) else set()
+        self._info = replace(info, name=self.model, capabilities=info.capabilities | counts)
         return self._info
 
     async def info(self) -> ModelInfo:
@@ -75,13 +122,17 @@ class Models:
     def __iter__(self) -> Iterator[TextGenerator]:
         return iter(self._by_name.values())
 
-    def named(self, name: str | None) -> TextGenerator:
+    def named(self, name: str | None, any_name: bool = False) -> TextGenerator:
         """What answers for that model; for None or an empty name, the first.
+
+        Args:
+            name: As callers say it.
+            any_name: Where one model is served, whatever it is called means that one.
 
         Raises:
             UnknownModel: There is none of that name.
         """
-        if not name:
+        if not name or (any_name and len(self._by_name) == 1):
             return next(iter(self))
         if name not in self._by_name:
             raise UnknownModel(name, ", ".join(self._by_name))
@@ -89,21 +140,87 @@ class Models:
 
 
 async def collect(events: AsyncGenerator[Event]) -> Generation:
-    """Gather the first choice of an answer.
+    """Gather an answer with all its choices.
 
     Raises:
-        ModelServerError: The events ended without a `Finished`; half an answer is never passed off as a whole one.
+        ModelServerError: The events ended without a `Finished` for each choice; half an answer is never passed off as a
+            whole one.
     """
-    pieces: list[str] = []
-    finished: Finished | None = None
+    pieces: dict[int, list[str]] = {}
+    extras: dict[int, dict[str, JSON]] = {}
+    finished: dict[int, Finished] = {}
     async with aclosing(events):
         async for event in events:
-            if event.choice != 0:
+            if isinstance(event, Finished):
+                finished[event.choice] = event
                 continue
-            if isinstance(event, TextDelta):
-                pieces.append(event.text)
-            else:
-                finished = event
-    if finished is None:
-        raise ModelServerError("the model server broke off in the middle of the answer")
-    return Generation("".join(pieces), finished.reason, finished.usage)
+            pieces.setdefault(event.choice, []).append(event.text)
+            if event.extra:
+                extras[event.choice] = join_extra(extras.get(event.choice, {}), event.extra)
+    if not finished or pieces.keys() - finished.keys():
+        raise _broken_off()
+    usage = next((end.usage for end in finished.values() if end.usage), None)
+    first, *further = (
+        Generation("".join(pieces.get(choice, ())), end.reason, usage, extras.get(choice))
+        for choice, end in sorted(finished.items())
+    )
+    return replace(first, further=tuple(further))
+
+
+async def together(answers: Sequence[AsyncGenerator[Event]], choices: int = 1) -> AsyncGenerator[Event]:
+    """The events of several answers, made at once, as they come; closing it closes them all.
+
+    Args:
+        answers: What to read.
+        choices: Of each answer; those of the second are numbered after those of the first, and so on.
+
+    Raises:
+        ModelServerError: One of them ended without a `Finished`.
+    """
+    inbox: asyncio.Queue[Event | Exception | None] = asyncio.Queue(1)
+
+    async def read(number: int, events: AsyncGenerator[Event]) -> None:
+        event: Event | None = None
+        async with aclosing(events):
+            async for event in events:
+                await inbox.put(replace(event, choice=number * choices + event.choice))
+        if not isinstance(event, Finished):
+            raise _broken_off()
+
+    async def read_all() -> None:
+        failure: Exception | None = None
+        try:
+            await at_once([read(number, events) for number, events in enumerate(answers)])
+        except Exception as error:  # Raised where the events are read.
+            failure = error
+        await inbox.put(failure)
+
+    reading = asyncio.ensure_future(read_all())
+    try:
+        while (event := await inbox.get()) is not None:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+async def at_once(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all the work, done at the same time; if one fails, the others stop, and have stopped when it
+    raises."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _broken_off() -> ModelServerError:
+    return ModelServerError("the model server broke off in the middle of the answer")
+
+
+def _text(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(text_of(message.content) for message in prompt)

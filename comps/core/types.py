@@ -1,8 +1,8 @@
-"""The words of the house: pure values that travel between the rooms; no behaviour and no I/O."""
+"""The words of the house: pure values that travel between the rooms; no I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -19,6 +19,8 @@ class Message:
 
     role: str
     content: str | list[JSON]
+    extra: Mapping[str, JSON] = field(default_factory=dict)
+    """The other fields of an OpenAI message (name, tool_calls, tool_call_id), for a model server that knows them."""
 
 
 Prompt: TypeAlias = str | tuple[Message, ...]
@@ -65,6 +67,8 @@ class GenerationRequest:
     language: str = "auto"
     """Of the house's own template: `en`, `zh`, or `auto` to go by the documents."""
     sampling: Sampling = Sampling()
+    max_total_tokens: int | None = None
+    """The most tokens of prompt and answer together, at least 1; where the model server cannot count, of the answer."""
     model: str | None = None
     options: Mapping[str, JSON] = field(default_factory=dict)
     """Fields only an OpenAI-speaking model server knows: tools, response_format, logprobs, n …"""
@@ -88,6 +92,15 @@ class Usage:
     completion_tokens: int
 
 
+def total(usages: Iterable[Usage | None]) -> Usage | None:
+    """All of them together; None if one is not known."""
+    known = list(usages)
+    counted = [usage for usage in known if usage]
+    if not counted or len(counted) < len(known):
+        return None
+    return Usage(sum(one.prompt_tokens for one in counted), sum(one.completion_tokens for one in counted))
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The last event of an answer; an answer that breaks off has none, but raises."""
@@ -108,6 +121,16 @@ class Generation:
     text: str
     reason: str
     usage: Usage | None = None
+    """Of all choices together."""
+    extra: Mapping[str, JSON] | None = None
+    """What came with the text (see `TextDelta.extra`), each field put together again."""
+    further: tuple[Generation, ...] = ()
+    """The other choices of an answer that has several."""
+
+    @property
+    def choices(self) -> tuple[Generation, ...]:
+        """All choices, this one first."""
+        return (self, *self.further)
 
 
 @dataclass(frozen=True, slots=True)

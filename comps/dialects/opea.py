@@ -18,11 +18,14 @@ from comps.core.errors import LLMError
 from comps.core.prompts import text_of
 from comps.core.types import JSON, Document, Event, Generation, GenerationRequest, Message, Sampling
 from comps.dialects import framing
-from comps.dialects.base import Call, Dialect, House
+from comps.dialects.base import Dialect, Fact, GenerationCall, House, Style
 from comps.dialects.framing import Stamp
 from comps.dialects.opea_bodies import DataBody, Documents, Messages, Question, echoed
 
 PATH = "/v1/chat/completions"
+OPEA = Style(lambda error: {"detail": str(error)})
+"""OPEA's services are FastAPI's."""
+OPENAI = Style(framing.openai_error)
 
 _MANY = 2**31 - 1
 _MOST_COMPARED = 50_000_000
@@ -48,9 +51,10 @@ class Switches:
     output_guard: bool = False
 
 
-class OpeaCall(Call):
+class OpeaCall(GenerationCall):
     """The fields that all bodies of this dialect share. `null` is the same as leaving a field out."""
 
+    style = OPEA
     defaults: ClassVar[Mapping[str, float]]
     """The sampling that applies where the body is silent."""
 
@@ -148,10 +152,6 @@ class OpeaCall(Call):
             model=self.model,
         )
 
-    @classmethod
-    def error(cls, error: LLMError) -> JSON:
-        return fastapi_error(error)
-
 
 _LIMITS = ("max_tokens", "max_new_tokens", "max_completion_tokens")
 _SAMPLING = tuple(name for name in Sampling.__dataclass_fields__ if name != "stop")
@@ -160,6 +160,7 @@ _SAMPLING = tuple(name for name in Sampling.__dataclass_fields__ if name != "sto
 class _Question(OpeaCall):
     """What the two question bodies share: the first microservice's answer."""
 
+    marker: ClassVar[str]
     defaults = {
         "max_tokens": 1024,
         "top_k": 10,
@@ -266,6 +267,7 @@ class MessagesCall(OpeaCall):
             "stream": False,
         },
     }
+    style = OPENAI
     defaults = {"max_tokens": 1024, "temperature": 0.01}
 
     messages: Messages = Field(description="A list of messages, or one question as a string.")
@@ -325,17 +327,8 @@ class MessagesCall(OpeaCall):
             tail = {"reranked_docs": [echoed(document) for document in self._sent_along()]}
             yield b"json: " + orjson.dumps(tail) + b"\n\n"
 
-    @classmethod
-    def error(cls, error: LLMError) -> JSON:
-        return framing.openai_error(error)
-
     def error_item(self, error: LLMError) -> bytes:
         return framing.sse(orjson.dumps(framing.openai_error(error)))
-
-
-def fastapi_error(error: LLMError) -> JSON:
-    """The error body of OPEA's services, which are FastAPI's."""
-    return {"detail": str(error)}
 
 
 def _health_check(house: House) -> JSON:
@@ -374,7 +367,11 @@ def opea(switches: Switches) -> Dialect:
     return Dialect(
         name="opea",
         calls={PATH: (QueryCall, InitialQueryCall, MessagesCall)},
-        error=fastapi_error,
-        facts={"/v1/health_check": _health_check, "/v1/statistics": _statistics, "/v1/models": _models},
+        style=OPEA,
+        facts={
+            "GET /v1/health_check": Fact(_health_check),
+            "GET /v1/statistics": Fact(_statistics, asks_models=False),
+            "GET /v1/models": Fact(_models),
+        },
         switches=switches,
     )

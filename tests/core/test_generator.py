@@ -157,11 +157,11 @@ async def test_collecting_joins_the_pieces_and_keeps_reason_and_usage() -> None:
     assert events.closed
 
 
-async def test_collecting_keeps_to_the_first_choice() -> None:
+async def test_collecting_keeps_the_choices_apart() -> None:
     events = Events(
         TextDelta("a"), TextDelta("x", choice=1), Finished("length", choice=1), TextDelta("b"), Finished("stop")
     )
-    assert await collect(events.play()) == Generation("ab", "stop", None)
+    assert await collect(events.play()) == Generation("ab", "stop", further=(Generation("x", "length"),))
 
 
 @pytest.mark.parametrize(

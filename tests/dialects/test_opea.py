@@ -21,7 +21,7 @@ from comps.core.types import (
     TextDelta,
     Usage,
 )
-from comps.dialects.base import Call, Desk, Misread
+from comps.dialects.base import Desk, GenerationCall, Misread
 from comps.dialects.framing import Stamp
 from comps.dialects.opea import PATH, Switches, opea
 
@@ -45,8 +45,10 @@ E2_DOCS = [
 ]
 
 
-def read(body: Any, switches: Switches = NORMAL) -> Call:
-    return Desk(PATH, [opea(switches)]).read(orjson.dumps(body))
+def read(body: Any, switches: Switches = NORMAL) -> GenerationCall:
+    call = Desk(PATH, [opea(switches)]).read(orjson.dumps(body), {})
+    assert isinstance(call, GenerationCall)
+    return call
 
 
 def request(body: Any, switches: Switches = NORMAL) -> GenerationRequest:
@@ -392,8 +394,8 @@ def test_nothing_that_is_sent_is_ignored_without_a_word() -> None:
 
 def test_errors_are_spelled_as_the_body_they_answer() -> None:
     error = PromptTooLong(9000, 8192)
-    assert read({"query": "?"}).error(error) == {"detail": str(error)}
-    assert read({"messages": "?"}).error(error) == {
+    assert read({"query": "?"}).style.error(error) == {"detail": str(error)}
+    assert read({"messages": "?"}).style.error(error) == {
         "error": {
             "message": str(error),
             "type": "invalid_request_error",
@@ -407,7 +409,7 @@ def test_errors_are_spelled_as_the_body_they_answer() -> None:
 def test_a_wrong_field_is_named_in_the_spelling_of_its_body() -> None:
     with pytest.raises(Misread) as caught:
         read({"messages": "?", "top_k": 0})
-    spelled = caught.value.spell(caught.value.error)
+    spelled = caught.value.style.error(caught.value.error)
     assert spelled["error"]["param"] == "top_k"
     assert spelled["error"]["type"] == "invalid_request_error"
 

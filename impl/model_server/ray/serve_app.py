@@ -39,7 +39,7 @@ from comps.core.types import JSON, Event, Generation, GenerationRequest, TextDel
 from comps.dialects import framing  # noqa: E402
 from comps.dialects.base import Dialect  # noqa: E402
 from comps.dialects.framing import Stamp  # noqa: E402
-from comps.dialects.opea import OpeaCall  # noqa: E402
+from comps.dialects.opea import OPENAI, OpeaCall  # noqa: E402
 from comps.telemetry import start_log  # noqa: E402
 
 WRONG_SETTINGS, FAILED = 2, 1
@@ -152,6 +152,8 @@ class CompletionCall(OpeaCall):
     def streamed(self) -> bool:
         return bool(self.streaming if self.stream is None else self.stream)
 
+    style = OPENAI
+
     def requests(self) -> Sequence[GenerationRequest]:
         texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         if self.streamed and len(texts) > 1:
@@ -179,10 +181,6 @@ class CompletionCall(OpeaCall):
             yield framing.sse(orjson.dumps({**_head(stamp), "choices": [], "usage": framing.usage_object(usage)}))
         yield framing.DONE
 
-    @classmethod
-    def error(cls, error: LLMError) -> JSON:
-        return framing.openai_error(error)
-
     def error_item(self, error: LLMError) -> bytes:
         return framing.sse(orjson.dumps(framing.openai_error(error)))
 
@@ -195,7 +193,7 @@ def _choice(index: int, text: str, reason: str | None) -> JSON:
     return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
 
 
-COMPLETIONS = Dialect("completions", {"/v1/completions": (CompletionCall,)}, framing.openai_error)
+COMPLETIONS = Dialect("completions", {"/v1/completions": (CompletionCall,)}, OPENAI)
 
 
 class Replica:
