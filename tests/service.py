@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from comps.app import make_app, read_settings
 from comps.core.errors import LLMError
 from comps.core.ports import ModelServer
+from comps.dialects.base import Dialect
 
 PATH = "/v1/chat/completions"
 PATIENCE = 60.0
@@ -122,9 +123,9 @@ class Service:
             await connection.send("POST", path, data, headers)
             return await connection.answer()
 
-    async def get(self, path: str) -> Answer:
+    async def get(self, path: str, **headers: str) -> Answer:
         async with self.connect() as connection:
-            await connection.send("GET", path)
+            await connection.send("GET", path, b"", headers)
             return await connection.answer()
 
 
@@ -135,9 +136,10 @@ async def running(
     environment: Mapping[str, str] | None = None,
     *,
     loaded: bool = True,
+    further: Sequence[Dialect] = (),
 ) -> AsyncIterator[Service]:
-    """The service in front of `model_server`, or of several by their models' names, with settings from `environment`;
-    waits until all are loaded."""
+    """The service in front of `model_server`, or of several by their models' names, with settings from `environment`
+    and `further` dialects before those; waits until all are loaded."""
     for name, value in {"FRAMEWORK": "native", "LLM_NAME": "scripted", **(environment or {})}.items():
         monkeypatch.setenv(name, value)
     ready = asyncio.Event()
@@ -148,9 +150,8 @@ async def running(
 
     def make() -> FastAPI:
         settings = read_settings(None)
-        if isinstance(model_server, Mapping):
-            return make_app(settings, model_server, on_loaded)
-        return make_app(settings, {settings.model.model_name: model_server}, on_loaded)
+        servers = model_server if isinstance(model_server, Mapping) else {settings.model.model_name: model_server}
+        return make_app(settings, servers, on_loaded, further=further)
 
     # Before the loop runs, as in the command; here in a thread, since making a service reads files.
     app = await asyncio.to_thread(make)

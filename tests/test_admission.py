@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from comps.admission import Admission
-from comps.core.errors import Overloaded
+from comps.core.errors import InvalidRequest, Overloaded
 
 
 class Guest:
@@ -160,3 +160,41 @@ async def test_a_place_is_released_on_cancellation() -> None:
     b.leave.set()
     await b.task
     assert door.admission.waiting == 0
+
+
+async def test_whoever_needs_several_places_waits_for_all_and_is_not_overtaken() -> None:
+    admission, order = Admission(running=2, waiting=5), list[str]()
+    leave = asyncio.Event()
+
+    async def visit(name: str, number: int) -> None:
+        async with admission.places(number):
+            order.append(name)
+            await leave.wait()
+
+    visits = []
+    for name, number in (("a", 1), ("both", 2), ("c", 1)):
+        visits.append(asyncio.ensure_future(visit(name, number)))
+        await asyncio.sleep(0)
+    assert (order, admission.running, admission.waiting) == (["a"], 2, 2)
+    leave.set()
+    await asyncio.wait_for(asyncio.gather(*visits), 5)
+    assert order == ["a", "both", "c"]
+    assert (admission.running, admission.waiting) == (0, 0)
+
+
+async def test_places_that_were_held_while_waiting_for_more_are_given_back() -> None:
+    admission = Admission(running=2, waiting=5)
+    async with admission.places():
+        waiting = asyncio.ensure_future(admission.places(2).__aenter__())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        async with admission.places():
+            assert admission.running == 2
+    assert (admission.running, admission.waiting) == (0, 0)
+
+
+async def test_more_places_than_there_are_is_the_callers_mistake() -> None:
+    with pytest.raises(InvalidRequest, match="3 answers at once, and no more than 2 are made"):
+        async with Admission(running=2, waiting=5).places(3):
+            pytest.fail("there are not so many places")

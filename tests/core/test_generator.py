@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 import pytest
 
 from comps.core.errors import InvalidRequest, ModelServerError, SettingsError, UnknownModel, Unreachable
-from comps.core.generator import Models, TextGenerator, collect
+from comps.core.generator import Models, TextGenerator, at_once, collect, together
 from comps.core.prompts import RAG_TEMPLATES, fill
 from comps.core.types import (
     Document,
+    Embeddings,
     Event,
     Finished,
     Generation,
@@ -200,3 +202,138 @@ async def test_collecting_that_is_cancelled_stops_the_model() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert server.closed.is_set()
+
+
+async def test_collecting_puts_together_what_came_with_the_text() -> None:
+    events = Events(
+        TextDelta("", extra={"reasoning": "hm"}),
+        TextDelta("a", extra={"logprobs": {"content": [1]}}),
+        TextDelta("b", extra={"logprobs": {"content": [2]}}),
+        Finished("stop"),
+    )
+    whole = await collect(events.play())
+    assert whole.extra == {"reasoning": "hm", "logprobs": {"content": [1, 2]}}
+
+
+async def test_a_choice_without_an_end_is_half_an_answer() -> None:
+    events = Events(TextDelta("a"), TextDelta("x", choice=1), Finished("stop"))
+    with pytest.raises(ModelServerError, match="broke off"):
+        await collect(events.play())
+
+
+class Counting(Scripted):
+    """A model server that counts a word as a token."""
+
+    async def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        return Embeddings(tuple([float(len(text))] for text in texts))
+
+
+@pytest.mark.parametrize(
+    ("total", "most", "left"), [(10, None, 7), (10, 5, 5), (4, 5, 1)], ids=["alone", "above", "below"]
+)
+async def test_what_prompt_and_answer_may_have_together_leaves_the_rest_to_the_answer(
+    total: int, most: int | None, left: int
+) -> None:
+    server = Counting()
+    request = GenerationRequest("what is it", sampling=Sampling(most), max_total_tokens=total)
+    await collect(TextGenerator(server, "m").generate(request))
+    [(_, sampling, _)] = server.asked
+    assert sampling.max_tokens == left
+
+
+async def test_a_prompt_that_leaves_no_room_is_refused_with_the_numbers() -> None:
+    generator = TextGenerator(Counting(), "m")
+    with pytest.raises(InvalidRequest, match="3 tokens, and 3 are allowed"):
+        await collect(generator.generate(GenerationRequest("what is it", max_total_tokens=3)))
+
+
+async def test_whether_prompt_and_answer_can_be_counted_together_is_a_capability() -> None:
+    assert "max_total_tokens" in (await TextGenerator(Counting(), "m").describe()).capabilities
+    assert "max_total_tokens" not in (await TextGenerator(Scripted(), "m").describe()).capabilities
+
+
+async def test_abilities_are_the_model_servers() -> None:
+    generator = TextGenerator(Counting(), "m")
+    assert (await generator.embed(["ab", "c"])).vectors == ([2.0], [1.0])
+    assert await generator.count_tokens("a b") == 2
+
+
+async def test_an_ability_that_the_model_server_lacks_is_an_error_that_names_the_model() -> None:
+    generator = TextGenerator(Scripted(), "tiny")
+    with pytest.raises(InvalidRequest, match="tiny makes no embeddings"):
+        await generator.embed(["a"])
+    with pytest.raises(InvalidRequest, match="tiny counts no tokens"):
+        await generator.count_tokens("a")
+
+
+def test_any_name_may_stand_for_the_only_model() -> None:
+    one, two = TextGenerator(Scripted(), "one"), TextGenerator(Scripted(), "two")
+    assert Models([one]).named("other", any_name=True) is one
+    assert Models([one, two]).named("two", any_name=True) is two
+    with pytest.raises(UnknownModel):
+        Models([one, two]).named("other", any_name=True)
+
+
+async def test_several_answers_come_as_they_are_made() -> None:
+    first_may_go_on = asyncio.Event()
+    slow = Scripted([["a", first_may_go_on, "b"]]).generate("?", Sampling(), {})
+    fast = Scripted([["c"]]).generate("?", Sampling(), {})
+    seen: list[Event] = []
+    async with aclosing(together([slow, fast], choices=2)) as events:
+        async for event in events:
+            seen.append(event)
+            if event == Finished("stop", Usage(1, 1), choice=2):
+                first_may_go_on.set()
+    assert [event for event in seen if event.choice == 0] == [
+        TextDelta("a"),
+        TextDelta("b"),
+        Finished("stop", Usage(1, 2)),
+    ]
+    assert [event for event in seen if event.choice == 2] == [
+        TextDelta("c", choice=2),
+        Finished("stop", Usage(1, 1), choice=2),
+    ]
+
+
+async def test_several_answers_are_closed_together() -> None:
+    never = asyncio.Event()
+    servers = [Scripted([["a", never]]), Scripted([["b", never]])]
+    async with aclosing(together([server.generate("?", Sampling(), {}) for server in servers])) as events:
+        await anext(events)
+        await anext(events)
+    assert all(server.closed.is_set() for server in servers)
+
+
+async def test_one_of_several_answers_that_fails_ends_the_others() -> None:
+    waiting = Scripted([["a", asyncio.Event()]])
+    failing = Scripted([["b", ModelServerError("x")]])
+    answers = [server.generate("?", Sampling(), {}) for server in (waiting, failing)]
+    with pytest.raises(ModelServerError, match="x"):
+        await collect(together(answers))
+    assert waiting.closed.is_set()
+
+
+async def test_one_of_several_answers_that_breaks_off_is_an_error() -> None:
+    answers = [Events(TextDelta("a"), Finished("stop")).play(), Events(TextDelta("b")).play()]
+    with pytest.raises(ModelServerError, match="broke off"):
+        await collect(together(answers))
+
+
+async def test_work_done_at_once_has_stopped_when_one_piece_fails() -> None:
+    stopped = asyncio.Event()
+
+    async def endless() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async def failing() -> None:
+        raise ModelServerError("x")
+
+    with pytest.raises(ModelServerError):
+        await at_once([endless(), failing()])
+    assert stopped.is_set()
