@@ -82,6 +82,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "enabled": ("OpenAI, opea", ("openai", "opea")),
     "opea_stream": ("text", "text"),
     "messages": ("enterprise_rag", "enterprise_rag"),
+    "llm_api_family": ("autoawq", "autoawq"),
     "strict": ("true", True),
     "disable_streaming": ("True", True),
     "output_guard": ("1", True),

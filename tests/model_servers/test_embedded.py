@@ -165,8 +165,10 @@ def test_transformers_takes_a_checkpoint_a_gguf_file_or_a_repository(tmp_path: P
     assert find_checkpoint(str(tmp_path)) == str(tmp_path)
     assert find_checkpoint("owner/name") == "owner/name"
     assert find_checkpoint(BUNDLED_MODEL).endswith(".gguf")
-    with pytest.raises(SettingsError, match="no-such-thing"):
-        find_checkpoint("no-such-thing")
+    assert find_checkpoint("gpt2") == "gpt2"
+    for name in ("./no-such-thing", "no-such-thing.gguf"):
+        with pytest.raises(SettingsError, match="no-such-thing"):
+            find_checkpoint(name)
 
 
 def test_prompts_are_read_in_chunks_of_a_steady_size() -> None:
