@@ -9,6 +9,7 @@ from comps.dialects.base import Dialect
 
 DIALECTS = {
     "opea": "comps.dialects.opea:opea",
+    "openai": "comps.dialects.openai:openai",
 }
 """Dialects by name: `module:function`, where `function(switches)` makes a `Dialect`."""
 
