@@ -171,6 +171,19 @@ def test_transformers_takes_a_checkpoint_a_gguf_file_or_a_repository(tmp_path: P
             find_checkpoint(name)
 
 
+def test_transformers_takes_a_file_of_weights_in_a_repository_or_beside_its_configuration(tmp_path: Path) -> None:
+    name, weights = "owner/name/four.safetensors", tmp_path / "four.safetensors"
+    assert find_checkpoint(name) == find_checkpoint(name, str(tmp_path)) == name
+    weights.touch()
+    assert find_checkpoint(name, str(tmp_path)) == name
+    with pytest.raises(SettingsError, match=r"no file of weights with a config\.json beside it"):
+        find_checkpoint(str(weights))
+    (tmp_path / "config.json").touch()
+    assert find_checkpoint(name, str(tmp_path)) == find_checkpoint(str(weights)) == str(weights)
+    with pytest.raises(SettingsError, match="no file of weights"):
+        find_checkpoint("/nowhere/four.safetensors")
+
+
 def test_prompts_are_read_in_chunks_of_a_steady_size() -> None:
     assert chunk_for(1.0, 512) == 32
     assert chunk_for(0.001, 512) == chunk_for(0.0011, 512) == 128
