@@ -252,7 +252,9 @@ class _House:
         return tell
 
     async def _tell(self, route: str, request: Request) -> Response:
-        style, fact = self._owner(route).style, self._owner(route).facts[route]
+        owner = self._owner(route)
+        fact = owner.facts[route]
+        style = fact.style or owner.style
         try:
             told = fact.tell(await self.describe(fact.asks_models, request.path_params))
         except LLMError as error:

@@ -189,10 +189,12 @@ class Fact:
     Attributes:
         tell: The answer; raises why there is none now. Its docstring says what the route is for.
         asks_models: Whether the model servers are asked who they are first; liveness must not depend on them.
+        style: How it is spelled; None: as all that its dialect tells.
     """
 
     tell: Callable[[House], JSON | Text]
     asks_models: bool = True
+    style: Style | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,7 @@ class Dialect:
 
     Attributes:
         calls: The bodies that it reads, by path, in the order in which their markers are looked for.
-        style: How errors are spelled that come before it is clear which `Call` a body is, and all that `facts` tell.
+        style: How errors are spelled that come before it is clear which `Call` a body is, and what `facts` tell.
         facts: Routes without a body, by method and path (`GET /v1/models`).
         switches: Passed to every `Call` as pydantic's validation context.
     """
