@@ -18,9 +18,10 @@ _REQUIRED: dict[tuple[Any, ...], str] = {
 
 
 def _error(error: LLMError) -> JSON:
-    match error:
-        case Malformed(problems=[{"loc": place, "type": kind}]) if kind in ("missing", "list_type"):
-            return {"error": _REQUIRED.get(place, str(error))}
+    if isinstance(error, Malformed) and len(error.problems) == 1:
+        (problem,) = error.problems
+        if problem["type"] in ("missing", "list_type") or not problem.get("input", True):
+            return {"error": _REQUIRED.get(problem["loc"], str(error))}
     return {"error": str(error)}
 
 
