@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +28,7 @@ from comps.core.errors import (
     UnknownModel,
     Unreachable,
 )
-from comps.core.types import JSON, Embeddings, Event, Generation, GenerationRequest, ModelInfo
+from comps.core.types import GPU, JSON, Embeddings, Event, Generation, GenerationRequest, ModelInfo
 from comps.dialects.framing import SSE, Stamp
 
 STATUS: Mapping[type[LLMError], int] = {
@@ -102,7 +102,7 @@ class GenerationCall(Call):
         return False
 
     def requests(self) -> Sequence[GenerationRequest]:
-        """What the body asks for, at least one.
+        """What the body asks for; nothing if it can be answered, whole, without a model.
 
         Raises:
             InvalidRequest: The fields are well-formed, but make no sense together.
@@ -172,6 +172,8 @@ class House:
     """What the path says, by the names in its braces."""
     shut_down: Callable[[], None] | None
     """Ends the service when what runs is answered; None if the settings do not allow it."""
+    gpus: Callable[[], Awaitable[Sequence[GPU]]]
+    """Asks for the graphics cards of this machine; raises why they cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ class Fact:
         style: How it is spelled; None: as all that its dialect tells.
     """
 
-    tell: Callable[[House], JSON | Text]
+    tell: Callable[[House], JSON | Text | Awaitable[JSON | Text]]
     asks_models: bool = True
     style: Style | None = None
 
