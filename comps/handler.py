@@ -184,12 +184,15 @@ async def _stream(
 async def _watched(first: Event, events: AsyncGenerator[Event], exchange: Exchange) -> AsyncGenerator[Event]:
     """The events, the first one put back; raises if they end without an end."""
     event = first
+    exchange.usage = first.usage if isinstance(first, Finished) else None
     yield first
     async for event in events:
+        if isinstance(event, Finished) and event.usage:
+            exchange.usage = exchange.usage + event.usage if exchange.usage else event.usage
         yield event
     if not isinstance(event, Finished):
         raise ModelServerError("the model server broke off in the middle of the answer")
-    exchange.usage, exchange.reason = event.usage, event.reason
+    exchange.reason = event.reason
 
 
 async def _body(scope: Scope, receive: Receive, most: int) -> bytes:

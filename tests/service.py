@@ -17,11 +17,23 @@ from fastapi import FastAPI
 from comps.app import make_app, read_settings
 from comps.core.errors import LLMError
 from comps.core.ports import ModelServer
+from comps.core.types import Embeddings
 from comps.dialects.base import Dialect
+from comps.model_servers.scripted import Scripted
 
 PATH = "/v1/chat/completions"
 PATIENCE = 60.0
 """Seconds after which a test gives up on something that should have come at once."""
+
+
+class Able(Scripted):
+    """A model server that makes vectors and counts: a character is a token."""
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        return Embeddings(tuple([1.0, float(len(text))] for text in texts), sum(map(len, texts)))
+
+    async def count_tokens(self, text: str) -> int:
+        return len(text)
 
 
 @dataclass

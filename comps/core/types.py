@@ -91,23 +91,28 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
 
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
+
 
 def total(usages: Iterable[Usage | None]) -> Usage | None:
     """All of them together; None if one is not known."""
-    known = list(usages)
-    counted = [usage for usage in known if usage]
-    if not counted or len(counted) < len(known):
-        return None
-    return Usage(sum(one.prompt_tokens for one in counted), sum(one.completion_tokens for one in counted))
+    together = Usage(0, 0)
+    for usage in usages:
+        if usage is None:
+            return None
+        together += usage
+    return together
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of an answer; an answer that breaks off has none, but raises."""
+    """The last event of an answer, or of each of its choices; an answer that breaks off has none, but raises."""
 
     reason: str
     """`stop`, `length`, `tool_calls` or `content_filter`: what the model server said."""
     usage: Usage | None = None
+    """Of all choices together, said with the first of them that has an end."""
     choice: int = 0
 
 

@@ -5,13 +5,13 @@ Every function that yields, yields whole events: the handler sends each as one H
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
 
 from comps.core.errors import InvalidRequest, LLMError, Overloaded, PromptTooLong, UnknownModel
-from comps.core.types import JSON, Event, Finished, Generation, TextDelta, Usage
+from comps.core.types import JSON, Event, Finished, Generation, TextDelta, Usage, total
 
 DONE = b"data: [DONE]\n\n"
 SSE = "text/event-stream; charset=utf-8"
@@ -64,24 +64,71 @@ async def chat_chunks(
     events: AsyncGenerator[Event], stamp: Stamp, include_usage: bool = False
 ) -> AsyncGenerator[bytes]:
     """OpenAI's `chat.completion.chunk`s and `[DONE]`: a piece of text each, then the finish reason, then the usage."""
-    head = {"id": f"chatcmpl-{stamp.id}", "object": "chat.completion.chunk", "created": stamp.created}
-    constant = orjson.dumps({**head, "model": stamp.model})[:-1]
-    opening, closing = constant + b',"choices":[{"index":0,"delta":', b'},"logprobs":null,"finish_reason":null}]}\n\n'
-    first = b"data: " + opening + b'{"role":"assistant","content":'
-    later = b"data: " + opening + b'{"content":'
-    usage: Usage | None = None
-    before_text = first
+    chunk = _Chunk({"id": f"chatcmpl-{stamp.id}", "object": "chat.completion.chunk"}, stamp, include_usage)
+    begun: dict[int, bytes] = {}
     async for event in events:
         if isinstance(event, TextDelta):
-            further = b"," + orjson.dumps(event.extra)[1:-1] if event.extra else b""
-            yield before_text + orjson.dumps(event.text) + further + closing
-            before_text = later
+            before = begun.get(event.choice)
+            if before is None:
+                before = chunk.opening(event.choice) + b'"delta":{"role":"assistant","content":'
+                begun[event.choice] = chunk.opening(event.choice) + b'"delta":{"content":'
+            further, logprobs = _besides(event.extra) if event.extra else (b"", b"null")
+            yield before + orjson.dumps(event.text) + further + b'},"logprobs":' + logprobs + chunk.unfinished
         else:
-            usage = event.usage
-            yield sse(opening + b'{},"logprobs":null,"finish_reason":' + orjson.dumps(event.reason) + b"}]}")
-    if include_usage:
-        yield sse(constant + b',"choices":[],"usage":' + orjson.dumps(usage_object(usage)) + b"}")
-    yield DONE
+            yield chunk.last(event, b'"delta":{}')
+    for item in chunk.end():
+        yield item
+
+
+async def text_chunks(
+    events: AsyncGenerator[Event], stamp: Stamp, include_usage: bool = False
+) -> AsyncGenerator[bytes]:
+    """The same for text that is continued: `text_completion`s."""
+    chunk = _Chunk({"id": f"cmpl-{stamp.id}", "object": "text_completion"}, stamp, include_usage)
+    async for event in events:
+        if isinstance(event, TextDelta):
+            further, logprobs = _besides(event.extra) if event.extra else (b"", b"null")
+            before = chunk.opening(event.choice) + b'"text":'
+            yield before + orjson.dumps(event.text) + further + b',"logprobs":' + logprobs + chunk.unfinished
+        else:
+            yield chunk.last(event, b'"text":""')
+    for item in chunk.end():
+        yield item
+
+
+class _Chunk:
+    """What the chunks of one reply share, encoded once."""
+
+    def __init__(self, head: dict[str, JSON], stamp: Stamp, include_usage: bool) -> None:
+        self._constant = orjson.dumps({**head, "created": stamp.created, "model": stamp.model})[:-1]
+        self._include_usage = include_usage
+        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self.unfinished = b',"finish_reason":null}' + self._tail
+        self._usage: Usage | None = None
+
+    def opening(self, choice: int) -> bytes:
+        """A chunk up to what a choice says."""
+        return b"data: " + self._constant + b',"choices":[{"index":%d,' % choice
+
+    def last(self, end: Finished, nothing: bytes) -> bytes:
+        """The chunk that ends a choice."""
+        if end.usage:
+            self._usage = self._usage + end.usage if self._usage else end.usage
+        reason = b',"logprobs":null,"finish_reason":' + orjson.dumps(end.reason) + b"}"
+        return self.opening(end.choice) + nothing + reason + self._tail
+
+    def end(self) -> Iterator[bytes]:
+        """What comes when all choices have ended."""
+        if self._include_usage:
+            yield sse(self._constant + b',"choices":[],"usage":' + orjson.dumps(usage_object(self._usage)) + b"}")
+        yield DONE
+
+
+def _besides(extra: Mapping[str, JSON]) -> tuple[bytes, bytes]:
+    """What comes with a piece of text: further fields of the object that has the text, and logprobs, which are beside
+    it."""
+    fields = {name: value for name, value in extra.items() if name != "logprobs"}
+    return b"," + orjson.dumps(fields)[1:-1] if fields else b"", orjson.dumps(extra.get("logprobs"))
 
 
 def chat_completion(generation: Generation, stamp: Stamp) -> JSON:
@@ -91,15 +138,37 @@ def chat_completion(generation: Generation, stamp: Stamp) -> JSON:
         "object": "chat.completion",
         "created": stamp.created,
         "model": stamp.model,
-        "choices": [chat_choice(generation)],
+        "choices": [chat_choice(choice, index) for index, choice in enumerate(generation.choices)],
         "usage": usage_object(generation.usage),
     }
 
 
-def chat_choice(generation: Generation) -> JSON:
+def chat_choice(generation: Generation, index: int = 0) -> JSON:
     """One choice of a `chat.completion`."""
-    message = {"role": "assistant", "content": generation.text}
-    return {"index": 0, "message": message, "logprobs": None, "finish_reason": generation.reason}
+    extra = dict(generation.extra or {})
+    logprobs = extra.pop("logprobs", None)
+    message = {"role": "assistant", "content": generation.text, **extra}
+    if calls := extra.get("tool_calls"):
+        # Their places in the list say what the index says in a stream.
+        message["tool_calls"] = [{name: value for name, value in call.items() if name != "index"} for call in calls]
+        message["content"] = generation.text or None
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": generation.reason}
+
+
+def text_completion(generations: Sequence[Generation], stamp: Stamp) -> JSON:
+    """OpenAI's `text_completion` of several prompts."""
+    choices = [choice for generation in generations for choice in generation.choices]
+    return {
+        "id": f"cmpl-{stamp.id}",
+        "object": "text_completion",
+        "created": stamp.created,
+        "model": stamp.model,
+        "choices": [
+            {"index": index, "text": one.text, "logprobs": None, **(one.extra or {}), "finish_reason": one.reason}
+            for index, one in enumerate(choices)
+        ],
+        "usage": usage_object(total(generation.usage for generation in generations)),
+    }
 
 
 def usage_object(usage: Usage | None) -> JSON:

@@ -14,8 +14,8 @@ from langchain_openai.chat_models.base import BaseChatOpenAI
 from pydantic import ConfigDict, SkipValidation, model_validator
 
 from comps.core.types import JSON, Event, Finished, Sampling, TextDelta
-from comps.model_servers.langchain import CONTINUE, EventChunk, additional, content_of, one_by_one
-from comps.model_servers.openai_api import OpenAIAPI
+from comps.model_servers.langchain import CONTINUE, EventChunk, additional, has_own_form, message_of, one_by_one
+from comps.model_servers.openai_api import OpenAIAPI, wire_message
 
 _SAMPLING = tuple(field.name for field in fields(Sampling))
 _OURS = ("model", "stream", "stream_options")
@@ -56,8 +56,8 @@ class ChatOpenAIAPI(BaseChatOpenAI):
     def _get_request_payload(self, input_: Any, *, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
         payload = super()._get_request_payload(input_, stop=stop, **kwargs)
         for message, sent in zip(self._convert_input(input_).to_messages(), payload["messages"], strict=True):
-            if content_of(message) is not message.content:
-                sent["content"] = content_of(message)
+            if has_own_form(message):
+                sent.update(wire_message(message_of(message)))
         if payload.pop(CONTINUE, False):
             payload["prompt"] = payload.pop("messages")[0]["content"]
         if "response_format" in payload:  # Where it is, langchain-openai leaves this way for another one of the SDK.

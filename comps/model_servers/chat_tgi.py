@@ -13,7 +13,7 @@ from langchain_huggingface import ChatHuggingFace, HuggingFaceEndpoint
 
 from comps.core.ports import ModelServer
 from comps.core.types import Event, Message, Prompt, Sampling, TextDelta
-from comps.model_servers.langchain import CONTINUE, EventChunk, content_of
+from comps.model_servers.langchain import CONTINUE, EventChunk, message_of
 
 _SAMPLING = frozenset(field.name for field in fields(Sampling))
 _OWN = ("model", "n", "stream", "stream_options")
@@ -44,8 +44,8 @@ class ChatTGI(ChatHuggingFace):
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         sent, params = super()._create_message_dicts(messages, stop)
         for message, one in zip(messages, sent, strict=True):
-            one["role"] = message.additional_kwargs.get("__openai_role__", one["role"])
-            one["content"] = content_of(message)
+            given = message_of(message)
+            one.update({"role": given.role, "content": given.content, **given.extra})
         return sent, params
 
     async def _astream(self, messages: Any, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
@@ -83,7 +83,7 @@ class _Client:
     async def chat_completion(
         self, messages: list[dict[str, Any]], answer: _Answer, **given: Any
     ) -> AsyncGenerator[dict[str, Any]]:
-        prompt: Prompt = tuple(Message(message["role"], message["content"]) for message in messages)
+        prompt: Prompt = tuple(_message(**message) for message in messages)
         if given.pop(CONTINUE, False):
             prompt = str(messages[0]["content"])
         given["stop"] = tuple(given.get("stop") or ())
@@ -93,6 +93,10 @@ class _Client:
         chunks = answer.chunks(self._server.generate(prompt, sampling, options))
         answer.opened.push_async_callback(chunks.aclose)
         return chunks
+
+
+def _message(role: str, content: Any, **extra: Any) -> Message:
+    return Message(role, content, extra)
 
 
 class _Answer:

@@ -24,7 +24,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.messages.ai import UsageMetadata
-from langchain_core.messages.tool import ToolCallChunk
+from langchain_core.messages.tool import ToolCall, ToolCallChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import ConfigDict, PrivateAttr, SkipValidation
 
@@ -56,6 +56,8 @@ CONTINUE = "continue_text"
 """The call argument that says: the one message is text to continue, not a conversation to answer."""
 _DEVELOPER = {"__openai_role__": "developer"}
 """How LangChain writes this role into a system message."""
+_EXTRA = "message_extra"
+"""Where a message keeps its further fields in OpenAI's form."""
 _PARTS = "content_parts"
 """Where a message keeps parts in the model server's own form: LangChain rewrites some of those in its content."""
 _REASONS = {
@@ -148,7 +150,7 @@ class ChatModelServer(BaseChatModel):
     ) -> AsyncGenerator[Event]:
         known = {field.name for field in fields(Sampling)} | {CONTINUE, "extra_body"}
         options = {name: value for name, value in given.items() if name not in known} | given.get("extra_body", {})
-        prompt: Prompt = tuple(_from_langchain(message) for message in messages)
+        prompt: Prompt = tuple(message_of(message) for message in messages)
         if given.get(CONTINUE):
             prompt = str(messages[0].content)
         return self.server.generate(prompt, self._sampling(stop, given), options)
@@ -381,22 +383,42 @@ def _usage(message: BaseMessage) -> Usage | None:
     return Usage(counted["input_tokens"], counted["output_tokens"]) if counted else None
 
 
-def _from_langchain(message: BaseMessage) -> Message:
+def message_of(message: BaseMessage) -> Message:
+    """A message of LangChain's in the core's words; what it was given in the model server's own form comes back so."""
     role = message.role if isinstance(message, ChatMessage) else _ROLES.get(type(message), message.type)
-    return Message(message.additional_kwargs.get("__openai_role__", role), content_of(message))
+    content: Any = message.additional_kwargs.get(_PARTS, message.content)
+    extra = message.additional_kwargs.get(_EXTRA, {})
+    return Message(message.additional_kwargs.get("__openai_role__", role), content, extra)
 
 
-def content_of(message: BaseMessage) -> Any:
-    """Text, or parts as they were given."""
-    return message.additional_kwargs.get(_PARTS, message.content)
+def has_own_form(message: BaseMessage) -> bool:
+    """Whether there is something in it that LangChain does not send as it was given."""
+    return not message.additional_kwargs.keys().isdisjoint((_PARTS, _EXTRA))
 
 
 def _to_langchain(message: Message) -> BaseMessage:
     content: Any = message.content
     given: dict[str, Any] = {_PARTS: content} if isinstance(content, list) else {}
+    if message.extra:
+        given[_EXTRA] = dict(message.extra)
     if message.role == "developer":
         return SystemMessage(content, additional_kwargs={**given, **_DEVELOPER})
+    if message.role == "assistant":
+        return AIMessage(content, additional_kwargs=given, tool_calls=_calls(message.extra.get("tool_calls")))
+    if message.role == "tool" and isinstance(message.extra.get("tool_call_id"), str):
+        return ToolMessage(content, additional_kwargs=given, tool_call_id=message.extra["tool_call_id"])
     for kind, role in _ROLES.items():
         if role == message.role and kind is not ToolMessage:
             return kind(content, additional_kwargs=given)
     return ChatMessage(content=content, role=message.role, additional_kwargs=given)
+
+
+def _calls(given: JSON) -> list[ToolCall]:
+    """Tool calls in OpenAI's form as LangChain has them; none if they are not in that form."""
+    try:
+        return [
+            ToolCall(name=call["function"]["name"], args=json.loads(call["function"]["arguments"]), id=call["id"])
+            for call in given or ()
+        ]
+    except (KeyError, TypeError, ValueError):
+        return []

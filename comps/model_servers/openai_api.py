@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import orjson
 
 from comps.core.errors import ModelServerError, Refused, SettingsError
-from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
+from comps.core.types import (
+    JSON,
+    Embeddings,
+    Event,
+    Finished,
+    Message,
+    ModelInfo,
+    Prompt,
+    Sampling,
+    TextDelta,
+    Usage,
+)
 from comps.model_servers.http import HTTP, checked_url, error_message, sensible
 from comps.model_servers.oauth import heard
 from comps.model_servers.target import Access, Target
@@ -29,6 +40,43 @@ _ROUTE = re.compile(r"((/chat)?/completions|/generate(_stream)?)/?$")
 _WINDOWS = ("max_model_len", "context_window", "context_length", "max_context_length", "n_ctx")
 """What servers call the context window of a listed model: vLLM and SGLang, Groq, OpenRouter and Together, LM Studio,
 llama.cpp (below `meta`)."""
+
+OPENAI_OPTIONS = frozenset(
+    (
+        "audio",
+        "best_of",
+        "echo",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "logprobs",
+        "messages.*",
+        "metadata",
+        "modalities",
+        "moderation",
+        "n",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "response_format",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "suffix",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "user",
+        "verbosity",
+        "web_search_options",
+    )
+)
+"""What OpenAI's own API knows besides sampling; `messages.*` stands for the further fields of messages.
+https://platform.openai.com/docs/api-reference/chat/create, https://platform.openai.com/docs/api-reference/completions
+"""
 
 
 class OpenAIAPI:
@@ -47,6 +95,8 @@ class OpenAIAPI:
         ("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "stop")
     )
     """The fields of `Sampling` that the server knows, under the same names."""
+    options: ClassVar[frozenset[str]] = OPENAI_OPTIONS
+    """The options that it knows."""
 
     def __init__(
         self, model_name: str, endpoint: str, access: Access | None = None, context_window: int | None = None
@@ -90,7 +140,7 @@ class OpenAIAPI:
                 raise
         else:
             window = window or self._window(listing)
-        return ModelInfo(self._model_name, window, self.honoured)
+        return ModelInfo(self._model_name, window, self.honoured | self.options)
 
     def _window(self, listing: JSON) -> int | None:
         """Of ours among the listed models; a server may know it by an alias that it does not list."""
@@ -116,8 +166,7 @@ class OpenAIAPI:
         """The path and the body that ask for an answer."""
         if isinstance(prompt, str):
             return self.asking({"prompt": prompt}, sampling, options)
-        messages = [{"role": message.role, "content": message.content} for message in prompt]
-        return self.asking({"messages": messages}, sampling, options)
+        return self.asking({"messages": [wire_message(message) for message in prompt]}, sampling, options)
 
     def asking(
         self, asked: Mapping[str, JSON], sampling: Sampling, options: Mapping[str, JSON]
@@ -158,6 +207,12 @@ class OpenAIAPI:
         if self._describing and _of_this_loop(self._describing):
             self._describing.cancel()
         await self.http.aclose()
+
+
+def wire_message(message: Message) -> dict[str, JSON]:
+    """A message in OpenAI's form."""
+    content = None if message.content == "" and message.extra.get("tool_calls") else message.content
+    return {"role": message.role, "content": content, **message.extra}
 
 
 def check_endpoint(endpoint: str) -> None:
@@ -205,8 +260,8 @@ async def _events(items: AsyncGenerator[bytes]) -> AsyncGenerator[Event]:
                 reasons[number] = (_REASON.fullmatch(reason) and reason) or "unknown"
     if not reasons or begun - reasons.keys():
         raise ModelServerError("the model server broke off in the middle of the answer")
-    for number, reason in reasons.items():
-        yield Finished(reason, usage, number)
+    for place, (number, reason) in enumerate(sorted(reasons.items())):
+        yield Finished(reason, None if place else usage, number)
 
 
 def _chunk(data: bytes) -> dict[str, Any]:

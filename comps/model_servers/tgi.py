@@ -17,14 +17,14 @@ import orjson
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, PromptTooLong, Refused
 from comps.core.types import JSON, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.http import error_message, sensible
-from comps.model_servers.openai_api import OpenAIAPI
+from comps.model_servers.openai_api import OpenAIAPI, wire_message
 from comps.model_servers.text import StopStrings
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
 _OPTIONS = frozenset(("tools", "tool_choice", "tool_prompt", "response_format", "logprobs", "top_logprobs"))
-"""What only the Messages API knows."""
+"""What only the Messages API knows; `messages.*` stands for the further fields of messages."""
 _NOT_IN_MESSAGES = ("top_k", "typical_p", "repetition_penalty")
 _REASONS = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 _WARPERS = ("temperature", "top_k", "top_p", "typical_p")
@@ -61,7 +61,9 @@ class TGI(OpenAIAPI):
         self._max_stops = int(info["max_stop_sequences"])
         self._base = str(info["model_id"])
         return ModelInfo(
-            self._model_name, self._context_window or int(info["max_total_tokens"]), self.honoured | _OPTIONS
+            self._model_name,
+            self._context_window or int(info["max_total_tokens"]),
+            self.honoured | _OPTIONS | {"messages.*"},
         )
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
@@ -196,7 +198,7 @@ class TGI(OpenAIAPI):
         """
         if isinstance(prompt, str):
             return prompt
-        body = {"messages": [{"role": message.role, "content": message.content} for message in prompt]}
+        body = {"messages": [wire_message(message) for message in prompt]}
         with sensible():
             try:
                 rendered = await self.http.post("/chat_tokenize", body)

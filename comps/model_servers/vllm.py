@@ -3,13 +3,71 @@
 from __future__ import annotations
 
 from comps.model_servers.http import sensible
-from comps.model_servers.openai_api import OpenAIAPI
+from comps.model_servers.openai_api import OPENAI_OPTIONS, OpenAIAPI
+
+VLLM_OPTIONS = frozenset(
+    (
+        "add_generation_prompt",
+        "add_special_tokens",
+        "allowed_token_ids",
+        "bad_words",
+        "cache_salt",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "ignore_eos",
+        "include_reasoning",
+        "include_stop_str_in_output",
+        "length_penalty",
+        "logprob_token_ids",
+        "min_p",
+        "min_tokens",
+        "mm_processor_kwargs",
+        "priority",
+        "prompt_logprobs",
+        "repetition_detection",
+        "return_token_ids",
+        "return_tokens_as_token_ids",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "stop_token_ids",
+        "structured_outputs",
+        "thinking_token_budget",
+        "truncate_prompt_tokens",
+        "truncation_side",
+        "use_beam_search",
+        "vllm_xargs",
+    )
+)
+"""What vLLM adds to OpenAI's options: vllm/entrypoints/openai/chat_completion/protocol.py."""
+_UNKNOWN = frozenset(
+    (
+        "audio",
+        "best_of",
+        "function_call",
+        "functions",
+        "metadata",
+        "modalities",
+        "moderation",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+        "verbosity",
+        "web_search_options",
+    )
+)
+"""Of OpenAI's, what vLLM passes over without a word."""
 
 
 class VLLM(OpenAIAPI):
     """https://docs.vllm.ai/en/stable/serving/openai_compatible_server.html"""
 
     honoured = OpenAIAPI.honoured | {"top_k", "repetition_penalty"}
+    options = (OPENAI_OPTIONS - _UNKNOWN) | VLLM_OPTIONS
 
     async def count_tokens(self, text: str) -> int:
         body = {"model": self._model_name, "prompt": text, "add_special_tokens": False}

@@ -22,7 +22,7 @@ from comps.dialects.base import (
 )
 from comps.dialects.framing import Stamp
 from comps.model_servers.scripted import Scripted
-from tests.service import Service, running
+from tests.service import Able, Service, running
 
 
 def _shout(document: JSON) -> bytes:
@@ -120,16 +120,6 @@ ALL = Dialect(
         "GET /metrics?format=all": Fact(lambda house: house.queue_length),
     },
 )
-
-
-class Able(Scripted):
-    """A model server that makes vectors and counts."""
-
-    async def embed(self, texts: Sequence[str]) -> Embeddings:
-        return Embeddings(tuple([1.0, float(len(text))] for text in texts))
-
-    async def count_tokens(self, text: str) -> int:
-        return len(text)
 
 
 async def test_what_the_path_says_beats_the_body(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
-import json
 import re
 import subprocess
 import sys
@@ -13,11 +11,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import uvicorn
 
-from comps.app import make_app, read_settings
+from comps.app import read_settings
 from comps.core.errors import SettingsError
-from tests.service import PATIENCE, Announced, Service
 
 FOLDER = Path(__file__).parents[2] / "impl" / "model_server" / "ray"
 COMPLETIONS = "/v1/completions"
@@ -115,64 +111,3 @@ def test_a_gpu_may_be_chosen_by_its_type(serve_app: ModuleType, monkeypatch: pyt
     config = serve_app.vllm_config(plan(serve_app, monkeypatch, LLM_DEVICE="GPU", LLM_RAY_ACCELERATOR_TYPE="H100"))
     assert config["accelerator_type"] == "H100"
     assert "placement_group_config" not in config
-
-
-async def ask(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path, *bodies: Any) -> list[Any]:
-    """What a replica's service answers, over a socket; its model says what is written here."""
-    script = folder / "answers.json"
-    script.write_text(json.dumps([["alpha ", "beta"]]), "utf-8")
-    settings = {"MODEL_SERVER": "scripted", "LLM_NAME": "scripted", "FRAMEWORK": "native"}
-    for name, value in {**settings, "LLM_MODEL_SERVER_ENDPOINT": str(script)}.items():
-        monkeypatch.setenv(name, value)
-    app = await asyncio.to_thread(lambda: make_app(read_settings(None), further=[serve_app.COMPLETIONS]))
-    config = uvicorn.Config(app, port=0, host="127.0.0.1", http="httptools", log_config=None, access_log=False)
-    running = Announced(config)
-    serving = asyncio.ensure_future(running.serve())
-    try:
-        await asyncio.wait_for(running.listening.wait(), PATIENCE)
-        service = Service(app, running, running.servers[0].sockets[0].getsockname()[1])
-        return [await service.post(body, COMPLETIONS) for body in bodies]
-    finally:
-        running.should_exit = True
-        await asyncio.wait_for(serving, PATIENCE)
-
-
-async def test_a_completion_is_openai_s(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    one, two = await ask(serve_app, monkeypatch, tmp_path, {"prompt": "a", "echo": True}, {"prompt": ["a", "b"]})
-    assert one.json["object"] == "text_completion"
-    assert one.json["choices"] == [{"index": 0, "text": "alpha beta", "logprobs": None, "finish_reason": "stop"}]
-    assert one.headers["x-ignored-params"] == "echo"
-    assert [choice["index"] for choice in two.json["choices"]] == [0, 1]
-    usages = [answer.json["usage"]["completion_tokens"] for answer in (one, two)]
-    assert usages[1] == 2 * usages[0] > 0
-
-
-async def test_a_streamed_completion_is_openai_s(
-    serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    body = {"prompt": "a", "stream": True, "stream_options": {"include_usage": True}}
-    (answer,) = await ask(serve_app, monkeypatch, tmp_path, body)
-    items = [chunk.removeprefix(b"data: ").strip() for chunk in answer.chunks]
-    assert items.pop() == b"[DONE]"
-    *pieces, usage = map(json.loads, items)
-    assert "".join(piece["choices"][0]["text"] for piece in pieces) == "alpha beta"
-    assert pieces[-1]["choices"][0]["finish_reason"] == "stop"
-    assert usage["choices"] == []
-    assert usage["usage"]["total_tokens"] > 0
-
-
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ({"prompt": ""}, "prompt"),
-        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
-        ({"prompt": ["a", "b"], "stream": True}, "prompt"),
-        (b"no JSON", "body"),
-    ],
-)
-async def test_an_error_is_openai_s(
-    serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: Any, field: str
-) -> None:
-    (answer,) = await ask(serve_app, monkeypatch, tmp_path, body)
-    assert answer.status == 400
-    assert answer.json["error"]["param"] == field

@@ -82,6 +82,9 @@ async def both(reply: Reply, prompt: Prompt = QUESTION, path: str = CHAT) -> tup
     return seen[0]
 
 
+CALLS = [{"id": "c", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}]
+
+
 class TestUnit(ChatModelUnitTests):
     """LangChain's own tests of how a chat model is made."""
 
@@ -105,6 +108,10 @@ class TestUnit(ChatModelUnitTests):
                 Message("user", "Hi"),
                 Message("assistant", "Hello"),
                 Message("tool", "42"),
+                Message("user", "Hi", {"name": "Ann"}),
+                Message("assistant", "", {"tool_calls": CALLS}),
+                Message("assistant", "Wait", {"tool_calls": [{"odd": 1}], "reasoning_content": "Hm."}),
+                Message("tool", "42", {"tool_call_id": "c"}),
                 Message("critic", "Hm."),
                 Message("assistant", [{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "y"}]),
                 Message(
@@ -325,7 +332,7 @@ async def test_every_choice_has_its_own_text_and_reason() -> None:
     events, _ = await both(STREAMS["several choices"])
     texts = ["".join(one.text for one in events if isinstance(one, TextDelta) and one.choice == n) for n in (0, 1)]
     assert texts == ["ab", "xy"]
-    assert events[-2:] == [Finished("stop", Usage(5, 2)), Finished("length", Usage(5, 2), 1)]
+    assert events[-2:] == [Finished("stop", Usage(5, 2)), Finished("length", choice=1)]
 
 
 class Recorder(AsyncCallbackHandler):

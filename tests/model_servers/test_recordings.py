@@ -80,7 +80,7 @@ async def told_by_our_client(name: str, size: int | None) -> Told:
             async with aclosing(client.generate(prompt, Sampling(), {})) as events:
                 async for event in events:
                     if isinstance(event, Finished):
-                        told.reasons[event.choice], told.usage = event.reason, event.usage
+                        told.reasons[event.choice], told.usage = event.reason, event.usage or told.usage
                     else:
                         add(told, event)
         finally:

@@ -16,9 +16,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,18 +27,12 @@ ROOT = HERE.parents[2]
 sys.path[:0] = [str(HERE), str(ROOT)]
 
 # Found only with the line above, in a checkout that is not installed.
-import orjson  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 from pydantic import Field, ValidationError  # noqa: E402
 from pydantic_settings import BaseSettings, SettingsConfigDict  # noqa: E402
 
 from comps.app import make_app, read_settings  # noqa: E402
-from comps.core.errors import InvalidRequest, LLMError, SettingsError  # noqa: E402
-from comps.core.types import JSON, Event, Generation, GenerationRequest, TextDelta, Usage  # noqa: E402
-from comps.dialects import framing  # noqa: E402
-from comps.dialects.base import Dialect  # noqa: E402
-from comps.dialects.framing import Stamp  # noqa: E402
-from comps.dialects.opea import OPENAI, OpeaCall  # noqa: E402
+from comps.core.errors import LLMError, SettingsError  # noqa: E402
 from comps.telemetry import start_log  # noqa: E402
 
 WRONG_SETTINGS, FAILED = 2, 1
@@ -138,64 +131,6 @@ def read_plan() -> Plan:
     return plan
 
 
-class CompletionCall(OpeaCall):
-    """Text to continue, as OpenAI's older route has it."""
-
-    marker = "prompt"
-    examples = {"Text to continue": {"prompt": "Deep learning is", "max_tokens": 16}}
-    defaults = {"max_tokens": 16}
-
-    prompt: str | list[str] = Field(min_length=1, description="One text, or several that are continued at once.")
-    stream_options: dict[str, Any] | None = Field(None, description="include_usage adds the usage to a stream.")
-
-    @property
-    def streamed(self) -> bool:
-        return bool(self.streaming if self.stream is None else self.stream)
-
-    style = OPENAI
-
-    def requests(self) -> Sequence[GenerationRequest]:
-        texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        if self.streamed and len(texts) > 1:
-            raise InvalidRequest("several texts cannot be streamed in one answer", "prompt")
-        return [replace(self._request(()), prompt=text) for text in texts]
-
-    def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
-        usages = [generation.usage for generation in generations if generation.usage]
-        total = Usage(sum(one.prompt_tokens for one in usages), sum(one.completion_tokens for one in usages))
-        return {
-            **_head(stamp),
-            "choices": [_choice(index, one.text, one.reason) for index, one in enumerate(generations)],
-            "usage": framing.usage_object(total if len(usages) == len(generations) else None),
-        }
-
-    async def reply_stream(self, events: AsyncGenerator[Event], stamp: Stamp) -> AsyncGenerator[bytes]:
-        usage: Usage | None = None
-        async for event in events:
-            if isinstance(event, TextDelta):
-                choice = _choice(0, event.text, None)
-            else:
-                choice, usage = _choice(0, "", event.reason), event.usage
-            yield framing.sse(orjson.dumps({**_head(stamp), "choices": [choice]}))
-        if self.stream_options and self.stream_options.get("include_usage"):
-            yield framing.sse(orjson.dumps({**_head(stamp), "choices": [], "usage": framing.usage_object(usage)}))
-        yield framing.DONE
-
-    def error_item(self, error: LLMError) -> bytes:
-        return framing.sse(orjson.dumps(framing.openai_error(error)))
-
-
-def _head(stamp: Stamp) -> dict[str, JSON]:
-    return {"id": f"cmpl-{stamp.id}", "object": "text_completion", "created": stamp.created, "model": stamp.model}
-
-
-def _choice(index: int, text: str, reason: str | None) -> JSON:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
-
-
-COMPLETIONS = Dialect("completions", {"/v1/completions": (CompletionCall,)}, OPENAI)
-
-
 class Replica:
     """One copy of the model, with this project's own service around it. Ray calls it ready once the model is loaded."""
 
@@ -204,7 +139,7 @@ class Replica:
         loaded: asyncio.Future[LLMError | None] = asyncio.get_running_loop().create_future()
         # A configuration file that lies about is the microservice's, not ours.
         self._app = await asyncio.to_thread(
-            lambda: make_app(read_settings(Path(os.devnull)), on_loaded=loaded.set_result, further=[COMPLETIONS])
+            lambda: make_app(read_settings(Path(os.devnull)), on_loaded=loaded.set_result)
         )
         opened = AsyncExitStack()
         await opened.enter_async_context(self._app.router.lifespan_context(self._app))

@@ -1,4 +1,4 @@
-"""What OPEA's bodies are made of: documents and messages, in all the forms that its services send them in."""
+"""What bodies are made of: documents and messages, in all the forms that services send them in."""
 
 from __future__ import annotations
 
@@ -65,12 +65,17 @@ class MessageBody(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[Annotated[dict[str, Any], AfterValidator(_part)]] | None = None
 
     def message(self) -> Message:
         """The turn in the core's words."""
-        return Message(self.role, "" if self.content is None else self.content)
+        return Message(self.role, "" if self.content is None else self.content, self.extra)
+
+    @property
+    def extra(self) -> dict[str, JSON]:
+        """What else it says: name, tool_calls, tool_call_id …"""
+        return {name: value for name, value in (self.model_extra or {}).items() if value is not None}
 
 
 def _as_messages(value: Any) -> Any:
@@ -84,7 +89,9 @@ def _asking(messages: list[MessageBody]) -> list[MessageBody]:
     return messages
 
 
-Messages = Annotated[list[MessageBody], Field(max_length=MOST), BeforeValidator(_as_messages), AfterValidator(_asking)]
+Messages = Annotated[list[MessageBody], Field(min_length=1, max_length=MOST), BeforeValidator(_as_messages)]
+AskingMessages = Annotated[Messages, AfterValidator(_asking)]
+"""Messages with a question of the user among them."""
 
 
 def echoed(document: Document) -> JSON:

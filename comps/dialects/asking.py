@@ -1,0 +1,92 @@
+"""What most bodies that ask for text have in common, whoever sends them: how to sample, and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from comps.core.types import Document, Sampling
+from comps.dialects.base import GenerationCall
+from comps.dialects.bodies import DataBody, Documents
+
+MANY = 2**31 - 1
+_LIMITS = ("max_tokens", "max_new_tokens", "max_completion_tokens")
+_SAMPLING = tuple(name for name in Sampling.__dataclass_fields__ if name != "stop")
+
+
+class SampledCall(GenerationCall):
+    """A body with the sampling fields under the names that the house has for them. `null` is the same as leaving a
+    field out."""
+
+    defaults: ClassVar[Mapping[str, float]] = {}
+    """The sampling that applies where the body is silent."""
+
+    model: str | None = Field(None, description="The served model's name, where several are served.")
+    max_tokens: int | None = Field(None, gt=0, le=MANY, description="The same as max_new_tokens; the smaller counts.")
+    max_new_tokens: int | None = Field(None, gt=0, le=MANY, description="The most tokens to generate.")
+    temperature: float | None = Field(None, ge=0, le=100, description="0 is greedy.")
+    top_k: int | None = Field(None, gt=0, le=MANY)
+    top_p: float | None = Field(None, ge=0, le=1)
+    typical_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = Field(None, description="Generation ends before any of these, which are not shown.")
+    stream: bool | None = None
+
+    @property
+    def streamed(self) -> bool:
+        return bool(self.stream)
+
+    def sampling(self) -> Sampling:
+        """What the body says of sampling, and the defaults for the rest."""
+        given = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
+        if limits := [value for name in _LIMITS if (value := getattr(self, name, None)) is not None]:
+            given["max_tokens"] = min(limits)
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Sampling(**{**self.defaults, **given}, stop=tuple(text for text in stop if text))
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        wanted = [name for name in (*_SAMPLING, "stop") if getattr(self, name) not in (None, [], "")]
+        lost = [name for name in wanted if name not in capabilities]
+        if "max_tokens" not in capabilities:
+            lost += [name for name in _LIMITS[1:] if getattr(self, name, None) is not None]
+        return lost + super().ignored(capabilities)
+
+
+class DocumentsCall(SampledCall):
+    """A body that may have documents, in any of the fields that OPEA's services have had for them."""
+
+    documents: Documents | None = Field(
+        None, description="Reranked documents: strings, or objects with text and title."
+    )
+    retrieved_docs: Documents | None = Field(None, description="Documents not reranked; the first top_n are taken.")
+    reranked_docs: Documents | None = None
+    top_n: int | None = Field(None, gt=0, description="How many of retrieved_docs are taken; 1 if left out.")
+    data: DataBody | None = Field(None, description="Enterprise-RAG 2: may hold reranked_docs.")
+    chat_template: str | None = Field(None, description="A prompt template with {context} and {question}.")
+    language: Literal["auto", "en", "zh"] | None = Field(None, description="Of the default prompt template.")
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        lost = [f"data.{name}" for name in (self.data and self.data.model_extra) or ()]
+        if self.retrieved_docs and len(self.retrieved_docs) > (self.top_n or 1):
+            lost.append(f"retrieved_docs[{self.top_n or 1}:]")
+        return lost + super().ignored(capabilities)
+
+    def gathered(self) -> tuple[Document, ...]:
+        """The documents of all fields, best first."""
+        bodies = (self.documents or []) + (self.reranked_docs or []) + (self.retrieved_docs or [])[: self.top_n or 1]
+        return (*(document for body in bodies for document in body.documents()), *self.unwritten())
+
+    def unwritten(self) -> list[Document]:
+        """Those of the documents in `data` that the prompt does not hold yet."""
+        return self.sent_along()
+
+    def sent_along(self) -> list[Document]:
+        """The documents in `data`."""
+        bodies = (self.data and self.data.reranked_docs) or []
+        return [document for body in bodies for document in body.documents()]

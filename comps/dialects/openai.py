@@ -1,0 +1,314 @@
+"""OpenAI's own wire: chat, completions, embeddings and models.
+
+https://platform.openai.com/docs/api-reference. Sampling and documents mean here what they mean in every dialect; what
+only some model servers know (tools, a response format, logprobs …) is passed to those, and reported as ignored by the
+others.
+"""
+
+from __future__ import annotations
+
+import struct
+from base64 import b64encode
+from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Annotated, Any, ClassVar, Literal
+
+import orjson
+from pydantic import BeforeValidator, Field
+
+from comps.core.errors import InvalidRequest, LLMError, UnknownModel
+from comps.core.prompts import text_of
+from comps.core.types import JSON, Document, Embeddings, Event, Generation, GenerationRequest, ModelInfo
+from comps.dialects import framing
+from comps.dialects.asking import MANY, DocumentsCall, SampledCall
+from comps.dialects.base import Dialect, EmbeddingCall, Fact, House, Style
+from comps.dialects.bodies import MOST, Messages
+from comps.dialects.framing import Stamp
+
+CHAT = "/v1/chat/completions"
+OPENAI = Style(framing.openai_error)
+
+_MOST_COMPARED = 50_000_000
+"""Characters that may be looked at to find documents in messages: some hundredths of a second."""
+_FACT = "Intel Gaudi 2 has 96 GB of HBM2E memory on board."
+_WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather in a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+_NEUTRAL: dict[str, tuple[JSON, ...]] = {
+    "best_of": (1,),
+    "echo": (False,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "n": (1,),
+    "parallel_tool_calls": (True,),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+}
+"""Values that change nothing, so that nothing is lost where a model server does not know the field."""
+
+Schema = dict[str, Any]
+"""An object in the model server's own form, which is passed through."""
+
+
+class OpenAICall(SampledCall):
+    """What bodies for text have in common."""
+
+    style = OPENAI
+    _wishes: ClassVar[tuple[str, ...]] = ("n", "logit_bias", "user")
+    """The fields that only some model servers know."""
+
+    stream_options: Schema | None = Field(None, description="include_usage adds the usage to a stream.")
+    n: int | None = Field(None, ge=1, le=128, description="How many answers to make.")
+    logit_bias: dict[str, float] | None = Field(None, description="Of tokens by their ids, -100 to 100.")
+    user: str | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return bool(self.stream_options and self.stream_options.get("include_usage"))
+
+    def options(self) -> dict[str, JSON]:
+        """What only some model servers know; a field that is not OpenAI's may be one of theirs."""
+        given = {name: getattr(self, name) for name in self._wishes} | (self.model_extra or {})
+        return {name: value for name, value in given.items() if value is not None}
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        unknown = [
+            name
+            for name, value in self.options().items()
+            if name not in capabilities and value not in _NEUTRAL.get(name, ())
+        ]
+        known = [name for name in super().ignored(capabilities) if name not in (self.model_extra or ())]
+        return known + unknown
+
+    def error_item(self, error: LLMError) -> bytes:
+        return framing.sse(orjson.dumps(framing.openai_error(error)))
+
+
+class ChatCall(OpenAICall, DocumentsCall):
+    """A conversation, with documents if there are any."""
+
+    marker = "messages"
+    examples = {
+        "A conversation": {
+            "messages": [
+                {"role": "developer", "content": "You answer in one sentence."},
+                {"role": "user", "content": "What is Deep Learning?"},
+            ],
+            "max_completion_tokens": 32,
+        },
+        "With documents": {
+            "messages": [{"role": "user", "content": "How much memory does Gaudi 2 have?"}],
+            "documents": [_FACT],
+            "max_completion_tokens": 32,
+        },
+        "With a tool": {
+            "messages": [{"role": "user", "content": "How is the weather in Paris?"}],
+            "tools": [_WEATHER],
+            "max_completion_tokens": 32,
+        },
+    }
+    _wishes = (
+        *OpenAICall._wishes,
+        *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format"),
+        *("logprobs", "top_logprobs", "reasoning_effort", "verbosity", "modalities", "audio", "prediction"),
+        *("web_search_options", "moderation", "metadata", "store", "service_tier", "safety_identifier"),
+        *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
+    )
+
+    messages: Messages = Field(description="A list of messages, or one question as a string.")
+    max_completion_tokens: int | None = Field(None, gt=0, le=MANY, description="OpenAI's newer name of max_tokens.")
+    tools: list[Schema] | None = None
+    tool_choice: str | Schema | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[Schema] | None = Field(None, description="An older form of tools.")
+    function_call: str | Schema | None = Field(None, description="An older form of tool_choice.")
+    response_format: Schema | None = Field(None, description="text, json_object or json_schema.")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    reasoning_effort: str | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    modalities: list[str] | None = None
+    audio: Schema | None = None
+    prediction: Schema | None = None
+    web_search_options: Schema | None = None
+    moderation: Schema | None = None
+    metadata: Schema | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: Schema | None = None
+
+    def requests(self) -> Sequence[GenerationRequest]:
+        return [
+            GenerationRequest(
+                prompt=tuple(message.message() for message in self.messages),
+                documents=self.gathered(),
+                template=self.chat_template,
+                language=self.language or "auto",
+                sampling=self.sampling(),
+                model=self.model,
+                options=self.options(),
+            )
+        ]
+
+    def unwritten(self) -> list[Document]:
+        # Enterprise-RAG has written its documents into the messages already, and sends them along to be echoed.
+        said = "\n".join(text_of(body.content or "") for body in self.messages)
+        along = self.sent_along()
+        if len(said) * len(along) > _MOST_COMPARED:
+            return along
+        return [document for document in along if document.text not in said]
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        lost = super().ignored(capabilities)
+        if "messages.*" in capabilities:
+            return lost
+        extra = {name for body in self.messages for name, value in body.extra.items() if value}
+        return lost + [f"messages.{name}" for name in sorted(extra)]
+
+    def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
+        return framing.chat_completion(generations[0], stamp)
+
+    def reply_stream(self, events: AsyncGenerator[Event], stamp: Stamp) -> AsyncGenerator[bytes]:
+        return framing.chat_chunks(events, stamp, self.include_usage)
+
+
+def _texts(value: Any) -> Any:
+    """One text or several; tokens are somebody else's tokenizer's."""
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, int | list) for item in items):
+        raise ValueError(
+            "token ids are not read here, since it is the model server's tokenizer that counts; send text "
+            "(LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False)"
+        )
+    return items
+
+
+Texts = Annotated[
+    list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MOST), BeforeValidator(_texts)
+]
+
+
+class CompletionCall(OpenAICall):
+    """Text to continue, or several of them."""
+
+    marker = "prompt"
+    examples = {
+        "One text": {"prompt": "Deep learning is", "max_tokens": 16},
+        "Several": {"prompt": ["Deep learning is", "Paris is"], "max_tokens": 16, "temperature": 0},
+        "Streamed": {"prompt": "Deep learning is", "max_tokens": 16, "stream": True},
+    }
+    defaults = {"max_tokens": 16}
+    _wishes = (*OpenAICall._wishes, "logprobs", "echo", "suffix", "best_of")
+
+    prompt: Texts = Field(description="A text, or a list of texts.")
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = Field(None, ge=1, le=20)
+
+    def requests(self) -> Sequence[GenerationRequest]:
+        sampling, options = self.sampling(), self.options()
+        return [
+            GenerationRequest(prompt=text, sampling=sampling, model=self.model, options=options) for text in self.prompt
+        ]
+
+    def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
+        return framing.text_completion(generations, stamp)
+
+    def reply_stream(self, events: AsyncGenerator[Event], stamp: Stamp) -> AsyncGenerator[bytes]:
+        return framing.text_chunks(events, stamp, self.include_usage)
+
+
+class EmbeddingsCall(EmbeddingCall):
+    """Texts to turn into vectors."""
+
+    marker = "input"
+    examples = {
+        "One text": {"input": "Deep learning is a part of machine learning."},
+        "Several": {"input": ["Deep learning", "Bread and butter"], "encoding_format": "base64"},
+    }
+    style = OPENAI
+
+    input: Texts = Field(description="A text, or a list of texts.")
+    encoding_format: Literal["float", "base64"] | None = Field(None, description="base64: little-endian float32.")
+    dimensions: int | None = Field(None, gt=0, description="Refused unless the model's vectors have so many.")
+    user: str | None = None
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        return [*(["user"] if self.user else []), *super().ignored(capabilities)]
+
+    def texts(self) -> Sequence[str]:
+        return self.input
+
+    def reply(self, embeddings: Embeddings, stamp: Stamp) -> JSON:
+        length = len(embeddings.vectors[0])
+        if self.dimensions not in (None, length):
+            raise InvalidRequest(f"the vectors of {stamp.model} have {length} dimensions", "dimensions")
+        encode = _in_base64 if self.encoding_format == "base64" else list
+        tokens = embeddings.prompt_tokens
+        return {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": index, "embedding": encode(vector)}
+                for index, vector in enumerate(embeddings.vectors)
+            ],
+            "model": stamp.model,
+            "usage": None if tokens is None else {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+
+
+def _in_base64(vector: Sequence[float]) -> str:
+    return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def _models(house: House) -> JSON:
+    """The models that answer here"""
+    return {"object": "list", "data": [_model_object(model, house) for model in house.models]}
+
+
+def _model(house: House) -> JSON:
+    """One of the models that answer here"""
+    name = house.path["model"]
+    for model in house.models:
+        if model.name == name:
+            return _model_object(model, house)
+    raise UnknownModel(name, ", ".join(model.name for model in house.models))
+
+
+def _model_object(model: ModelInfo, house: House) -> JSON:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": house.started,
+        "owned_by": house.name,
+        "max_model_len": model.context_window,
+    }
+
+
+MODELS = {"GET /v1/models": Fact(_models), "GET /v1/models/{model:path}": Fact(_model)}
+
+
+def openai(switches: None) -> Dialect:
+    """The dialect; it has no switches."""
+    return Dialect(
+        name="openai",
+        calls={CHAT: (ChatCall,), "/v1/completions": (CompletionCall,), "/v1/embeddings": (EmbeddingsCall,)},
+        style=OPENAI,
+        facts=MODELS,
+    )

@@ -1,0 +1,396 @@
+"""OpenAI's dialect: what its bodies mean, and the exact bytes of its answers."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import orjson
+import pytest
+
+from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, PromptTooLong, UnknownModel
+from comps.core.types import (
+    Document,
+    Embeddings,
+    Event,
+    Finished,
+    Generation,
+    Message,
+    Sampling,
+    TextDelta,
+    Usage,
+)
+from comps.dialects.base import Desk, EmbeddingCall, GenerationCall, Misread
+from comps.dialects.framing import Stamp
+from comps.dialects.openai import CHAT, openai
+from comps.model_servers import FRAMEWORKS, open_model_server
+from comps.model_servers.scripted import Scripted
+from comps.model_servers.target import Target
+from tests.model_servers.replay import Reply, replaying, sse
+from tests.service import Able, running
+
+TEXT, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
+STAMP = Stamp("0123456789abcdef0123456789abcdef", 1_700_000_000, "tiny")
+QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "?"}]}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {}}}
+ALL = frozenset(("n", "tools", "tool_choice", "logprobs", "messages.*", *Sampling.__dataclass_fields__))
+
+
+def read(body: Any, path: str = CHAT) -> GenerationCall:
+    call = Desk(path, [openai(None)]).read(orjson.dumps(body), {})
+    assert isinstance(call, GenerationCall)
+    return call
+
+
+def embedding(body: Any) -> EmbeddingCall:
+    call = Desk(EMBEDDINGS, [openai(None)]).read(orjson.dumps(body), {})
+    assert isinstance(call, EmbeddingCall)
+    return call
+
+
+def refused(body: Any, path: str = CHAT) -> dict[str, Any]:
+    with pytest.raises(Misread) as caught:
+        Desk(path, [openai(None)]).read(orjson.dumps(body), {})
+    error: dict[str, Any] = caught.value.style.error(caught.value.error)["error"]
+    return error
+
+
+async def streamed(body: Any, *events: Event, path: str = CHAT) -> list[str]:
+    async def play() -> AsyncGenerator[Event]:
+        for event in events:
+            yield event
+
+    return [item.decode() async for item in read(body, path).reply_stream(play(), STAMP)]
+
+
+def choices(items: list[str]) -> list[Any]:
+    """The only choice of each chunk."""
+    return [json.loads(item.removeprefix("data: "))["choices"][0] for item in items if "[DONE]" not in item]
+
+
+def test_a_conversation_is_sampled_as_it_says_and_not_otherwise() -> None:
+    (request,) = read({**QUESTION, "max_completion_tokens": 5, "temperature": 0, "seed": 3, "stop": "x"}).requests()
+    assert request.prompt == (Message("user", "?"),)
+    assert request.sampling == Sampling(max_tokens=5, temperature=0, seed=3, stop=("x",))
+    (silent,) = read(QUESTION).requests()
+    assert silent.sampling == Sampling()
+
+
+def test_documents_go_with_a_conversation() -> None:
+    (request,) = read({**QUESTION, "documents": ["one", {"text": "two", "title": "T"}]}).requests()
+    assert request.documents == (Document("one"), Document("two", "T"))
+
+
+def test_what_only_some_model_servers_know_is_an_option() -> None:
+    wishes = {
+        "tools": [TOOL],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "response_format": {"type": "json_object"},
+        "logprobs": True,
+        "top_logprobs": 2,
+        "n": 2,
+        "logit_bias": {"5": -100},
+        "reasoning_effort": "low",
+        "metadata": {"a": "b"},
+        "min_p": 0.1,
+    }
+    (request,) = read({**QUESTION, **wishes, "functions": None}).requests()
+    assert request.options == wishes
+    assert set(read({**QUESTION, **wishes}).ignored(ALL)) == wishes.keys() - ALL
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [{"n": 1}, {"logprobs": False}, {"tools": []}, {"tool_choice": "auto"}, {"response_format": {"type": "text"}}],
+    ids=str,
+)
+def test_a_value_that_changes_nothing_is_not_lost(neutral: dict[str, Any]) -> None:
+    assert read({**QUESTION, **neutral}).ignored(frozenset()) == []
+
+
+def test_turns_keep_their_further_fields() -> None:
+    calls = [{"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}]
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}], "name": "Ann"},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "42", "tool_call_id": "c"},
+    ]
+    (request,) = read({"messages": messages}).requests()
+    assert request.prompt == (
+        Message("developer", "Be brief."),
+        Message("user", [{"type": "image_url", "image_url": {"url": "data:,"}}], {"name": "Ann"}),
+        Message("assistant", "", {"tool_calls": calls}),
+        Message("tool", "42", {"tool_call_id": "c"}),
+    )
+    assert read({"messages": messages}).ignored(ALL) == []
+    assert read({"messages": messages}).ignored(ALL - {"messages.*"}) == [
+        "messages.name",
+        "messages.tool_call_id",
+        "messages.tool_calls",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHAT, {}, "messages"),
+        (CHAT, {"messages": []}, "messages"),
+        (CHAT, {"messages": [{"role": "wizard", "content": "?"}]}, "messages.0.role"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"text": "?"}]}]}, "messages.0.content"),
+        (CHAT, {**QUESTION, "n": 0}, "n"),
+        (CHAT, {**QUESTION, "n": 129}, "n"),
+        (CHAT, {**QUESTION, "top_logprobs": 21}, "top_logprobs"),
+        (CHAT, {**QUESTION, "presence_penalty": 3}, "presence_penalty"),
+        (CHAT, {**QUESTION, "tools": "look"}, "tools"),
+        (CHAT, {**QUESTION, "stream": "perhaps"}, "stream"),
+        (TEXT, {"prompt": ""}, "prompt.0"),
+        (TEXT, {"prompt": []}, "prompt"),
+        (TEXT, {"prompt": [1, 2]}, "prompt"),
+        (TEXT, {"prompt": [[1], [2]]}, "prompt"),
+        (TEXT, {"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        (TEXT, {"prompt": "a", "logprobs": -1}, "logprobs"),
+        (EMBEDDINGS, {"input": [[1, 2]]}, "input"),
+        (EMBEDDINGS, {"input": "a", "encoding_format": "hex"}, "encoding_format"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_name(path: str, body: Any, param: str) -> None:
+    error = refused(body, path)
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+
+
+def test_token_ids_are_refused_with_what_to_do_instead() -> None:
+    assert "check_embedding_ctx_length" in refused({"input": [1, 2]}, EMBEDDINGS)["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        (InvalidRequest("x", "n"), "invalid_request_error", None),
+        (PromptTooLong(9, 8), "invalid_request_error", "context_length_exceeded"),
+        (UnknownModel("a", "b"), "invalid_request_error", "model_not_found"),
+        (Overloaded("x"), "rate_limit_error", "rate_limit_exceeded"),
+        (ModelServerError("x"), "server_error", None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_has_openais_type_and_code(error: LLMError, kind: str, code: str | None) -> None:
+    spelled = read(QUESTION).style.error(error)["error"]
+    assert (spelled["type"], spelled["code"]) == (kind, code)
+
+
+def test_a_whole_answer_has_all_that_came_with_it() -> None:
+    calls = [{"index": 0, "id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}]
+    first = Generation("", "tool_calls", Usage(5, 2), {"tool_calls": calls, "reasoning_content": "Hm."})
+    second = Generation("Deep.", "length", extra={"logprobs": {"content": [1]}})
+    whole = Generation(first.text, first.reason, first.usage, first.extra, (second,))
+    assert read(QUESTION).reply([whole], STAMP) == {
+        "id": f"chatcmpl-{STAMP.id}",
+        "object": "chat.completion",
+        "created": STAMP.created,
+        "model": "tiny",
+        "choices": [
+            {
+                "index": 0,
+                "message": {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [{"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}],
+                    "reasoning_content": "Hm.",
+                },
+                "logprobs": None,
+                "finish_reason": "tool_calls",
+            },
+            {
+                "index": 1,
+                "message": {"role": "assistant", "content": "Deep."},
+                "logprobs": {"content": [1]},
+                "finish_reason": "length",
+            },
+        ],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+    }
+
+
+HEAD = f'data: {{"id":"chatcmpl-{STAMP.id}","object":"chat.completion.chunk","created":1700000000,"model":"tiny"'
+
+
+async def test_a_streamed_answer_byte_for_byte() -> None:
+    items = await streamed(
+        {**QUESTION, "stream_options": {"include_usage": True}},
+        TextDelta(" Deep"),
+        TextDelta('"ü'),
+        Finished("stop", Usage(5, 2)),
+    )
+    nothing, no_usage = '"logprobs":null,"finish_reason":', '"usage":null}\n\n'
+    assert items == [
+        f'{HEAD},"choices":[{{"index":0,"delta":{{"role":"assistant","content":" Deep"}},{nothing}null}}],{no_usage}',
+        f'{HEAD},"choices":[{{"index":0,"delta":{{"content":"\\"ü"}},{nothing}null}}],{no_usage}',
+        f'{HEAD},"choices":[{{"index":0,"delta":{{}},{nothing}"stop"}}],{no_usage}',
+        f'{HEAD},"choices":[],"usage":{{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}}}\n\n',
+        "data: [DONE]\n\n",
+    ]
+
+
+async def test_what_comes_with_a_piece_is_where_openai_has_it() -> None:
+    call = {"index": 0, "function": {"arguments": "{"}}
+    items = await streamed(
+        QUESTION,
+        TextDelta("", extra={"reasoning_content": "Hm."}),
+        TextDelta("a", extra={"logprobs": {"content": [1]}}),
+        TextDelta("", extra={"tool_calls": [call]}),
+        Finished("tool_calls"),
+    )
+    assert choices(items) == [
+        {
+            "index": 0,
+            "delta": {"role": "assistant", "content": "", "reasoning_content": "Hm."},
+            "logprobs": None,
+            "finish_reason": None,
+        },
+        {"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [1]}, "finish_reason": None},
+        {"index": 0, "delta": {"content": "", "tool_calls": [call]}, "logprobs": None, "finish_reason": None},
+        {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "tool_calls"},
+    ]
+
+
+async def test_each_choice_begins_and_ends_on_its_own() -> None:
+    items = await streamed(
+        {**QUESTION, "n": 2},
+        TextDelta("a"),
+        TextDelta("x", choice=1),
+        TextDelta("b"),
+        Finished("stop", Usage(1, 2)),
+        Finished("length", choice=1),
+    )
+    assert [(one["index"], one["delta"].get("role"), one["finish_reason"]) for one in choices(items)] == [
+        (0, "assistant", None),
+        (1, "assistant", None),
+        (0, None, None),
+        (0, None, "stop"),
+        (1, None, "length"),
+    ]
+
+
+async def test_a_streamed_completion_byte_for_byte() -> None:
+    head = f'data: {{"id":"cmpl-{STAMP.id}","object":"text_completion","created":1700000000,"model":"tiny"'
+    items = await streamed({"prompt": "a"}, TextDelta(" b"), Finished("length", Usage(1, 1)), path=TEXT)
+    assert items == [
+        f'{head},"choices":[{{"index":0,"text":" b","logprobs":null,"finish_reason":null}}]}}\n\n',
+        f'{head},"choices":[{{"index":0,"text":"","logprobs":null,"finish_reason":"length"}}]}}\n\n',
+        "data: [DONE]\n\n",
+    ]
+
+
+async def test_several_texts_are_continued_at_once_whole_and_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"prompt": ["a", "b"], "stream_options": {"include_usage": True}}
+    async with running(Scripted([["one"], ["two"]]), monkeypatch) as service:
+        whole = (await service.post(body, TEXT)).json
+        pieces = await service.post({**body, "stream": True}, TEXT)
+    assert [(choice["index"], choice["text"]) for choice in whole["choices"]] == [(0, "one"), (1, "two")]
+    assert whole["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
+    chunks = [json.loads(chunk.removeprefix(b"data: ")) for chunk in pieces.chunks[:-1]]
+    assert chunks.pop()["usage"] == whole["usage"]
+    texts = {n: "".join(c["choices"][0]["text"] for c in chunks if c["choices"][0]["index"] == n) for n in (0, 1)}
+    assert texts == {0: "one", 1: "two"}
+
+
+def test_completions_are_short_unless_told_otherwise_as_openais() -> None:
+    (request,) = read({"prompt": "a"}, TEXT).requests()
+    assert request.sampling == Sampling(max_tokens=16)
+
+
+def test_vectors_are_numbers_or_little_endian_floats() -> None:
+    vectors = Embeddings(([0.5, -2.0], [1.0, 0.0]), 7)
+    plain = embedding({"input": ["a", "b"]}).reply(vectors, STAMP)
+    assert plain == {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": 0, "embedding": [0.5, -2.0]},
+            {"object": "embedding", "index": 1, "embedding": [1.0, 0.0]},
+        ],
+        "model": "tiny",
+        "usage": {"prompt_tokens": 7, "total_tokens": 7},
+    }
+    packed = embedding({"input": ["a", "b"], "encoding_format": "base64"}).reply(vectors, STAMP)
+    decoded = [struct.unpack("<2f", base64.b64decode(item["embedding"])) for item in packed["data"]]
+    assert decoded == [(0.5, -2.0), (1.0, 0.0)]
+
+
+def test_other_dimensions_than_the_models_are_refused() -> None:
+    call = embedding({"input": "a", "dimensions": 3})
+    with pytest.raises(InvalidRequest, match="dimensions: the vectors of tiny have 2"):
+        call.reply(Embeddings(([1.0, 2.0],)), STAMP)
+    assert call.reply(Embeddings(([1.0, 2.0, 3.0],)), STAMP)["data"]
+
+
+async def test_models_are_listed_and_told_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = {"a/b.c": Able(name="x", context_window=512)}
+    async with running(servers, monkeypatch, {"LLM_NAME": "a/b.c"}) as service:
+        listed = (await service.get("/v1/models")).json
+        one = (await service.get("/v1/models/a/b.c")).json
+        none = await service.get("/v1/models/d")
+    assert listed["data"] == [one]
+    assert (one["id"], one["max_model_len"]) == ("a/b.c", 512)
+    assert none.status == 404
+    assert b"known: a/b.c" in none.body
+
+
+@pytest.mark.parametrize("enabled", ["openai", "opea"])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tools_logprobs_and_several_answers_go_to_the_model_server_and_come_back(
+    monkeypatch: pytest.MonkeyPatch, framework: str, stream: bool, enabled: str
+) -> None:
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    logprobs = {"content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}]}
+    replies: dict[str, Reply | list[Reply]] = {
+        "/v1/models": Reply([b'{"data": []}']),
+        CHAT: sse(
+            {"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]},
+            {"choices": [{"index": 1, "delta": {"content": "a"}, "logprobs": logprobs}]},
+            {"choices": [{"index": 1, "delta": {"reasoning_content": "Hm."}}]},
+            {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
+            {"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]},
+            {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}},
+        ),
+    }
+    asked = {"n": 2, "tools": [TOOL], "logprobs": True, "min_p": 0.1}
+    turns = [
+        {"role": "user", "content": "?", "name": "Ann"},
+        {"role": "assistant", "content": None, "tool_calls": [{k: v for k, v in call.items() if k != "index"}]},
+        {"role": "tool", "content": "42", "tool_call_id": "c"},
+    ]
+    environment = {"LLM_NAME": "m", "FRAMEWORK": framework, "LLM_DIALECTS": enabled}
+    async with replaying(replies) as replay:
+        server = open_model_server("vllm", Target("m", replay.url))
+        async with running(server, monkeypatch, environment) as service:
+            answer = await service.post({"messages": turns, **asked, "stream": stream, "colour": "red"})
+    assert answer.status == 200, answer.body
+    assert answer.headers["x-ignored-params"] == "colour"
+    sent = replay.asked[-1][2]
+    assert sent["messages"] == turns
+    assert {name: sent[name] for name in asked} == asked
+    if not stream:
+        one, two = answer.json["choices"]
+        assert one["message"]["tool_calls"][0]["function"] == call["function"]
+        assert (two["message"]["content"], two["logprobs"]) == ("a", logprobs)
+        assert two["message"]["reasoning_content"] == "Hm."
+        assert answer.json["usage"]["total_tokens"] == 7
+        assert answer.headers["x-finish-reason"] == "tool_calls,stop"
+    else:
+        pieces = choices([chunk.decode() for chunk in answer.chunks])
+        assert pieces[0]["delta"]["tool_calls"] == [call]
+        assert (pieces[1]["delta"]["content"], pieces[1]["logprobs"]) == ("a", logprobs)
+        assert [(piece["index"], piece["finish_reason"]) for piece in pieces[-2:]] == [(0, "tool_calls"), (1, "stop")]
+
+
+async def test_where_openai_comes_first_errors_on_unknown_routes_are_openais(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted(), monkeypatch, {"LLM_DIALECTS": "openai"}) as service:
+        answer = await service.get("/v1/nothing")
+    assert answer.status == 404
+    assert "/v1/nothing" in answer.json["error"]["message"]
