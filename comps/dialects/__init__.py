@@ -10,6 +10,8 @@ from comps.dialects.base import Dialect
 DIALECTS = {
     "opea": "comps.dialects.opea:opea",
     "openai": "comps.dialects.openai:openai",
+    "kaito": "comps.dialects.kaito:kaito",
+    "llm_on_k8s": "comps.dialects.llm_on_k8s:llm_on_k8s",
 }
 """Dialects by name: `module:function`, where `function(switches)` makes a `Dialect`."""
 
