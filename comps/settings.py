@@ -2,7 +2,8 @@
 
 Each section is a class, each key a field of it; the field names its environment variables, the section's docstring and
 the field's description are what config.ini and the README say of it. A further model, `[Model.<name>]`, has a class
-made for it: the keys of `[Model]`, whose variables end in its name and whose defaults are what `[Model]` says.
+made for it: the keys of `[Model]`, whose variables end in its name and whose defaults are what `[Model]` says. What a
+`[Conversation.<name>]` says, the dialect that knows conversation templates reads.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ def _existing(path: str) -> str:
 
 ExistingFile = Annotated[str, AfterValidator(_existing)]
 """The path of a file that is there when the settings are read; empty: none."""
+LLMAPIFamily = Annotated[Literal["llama", "huggingface", "gptq_llama", "autoawq"], BeforeValidator(_lowered)]
+"""A model family of llm-api."""
 
 
 def _key(default: Any, description: str, environment: str, *aliases: str, **bounds: Any) -> Any:
@@ -193,7 +196,7 @@ class Dialects(Section):
     """How the service is asked, and how it answers."""
 
     enabled: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = _key(
-        ("opea", "openai", "kaito", "llm_on_k8s"),
+        ("opea", "openai", "square", "kaito", "llm_on_k8s"),
         "the dialects that are spoken, separated by commas; the first has what several claim",
         "LLM_DIALECTS",
     )
@@ -203,12 +206,16 @@ class Dialects(Section):
     messages: Annotated[Literal["openai", "enterprise_rag"], BeforeValidator(_lowered)] = _key(
         "openai", "a messages body is answered as by openai or enterprise_rag", "LLM_MESSAGES"
     )
-    llm_api_family: Annotated[Literal["llama", "huggingface", "gptq_llama", "autoawq"], BeforeValidator(_lowered)] = (
-        _key(
-            "llama",
-            "whose sampling defaults an llm_api body has: those of llama, huggingface, gptq_llama or autoawq",
-            "LLM_API_FAMILY",
-        )
+    square_prompt: Annotated[Literal["conversation", "messages"], BeforeValidator(_lowered)] = _key(
+        "conversation",
+        "a chat of square goes to the model as text, by the conversation template of model_identifier, or as messages, "
+        "for the model's own template",
+        "LLM_SQUARE_PROMPT",
+    )
+    llm_api_family: LLMAPIFamily = _key(
+        "llama",
+        "whose sampling defaults an llm_api body has: those of llama, huggingface, gptq_llama or autoawq",
+        "LLM_API_FAMILY",
     )
     strict: bool = _key(False, "refuse a body with fields that would be ignored", "LLM_STRICT")
     disable_streaming: bool = _key(False, "answer whole, whatever is asked", "LLM_DISABLE_STREAMING")
@@ -236,6 +243,8 @@ SECTIONS: dict[str, type[Section]] = {
 
 FURTHER = "Model."
 """How the heading of a further model begins; its name is the rest."""
+CONVERSATION = "Conversation."
+"""How the heading of a conversation template begins; its name is the rest."""
 ENGINE = "LLM_ENGINE_"
 """How the environment variable of an engine's own setting begins; the setting is the rest, in small letters."""
 
@@ -290,6 +299,8 @@ class Settings:
     dialects: Dialects
     models: Mapping[str, Served]
     """Every model by the name that callers ask for; the first is [Model]'s, and answers where no name is given."""
+    conversations: Mapping[str, Mapping[str, str]]
+    """The keys of every conversation template, by the template's name, as they are written."""
     listing: tuple[Setting, ...]
     """Every setting with its source."""
     without_effect: tuple[str, ...] = ()
@@ -327,9 +338,15 @@ def load_settings(
         part.check(kinds, without_engine)
     for dialect in parts["Dialects"].values.enabled:
         parts["Dialects"].check_known("enabled", dialect, dialects)
-    listing = tuple(setting for part in parts.values() for setting in part.listing())
+    listing = [setting for part in parts.values() for setting in part.listing()]
+    conversations = {
+        _name_of(heading): keys for heading, keys in read.sections.items() if heading.startswith(CONVERSATION)
+    }
+    for name, keys in conversations.items():
+        listing += [Setting(CONVERSATION + name, key, text, str(read)) for key, text in keys.items()]
     logging, microservice, model, chosen = (parts[name].values for name in SECTIONS)
-    return Settings(logging, microservice, model, chosen, _served(parts.values(), read), listing, read.without_effect)
+    models = _served(parts.values(), read)
+    return Settings(logging, microservice, model, chosen, models, conversations, tuple(listing), read.without_effect)
 
 
 def _served(parts: Iterable[_Part], file: ConfigFile) -> dict[str, Served]:
@@ -536,7 +553,7 @@ def _read(path: Path) -> ConfigFile:
     """The file, with known headings; the dialect of the service that it was written for comes before the others."""
     file = read_config_file(path)
     for heading in file.sections:
-        if heading not in SECTIONS and not (heading.startswith(FURTHER) and _name_of(heading)):
+        if heading not in SECTIONS and not (heading.startswith((FURTHER, CONVERSATION)) and _name_of(heading)):
             raise SettingsError(f"{file}: unknown section [{heading}]{nearest(heading, SECTIONS)}")
     if file.first_dialect:
         enabled = dict.fromkeys((file.first_dialect, *Dialects.model_fields["enabled"].default))
@@ -546,7 +563,7 @@ def _read(path: Path) -> ConfigFile:
 
 
 def _name_of(heading: str) -> str:
-    return heading.removeprefix(FURTHER).strip()
+    return heading.partition(".")[2].strip()
 
 
 def _endings(headings: Iterable[str], file: ConfigFile) -> dict[str, str]:
