@@ -25,7 +25,8 @@ from comps.core.ports import ModelServer
 from comps.core.types import JSON, ModelInfo
 from comps.dialects import DIALECTS, open_dialect
 from comps.dialects.base import Desk, Dialect, House, Text
-from comps.dialects.opea import Switches
+from comps.dialects.llm_api import Switches as LLMAPISwitches
+from comps.dialects.opea import Switches as OpeaSwitches
 from comps.handler import Handler
 from comps.model_servers import WITHOUT_ENGINE_SETTINGS, model_servers, open_model_server, through_framework
 from comps.model_servers.replicas import Replicas
@@ -104,8 +105,11 @@ def replicas_of(generator: TextGenerator) -> Sequence[ModelServer]:
 def make_dialects(settings: Settings) -> list[Dialect]:
     """The enabled dialects; the first one has a path that several claim."""
     chosen = settings.dialects
-    switches = Switches(chosen.opea_stream, chosen.messages, chosen.disable_streaming, chosen.output_guard)
-    return [open_dialect(name, {"opea": switches}.get(name)) for name in chosen.enabled]
+    switches: dict[str, Any] = {
+        "opea": OpeaSwitches(chosen.opea_stream, chosen.messages, chosen.disable_streaming, chosen.output_guard),
+        "llm_api": LLMAPISwitches(),
+    }
+    return [open_dialect(name, switches.get(name)) for name in chosen.enabled]
 
 
 def example(settings: Settings) -> tuple[str, JSON]:

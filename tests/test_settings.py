@@ -17,7 +17,7 @@ from comps.settings import SECTIONS, Model, Section, Settings, environment_names
 
 KINDS = ("openvino", "scripted", "tgi", "vllm", "llama_cpp")
 WITHOUT_ENGINE = ("openvino", "scripted", "tgi", "vllm")
-DIALECTS = ("opea", "openai")
+DIALECTS = ("opea", "openai", "llm_api")
 SHIPPED = Path(comps.__file__).parents[1] / "config.ini"
 
 SEED = """\

@@ -10,6 +10,7 @@ from comps.dialects.base import Dialect
 DIALECTS = {
     "opea": "comps.dialects.opea:opea",
     "openai": "comps.dialects.openai:openai",
+    "llm_api": "comps.dialects.llm_api:llm_api",
 }
 """Dialects by name: `module:function`, where `function(switches)` makes a `Dialect`."""
 
