@@ -361,6 +361,11 @@ def test_every_problem_is_told() -> None:
     assert [problem["loc"] for problem in detail] == [["body", "params", "temp"], ["body", "params", "stop", 1]]
 
 
+def test_of_very_many_problems_the_first_are_told() -> None:
+    detail = refusal({"prompt": "?", "params": {"stop": [5] * 1000}})
+    assert [problem["loc"][-1] for problem in detail] == list(range(20))
+
+
 # Over a socket.
 
 
