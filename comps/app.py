@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from inspect import isawaitable
 from pathlib import Path
 from time import time
 from types import MappingProxyType
@@ -25,6 +26,7 @@ from comps.core.ports import ModelServer
 from comps.core.types import JSON, ModelInfo
 from comps.dialects import DIALECTS, open_dialect
 from comps.dialects.base import Desk, Dialect, House, Text
+from comps.dialects.llama import Limits
 from comps.dialects.llm_api import Switches as LLMAPISwitches
 from comps.dialects.opea import Switches as OpeaSwitches
 from comps.handler import Handler
@@ -33,7 +35,7 @@ from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
 from comps.openapi import describe_bodies
 from comps.settings import Served, Settings, load_settings
-from comps.telemetry import Telemetry, log
+from comps.telemetry import Telemetry, gpus, log
 
 MEGABYTE = 1_000_000
 
@@ -105,9 +107,12 @@ def replicas_of(generator: TextGenerator) -> Sequence[ModelServer]:
 def make_dialects(settings: Settings) -> list[Dialect]:
     """The enabled dialects; the first one has a path that several claim."""
     chosen = settings.dialects
+    limits = Limits(chosen.max_batch_size, chosen.max_seq_len)
     switches: dict[str, Any] = {
         "opea": OpeaSwitches(chosen.opea_stream, chosen.messages, chosen.disable_streaming, chosen.output_guard),
         "llm_api": LLMAPISwitches(),
+        "kaito": limits,
+        "llm_on_k8s": limits,
     }
     return [open_dialect(name, switches.get(name)) for name in chosen.enabled]
 
@@ -215,6 +220,7 @@ class _House:
             queue_length=self.admission.running + self.admission.waiting,
             path=path,
             shut_down=self.shut_down,
+            gpus=gpus,
         )
 
     def add_routes(self, app: FastAPI) -> None:
@@ -256,9 +262,13 @@ class _House:
         return tell
 
     async def _tell(self, route: str, request: Request) -> Response:
-        style, fact = self._owner(route).style, self._owner(route).facts[route]
+        owner = self._owner(route)
+        fact = owner.facts[route]
+        style = fact.style or owner.style
         try:
             told = fact.tell(await self.describe(fact.asks_models, request.path_params))
+            if isawaitable(told):
+                told = await told
         except LLMError as error:
             failed = error
         except Exception:  # A fault of ours: the log gets the details, the caller none.

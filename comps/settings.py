@@ -193,7 +193,7 @@ class Dialects(Section):
     """How the service is asked, and how it answers."""
 
     enabled: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = _key(
-        ("opea", "openai", "llm_api"),
+        ("opea", "openai", "llm_api", "kaito", "llm_on_k8s"),
         "the dialects that are spoken, separated by commas; the first has what several claim",
         "LLM_DIALECTS",
     )
@@ -207,6 +207,15 @@ class Dialects(Section):
     disable_streaming: bool = _key(False, "answer whole, whatever is asked", "LLM_DISABLE_STREAMING")
     output_guard: bool = _key(
         False, "an output guard comes next: answer whole, with its parameters", "LLM_OUTPUT_GUARD_EXISTS"
+    )
+    max_batch_size: int = _key(
+        32, "prompts or dialogs that a body of kaito or llm_on_k8s may have", "LLM_MAX_BATCH_SIZE", gt=0
+    )
+    max_seq_len: int = _key(
+        0,
+        "tokens that a prompt of kaito's or llm_on_k8s's llama and its answer may have together; 0: no limit of ours",
+        "LLM_MAX_SEQ_LEN",
+        ge=0,
     )
 
 

@@ -17,7 +17,7 @@ from comps.settings import SECTIONS, Model, Section, Settings, environment_names
 
 KINDS = ("openvino", "scripted", "tgi", "vllm", "llama_cpp")
 WITHOUT_ENGINE = ("openvino", "scripted", "tgi", "vllm")
-DIALECTS = ("opea", "openai", "llm_api")
+DIALECTS = ("opea", "openai", "llm_api", "kaito", "llm_on_k8s")
 SHIPPED = Path(comps.__file__).parents[1] / "config.ini"
 
 SEED = """\
@@ -85,6 +85,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "strict": ("true", True),
     "disable_streaming": ("True", True),
     "output_guard": ("1", True),
+    "max_batch_size": ("4", 4),
+    "max_seq_len": ("512", 512),
 }
 
 KEYS = [(section, key) for section, kind in SECTIONS.items() for key in kind.model_fields]

@@ -157,3 +157,18 @@ class ModelInfo:
     """In tokens, prompt and answer together; None if the server does not say."""
     capabilities: frozenset[str] = frozenset()
     """The names of the Sampling fields and options that it honours."""
+
+
+@dataclass(frozen=True, slots=True)
+class GPU:
+    """A graphics card, at this moment. What its driver does not know is NaN."""
+
+    id: int
+    name: str
+    load: float
+    """In per cent."""
+    temperature: float
+    """In degrees Celsius."""
+    memory_used: float
+    """In MiB, as `memory_total`."""
+    memory_total: float

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +28,7 @@ from comps.core.errors import (
     UnknownModel,
     Unreachable,
 )
-from comps.core.types import JSON, Embeddings, Event, Generation, GenerationRequest, ModelInfo
+from comps.core.types import GPU, JSON, Embeddings, Event, Generation, GenerationRequest, ModelInfo
 from comps.dialects.framing import SSE, Stamp
 
 STATUS: Mapping[type[LLMError], int] = {
@@ -102,7 +102,7 @@ class GenerationCall(Call):
         return False
 
     def requests(self) -> Sequence[GenerationRequest]:
-        """What the body asks for, at least one.
+        """What the body asks for; nothing if it can be answered, whole, without a model.
 
         Raises:
             InvalidRequest: The fields are well-formed, but make no sense together.
@@ -172,6 +172,8 @@ class House:
     """What the path says, by the names in its braces."""
     shut_down: Callable[[], None] | None
     """Ends the service when what runs is answered; None if the settings do not allow it."""
+    gpus: Callable[[], Awaitable[Sequence[GPU]]]
+    """Asks for the graphics cards of this machine; raises why they cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +191,12 @@ class Fact:
     Attributes:
         tell: The answer; raises why there is none now. Its docstring says what the route is for.
         asks_models: Whether the model servers are asked who they are first; liveness must not depend on them.
+        style: How it is spelled; None: as all that its dialect tells.
     """
 
-    tell: Callable[[House], JSON | Text]
+    tell: Callable[[House], JSON | Text | Awaitable[JSON | Text]]
     asks_models: bool = True
+    style: Style | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +205,7 @@ class Dialect:
 
     Attributes:
         calls: The bodies that it reads, by path, in the order in which their markers are looked for.
-        style: How errors are spelled that come before it is clear which `Call` a body is, and all that `facts` tell.
+        style: How errors are spelled that come before it is clear which `Call` a body is, and what `facts` tell.
         facts: Routes without a body, by method and path (`GET /v1/models`).
         switches: Passed to every `Call` as pydantic's validation context.
     """

@@ -5,6 +5,7 @@ Every function that yields, yields whole events: the handler sends each as one H
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from comps.core.types import JSON, Event, Finished, Generation, TextDelta, Usage
 
 DONE = b"data: [DONE]\n\n"
 SSE = "text/event-stream; charset=utf-8"
+_PLACE = re.compile(r"\.(\d+)")
+"""In a list: `messages.0.role` is `messages[0].role` in OpenAI's errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,15 @@ async def chat_chunks(
             if before is None:
                 before = chunk.opening(event.choice) + b'"delta":{"role":"assistant","content":'
                 begun[event.choice] = chunk.opening(event.choice) + b'"delta":{"content":'
-            further, logprobs = _besides(event.extra) if event.extra else (b"", b"null")
-            yield before + orjson.dumps(event.text) + further + b'},"logprobs":' + logprobs + chunk.unfinished
+            if event.extra:
+                further, logprobs = _besides(event.extra)
+                text = orjson.dumps(event.text or None)
+                yield before + text + further + b'},"logprobs":' + logprobs + chunk.unfinished
+            else:
+                yield before + orjson.dumps(event.text) + b'},"logprobs":null' + chunk.unfinished
         else:
-            yield chunk.last(event, b'"delta":{}')
+            said = event.choice in begun
+            yield chunk.last(event, b'"delta":{}' if said else b'"delta":{"role":"assistant","content":""}')
     for item in chunk.end():
         yield item
 
@@ -193,6 +201,8 @@ def openai_error(error: LLMError) -> JSON:
     elif isinstance(error, UnknownModel):
         code = "model_not_found"
     param = error.field if isinstance(error, InvalidRequest) else None
+    if param:
+        param = _PLACE.sub(r"[\1]", param)
     return {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
 
 
