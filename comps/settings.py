@@ -194,7 +194,7 @@ class Dialects(Section):
     """How the service is asked, and how it answers."""
 
     enabled: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = _key(
-        ("opea", "openai", "square", "kaito", "llm_on_k8s"),
+        ("opea", "openai", "square", "llm_api", "kaito", "llm_on_k8s"),
         "the dialects that are spoken, separated by commas; the first has what several claim",
         "LLM_DIALECTS",
     )
