@@ -36,7 +36,10 @@ cli = typer.Typer(
 )
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="The settings file; config.ini of this folder if left out.")
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="The settings file, or llm-api's config.yaml; config.ini of this folder if left out."
+    ),
 ]
 
 
@@ -44,7 +47,7 @@ ConfigFile = Annotated[
 def serve(config: ConfigFile = None) -> None:
     """Run the service until it is told to stop (Ctrl-C, or TERM; running answers are finished first)."""
     with _told():
-        settings = read_settings(config)
+        settings = _settings(config)
         start_log(settings.logging.log_level, settings.logging.log_path)
         service = _Service(settings)
         _say(f"{settings.microservice.name}: loading {_models(settings)} …")
@@ -136,7 +139,7 @@ def ask(
         if not question.strip():
             raise SettingsError("the question is empty")
         documents = tuple(Document(_read(path), path.name) for path in document or ())
-        settings = read_settings(config)
+        settings = _settings(config)
         start_log("WARNING", "")
         request = GenerationRequest(
             (Message("user", question),),
@@ -170,7 +173,7 @@ async def _ask(settings: Settings, request: GenerationRequest) -> None:
 def check(config: ConfigFile = None) -> None:
     """Show every setting and where it comes from, and whether the model servers answer."""
     with _told():
-        settings = read_settings(config)
+        settings = _settings(config)
         start_log("WARNING", "")
         width = max(len(f"[{one.section}] {one.key} = {one.value}") for one in settings.listing)
         for one in settings.listing:
@@ -204,6 +207,13 @@ async def _described(settings: Settings, model: str, server: ModelServer) -> str
     info = await server.describe()
     window = f"{info.context_window} tokens" if info.context_window else "of unknown size"
     return f"{info.name}, context window {window}"
+
+
+def _settings(config: Path | None) -> Settings:
+    settings = read_settings(config)
+    for sentence in settings.without_effect:
+        _say(sentence)
+    return settings
 
 
 def _read(path: Path) -> str:

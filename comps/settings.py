@@ -1,4 +1,4 @@
-"""Settings: the environment before config.ini before the defaults, read once and frozen.
+"""Settings: the environment before the configuration file before the defaults, read once and frozen.
 
 Each section is a class, each key a field of it; the field names its environment variables, the section's docstring and
 the field's description are what config.ini and the README say of it. A further model, `[Model.<name>]`, has a class
@@ -12,9 +12,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from configparser import ConfigParser
-from configparser import Error as ConfigParserError
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +30,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from comps.config_files import read_config_file
+from comps.config_files.base import ConfigFile, nearest
 from comps.core.errors import SettingsError
 from comps.core.types import JSON
 
@@ -210,6 +210,13 @@ class Dialects(Section):
         "for the model's own template",
         "LLM_SQUARE_PROMPT",
     )
+    llm_api_family: Annotated[Literal["llama", "huggingface", "gptq_llama", "autoawq"], BeforeValidator(_lowered)] = (
+        _key(
+            "llama",
+            "whose sampling defaults an llm_api body has: those of llama, huggingface, gptq_llama or autoawq",
+            "LLM_API_FAMILY",
+        )
+    )
     strict: bool = _key(False, "refuse a body with fields that would be ignored", "LLM_STRICT")
     disable_streaming: bool = _key(False, "answer whole, whatever is asked", "LLM_DISABLE_STREAMING")
     output_guard: bool = _key(
@@ -296,6 +303,8 @@ class Settings:
     """The keys of every conversation template, by the template's name, as they are written."""
     listing: tuple[Setting, ...]
     """Every setting with its source."""
+    without_effect: tuple[str, ...] = ()
+    """What the file says that does nothing here, with the reason; a sentence each."""
 
 
 def load_settings(
@@ -307,7 +316,8 @@ def load_settings(
     """The settings, checked.
 
     Args:
-        file: The configuration file; None takes config.ini from the current folder if there is one.
+        file: The configuration file, ours or llm-api's (`.yaml`, `.yml`); None takes config.ini from the current folder
+            if there is one.
         kinds: The model servers there are, by name.
         dialects: The dialects there are, by name.
         without_engine: Those of the kinds for which a key that is none of ours is a mistake. For the others it is a
@@ -318,25 +328,28 @@ def load_settings(
     """
     if file is None and Path(CONFIG_FILE).exists():
         file = Path(CONFIG_FILE)
-    written = _read(file) if file else {}
-    parts = {name: _Part(name, kind, written.get(name, {}), file) for name, kind in SECTIONS.items()}
-    endings = _endings([heading for heading in written if heading.startswith(FURTHER)], file)
+    read = _read(file) if file else ConfigFile()
+    parts = {name: _Part(name, kind, read) for name, kind in SECTIONS.items()}
+    endings = _endings([heading for heading in read.sections if heading.startswith(FURTHER)], read)
     _refuse_variables_of_nobody(endings)
     for ending, heading in endings.items():
-        parts[heading] = _further(parts["Model"], heading, written[heading], ending, file)
+        parts[heading] = _further(parts["Model"], heading, ending, read)
     for part in parts.values():
         part.check(kinds, without_engine)
     for dialect in parts["Dialects"].values.enabled:
         parts["Dialects"].check_known("enabled", dialect, dialects)
     listing = [setting for part in parts.values() for setting in part.listing()]
-    conversations = {_name_of(heading): keys for heading, keys in written.items() if heading.startswith(CONVERSATION)}
+    conversations = {
+        _name_of(heading): keys for heading, keys in read.sections.items() if heading.startswith(CONVERSATION)
+    }
     for name, keys in conversations.items():
         listing += [Setting(CONVERSATION + name, key, text, str(file)) for key, text in keys.items()]
     logging, microservice, model, chosen = (parts[name].values for name in SECTIONS)
-    return Settings(logging, microservice, model, chosen, _served(parts.values(), file), conversations, tuple(listing))
+    served = _served(parts.values(), read)
+    return Settings(logging, microservice, model, chosen, served, conversations, tuple(listing), read.without_effect)
 
 
-def _served(parts: Iterable[_Part], file: Path | None) -> dict[str, Served]:
+def _served(parts: Iterable[_Part], file: ConfigFile) -> dict[str, Served]:
     models: dict[str, Served] = {}
     for part in parts:
         if isinstance(part.values, Model):
@@ -347,8 +360,9 @@ def _served(parts: Iterable[_Part], file: Path | None) -> dict[str, Served]:
     return models
 
 
-def _further(model: _Part, heading: str, written: Mapping[str, str], ending: str, file: Path | None) -> _Part:
+def _further(model: _Part, heading: str, ending: str, file: ConfigFile) -> _Part:
     """A further model: what it does not say itself, [Model] says, as far as that makes sense for another one."""
+    written = file.sections[heading]
     fields: dict[str, Any] = {}
     inherited: set[str] = set()
     elsewhere = any(
@@ -365,7 +379,7 @@ def _further(model: _Part, heading: str, written: Mapping[str, str], ending: str
         names = (f"{name}{ending}" for name in environment_names(info))
         fields[key] = (info.rebuild_annotation(), _key(default, info.description or "", *names))
     kind: type[Model] = create_model(heading, __base__=Model, **fields)
-    part = _Part(heading, kind, written, file, ending=ending, inherited=inherited)
+    part = _Part(heading, kind, file, ending=ending, inherited=inherited)
     if not elsewhere:
         part.engine_above = model
     return part
@@ -377,8 +391,7 @@ class _Part:
     Args:
         name: Its heading.
         kind: Its keys; a further model has a class of its own.
-        written: What the file says there.
-        file: The file, if there is one.
+        file: What the file says, here and elsewhere.
         ending: Of the environment variables of a further model.
         inherited: The keys whose defaults come from [Model].
 
@@ -393,8 +406,7 @@ class _Part:
         self,
         name: str,
         kind: type[Section],
-        written: Mapping[str, str],
-        file: Path | None,
+        file: ConfigFile,
         *,
         ending: str = "",
         inherited: Collection[str] = (),
@@ -403,7 +415,7 @@ class _Part:
         self.ending = ending
         self.engine: dict[str, JSON] = {}
         self._fields = kind.model_fields
-        self._written = written
+        self._written = file.sections.get(name, {})
         self._file = file
         self._inherited = inherited
         self._engine_sources: dict[str, str] = {}
@@ -459,7 +471,7 @@ class _Part:
     def check_known(self, key: str, value: str, known: Collection[str]) -> None:
         """Raise if the value is none of those that there are."""
         if value not in known:
-            raise self._wrong(key, f" = {value}: unknown{_nearest(value, known)}")
+            raise self._wrong(key, f" = {value}: unknown{nearest(value, known)}")
 
     def _refuse_unknown(self) -> None:
         for key in self._written:
@@ -468,7 +480,8 @@ class _Part:
 
     def _unknown(self, key: str) -> SettingsError:
         shown = "***" if _SECRET.search(key) else self._written[key]
-        return SettingsError(f"{self._file}: unknown key [{self.name}] {key} = {shown}{_nearest(key, self._fields)}")
+        source = self._file.source(self.name, key)
+        return SettingsError(f"{source}: unknown key [{self.name}] {key} = {shown}{nearest(key, self._fields)}")
 
     def _read_engine(self) -> None:
         if self.engine_above:
@@ -476,14 +489,14 @@ class _Part:
             self._engine_sources |= dict.fromkeys(self.engine, f"[{self.engine_above.name}]")
         for key, text in self._written.items():
             if key not in self._fields:
+                source = self._file.source(self.name, key)
                 if get_close_matches(key, self._fields, n=1, cutoff=_SLIP):
                     raise self._unknown(key)
                 if _ENGINE_SECRET.search(key):
                     own = f"{ENGINE}{key.upper()}{self.ending}"
-                    raise SettingsError(
-                        f"{self._file}: [{self.name}] {key}: a secret comes from the environment only: {own}"
-                    )
-                self._take(key, text, str(self._file))
+                    why = f"a secret comes from the environment only: {own}"
+                    raise SettingsError(f"{source}: [{self.name}] {key}: {why}")
+                self._take(key, text, source)
         for variable, key in self._engine_variables():
             self._take(key, os.environ[variable], f"environment {variable}")
 
@@ -529,35 +542,31 @@ class _Part:
         if variable := _variable(self._fields[key]):
             return f"environment {variable}"
         if key in self._written:
-            return str(self._file)
+            return self._file.source(self.name, key)
         return "[Model]" if key in self._inherited else "default"
 
     def _wrong(self, key: str, what: str) -> SettingsError:
         return SettingsError(f"{self._source(key)}: [{self.name}] {key}{what}")
 
 
-def _read(file: Path) -> dict[str, dict[str, str]]:
-    parser = ConfigParser(interpolation=None, default_section="")
-    try:
-        with file.open(encoding="utf-8") as lines:
-            parser.read_file(lines, source=str(file))
-    except OSError as error:
-        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"{file}: cannot be read: it is not UTF-8 text") from None
-    except ConfigParserError as error:
-        raise SettingsError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
-    for heading in parser.sections():
+def _read(path: Path) -> ConfigFile:
+    """The file, with known headings; the dialect of the service that it was written for comes before the others."""
+    file = read_config_file(path)
+    for heading in file.sections:
         if heading not in SECTIONS and not (heading.startswith((FURTHER, CONVERSATION)) and _name_of(heading)):
-            raise SettingsError(f"{file}: unknown section [{heading}]{_nearest(heading, SECTIONS)}")
-    return {heading: dict(parser[heading]) for heading in parser.sections()}
+            raise SettingsError(f"{file}: unknown section [{heading}]{nearest(heading, SECTIONS)}")
+    if file.first_dialect:
+        enabled = dict.fromkeys((file.first_dialect, *Dialects.model_fields["enabled"].default))
+        dialects = {"enabled": ", ".join(enabled), **file.sections.get("Dialects", {})}
+        file = replace(file, sections={**file.sections, "Dialects": dialects})
+    return file
 
 
 def _name_of(heading: str) -> str:
     return heading.partition(".")[2].strip()
 
 
-def _endings(headings: Iterable[str], file: Path | None) -> dict[str, str]:
+def _endings(headings: Iterable[str], file: ConfigFile) -> dict[str, str]:
     """The headings of further models by what their environment variables end in."""
     endings: dict[str, str] = {}
     for heading in headings:
@@ -577,7 +586,7 @@ def _refuse_variables_of_nobody(endings: Collection[str]) -> None:
         head, two, name = variable.partition("__")
         if two and (head in known or head.startswith(ENGINE)) and two + name not in endings:
             said = f"no section [{FURTHER}<name>] has variables that end in {two}{name}"
-            raise SettingsError(f"environment {variable}: {said}{_nearest(two + name, endings)}")
+            raise SettingsError(f"environment {variable}: {said}{nearest(two + name, endings)}")
 
 
 def environment_names(info: FieldInfo) -> Iterator[str]:
@@ -651,10 +660,3 @@ def _masked(key: str, value: JSON) -> JSON:
 def _shown(value: object) -> str:
     text = ", ".join(value) if isinstance(value, tuple) else value
     return _CREDENTIALS.sub("//***@", json.dumps(text) if isinstance(text, list | dict) else str(text))
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    near = get_close_matches(name.lower(), known, n=1, cutoff=0.5) or get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; known: {', '.join(known)}" if known else ""

@@ -83,6 +83,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "opea_stream": ("text", "text"),
     "messages": ("enterprise_rag", "enterprise_rag"),
     "square_prompt": ("Messages", "messages"),
+    "llm_api_family": ("autoawq", "autoawq"),
     "strict": ("true", True),
     "disable_streaming": ("True", True),
     "output_guard": ("1", True),

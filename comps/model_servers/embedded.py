@@ -50,6 +50,8 @@ class Embedded:
     """What the program imports that comes with the extra named like the kind, and not with this service itself."""
     honoured: ClassVar[frozenset[str]] = frozenset(Sampling.__dataclass_fields__)
     """The fields of Sampling that it does not ignore."""
+    takes_local_dir: ClassVar[bool] = False
+    """Whether the setting `local_dir` is for `find`, and not for the engine."""
 
     def __init__(
         self,
@@ -64,7 +66,9 @@ class Embedded:
                 f"mend it with: {sys.executable} -m pip install 'opea-llm-microservice[{self.kind}]'"
             )
         self._model_name = model_name
-        self._load = {"device": device, "settings": dict(settings or {}), "window": context_window}
+        own = dict(settings or {})
+        self._local_dir = str(own.pop("local_dir", "") if self.takes_local_dir else "")
+        self._load = {"device": device, "settings": own, "window": context_window}
         self._engine: EngineProcess | None = None
         self._info: ModelInfo | None = None
         self._longest_token = 1
@@ -83,8 +87,12 @@ class Embedded:
         return cls(target.model_name, target.device, target.engine, target.context_window)
 
     @staticmethod
-    def find(model_name: str) -> str:
+    def find(model_name: str, local_dir: str) -> str:
         """What the engine loads for a model's name, fetched if need be; it may take long, and runs in a thread.
+
+        Args:
+            model_name: The bundled model, a path, or a Hugging Face repository.
+            local_dir: The folder that a named file of a repository may be in already; empty: none.
 
         Raises:
             SettingsError: There is no such model, or it is not here and cannot be fetched.
@@ -97,7 +105,7 @@ class Embedded:
             if self._engine and self._info and not self._engine.ended:
                 return
             await self._end()
-            model = await _aside(lambda: self.find(self._model_name))
+            model = await _aside(lambda: self.find(self._model_name, self._local_dir))
             self._engine = await asyncio.to_thread(EngineProcess, self.program)
             loaded = await _one(self._engine.ask({"load": {"model": model, **self._load}}))
             if "setting" in loaded:

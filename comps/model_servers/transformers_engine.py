@@ -30,6 +30,7 @@ from comps.model_servers.decoding import (
     room_for,
 )
 from comps.model_servers.engine_program import Part, serve
+from comps.model_servers.model_files import WEIGHTS
 from comps.model_servers.text import ControlTokens
 from comps.model_servers.vectors import Texts, check_texts
 
@@ -50,10 +51,14 @@ _HUB = (
     "trust_remote_code",
     "code_revision",
 )
+_ANY_REPOSITORY = ("cache_dir", "force_download", "local_files_only", "trust_remote_code")
+"""Those of them that count for another repository as well."""
 _SETTINGS = (
     *_HUB,
     "at_once",
     "attn_implementation",
+    "config_params",
+    "cuda_visible_devices",
     "device_map",
     "dtype",
     "load_in_4bit",
@@ -62,6 +67,7 @@ _SETTINGS = (
     "offload_buffers",
     "offload_folder",
     "quantization_config",
+    "tokenizer",
     "torch_dtype",
     "tp_plan",
     "use_safetensors",
@@ -111,9 +117,12 @@ class Engine:
     """The model and the requests that take turns.
 
     Args:
-        model: A folder, a GGUF file, or a Hugging Face repository.
+        model: A folder, a GGUF file, a file of weights in a folder, or a Hugging Face repository, or a file of weights
+            in one.
         device: CPU; GPU for whatever accelerator PyTorch sees; or as PyTorch names it.
-        settings: Arguments of `from_pretrained`, and `at_once`, the most requests that take turns.
+        settings: Arguments of `from_pretrained`, and `at_once`, the most requests that take turns; `tokenizer`, where
+            that is if not where the model is; `config_params`, attributes of the model's configuration, of which
+            objects are merged into what is there; `cuda_visible_devices`, CUDA's variable.
         window: In tokens; None takes the model's own.
 
     Raises:
@@ -325,31 +334,62 @@ def _load(model: str, device: str, options: dict[str, JSON]) -> tuple[Any, Any]:
     asked = model
     hub = {name: options.pop(name) for name in _HUB if name in options}
     hub.setdefault("trust_remote_code", False)
+    changes = _object(options, "config_params")
+    words = options.pop("tokenizer", None)
+    if visible := options.pop("cuda_visible_devices", None):
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(visible)  # Read by CUDA when it is first used.
     if model.endswith(".gguf"):
         file = Path(model)
         model, hub["gguf_file"] = str(file.parent), file.name
+    elif model.endswith(WEIGHTS):
+        model, changes["transformers_weights"] = _weights(model)
     try:
         config = transformers.AutoConfig.from_pretrained(model, **hub)
+        _change(config, changes)
         _complete(options, device, hasattr(config, "quantization_config"))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, **hub)
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(model, **hub, **options)
+        of_words = hub if words in (None, model) else {name: hub[name] for name in _ANY_REPOSITORY if name in hub}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(words or model, **of_words)
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(model, config=config, **hub, **options)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         # What is missing stands in the first lines, ways to mend it in the others.
         raise SettingsError(f"{asked} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
     return loaded.eval(), tokenizer
 
 
+def _weights(model: str) -> tuple[str, str]:
+    """The folder or repository of a file of weights, and the file there."""
+    if Path(model).is_file():
+        return str(Path(model).parent), Path(model).name
+    owner, name, *file = model.split("/")
+    return f"{owner}/{name}", "/".join(file)
+
+
+def _object(options: dict[str, JSON], name: str) -> dict[str, JSON]:
+    value = options.pop(name, None) or {}
+    if not isinstance(value, dict):
+        raise SettingsError(f"{name} = {value}: not an object")
+    return dict(value)
+
+
+def _change(config: Any, changes: Mapping[str, JSON]) -> None:
+    """Set attributes of a configuration; an object is merged into one that is there."""
+    for name, value in changes.items():
+        there: Any = getattr(config, name, None)
+        if isinstance(value, dict) and hasattr(there, "update"):
+            there.update(value)
+        else:
+            setattr(config, name, value)
+
+
 def _complete(options: dict[str, JSON], device: str, quantised: bool) -> None:
     """Say where and how precisely, unless the settings do, in the words of today's transformers."""
     on = _device(device)
-    options["dtype"] = (
-        options.pop("torch_dtype", None)
-        or options.get("dtype")
-        or (
-            # A CPU computes as fast in float32, and a seed repeats an answer; see CONTRIBUTING.md.
-            "float32" if on == "cpu" and not quantised else "auto"
-        )
-    )
+    said = options.pop("torch_dtype", None) or options.get("dtype")
+    # A CPU computes as fast in float32, and a seed repeats an answer; see CONTRIBUTING.md.
+    usual = "float32" if on == "cpu" and not quantised else "auto"
+    options["dtype"] = said.removeprefix("torch.") if isinstance(said, str) else said or usual
+    if isinstance(memory := options.get("max_memory"), dict):  # JSON has no numbers as names, which GPUs have here.
+        options["max_memory"] = {int(name) if name.isdigit() else name: most for name, most in memory.items()}
     if on != "cpu":
         options.setdefault("device_map", on)
     bits = {name: options.pop(name) for name in ("load_in_4bit", "load_in_8bit") if name in options}

@@ -142,7 +142,7 @@ SERVERS = {
         model_name=BUNDLED_MODEL,
         window=8192,
         unknown_model=SettingsError,
-        more=("tests/live/test_llama_cpp.py",),
+        more=("tests/live/test_llama_cpp.py", "tests/live/test_llm_api_config.py"),
     ),
     "transformers": Server(
         "transformers",
@@ -151,7 +151,7 @@ SERVERS = {
         model_name="{tiny}",
         window=2048,
         unknown_model=SettingsError,
-        more=("tests/live/test_transformers.py",),
+        more=("tests/live/test_transformers.py", "tests/live/test_llm_api_config.py"),
     ),
 }
 """What `make live` runs, by the name that `make live SERVER=…` takes."""

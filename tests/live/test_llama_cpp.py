@@ -141,6 +141,29 @@ async def test_a_penalised_greedy_continuation_is_the_library_s_own(llama: Llama
     assert ours == own["choices"][0]["text"]
 
 
+async def test_a_seed_of_the_settings_counts_where_a_request_has_none() -> None:
+    server = LlamaCpp(BUNDLED_MODEL, settings={**ONE_THREAD, "n_ctx": 256, "seed": 7})
+    await server.load()
+    try:
+        hot = Sampling(max_tokens=24, temperature=2.0)
+        drawn = await text_of(server, hot)
+        assert drawn == await text_of(server, hot) == await text_of(server, replace(hot, seed=7))
+        assert drawn != await text_of(server, replace(hot, seed=8))
+    finally:
+        await server.aclose()
+
+
+async def test_penalties_look_at_no_more_tokens_than_the_settings_say() -> None:
+    penalised = Sampling(40, 0.0, repetition_penalty=2.0)
+    said = []
+    for last in (0, 64):
+        server = LlamaCpp(BUNDLED_MODEL, settings={**ONE_THREAD, "n_ctx": 256, "last_n_tokens_size": last})
+        await server.load()
+        said.append([await text_of(server, sampling) for sampling in (penalised, Sampling(40, 0.0))])
+        await server.aclose()
+    assert said[0][0] == said[0][1] == said[1][1] != said[1][0]
+
+
 async def test_a_stop_string_ends_an_answer_and_is_never_shown(llama: LlamaCpp) -> None:
     whole = await text_of(llama, GREEDY)
     stop = whole[9:14]
@@ -229,7 +252,8 @@ async def test_without_its_setting_it_embeds_nothing_and_says_so() -> None:
         ({"n_gpu_layer": 1}, "did you mean n_gpu_layers"),
         ({"chat_format": "no-such"}, "chat_format = no-such"),
         ({"n_seq_max": 0}, "n_seq_max = 0"),
-        ({"seed": 1}, "seed: llama_cpp has no such setting"),
+        ({"logits_all": True}, "logits_all: llama_cpp has no such setting"),
+        ({"last_n_tokens_size": "many"}, "last_n_tokens_size = many: Input should be a valid integer"),
         ({"n_ctx": "large"}, "n_ctx = large: Input should be a valid integer"),
         ({"n_ctx": -5}, "n_ctx = -5: Input should be greater than or equal to 0"),
         ({"n_batch": 0}, "n_batch = 0: "),

@@ -235,6 +235,7 @@ async def test_a_text_that_is_empty_or_too_long_makes_no_vector(tiny: Transforme
         ({}, "GPU", "device = GPU"),
         ({}, "toaster", "device = toaster"),
         ({"load_in_4bit": True}, "CPU", "bitsandbytes"),
+        ({"config_params": 4}, "CPU", "config_params = 4: not an object"),
         ({"revision": "x", "attn_implementation": "no-such"}, "CPU", "attn_implementation"),
     ],
 )
@@ -251,6 +252,50 @@ async def test_settings_reach_the_model(folder: Path) -> None:
     server = Transformers(str(folder), settings={"torch_dtype": "bfloat16", "attn_implementation": "eager"})
     await server.load()
     assert (await collect(server.generate(STORY, GREEDY, {}))).usage
+    await server.aclose()
+
+
+async def test_a_data_type_may_be_called_as_pytorch_calls_it(folder: Path) -> None:
+    said = []
+    for dtype in ("bfloat16", "torch.bfloat16", "torch.float32"):
+        server = Transformers(str(folder), settings={"torch_dtype": dtype})
+        await server.load()
+        said.append(await text_of(server, replace(GREEDY, max_tokens=60)))
+        await server.aclose()
+    assert said[0] == said[1]
+
+
+@pytest.fixture
+def apart(folder: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The tokenizer, and the model without it."""
+    words, weights = tmp_path / "words", tmp_path / "weights"
+    shutil.copytree(folder, words, ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
+    shutil.copytree(folder, weights, ignore=shutil.ignore_patterns("*token*", "*.jinja"))
+    return words, weights
+
+
+async def test_the_tokenizer_and_parts_of_the_configuration_may_be_others(apart: tuple[Path, Path]) -> None:
+    words, weights = apart
+    changes = {"rope_parameters": {"rope_theta": 99.0}, "max_position_embeddings": 96}
+    told = []
+    for settings in ({}, {"config_params": changes}):
+        server = Transformers(str(weights), settings={"tokenizer": str(words), **settings})
+        await server.load()
+        told.append((await text_of(server, GREEDY), (await server.describe()).context_window))
+        await server.aclose()
+    assert told[0][1] == 2048
+    assert told[1][1] == 96
+    assert told[0][0] != told[1][0]
+
+
+async def test_a_file_of_weights_is_taken_by_its_name_from_its_folder(
+    tiny: Transformers, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "kept")
+    shutil.move(tmp_path / "kept" / "model.safetensors", tmp_path / "kept" / "other.safetensors")
+    server = Transformers("user/tiny/other.safetensors", settings={"local_dir": str(tmp_path / "kept")})
+    await server.load()
+    assert await text_of(server, GREEDY) == await text_of(tiny, GREEDY)
     await server.aclose()
 
 

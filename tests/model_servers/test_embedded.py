@@ -173,8 +173,23 @@ def test_transformers_takes_a_checkpoint_a_gguf_file_or_a_repository(tmp_path: P
     assert find_checkpoint(str(tmp_path)) == str(tmp_path)
     assert find_checkpoint("owner/name") == "owner/name"
     assert find_checkpoint(BUNDLED_MODEL).endswith(".gguf")
-    with pytest.raises(SettingsError, match="no-such-thing"):
-        find_checkpoint("no-such-thing")
+    assert find_checkpoint("gpt2") == "gpt2"
+    for name in ("./no-such-thing", "no-such-thing.gguf"):
+        with pytest.raises(SettingsError, match="no-such-thing"):
+            find_checkpoint(name)
+
+
+def test_transformers_takes_a_file_of_weights_in_a_repository_or_beside_its_configuration(tmp_path: Path) -> None:
+    name, weights = "owner/name/four.safetensors", tmp_path / "four.safetensors"
+    assert find_checkpoint(name) == find_checkpoint(name, str(tmp_path)) == name
+    weights.touch()
+    assert find_checkpoint(name, str(tmp_path)) == name
+    with pytest.raises(SettingsError, match=r"no file of weights with a config\.json beside it"):
+        find_checkpoint(str(weights))
+    (tmp_path / "config.json").touch()
+    assert find_checkpoint(name, str(tmp_path)) == find_checkpoint(str(weights)) == str(weights)
+    with pytest.raises(SettingsError, match="no file of weights"):
+        find_checkpoint("/nowhere/four.safetensors")
 
 
 def test_prompts_are_read_in_chunks_of_a_steady_size() -> None:

@@ -46,6 +46,7 @@ try:
 except SettingsError as error:
     print("SettingsError:", error)
 """
+FIND_GGUF = FIND.replace("find_model(sys.argv[1])", "find_gguf(sys.argv[1], sys.argv[2])")
 WITHOUT_PACKAGE = """
 import sys
 from comps.model_servers import model_files
@@ -247,6 +248,36 @@ def test_what_the_hub_does_not_have_is_refused(machine: Machine, name: str, reas
 def test_a_file_that_is_no_model_stays_refused_once_it_is_here(machine: Machine) -> None:
     machine.find("owner/openvino")
     machine.find("owner/openvino/config.json").refusal("owner/openvino/config.json")
+
+
+# A folder of the model's own
+
+
+def test_a_file_is_fetched_into_its_folder_and_not_again(machine: Machine, hub: FakeHub, tmp_path: Path) -> None:
+    folder, name = tmp_path / "models" / "llama_1", "owner/ggufs/model-F16.gguf"
+    found = machine.find(name, str(folder), program=FIND_GGUF).path
+    assert (found, found.read_bytes()) == (folder / "model-F16.gguf", b"F16")
+    found.write_bytes(b"GGUF")
+    hub.requests.clear()
+    assert machine.find(name, str(folder), program=FIND_GGUF) == Found(str(found), "")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("file", ["ggml-model-q4_0.bin", "deep/in/it/model.gguf"])
+def test_a_file_that_is_in_its_folder_is_taken_whatever_its_name(machine: Machine, tmp_path: Path, file: str) -> None:
+    kept = tmp_path / "models" / file
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"GGUF and more")
+    found = machine.find(f"user/repo/{file}", str(tmp_path / "models"), program=FIND_GGUF, HF_HUB_OFFLINE="1")
+    assert found.path == kept
+
+
+def test_a_file_of_an_older_format_is_refused_with_the_way_out(machine: Machine, tmp_path: Path) -> None:
+    name = "user/repo/ggml-model-q4_0.bin"
+    (tmp_path / "ggml-model-q4_0.bin").write_bytes(b"tjgg")
+    said = machine.find(name, str(tmp_path), program=FIND_GGUF).refusal(name)
+    assert "ggml-model-q4_0.bin is no GGUF file" in said
+    assert "convert" in said
 
 
 # Paths

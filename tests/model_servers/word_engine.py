@@ -80,7 +80,7 @@ class Words(Embedded):
     program = "tests.model_servers.word_engine"
 
     @staticmethod
-    def find(model_name: str) -> str:
+    def find(model_name: str, local_dir: str) -> str:
         return model_name
 
 

@@ -1,0 +1,18 @@
+"""One file per way of writing settings: what a configuration file says, as sections of keys, whoever's file it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from comps.config_files.base import ConfigFile
+from comps.config_files.ini import read_ini
+from comps.config_files.llm_api import read_llm_api
+
+
+def read_config_file(path: Path) -> ConfigFile:
+    """A file of ours, or, if its name ends in `.yaml` or `.yml`, of llm-api; nothing is checked but how it is written.
+
+    Raises:
+        SettingsError: It cannot be read, or what it says cannot be said in our sections.
+    """
+    return read_llm_api(path) if path.suffix.lower() in (".yaml", ".yml") else read_ini(path)

@@ -1,0 +1,23 @@
+"""config.ini: sections of keys, as they stand there."""
+
+from __future__ import annotations
+
+from configparser import ConfigParser, Error
+from pathlib import Path
+
+from comps.config_files.base import ConfigFile, read_text
+from comps.core.errors import SettingsError
+
+
+def read_ini(path: Path) -> ConfigFile:
+    """What a file of ours says.
+
+    Raises:
+        SettingsError: It cannot be read.
+    """
+    parser = ConfigParser(interpolation=None, default_section="")
+    try:
+        parser.read_string(read_text(path), source=str(path))
+    except Error as error:
+        raise SettingsError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    return ConfigFile(path, {heading: dict(parser[heading]) for heading in parser.sections()})
