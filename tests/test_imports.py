@@ -65,6 +65,7 @@ VENDORS: dict[str, set[str]] = {
     "comps.model_servers.tgi": {"langchain_core", "orjson"},
     "comps.model_servers.chat_tgi": {"langchain_core", "langchain_huggingface"},
     "comps.model_servers.llama_cpp_engine": {"jinja2", "llama_cpp", "numpy", "pydantic"},
+    "comps.model_servers.openvino_embedder": {"numpy", "openvino", "openvino_genai"},
     "comps.model_servers.openvino_engine": {"numpy", "openvino", "openvino_genai"},
     "comps.model_servers.transformers_engine": {"jinja2", "torch", "transformers"},
 }

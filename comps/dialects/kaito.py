@@ -16,10 +16,11 @@ from pydantic.version import version_short
 
 from comps.core.errors import InvalidRequest, LLMError, Malformed
 from comps.core.types import JSON, Generation, GenerationRequest, Prompt, Sampling
+from comps.dialects.asking import MANY
 from comps.dialects.base import Dialect, Fact, GenerationCall, House, Style
+from comps.dialects.bodies import MOST
 from comps.dialects.framing import Stamp
 from comps.dialects.llama import (
-    MOST,
     DialogMessage,
     Limits,
     LlamaChatCall,
@@ -28,7 +29,6 @@ from comps.dialects.llama import (
     shut_down,
 )
 
-_MANY = 2**31 - 1
 _MOST_PROBLEMS, _LONGEST_INPUT = 20, 1000
 """How many of the things that are wrong with a body are told, and how many bytes of what is wrong are echoed."""
 
@@ -78,13 +78,13 @@ class TransformersParameters(BaseModel):
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
-    max_length: int | None = Field(None, gt=0, le=_MANY, description="Of prompt and answer together; 200 if left out.")
-    max_new_tokens: int | None = Field(None, gt=0, le=_MANY, description="Of the answer; then max_length is void.")
+    max_length: int | None = Field(None, gt=0, le=MANY, description="Of prompt and answer together; 200 if left out.")
+    max_new_tokens: int | None = Field(None, gt=0, le=MANY, description="Of the answer; then max_length is void.")
     min_length: int | None = Field(None, ge=0)
-    min_new_tokens: int | None = Field(None, ge=0, le=_MANY)
+    min_new_tokens: int | None = Field(None, ge=0, le=MANY)
     do_sample: bool | None = Field(None, description="false is greedy.")
     temperature: float | None = Field(None, ge=0, le=100, description="1.0 if left out; 0 is greedy.")
-    top_k: int | None = Field(None, ge=0, le=_MANY, description="10 if left out; 0 is off.")
+    top_k: int | None = Field(None, ge=0, le=MANY, description="10 if left out; 0 is off.")
     top_p: float | None = Field(None, ge=0, description="1 if left out, which is off.")
     typical_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=100)

@@ -14,12 +14,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from comps.core.errors import Forbidden, InvalidRequest
 from comps.core.types import JSON, Generation, GenerationRequest, Message, Prompt, Sampling
+from comps.dialects.asking import MANY
 from comps.dialects.base import GenerationCall, House
+from comps.dialects.bodies import MOST
 from comps.dialects.framing import Stamp
-
-MOST = 10_000
-"""Of prompts, dialogs, messages or sequences in a body; to read more would hold up everybody else."""
-_MANY = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class LlamaParameters(BaseModel):
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
-    max_gen_len: int | None = Field(None, gt=0, le=_MANY, description="The most tokens of an answer; 511 if left out.")
+    max_gen_len: int | None = Field(None, gt=0, le=MANY, description="The most tokens of an answer; 511 if left out.")
     temperature: float | None = Field(None, le=100, description="0.6 if left out; 0 or less is greedy.")
     top_p: float | None = Field(None, ge=0, description="0.9 if left out; 1 or more is off.")
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import asdict
@@ -18,7 +18,7 @@ from typing import ClassVar, TypeVar
 
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, PromptTooLong, SettingsError, Unreachable
 from comps.core.prompts import plain_roles, text_of
-from comps.core.types import JSON, Event, Finished, Message, ModelInfo, Prompt, Sampling, TextDelta, Usage
+from comps.core.types import JSON, Embeddings, Event, Finished, Message, ModelInfo, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.engine import EngineProcess
 from comps.model_servers.model_files import find_model
 from comps.model_servers.target import Target
@@ -157,6 +157,13 @@ class Embedded:
 
     async def count_tokens(self, text: str) -> int:
         return int((await self._ask({"count": text}))["count"])
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """See `Embeds`; a vector is the mean of the last hidden states over a text's tokens, of length 1."""
+        for text in texts:
+            self._refuse_far_too_long(text)
+        part = await self._ask({"embed": list(texts)})
+        return Embeddings(tuple(part["vectors"]), part["prompt_tokens"])
 
     async def _ask(self, message: Mapping[str, JSON]) -> dict[str, JSON]:
         """The engine's answer to what has one of a single part."""

@@ -15,7 +15,7 @@ Output, a JSON line a step, a list of parts:
     {"id": n, "error": text, "field"?: name, "too_long"?: [prompt, window], "last": true}
     {"id": n, "error": text, "setting": true, "last": true}                   not loaded for a setting that is wrong
 
-One thread does everything, so nothing is locked. It ends when its input does; `engine` is the other end.
+One thread speaks to the engine, so nothing is locked. It ends when its input does; `engine` is the other end.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Embeds(Protocol):
     """An engine that also turns texts into vectors."""
 
     def start_embedding(self, number: int, texts: Sequence[str]) -> None:
-        """Take in texts to embed; raises like `Engine.start`."""
+        """Take in texts to embed, of which `step` reads some; raises like `Engine.start`."""
         ...
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from comps.core.types import Embeddings
 from comps.model_servers.embedded import Embedded
 from comps.model_servers.model_files import find_gguf
 
@@ -20,8 +17,3 @@ class LlamaCpp(Embedded):
     @staticmethod
     def find(model_name: str) -> str:
         return str(find_gguf(model_name))
-
-    async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """See `Embeds`; the vectors have length 1."""
-        part = await self._ask({"embed": list(texts)})
-        return Embeddings(tuple(part["vectors"]), part["prompt_tokens"])

@@ -30,12 +30,13 @@ from llama_cpp import llama_chat_format
 from llama_cpp import llama_cpp as api
 from pydantic import Field, TypeAdapter, ValidationError
 
-from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError
+from comps.core.errors import InvalidRequest, ModelServerError, SettingsError
 from comps.core.types import JSON, Sampling
 from comps.model_servers.decoding import Answer, check_sampling, check_settings, chunk_for, room_for
 from comps.model_servers.engine_program import Part, serve
 from comps.model_servers.gguf import gguf_window
 from comps.model_servers.text import ControlTokens
+from comps.model_servers.vectors import check_texts
 
 _WINDOW = 16_384
 """The context, if nothing else is said and the model's own is larger: its cells take memory from the start, 2 GB of it
@@ -320,11 +321,7 @@ class Engine:
             raise ModelServerError("it makes embeddings only if the setting embedding is true")
         llama, most = self._context.llama, self._context.most_to_embed
         tokenized = [list(llama.tokenize(text.encode(), add_bos=True, special=False)) for text in texts]
-        longest = max(map(len, tokenized), default=0)
-        if longest > most:
-            raise PromptTooLong(longest, most)
-        if not all(tokenized):
-            raise InvalidRequest("a text is empty", "input")
+        check_texts(tokenized, most)
         self._texts.append(_Texts(number, tokenized))
 
     def cancel(self, number: int) -> None:

@@ -9,7 +9,7 @@ import json
 import random
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,12 @@ from comps.core.errors import InvalidRequest, PromptTooLong, SettingsError
 from comps.core.types import JSON, Sampling
 from comps.model_servers.engine_program import Part, reason, serve
 from comps.model_servers.gguf import gguf_window
+from comps.model_servers.openvino_embedder import Embedder
 from comps.model_servers.text import ControlTokens, IncrementalDecoder, StopStrings
+from comps.model_servers.vectors import check_texts
 
+_PATIENCE = 0.05
+"""Seconds that a step waits for a text's vector, where there is no answer to go on with."""
 _WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _PIECES = re.compile(r"(?s).{1,4000}(?=\s|\Z)|.{1,4000}")
 _LOOKS_SPECIAL = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{2,30}\]")
@@ -72,13 +76,19 @@ class Engine:
         self.longest_token = max(map(len, vocabulary))
         self._controls = ControlTokens(_control_tokens(self._tokenizer, vocabulary))
         self._running: dict[int, _Running] = {}
+        self._embedder = Embedder(model, self._tokenizer, device, properties)
         self.context_window = window or context_window(model)
 
     @property
     def busy(self) -> bool:
+        return self._answering or self._embedder.busy
+
+    @property
+    def _answering(self) -> bool:
         return bool(self._pipeline.has_non_finished_requests())
 
     def cancel(self, number: int) -> None:
+        self._embedder.cancel(number)
         if running := self._running.pop(number, None):
             running.handle.cancel()
 
@@ -101,6 +111,11 @@ class Engine:
             StopStrings(sampling.stop),
             prompt_tokens=length,
         )
+
+    def start_embedding(self, number: int, texts: Sequence[str]) -> None:
+        tokenized = [self._encode(text, special=True) for text in texts]
+        check_texts(tokenized, self.context_window)
+        self._embedder.start(number, tokenized)
 
     def _encode(self, text: str, special: bool) -> Any:
         """The tokens of all of `text`, in an array; a tokenizer may carry a length at which it drops the rest."""
@@ -144,9 +159,11 @@ class Engine:
             setattr(config, name, value)
 
     def step(self) -> list[Part]:
-        """Let every running request grow by a token, and say what each gained."""
-        self._pipeline.step()
-        parts: list[Part] = []
+        """Let every running request grow by a token, and say what each gained, and which texts are embedded."""
+        answering = self._answering
+        if answering:
+            self._pipeline.step()
+        parts = [part] if (part := self._embedder.step(0 if answering else _PATIENCE)) else []
         for number, running in list(self._running.items()):
             if part := self._progress(number, running):
                 parts.append(part)

@@ -19,7 +19,7 @@ import torch
 import transformers
 from jinja2 import TemplateError
 
-from comps.core.errors import InvalidRequest, SettingsError
+from comps.core.errors import InvalidRequest, ModelServerError, SettingsError
 from comps.core.types import JSON, Sampling
 from comps.model_servers.decoding import (
     STEP_SECONDS,
@@ -31,6 +31,7 @@ from comps.model_servers.decoding import (
 )
 from comps.model_servers.engine_program import Part, serve
 from comps.model_servers.text import ControlTokens
+from comps.model_servers.vectors import Texts, check_texts
 
 _WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _NO_LIMIT = 1_000_000_000
@@ -142,11 +143,14 @@ class Engine:
         self._running: deque[_Request] = deque()
         """Whose turn is next comes first."""
         self._waiting: deque[_Request] = deque()
+        self._texts: deque[Texts] = deque()
+        self._texts_cache: Any = None
+        """Of the text that is being read."""
         self._chunk = chunk_for(self._seconds_per_token(), min(_LARGEST_CHUNK, self._window))
 
     @property
     def busy(self) -> bool:
-        return bool(self._running or self._waiting)
+        return bool(self._running or self._waiting or self._texts)
 
     def start(self, number: int, prompt: str | list[dict[str, str]], sampling: Sampling) -> None:
         check_sampling(sampling)
@@ -159,7 +163,15 @@ class Engine:
         scores, generator = self._choice(len(tokens), sampling)
         self._waiting.append(_Request(answer, tokens, scores, generator, self._new_cache()))
 
+    def start_embedding(self, number: int, texts: Sequence[str]) -> None:
+        if self._model.base_model is self._model:
+            raise ModelServerError(f"{type(self._model).__name__} makes no embeddings")
+        tokenized = [self._continued(text) for text in texts]
+        check_texts(tokenized, self._window)
+        self._texts.append(Texts(number, tokenized))
+
     def cancel(self, number: int) -> None:
+        self._texts = deque(texts for texts in self._texts if texts.number != number)
         for requests in (self._running, self._waiting):
             for request in [request for request in requests if request.answer.number == number]:
                 requests.remove(request)
@@ -168,8 +180,8 @@ class Engine:
         return len(self._encode(text, special=False))
 
     def step(self) -> list[Part]:
-        """Give every request its turn, or those that there is time for."""
-        parts = []
+        """Give every request its turn, or those that there is time for, and one to the texts to embed."""
+        parts = [part] if (part := self._embed()) else []
         started = time.perf_counter()
         while self._waiting and len(self._running) < self._at_once:
             self._running.append(self._waiting.popleft())
@@ -201,6 +213,28 @@ class Engine:
             ids = torch.tensor([tokens], device=self._model.device)
             output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **self._keep_one)
             return output.logits[:, -1].float()
+
+    def _embed(self) -> Part | None:
+        """Read on in the texts, if there are any; the part for whoever asked, once all of theirs are read."""
+        if not self._texts:
+            return None
+        texts = self._texts[0]
+        if not texts.done:
+            tokens, before = texts.chunk(self._chunk)
+            texts.add(len(tokens), self._total_of(tokens, before))
+        if not texts.done:
+            return None
+        self._texts.popleft()
+        return texts.part
+
+    def _total_of(self, tokens: Sequence[int], before: int) -> Any:
+        """The sum of the last hidden states, in float64, shape (hidden size,); of the same text, `before` were read."""
+        if before == 0:
+            self._texts_cache = self._new_cache()
+        with torch.inference_mode():
+            ids = torch.tensor([tokens], device=self._model.device)
+            output = self._model.base_model(input_ids=ids, past_key_values=self._texts_cache, use_cache=True)
+            return output.last_hidden_state[0].cpu().sum(0, dtype=torch.float64)
 
     def _choose(self, request: _Request, scores: Any) -> int:
         with torch.inference_mode():

@@ -189,6 +189,44 @@ async def test_a_prompt_over_the_window_is_refused_with_the_numbers(tiny: Transf
     assert caught.value.prompt_tokens >= 4000
 
 
+def means(library: tuple[Any, Any], texts: list[str]) -> list[list[float]]:
+    """The means of the library's own last hidden states, of length 1."""
+    import torch
+
+    made = []
+    for text in texts:
+        with torch.inference_mode():
+            output = library[0](**library[1](text, return_tensors="pt"), output_hidden_states=True)
+        made.append(torch.nn.functional.normalize(output.hidden_states[-1][0].mean(0), dim=0).tolist())
+    return made
+
+
+async def test_vectors_are_the_means_of_the_library_s_own_hidden_states(
+    tiny: Transformers, library: tuple[Any, Any]
+) -> None:
+    texts = ["A cat sat on the mat.", "x", "hello world " * 400]
+    own = await asyncio.to_thread(means, library, texts)
+    ours = await tiny.embed(texts)
+    for one, other in zip(ours.vectors, own, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    assert ours.prompt_tokens == sum(len(library[1](text).input_ids) for text in texts)
+
+
+async def test_vectors_and_answers_are_side_by_side_what_they_are_alone(tiny: Transformers) -> None:
+    text, texts = await text_of(tiny, GREEDY), ["hello world " * 400, "A cat sat on the mat."]
+    vectors = (await tiny.embed(texts)).vectors
+    both = asyncio.gather(*(tiny.embed(texts) for _ in range(2)))
+    answer, embedded = await asyncio.gather(text_of(tiny, GREEDY), both)
+    assert answer == text
+    assert [made.vectors for made in embedded] == [vectors, vectors]
+
+
+async def test_a_text_that_is_empty_or_too_long_makes_no_vector(tiny: Transformers) -> None:
+    with pytest.raises(PromptTooLong) as caught:
+        await tiny.embed(["x", "hello world " * 2000])
+    assert caught.value.context_window == 2048
+
+
 @pytest.mark.parametrize(
     ("settings", "device", "said"),
     [
@@ -274,6 +312,18 @@ def test_a_cancelled_request_stops_at_once(bare: Any) -> None:
     bare.cancel(1)
     assert not bare.busy
     assert bare.step() == []
+
+
+def test_texts_of_a_cancelled_request_are_read_no_further_and_hold_up_no_answer(bare: Any) -> None:
+    bare._chunk = 32
+    bare.start(1, "Once upon a time", replace(GREEDY, max_tokens=100))
+    bare.start_embedding(2, ["hello world " * 100] * 50)
+    bare.start_embedding(3, ["A cat sat on the mat."])
+    assert all({part["id"] for part in bare.step()} <= {1} for _ in range(10))
+    bare.cancel(2)
+    assert [part["id"] for part in bare.step() if "vectors" in part] == [3]
+    bare.cancel(1)
+    assert not bare.busy
 
 
 def test_a_long_prompt_is_read_in_chunks_between_which_others_go_on(bare: Any) -> None:

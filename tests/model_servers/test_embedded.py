@@ -42,6 +42,14 @@ async def test_max_tokens_and_the_window_end_an_answer_with_length(words: Words)
     assert (filled.reason, filled.usage) == ("length", Usage(2, 48))
 
 
+async def test_texts_to_embed_reach_the_engine_unless_one_cannot_fit_whatever_it_says(words: Words) -> None:
+    with pytest.raises(InvalidRequest, match="words have no vectors") as caught:
+        await words.embed(["a", "b"])
+    assert caught.value.field == "input"
+    with pytest.raises(PromptTooLong, match="at least"):
+        await words.embed(["a", "b" * 1_000_000])
+
+
 async def test_a_stop_string_across_tokens_ends_an_answer_before_it(words: Words) -> None:
     cut = await collect(words.generate("one two three", Sampling(stop=("o th",)), {}))
     assert cut == Generation(" one tw", "stop", Usage(3, 3))

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+import tempfile
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, PromptTooLong, SettingsError, Unreachable
 from comps.core.generator import collect
 from comps.core.types import Event, Message, Prompt, Sampling, TextDelta
+from comps.model_servers import openvino_embedder
 from comps.model_servers.engine import EngineProcess
 from comps.model_servers.model_files import BUNDLED_MODEL, find_model
 from comps.model_servers.openvino import OpenVINO
@@ -257,6 +259,117 @@ def test_one_engine_serves_several_event_loops(engine: OpenVINO) -> None:
     assert len({asyncio.run(text_of(engine, GREEDY)) for _ in range(2)}) == 1
 
 
+CAT, KITTEN, MONEY = "A cat sat on the mat.", "A kitten sat on the rug.", "Interest rates rose in March."
+
+
+def nearness(one: Sequence[float], other: Sequence[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+async def test_a_text_becomes_a_vector_of_the_model_s_width_and_of_length_one(engine: OpenVINO) -> None:
+    made = await engine.embed([CAT, "x"])
+    assert [len(vector) for vector in made.vectors] == [576, 576]
+    assert [nearness(vector, vector) for vector in made.vectors] == pytest.approx([1, 1])
+    assert made.prompt_tokens == await engine.count_tokens(CAT) + 1
+
+
+async def test_vectors_are_near_where_the_texts_are(engine: OpenVINO) -> None:
+    texts = [CAT, KITTEN, MONEY, "Borrowing costs went up in spring.", "How do I bake bread?", "A recipe for a loaf"]
+    vectors = (await engine.embed(texts)).vectors
+    for at, vector in enumerate(vectors):
+        nearest = max((other for other in range(6) if other != at), key=lambda other: nearness(vector, vectors[other]))
+        assert nearest == at ^ 1
+
+
+async def test_a_text_has_the_same_vector_alone_among_others_and_beside_an_answer(engine: OpenVINO) -> None:
+    alone = (await engine.embed([CAT])).vectors[0]
+    async with aclosing(engine.generate(STORY, Sampling(max_tokens=2000), {})) as answer:
+        await anext(answer)
+        others = (await engine.embed([KITTEN, CAT])).vectors
+        assert isinstance(await anext(answer), TextDelta)
+    assert others == (others[0], alone)
+
+
+async def test_an_answer_stays_the_same_and_goes_on_while_a_long_text_is_embedded(engine: OpenVINO) -> None:
+    sampling = replace(GREEDY, max_tokens=60)
+    alone = await text_of(engine, sampling)
+    embedding = asyncio.ensure_future(engine.embed([f"{MONEY} " * 300]))
+    pieces = []
+    async with aclosing(engine.generate(STORY, sampling, {})) as events:
+        async for event in events:
+            if isinstance(event, TextDelta) and not embedding.done():
+                pieces.append(event.text)
+    assert "".join(pieces) == alone
+    embedding.cancel()
+    assert (await asyncio.gather(embedding, return_exceptions=True))[0].__class__ is asyncio.CancelledError
+    assert len((await engine.embed([CAT])).vectors) == 1  # Nobody waits for what was given up.
+
+
+async def test_a_text_that_is_empty_or_too_long_makes_no_vector(engine: OpenVINO) -> None:
+    with pytest.raises(InvalidRequest, match="empty") as caught:
+        await engine.embed([CAT, ""])
+    assert caught.value.field == "input"
+    with pytest.raises(PromptTooLong) as too_long:
+        await engine.embed([CAT, "hello world " * 5000])
+    assert too_long.value.prompt_tokens > too_long.value.context_window == 8192
+
+
+def embedded(bare: Engine, number: int) -> list[float]:
+    """The vector of a request's only text."""
+    while not (part := next((part for part in bare.step() if part["id"] == number), None)):
+        pass
+    vector: list[float] = part["vectors"][0]
+    return vector
+
+
+@pytest.fixture(scope="module")
+def first(bare: Engine, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], Path]:
+    """The first vector that the bare engine makes, and the folder for temporary files meanwhile."""
+    assert bare._embedder._states is None  # Who never asks does not pay.
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        bare.start_embedding(9, [CAT])
+        return embedded(bare, 9), folder
+
+
+def test_reading_a_gguf_again_leaves_no_file_behind(first: tuple[list[float], Path]) -> None:
+    assert list(first[1].iterdir()) == []
+    assert not list(MODEL.parent.glob("openvino*"))
+
+
+def test_texts_of_a_cancelled_request_are_read_no_further(bare: Engine, first: tuple[list[float], Path]) -> None:
+    bare.start_embedding(11, [MONEY * 40] * 1000)
+    bare.start_embedding(12, [CAT])
+    bare.step()
+    bare.cancel(11)
+    assert embedded(bare, 12) == first[0]
+    assert not bare.busy
+    assert bare.step() == []
+
+
+def test_a_text_read_in_chunks_has_the_vector_that_it_has_in_one(
+    bare: Engine, first: tuple[list[float], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = []
+    for number, chunk in ((20, 512), (21, 7)):
+        monkeypatch.setattr(openvino_embedder, "_CHUNK", chunk)
+        bare.start_embedding(number, [f"{CAT} {MONEY}" * 3])
+        vectors.append(embedded(bare, number))
+    assert vectors[0] == pytest.approx(vectors[1], abs=1e-5)
+
+
+def test_a_model_that_cannot_be_read_again_costs_the_vectors_alone(bare: Engine, tmp_path: Path) -> None:
+    embedder = openvino_embedder.Embedder(tmp_path / "gone.gguf", bare._tokenizer, "CPU", {})
+    embedder.start(1, [[1]])
+    for number in (1, 2):
+        while not (part := embedder.step(0.1)):
+            pass
+        assert part["id"] == number
+        assert part["error"]
+        embedder.start(number + 1, [[1]])
+
+
 CONVERT = """
 import sys, openvino_genai
 model, keep = sys.argv[1], {"enable_save_ov_model": True}
@@ -276,6 +389,7 @@ async def test_a_folder_in_openvinos_own_format_is_served_with_the_window_of_its
         assert (await engine.describe()).context_window == 60
         answer = await collect(engine.generate((Message("user", "What is the capital of France?"),), Sampling(), {}))
         assert "Paris" in answer.text
+        assert len((await engine.embed([CAT])).vectors[0]) == 576
         with pytest.raises(PromptTooLong):
             await text_of(engine, GREEDY, LONG)
     finally:
