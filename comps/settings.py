@@ -196,7 +196,7 @@ class Dialects(Section):
     """How the service is asked, and how it answers."""
 
     enabled: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = _key(
-        ("opea", "openai", "square", "kaito", "llm_on_k8s"),
+        ("opea", "openai", "square", "llm_api", "kaito", "llm_on_k8s"),
         "the dialects that are spoken, separated by commas; the first has what several claim",
         "LLM_DIALECTS",
     )
@@ -345,8 +345,8 @@ def load_settings(
     for name, keys in conversations.items():
         listing += [Setting(CONVERSATION + name, key, text, str(read)) for key, text in keys.items()]
     logging, microservice, model, chosen = (parts[name].values for name in SECTIONS)
-    models = _served(parts.values(), read)
-    return Settings(logging, microservice, model, chosen, models, conversations, tuple(listing), read.without_effect)
+    served = _served(parts.values(), read)
+    return Settings(logging, microservice, model, chosen, served, conversations, tuple(listing), read.without_effect)
 
 
 def _served(parts: Iterable[_Part], file: ConfigFile) -> dict[str, Served]:

@@ -248,7 +248,7 @@ def test_a_model_server_keeps_its_abilities_through_a_framework(
     [scripted] = opened(monkeypatch, FRAMEWORK=framework, MODEL_SERVER="scripted")
     assert isinstance(embedded, Loads)
     assert isinstance(embedded, CountsTokens)
-    assert not isinstance(embedded, Embeds)
+    assert isinstance(embedded, Embeds)
     assert not isinstance(scripted, Loads | CountsTokens | Embeds)
 
 

@@ -17,7 +17,7 @@ from comps.settings import SECTIONS, Model, Section, Settings, environment_names
 
 KINDS = ("openvino", "scripted", "tgi", "vllm", "llama_cpp")
 WITHOUT_ENGINE = ("openvino", "scripted", "tgi", "vllm")
-DIALECTS = ("opea", "openai", "square", "kaito", "llm_on_k8s")
+DIALECTS = ("opea", "openai", "square", "llm_api", "kaito", "llm_on_k8s")
 SHIPPED = Path(comps.__file__).parents[1] / "config.ini"
 
 SEED = """\

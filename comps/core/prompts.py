@@ -94,12 +94,21 @@ def _into_conversation(request: GenerationRequest, messages: tuple[Message, ...]
 
 
 def _asks_for_context(message: Message) -> bool:
-    return message.role == "system" and isinstance(message.content, str) and "{context}" in message.content
+    return (
+        message.role in ("system", "developer") and isinstance(message.content, str) and "{context}" in message.content
+    )
 
 
 def _with_context(message: Message, context: str) -> Message:
     assert isinstance(message.content, str)
     return replace(message, content=message.content.replace("{context}", context))
+
+
+def plain_roles(prompt: Prompt) -> Prompt:
+    """The prompt for a model's chat template, which seldom knows `developer`: OpenAI's newer name of `system`."""
+    if isinstance(prompt, str):
+        return prompt
+    return tuple(replace(one, role="system") if one.role == "developer" else one for one in prompt)
 
 
 def text_of(content: str | list[JSON]) -> str:

@@ -68,7 +68,8 @@ class GenerationRequest:
     """Of the house's own template: `en`, `zh`, or `auto` to go by the documents."""
     sampling: Sampling = Sampling()
     max_total_tokens: int | None = None
-    """The most tokens of prompt and answer together, at least 1; where the model server cannot count, of the answer."""
+    """The most tokens of prompt and answer together, at least 1; where the model server cannot count, of the answer.
+    Callers know it as `max_length`."""
     model: str | None = None
     options: Mapping[str, JSON] = field(default_factory=dict)
     """Fields only an OpenAI-speaking model server knows: tools, response_format, logprobs, n …"""

@@ -268,7 +268,8 @@ class Desk:
         if not isinstance(document, dict):
             kind = type(document).__name__
             said = f"not a JSON object, but {_JSON_NAMES.get(kind, kind)}"
-            raise Misread(_malformed(said, "dict_type", "Input should be a valid dictionary"), self.style)
+            problem = ("dict_type", "Input should be a valid dictionary")
+            raise Misread(_malformed(said, *(_MISSING if document is None else problem)), self.style)
         document = {**document, **path}
         for call, dialect in self.calls:
             if call.marker is None or len(self.calls) == 1 or document.get(call.marker) is not None:
@@ -291,15 +292,17 @@ class Misread(Exception):
         self.style = style
 
 
-def _not_json(body: bytes, error: Exception) -> Malformed:
-    said = f"not a JSON document: {error}"
+def _not_json(body: bytes, error: orjson.JSONDecodeError) -> Malformed:
     if not body:
-        said = "empty"
+        return _malformed("empty", *_MISSING)
+    said, position = f"not a JSON document: {error}", error.pos
     try:
         body.decode()
-    except UnicodeDecodeError as where:
-        said = f"not UTF-8 text (byte {where.start})"
-    return _malformed(said, "json_invalid", f"JSON decode error: {error}")
+    except UnicodeDecodeError as undecodable:
+        position = undecodable.start
+        said = f"not UTF-8 text (byte {position})"
+    problem = {"type": "json_invalid", "loc": (position,), "msg": "JSON decode error", "ctx": {"error": said}}
+    return Malformed(said, "body", [problem])
 
 
 def _malformed(said: str, kind: str, message: str) -> Malformed:
@@ -307,6 +310,7 @@ def _malformed(said: str, kind: str, message: str) -> Malformed:
     return Malformed(said, "body", [{"type": kind, "loc": (), "msg": message}])
 
 
+_MISSING = ("missing", "Field required")
 _JSON_NAMES = {
     "NoneType": "null",
     "list": "an array",

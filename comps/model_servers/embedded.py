@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from typing import ClassVar, TypeVar
 
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, PromptTooLong, SettingsError, Unreachable
-from comps.core.prompts import text_of
+from comps.core.prompts import plain_roles, text_of
 from comps.core.types import JSON, Embeddings, Event, Finished, Message, ModelInfo, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.engine import EngineProcess
 from comps.model_servers.model_files import find_model
@@ -145,7 +145,7 @@ class Embedded:
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
         engine = self._answering()
         self._refuse_far_too_long(prompt)
-        body = {"prompt": _plain(prompt), "sampling": asdict(sampling)}
+        body = {"prompt": _plain(plain_roles(prompt)), "sampling": asdict(sampling)}
         async with aclosing(engine.ask({"generate": body})) as parts:
             async for part in parts:
                 if "error" in part:

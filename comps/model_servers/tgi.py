@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, PromptTooLong, Refused
+from comps.core.prompts import plain_roles
 from comps.core.types import JSON, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.http import error_message, sensible
 from comps.model_servers.openai_api import OpenAIAPI, wire_message
@@ -70,6 +71,7 @@ class TGI(OpenAIAPI):
         wanted = _in_its_words({name: value for name, value in options.items() if name in _OPTIONS and value})
         if wanted and isinstance(prompt, str):
             raise InvalidRequest("the model server knows it for conversations only, not for text", min(wanted))
+        prompt = plain_roles(prompt)
         inputs = None if wanted or _has_other_parts(prompt) else await self._inputs(prompt)
         events = self._converse(prompt, sampling, wanted) if inputs is None else self._continue(inputs, sampling)
         with sensible():

@@ -193,10 +193,11 @@ def test_the_caller_s_template_is_filled_in_the_last_user_turn() -> None:
     assert turns == (*HISTORY[:3], Message("user", "Because. -> Why?"))
 
 
-def test_a_system_turn_that_asks_for_the_documents_gets_them() -> None:
-    messages = (Message("system", "Use this: {context} {question} {x}"), Message("user", "Why?"))
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_turn_that_asks_for_the_documents_gets_them(role: str) -> None:
+    messages = (Message(role, "Use this: {context} {question} {x}"), Message("user", "Why?"))
     turns = as_turns(build_prompt(GenerationRequest(messages, (Document(TRICKY),))))
-    assert turns == (Message("system", f"Use this: {TRICKY} {{question}} {{x}}"), Message("user", "Why?"))
+    assert turns == (Message(role, f"Use this: {TRICKY} {{question}} {{x}}"), Message("user", "Why?"))
 
 
 def test_a_user_turn_with_the_placeholder_is_no_system_turn() -> None:

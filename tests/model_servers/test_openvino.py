@@ -103,6 +103,14 @@ async def test_control_tokens_in_a_message_open_no_turn(engine: OpenVINO) -> Non
     assert usage.prompt_tokens - plain.prompt_tokens > 15
 
 
+async def test_a_developer_says_what_the_system_says(engine: OpenVINO) -> None:
+    question = Message("user", "What is rain?")
+    told = [(Message(role, "Answer in French, in one word."), question) for role in ("developer", "system")]
+    developer, system = [await collect(engine.generate(prompt, GREEDY, {})) for prompt in told]
+    assert developer == system
+    assert developer.text != await text_of(engine, GREEDY, (question,))
+
+
 async def test_a_prompt_that_cannot_fit_whatever_its_tokens_are_is_refused_without_counting(engine: OpenVINO) -> None:
     with pytest.raises(PromptTooLong, match="at least") as caught:
         await collect(engine.generate((Message("user", "a" * 15_000_000),), GREEDY, {}))
@@ -112,6 +120,11 @@ async def test_a_prompt_that_cannot_fit_whatever_its_tokens_are_is_refused_witho
 def test_an_endpoint_that_would_not_be_used_is_an_error() -> None:
     with pytest.raises(SettingsError, match="takes no endpoint"):
         OpenVINO.open(Target("m", "http://127.0.0.1:9"))
+
+
+async def test_an_empty_text_to_continue_is_refused_by_name(engine: OpenVINO) -> None:
+    with pytest.raises(InvalidRequest, match="prompt: there is nothing to continue"):
+        await collect(engine.generate("", GREEDY, {}))
 
 
 async def test_content_that_is_not_text_is_refused_by_name(engine: OpenVINO) -> None:

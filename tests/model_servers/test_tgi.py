@@ -441,6 +441,14 @@ async def test_images_go_over_the_messages_api_and_parts_of_text_do_not(
     assert body["messages"] == [{"role": "user", "content": [text, image]}]
 
 
+@pytest.mark.parametrize("options", [{}, {"tools": TOOLS}])
+async def test_a_developer_is_the_system_to_its_template(
+    stand_in: StandIn, framework: Framework, options: dict[str, Any]
+) -> None:
+    await answer(stand_in, framework, prompt=(Message("developer", "Short."), QUESTION[1]), options=options)
+    assert stand_in.inputs[0].startswith(f"{BOS}[system]ĊShort.")
+
+
 @pytest.mark.parametrize("model", [Model(missing=frozenset({"/chat_tokenize"})), Model(offsets=False)])
 async def test_without_a_rendered_template_a_conversation_goes_over_the_messages_api(
     framework: Framework, model: Model
