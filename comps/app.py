@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from inspect import isawaitable
 from pathlib import Path
 from time import time
 from types import MappingProxyType
@@ -23,23 +24,26 @@ from comps.core.errors import InvalidRequest, LLMError, SettingsError
 from comps.core.generator import Models, TextGenerator
 from comps.core.ports import ModelServer
 from comps.core.types import JSON, ModelInfo
-from comps.dialects import DIALECTS, open_dialect
+from comps.dialects import DIALECTS, llm_api, opea, open_dialect, square
 from comps.dialects.base import Desk, Dialect, House, Text
-from comps.dialects.opea import Switches
+from comps.dialects.conversations import Conversation, read_conversation
+from comps.dialects.llama import Limits
 from comps.handler import Handler
 from comps.model_servers import WITHOUT_ENGINE_SETTINGS, model_servers, open_model_server, through_framework
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
 from comps.openapi import describe_bodies
-from comps.settings import Served, Settings, load_settings
-from comps.telemetry import Telemetry, log
+from comps.settings import CONVERSATION, Served, Settings, load_settings
+from comps.telemetry import Telemetry, gpus, log
 
 MEGABYTE = 1_000_000
 
 
 def read_settings(file: Path | None) -> Settings:
     """The settings, checked against what this house has; see `load_settings`."""
-    return load_settings(file, model_servers(), DIALECTS, WITHOUT_ENGINE_SETTINGS)
+    settings = load_settings(file, model_servers(), DIALECTS, WITHOUT_ENGINE_SETTINGS)
+    make_dialects(settings)
+    return settings
 
 
 def open_models(settings: Settings, servers: Mapping[str, ModelServer] = MappingProxyType({})) -> Models:
@@ -102,10 +106,34 @@ def replicas_of(generator: TextGenerator) -> Sequence[ModelServer]:
 
 
 def make_dialects(settings: Settings) -> list[Dialect]:
-    """The enabled dialects; the first one has a path that several claim."""
+    """The enabled dialects; the first one has a path that several claim.
+
+    Raises:
+        SettingsError: A conversation template is wrong.
+    """
     chosen = settings.dialects
-    switches = Switches(chosen.opea_stream, chosen.messages, chosen.disable_streaming, chosen.output_guard)
-    return [open_dialect(name, {"opea": switches}.get(name)) for name in chosen.enabled]
+    whole = chosen.disable_streaming
+    limits = Limits(chosen.max_batch_size, chosen.max_seq_len)
+    switches: dict[str, Any] = {
+        "opea": opea.Switches(chosen.opea_stream, chosen.messages, whole, chosen.output_guard),
+        "square": square.Switches(chosen.square_prompt, _conversations(settings), next(iter(settings.models)), whole),
+        "llm_api": llm_api.Switches(),
+        "kaito": limits,
+        "llm_on_k8s": limits,
+    }
+    return [open_dialect(name, switches.get(name)) for name in chosen.enabled]
+
+
+def _conversations(settings: Settings) -> tuple[Conversation, ...]:
+    """The conversation templates of the settings, in their order."""
+
+    def read(name: str, keys: Mapping[str, str]) -> Conversation:
+        try:
+            return read_conversation(name, keys)
+        except SettingsError as error:
+            raise SettingsError(f"[{CONVERSATION}{name}] {error}") from None
+
+    return tuple(read(name, keys) for name, keys in settings.conversations.items())
 
 
 def example(settings: Settings) -> tuple[str, JSON]:
@@ -211,6 +239,7 @@ class _House:
             queue_length=self.admission.running + self.admission.waiting,
             path=path,
             shut_down=self.shut_down,
+            gpus=gpus,
         )
 
     def add_routes(self, app: FastAPI) -> None:
@@ -252,9 +281,13 @@ class _House:
         return tell
 
     async def _tell(self, route: str, request: Request) -> Response:
-        style, fact = self._owner(route).style, self._owner(route).facts[route]
+        owner = self._owner(route)
+        fact = owner.facts[route]
+        style = fact.style or owner.style
         try:
             told = fact.tell(await self.describe(fact.asks_models, request.path_params))
+            if isawaitable(told):
+                told = await told
         except LLMError as error:
             failed = error
         except Exception:  # A fault of ours: the log gets the details, the caller none.

@@ -117,10 +117,11 @@ class Handler:
 
     async def _generate(self, call: GenerationCall, reply: _Reply, exchange: Exchange) -> None:
         requests = call.requests()
-        model = self._models.named(requests[0].model, call.any_model)
+        name = requests[0].model if requests else None
+        model = self._models.named(name, call.any_model)
         async with self._admission.places(len(requests)):
             info = await model.info()
-            headers = self._ignored(call, info, requests[0].model)
+            headers = self._ignored(call, info, name)
             answers = [model.generate(_honoured(request, info)) for request in requests]
             if call.streamed:
                 choices = requests[0].options.get("n", 1) if "n" in info.capabilities else 1
@@ -129,9 +130,10 @@ class Handler:
                 return
             generations = await at_once([collect(answer) for answer in answers])
         exchange.usage = total(generation.usage for generation in generations)
-        exchange.reason = generations[0].reason
-        reasons = ",".join(choice.reason for generation in generations for choice in generation.choices)
-        headers.append((b"x-finish-reason", reasons.encode()))
+        reasons = [choice.reason for generation in generations for choice in generation.choices]
+        if reasons:
+            exchange.reason = reasons[0]
+            headers.append((b"x-finish-reason", ",".join(reasons).encode()))
         await reply.whole(200, call.style.encode(call.reply(generations, _stamp(info))), headers)
 
     def _ignored(self, call: Call, info: ModelInfo, model: str | None) -> list[tuple[bytes, bytes]]:

@@ -62,4 +62,4 @@ def _operation(desk: Desk, document: dict[str, Any]) -> JSON:
     }
 
 
-_RESPONSES = {200: "The answer, whole (JSON) or streamed (server-sent events)", 429: "Too many requests at once"}
+_RESPONSES = {200: "The answer, whole (JSON) or streamed", 429: "Too many requests at once"}

@@ -2,7 +2,8 @@
 
 Each section is a class, each key a field of it; the field names its environment variables, the section's docstring and
 the field's description are what config.ini and the README say of it. A further model, `[Model.<name>]`, has a class
-made for it: the keys of `[Model]`, whose variables end in its name and whose defaults are what `[Model]` says.
+made for it: the keys of `[Model]`, whose variables end in its name and whose defaults are what `[Model]` says. What a
+`[Conversation.<name>]` says, the dialect that knows conversation templates reads.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ class Dialects(Section):
     """How the service is asked, and how it answers."""
 
     enabled: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = _key(
-        ("opea", "openai"),
+        ("opea", "openai", "square", "llm_api", "kaito", "llm_on_k8s"),
         "the dialects that are spoken, separated by commas; the first has what several claim",
         "LLM_DIALECTS",
     )
@@ -203,10 +204,25 @@ class Dialects(Section):
     messages: Annotated[Literal["openai", "enterprise_rag"], BeforeValidator(_lowered)] = _key(
         "openai", "a messages body is answered as by openai or enterprise_rag", "LLM_MESSAGES"
     )
+    square_prompt: Annotated[Literal["conversation", "messages"], BeforeValidator(_lowered)] = _key(
+        "conversation",
+        "a chat of square goes to the model as text, by the conversation template of model_identifier, or as messages, "
+        "for the model's own template",
+        "LLM_SQUARE_PROMPT",
+    )
     strict: bool = _key(False, "refuse a body with fields that would be ignored", "LLM_STRICT")
     disable_streaming: bool = _key(False, "answer whole, whatever is asked", "LLM_DISABLE_STREAMING")
     output_guard: bool = _key(
         False, "an output guard comes next: answer whole, with its parameters", "LLM_OUTPUT_GUARD_EXISTS"
+    )
+    max_batch_size: int = _key(
+        32, "prompts or dialogs that a body of kaito or llm_on_k8s may have", "LLM_MAX_BATCH_SIZE", gt=0
+    )
+    max_seq_len: int = _key(
+        0,
+        "tokens that a prompt of kaito's or llm_on_k8s's llama and its answer may have together; 0: no limit of ours",
+        "LLM_MAX_SEQ_LEN",
+        ge=0,
     )
 
 
@@ -220,6 +236,8 @@ SECTIONS: dict[str, type[Section]] = {
 
 FURTHER = "Model."
 """How the heading of a further model begins; its name is the rest."""
+CONVERSATION = "Conversation."
+"""How the heading of a conversation template begins; its name is the rest."""
 ENGINE = "LLM_ENGINE_"
 """How the environment variable of an engine's own setting begins; the setting is the rest, in small letters."""
 
@@ -274,6 +292,8 @@ class Settings:
     dialects: Dialects
     models: Mapping[str, Served]
     """Every model by the name that callers ask for; the first is [Model]'s, and answers where no name is given."""
+    conversations: Mapping[str, Mapping[str, str]]
+    """The keys of every conversation template, by the template's name, as they are written."""
     listing: tuple[Setting, ...]
     """Every setting with its source."""
 
@@ -308,9 +328,12 @@ def load_settings(
         part.check(kinds, without_engine)
     for dialect in parts["Dialects"].values.enabled:
         parts["Dialects"].check_known("enabled", dialect, dialects)
-    listing = tuple(setting for part in parts.values() for setting in part.listing())
+    listing = [setting for part in parts.values() for setting in part.listing()]
+    conversations = {_name_of(heading): keys for heading, keys in written.items() if heading.startswith(CONVERSATION)}
+    for name, keys in conversations.items():
+        listing += [Setting(CONVERSATION + name, key, text, str(file)) for key, text in keys.items()]
     logging, microservice, model, chosen = (parts[name].values for name in SECTIONS)
-    return Settings(logging, microservice, model, chosen, _served(parts.values(), file), listing)
+    return Settings(logging, microservice, model, chosen, _served(parts.values(), file), conversations, tuple(listing))
 
 
 def _served(parts: Iterable[_Part], file: Path | None) -> dict[str, Served]:
@@ -525,13 +548,13 @@ def _read(file: Path) -> dict[str, dict[str, str]]:
     except ConfigParserError as error:
         raise SettingsError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
     for heading in parser.sections():
-        if heading not in SECTIONS and not (heading.startswith(FURTHER) and _name_of(heading)):
+        if heading not in SECTIONS and not (heading.startswith((FURTHER, CONVERSATION)) and _name_of(heading)):
             raise SettingsError(f"{file}: unknown section [{heading}]{_nearest(heading, SECTIONS)}")
     return {heading: dict(parser[heading]) for heading in parser.sections()}
 
 
 def _name_of(heading: str) -> str:
-    return heading.removeprefix(FURTHER).strip()
+    return heading.partition(".")[2].strip()
 
 
 def _endings(headings: Iterable[str], file: Path | None) -> dict[str, str]:

@@ -1,25 +1,38 @@
-"""What the service tells of itself: Prometheus metrics, OPEA's statistics, and its log. Nothing here runs per token."""
+"""What the service tells of itself: Prometheus metrics, OPEA's statistics, its log, and the machine's graphics cards.
+
+Nothing here runs per token.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import subprocess
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import ceil
+from math import ceil, nan
 from pathlib import Path
 from statistics import fmean
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from comps.core.types import Usage
+from comps.core.errors import LLMError
+from comps.core.types import GPU, Usage
 
 log = logging.getLogger("opea_llm")
 
 _KEPT = 1000
 """How many of the last requests the statistics are about."""
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+_NVIDIA_SMI = (
+    "nvidia-smi",
+    "--query-gpu=index,name,utilization.gpu,temperature.gpu,memory.used,memory.total",
+    "--format=csv,noheader,nounits",
+)
+_NVIDIA_SECONDS = 10
+"""How long nvidia-smi may take; it wakes a card that sleeps."""
 
 
 class Exchange:
@@ -116,6 +129,39 @@ def _percentile(values: deque[float], share: float) -> float | None:
     """The smallest of the values that `share` of them do not exceed."""
     ordered = sorted(values)
     return ordered[ceil(share * len(ordered)) - 1] if ordered else None
+
+
+async def gpus() -> list[GPU]:
+    """The graphics cards of this machine, as NVIDIA's tool knows them; none where there is no such tool.
+
+    Raises:
+        LLMError: It failed.
+    """
+    try:
+        done = await asyncio.to_thread(
+            subprocess.run, _NVIDIA_SMI, capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=False
+        )
+        if done.returncode:
+            raise LLMError(f"nvidia-smi: {(done.stdout or done.stderr).strip()}")
+        return [_gpu(line) for line in done.stdout.splitlines()]
+    except FileNotFoundError:
+        return []
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        log.warning("nvidia-smi: %s", error)
+        raise LLMError("nvidia-smi: it cannot be asked; the service's log has the reason") from None
+
+
+def _gpu(line: str) -> GPU:
+    index, name, *numbers = line.split(", ")
+    load, temperature, used, total = map(_number, numbers)
+    return GPU(int(index), name, load, temperature, used, total)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:  # Such as [N/A].
+        return nan
 
 
 def start_log(level: str, path: str) -> None:

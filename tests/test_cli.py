@@ -56,10 +56,10 @@ class Running:
         self.ready.set()
 
     @contextmanager
-    def posting(self, body: object) -> Iterator[http.client.HTTPResponse]:
+    def posting(self, body: object, path: str = PATH) -> Iterator[http.client.HTTPResponse]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
-            connection.request("POST", PATH, json.dumps(body))
+            connection.request("POST", path, json.dumps(body))
             with connection.getresponse() as response:
                 yield response
         finally:
@@ -146,6 +146,40 @@ def test_told_to_terminate_it_finishes_the_stream_that_is_running(framework: str
     assert b"data: [DONE]" in rest
     assert rest.count(b"data: ") > 20
     assert code == 0
+
+
+@pytest.mark.xdist_group("engine")
+def test_told_to_shut_down_over_http_it_finishes_the_stream_that_is_running() -> None:
+    body = {"query": "Tell me a long story.", "max_new_tokens": 120, "temperature": 0}
+    with serving(USVC_ALLOW_SHUTDOWN="true") as service, service.posting(body) as response:
+        first = response.readline()
+        with service.posting(None, "/shutdown") as told:
+            assert (told.status, told.read()) == (200, b"{}")
+        rest = response.read()
+        code = service.process.wait(PATIENCE)
+    assert first.startswith(b"data: b'")
+    assert b"data: [DONE]" in rest
+    assert rest.count(b"data: ") > 20
+    assert code == 0
+
+
+def test_told_to_shut_down_by_a_client_of_llm_on_k8s_it_ends_and_says_nothing() -> None:
+    dialects = "llm_on_k8s, opea"
+    with serving(MODEL_SERVER="scripted", USVC_ALLOW_SHUTDOWN="true", LLM_DIALECTS=dialects) as service:
+        with service.posting(None, "/shutdown") as told:
+            assert (told.status, told.read()) == (200, b"")
+            assert told.headers["content-type"] == "text/html; charset=utf-8"
+        code = service.process.wait(PATIENCE)
+    assert code == 0
+    assert "Traceback" not in "".join(service.said)
+
+
+def test_a_client_may_not_end_it_unless_the_settings_say_so() -> None:
+    with serving(MODEL_SERVER="scripted") as service:
+        with service.posting(None, "/shutdown") as told:
+            assert told.status == 403
+            assert b"allow_shutdown" in told.read()
+        assert json.loads(service.post({"query": "?", "streaming": False}))["text"]
 
 
 def test_ctrl_c_ends_it_without_a_traceback() -> None:

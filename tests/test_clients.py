@@ -9,9 +9,20 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from langchain_core.messages import AIMessageChunk
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
+from comps.core.errors import (
+    Forbidden,
+    InvalidRequest,
+    LLMError,
+    Overloaded,
+    Refused,
+    Timeout,
+    UnknownModel,
+    Unreachable,
+)
 from comps.model_servers import open_model_server
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Target
@@ -19,6 +30,7 @@ from tests.model_servers.replay import Reply, replaying, sse
 from tests.service import PATH, Able, Service, running
 
 WORDS = ["Deep", " learning", " is", " fun."]
+ASKED: list[Any] = [{"role": "user", "content": "?"}]
 
 
 def client(service: Service) -> openai.AsyncOpenAI:
@@ -61,6 +73,45 @@ async def test_openais_sdk_understands_our_errors(monkeypatch: pytest.MonkeyPatc
     assert bad.value.param == "temperature"
 
 
+@pytest.mark.parametrize(
+    ("error", "seen", "kind"),
+    [
+        (InvalidRequest("x"), openai.BadRequestError, "invalid_request_error"),
+        (Forbidden("x"), openai.PermissionDeniedError, "invalid_request_error"),
+        (UnknownModel("a", "b"), openai.NotFoundError, "invalid_request_error"),
+        (Overloaded("x"), openai.RateLimitError, "rate_limit_error"),
+        (Refused(418, "x"), openai.InternalServerError, "server_error"),
+        (Unreachable("x"), openai.InternalServerError, "server_error"),
+        (Timeout("x"), openai.InternalServerError, "server_error"),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_openais_sdk_raises_its_own_class_for_each_error(
+    monkeypatch: pytest.MonkeyPatch, error: LLMError, seen: type[openai.APIStatusError], kind: str, stream: bool
+) -> None:
+    async with running(Scripted([[error]]), monkeypatch) as service, client(service) as sdk:
+        with pytest.raises(seen) as caught:
+            await sdk.chat.completions.create(model="scripted", messages=ASKED, stream=stream)
+    assert caught.value.type == kind
+
+
+async def test_openais_sdk_raises_what_breaks_a_stream_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted([["Deep", Unreachable("gone away")]]), monkeypatch) as service, client(service) as sdk:
+        stream = await sdk.chat.completions.create(model="scripted", messages=ASKED, stream=True)
+        assert (await anext(stream)).choices[0].delta.content == "Deep"
+        with pytest.raises(openai.APIError, match="gone away"):
+            await anext(stream)
+
+
+async def test_openais_sdk_is_told_what_to_send_instead_of_token_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Able(), monkeypatch) as service, client(service) as sdk:
+        with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
+            await sdk.embeddings.create(model="scripted", input=[[1, 2], [3]])
+        with pytest.raises(openai.BadRequestError, match="token ids"):
+            await sdk.completions.create(model="scripted", prompt=[1, 2])
+
+
 async def test_openais_sdk_lists_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(Scripted(), monkeypatch) as service, client(service) as sdk:
         assert [model.id async for model in sdk.models.list()] == ["scripted"]
@@ -89,8 +140,8 @@ async def test_openais_sdk_gets_vectors_in_both_encodings(monkeypatch: pytest.Mo
 
 
 @asynccontextmanager
-async def in_front_of(reply: Reply, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[openai.AsyncOpenAI]:
-    """OpenAI's SDK, asking a service over a vLLM that gives the reply."""
+async def in_front_of(reply: Reply | list[Reply], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[openai.AsyncOpenAI]:
+    """OpenAI's SDK, asking a service over a vLLM that gives the reply, or one after the other."""
     replies: dict[str, Reply | list[Reply]] = {"/v1/models": Reply([b'{"data": []}']), PATH: reply}
     async with replaying(replies) as replay:
         server = open_model_server("vllm", Target("m", replay.url))
@@ -122,7 +173,8 @@ async def test_openais_sdk_puts_a_streamed_tool_call_together(monkeypatch: pytes
         {"index": 0, "function": {"arguments": ' "Paris"}'}},
     ]
     deltas = [{"choices": [{"index": 0, "delta": {"tool_calls": [piece]}}]} for piece in pieces]
-    reply = sse(*deltas, {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]})
+    text = {"choices": [{"index": 0, "delta": {"content": "Wait."}}]}
+    reply = sse(text, *deltas, {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]})
     async with (
         in_front_of(reply, monkeypatch) as sdk,
         sdk.chat.completions.stream(model="m", messages=[{"role": "user", "content": "?"}]) as stream,
@@ -132,6 +184,66 @@ async def test_openais_sdk_puts_a_streamed_tool_call_together(monkeypatch: pytes
     calls = answer.choices[0].message.tool_calls
     assert calls
     assert calls[0].function.arguments == '{"city": "Paris"}'
+    assert answer.choices[0].message.content == "Wait."
+
+
+CALL = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+
+
+async def test_openais_sdk_has_a_tool_called_and_sends_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    delta = {"tool_calls": [{"index": 0, **CALL}]}
+    reply = sse({"choices": [{"index": 0, "delta": delta, "finish_reason": "tool_calls"}]})
+    async with in_front_of(reply, monkeypatch) as sdk:
+        tools: list[Any] = [openai.pydantic_function_tool(Weather, name="weather")]
+        answer = await sdk.chat.completions.create(model="m", messages=ASKED, tools=tools, tool_choice="required")
+        said = answer.choices[0].message
+        turns: list[Any] = [*ASKED, said.to_dict(), {"role": "tool", "tool_call_id": "c", "content": "9"}]
+        raw = await sdk.chat.completions.with_raw_response.create(model="m", messages=turns, tools=tools)
+    assert said.content is None
+    assert said.tool_calls
+    assert said.tool_calls[0].to_dict() == CALL
+    assert "x-ignored-params" not in raw.headers
+
+
+async def test_openais_sdk_gets_several_choices_with_their_logprobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def piece(index: int, text: str, reason: str | None = None) -> object:
+        token = {"token": text, "logprob": -0.5, "bytes": [97], "top_logprobs": []}
+        choice = {"index": index, "delta": {"content": text}, "logprobs": {"content": [token]}}
+        return {"choices": [{**choice, "finish_reason": reason}]}
+
+    reply = sse(piece(0, "a"), piece(1, "x"), piece(0, "b", "stop"), piece(1, "y", "length"))
+    async with in_front_of(reply, monkeypatch) as sdk:
+        whole = await sdk.chat.completions.create(model="m", messages=ASKED, n=2, logprobs=True, top_logprobs=1)
+        stream = await sdk.chat.completions.create(model="m", messages=ASKED, n=2, logprobs=True, stream=True)
+        pieces = [chunk.choices[0] async for chunk in stream]
+    texts = [(choice.message.content, choice.finish_reason) for choice in whole.choices]
+    assert texts == [("ab", "stop"), ("xy", "length")]
+    logprobs = [choice.logprobs.content or [] for choice in whole.choices if choice.logprobs]
+    assert [[token.token for token in tokens] for tokens in logprobs] == [["a", "b"], ["x", "y"]]
+    for chunk, told in zip(pieces, "axby", strict=False):
+        assert chunk.delta.content == told
+        assert chunk.logprobs
+        assert [token.token for token in chunk.logprobs.content or ()] == [told]
+    assert [(one.index, one.finish_reason) for one in pieces[4:]] == [(0, "stop"), (1, "length")]
+
+
+async def test_langchains_chat_model_calls_tools_and_fills_in_schemas(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = sse(
+        {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, **CALL}]}, "finish_reason": "tool_calls"}]}
+    )
+    filled = sse(
+        {"choices": [{"index": 0, "delta": {"content": '{"city": "Rome", "degrees": 3}'}, "finish_reason": "stop"}]}
+    )
+    async with in_front_of([called, called, filled], monkeypatch) as sdk, httpx.AsyncClient() as http:
+        chat = ChatOpenAI(base_url=str(sdk.base_url), api_key=SecretStr("none"), http_async_client=http, model="m")
+        with_tools = chat.bind_tools([Weather])
+        whole = await with_tools.ainvoke("?")
+        pieces = [piece async for piece in with_tools.astream("?")]
+        weather = await chat.with_structured_output(Weather).ainvoke("?")
+    assert [(call["name"], call["args"]) for call in whole.tool_calls] == [("weather", {"city": "Paris"})]
+    names = [chunk["name"] for piece in pieces if isinstance(piece, AIMessageChunk) for chunk in piece.tool_call_chunks]
+    assert names == ["weather"]
+    assert weather == Weather(city="Rome", degrees=3)
 
 
 async def test_langchains_openai_classes_get_answers_and_vectors(monkeypatch: pytest.MonkeyPatch) -> None:

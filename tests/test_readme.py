@@ -65,6 +65,7 @@ async def test_every_curl_runs_as_printed(monkeypatch: pytest.MonkeyPatch, block
     assert done.stdout
     assert '"detail"' not in done.stdout
     assert '"error"' not in done.stdout
+    assert '"error_message"' not in done.stdout
 
 
 @pytest.mark.parametrize("block", ASKS)

@@ -17,7 +17,7 @@ from comps.settings import SECTIONS, Model, Section, Settings, environment_names
 
 KINDS = ("openvino", "scripted", "tgi", "vllm", "llama_cpp")
 WITHOUT_ENGINE = ("openvino", "scripted", "tgi", "vllm")
-DIALECTS = ("opea", "openai")
+DIALECTS = ("opea", "openai", "square", "llm_api", "kaito", "llm_on_k8s")
 SHIPPED = Path(comps.__file__).parents[1] / "config.ini"
 
 SEED = """\
@@ -82,9 +82,12 @@ VALUES: dict[str, tuple[str, Any]] = {
     "enabled": ("OpenAI, opea", ("openai", "opea")),
     "opea_stream": ("text", "text"),
     "messages": ("enterprise_rag", "enterprise_rag"),
+    "square_prompt": ("Messages", "messages"),
     "strict": ("true", True),
     "disable_streaming": ("True", True),
     "output_guard": ("1", True),
+    "max_batch_size": ("4", 4),
+    "max_seq_len": ("512", 512),
 }
 
 KEYS = [(section, key) for section, kind in SECTIONS.items() for key in kind.model_fields]
@@ -847,3 +850,20 @@ def test_an_engine_s_secrets_are_shown_nowhere(write: Write, monkeypatch: pytest
     assert shown["model_kwargs"] == '{"api_key": "***", "list": [{"password": "***"}], "base": 1}'
     assert shown["tokenizer"] == "shown"
     assert "hush" not in repr(settings)
+
+
+# Conversation templates
+
+
+def test_a_conversation_template_is_kept_as_it_is_written(write: Write) -> None:
+    file = write('[Conversation.my.own]\nsep = " "\nRoles = USER, AI\n[Conversation.other]\n')
+    settings = load(file)
+    assert settings.conversations == {"my.own": {"sep": '" "', "roles": "USER, AI"}, "other": {}}
+    assert [(one.section, one.key, one.value, one.source) for one in settings.listing[len(KEYS) :]] == [
+        ("Conversation.my.own", "sep", '" "', str(file)),
+        ("Conversation.my.own", "roles", "USER, AI", str(file)),
+    ]
+
+
+def test_a_conversation_template_needs_a_name(write: Write) -> None:
+    assert "unknown section [Conversation.]" in mistake(write("[Conversation.]\n"))

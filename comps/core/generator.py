@@ -68,7 +68,8 @@ class TextGenerator:
         """An answer that has, together with the prompt, so many tokens at most."""
         room = most - (await self.server.count_tokens(_text(prompt)) if isinstance(self.server, CountsTokens) else 0)
         if room < 1:
-            raise InvalidRequest(f"the prompt alone has {most - room} tokens, and {most} are allowed with the answer")
+            said = f"the prompt alone has {most - room} tokens, and {most} are allowed with the answer"
+            raise InvalidRequest(said, "max_length")
         limit = room if request.sampling.max_tokens is None else min(room, request.sampling.max_tokens)
         sampling = replace(request.sampling, max_tokens=limit)
         async with aclosing(self.server.generate(prompt, sampling, request.options)) as events:

@@ -68,7 +68,8 @@ class GenerationRequest:
     """Of the house's own template: `en`, `zh`, or `auto` to go by the documents."""
     sampling: Sampling = Sampling()
     max_total_tokens: int | None = None
-    """The most tokens of prompt and answer together, at least 1; where the model server cannot count, of the answer."""
+    """The most tokens of prompt and answer together, at least 1; where the model server cannot count, of the answer.
+    Callers know it as `max_length`."""
     model: str | None = None
     options: Mapping[str, JSON] = field(default_factory=dict)
     """Fields only an OpenAI-speaking model server knows: tools, response_format, logprobs, n …"""
@@ -156,3 +157,18 @@ class ModelInfo:
     """In tokens, prompt and answer together; None if the server does not say."""
     capabilities: frozenset[str] = frozenset()
     """The names of the Sampling fields and options that it honours."""
+
+
+@dataclass(frozen=True, slots=True)
+class GPU:
+    """A graphics card, at this moment. What its driver does not know is NaN."""
+
+    id: int
+    name: str
+    load: float
+    """In per cent."""
+    temperature: float
+    """In degrees Celsius."""
+    memory_used: float
+    """In MiB, as `memory_total`."""
+    memory_total: float

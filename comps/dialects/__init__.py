@@ -10,6 +10,10 @@ from comps.dialects.base import Dialect
 DIALECTS = {
     "opea": "comps.dialects.opea:opea",
     "openai": "comps.dialects.openai:openai",
+    "square": "comps.dialects.square:square",
+    "llm_api": "comps.dialects.llm_api:llm_api",
+    "kaito": "comps.dialects.kaito:kaito",
+    "llm_on_k8s": "comps.dialects.llm_on_k8s:llm_on_k8s",
 }
 """Dialects by name: `module:function`, where `function(switches)` makes a `Dialect`."""
 

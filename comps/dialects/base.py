@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +28,7 @@ from comps.core.errors import (
     UnknownModel,
     Unreachable,
 )
-from comps.core.types import JSON, Embeddings, Event, Generation, GenerationRequest, ModelInfo
+from comps.core.types import GPU, JSON, Embeddings, Event, Generation, GenerationRequest, ModelInfo
 from comps.dialects.framing import SSE, Stamp
 
 STATUS: Mapping[type[LLMError], int] = {
@@ -102,7 +102,7 @@ class GenerationCall(Call):
         return False
 
     def requests(self) -> Sequence[GenerationRequest]:
-        """What the body asks for, at least one.
+        """What the body asks for; nothing if it can be answered, whole, without a model.
 
         Raises:
             InvalidRequest: The fields are well-formed, but make no sense together.
@@ -172,6 +172,8 @@ class House:
     """What the path says, by the names in its braces."""
     shut_down: Callable[[], None] | None
     """Ends the service when what runs is answered; None if the settings do not allow it."""
+    gpus: Callable[[], Awaitable[Sequence[GPU]]]
+    """Asks for the graphics cards of this machine; raises why they cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +191,12 @@ class Fact:
     Attributes:
         tell: The answer; raises why there is none now. Its docstring says what the route is for.
         asks_models: Whether the model servers are asked who they are first; liveness must not depend on them.
+        style: How it is spelled; None: as all that its dialect tells.
     """
 
-    tell: Callable[[House], JSON | Text]
+    tell: Callable[[House], JSON | Text | Awaitable[JSON | Text]]
     asks_models: bool = True
+    style: Style | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +205,7 @@ class Dialect:
 
     Attributes:
         calls: The bodies that it reads, by path, in the order in which their markers are looked for.
-        style: How errors are spelled that come before it is clear which `Call` a body is, and all that `facts` tell.
+        style: How errors are spelled that come before it is clear which `Call` a body is, and what `facts` tell.
         facts: Routes without a body, by method and path (`GET /v1/models`).
         switches: Passed to every `Call` as pydantic's validation context.
     """
@@ -264,7 +268,8 @@ class Desk:
         if not isinstance(document, dict):
             kind = type(document).__name__
             said = f"not a JSON object, but {_JSON_NAMES.get(kind, kind)}"
-            raise Misread(_malformed(said, "dict_type", "Input should be a valid dictionary"), self.style)
+            problem = ("dict_type", "Input should be a valid dictionary")
+            raise Misread(_malformed(said, *(_MISSING if document is None else problem)), self.style)
         document = {**document, **path}
         for call, dialect in self.calls:
             if call.marker is None or len(self.calls) == 1 or document.get(call.marker) is not None:
@@ -287,15 +292,17 @@ class Misread(Exception):
         self.style = style
 
 
-def _not_json(body: bytes, error: Exception) -> Malformed:
-    said = f"not a JSON document: {error}"
+def _not_json(body: bytes, error: orjson.JSONDecodeError) -> Malformed:
     if not body:
-        said = "empty"
+        return _malformed("empty", *_MISSING)
+    said, position = f"not a JSON document: {error}", error.pos
     try:
         body.decode()
-    except UnicodeDecodeError as where:
-        said = f"not UTF-8 text (byte {where.start})"
-    return _malformed(said, "json_invalid", f"JSON decode error: {error}")
+    except UnicodeDecodeError as undecodable:
+        position = undecodable.start
+        said = f"not UTF-8 text (byte {position})"
+    problem = {"type": "json_invalid", "loc": (position,), "msg": "JSON decode error", "ctx": {"error": said}}
+    return Malformed(said, "body", [problem])
 
 
 def _malformed(said: str, kind: str, message: str) -> Malformed:
@@ -303,6 +310,7 @@ def _malformed(said: str, kind: str, message: str) -> Malformed:
     return Malformed(said, "body", [{"type": kind, "loc": (), "msg": message}])
 
 
+_MISSING = ("missing", "Field required")
 _JSON_NAMES = {
     "NoneType": "null",
     "list": "an array",

@@ -52,11 +52,17 @@ class DataBody(BaseModel):
     reranked_docs: Documents | None = None
 
 
+_PARTS = ("image_url", "input_audio", "file", "refusal")
+"""OpenAI's parts of messages that are not text; a model server may know more of them."""
+
+
 def _part(part: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(part.get("type"), str):
         raise ValueError("a part needs a type")
     if part["type"] == "text" and not isinstance(part.get("text"), str):
         raise ValueError("a part of type 'text' needs its text, a string")
+    if part["type"] in _PARTS and not part.get(part["type"]):
+        raise ValueError(f"a part of type '{part['type']}' needs its {part['type']}")
     return part
 
 
@@ -83,15 +89,15 @@ def _as_messages(value: Any) -> Any:
 
 
 def _asking(messages: list[MessageBody]) -> list[MessageBody]:
-    asked = next((message.content for message in reversed(messages) if message.role == "user"), None)
+    asked = next((message.content for message in reversed(messages) if message.role == "user"), "?")
     if not (asked.strip() if isinstance(asked, str) else asked):
-        raise ValueError("there must be a message of role 'user', and the last one must not be empty")
+        raise ValueError("the last message of role 'user' must not be empty")
     return messages
 
 
 Messages = Annotated[list[MessageBody], Field(min_length=1, max_length=MOST), BeforeValidator(_as_messages)]
 AskingMessages = Annotated[Messages, AfterValidator(_asking)]
-"""Messages with a question of the user among them."""
+"""Messages in which the user, if there is one, asks something."""
 
 
 def echoed(document: Document) -> JSON:

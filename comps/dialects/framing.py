@@ -5,16 +5,20 @@ Every function that yields, yields whole events: the handler sends each as one H
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
-from comps.core.errors import InvalidRequest, LLMError, Overloaded, PromptTooLong, UnknownModel
+from comps.core.errors import InvalidRequest, LLMError, Malformed, Overloaded, PromptTooLong, UnknownModel
 from comps.core.types import JSON, Event, Finished, Generation, TextDelta, Usage, total
 
 DONE = b"data: [DONE]\n\n"
 SSE = "text/event-stream; charset=utf-8"
+_PLACE = re.compile(r"\.(\d+)")
+"""In a list: `messages.0.role` is `messages[0].role` in OpenAI's errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +76,15 @@ async def chat_chunks(
             if before is None:
                 before = chunk.opening(event.choice) + b'"delta":{"role":"assistant","content":'
                 begun[event.choice] = chunk.opening(event.choice) + b'"delta":{"content":'
-            further, logprobs = _besides(event.extra) if event.extra else (b"", b"null")
-            yield before + orjson.dumps(event.text) + further + b'},"logprobs":' + logprobs + chunk.unfinished
+            if event.extra:
+                further, logprobs = _besides(event.extra)
+                text = orjson.dumps(event.text or None)
+                yield before + text + further + b'},"logprobs":' + logprobs + chunk.unfinished
+            else:
+                yield before + orjson.dumps(event.text) + b'},"logprobs":null' + chunk.unfinished
         else:
-            yield chunk.last(event, b'"delta":{}')
+            said = event.choice in begun
+            yield chunk.last(event, b'"delta":{}' if said else b'"delta":{"role":"assistant","content":""}')
     for item in chunk.end():
         yield item
 
@@ -192,4 +201,58 @@ def openai_error(error: LLMError) -> JSON:
     elif isinstance(error, UnknownModel):
         code = "model_not_found"
     param = error.field if isinstance(error, InvalidRequest) else None
+    if param:
+        param = _PLACE.sub(r"[\1]", param)
     return {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
+
+
+def pydantic_1_error(error: LLMError) -> JSON:
+    """The error object of FastAPI over pydantic 1: a text, or what is wrong with each field in pydantic 1's words.
+
+    https://docs.pydantic.dev/1.10/usage/models/#error-handling
+    """
+    if isinstance(error, Malformed):
+        return {"detail": [_pydantic_1_problem(problem) for problem in error.problems[:_MOST_PROBLEMS]]}
+    return {"detail": str(error)}
+
+
+def _pydantic_1_problem(problem: Mapping[str, Any]) -> JSON:
+    kind, said = _PYDANTIC_1.get(problem["type"], ("value_error", problem["msg"].removeprefix("Value error, ")))
+    if problem["type"].endswith("_type") and problem.get("input", problem) is None:
+        kind, said = "type_error.none.not_allowed", "none is not an allowed value"
+    if kind.startswith("value_error.number"):
+        said = problem["msg"].replace("Input should be", "ensure this value is")
+    spelled = {"loc": ["body", *problem["loc"]], "msg": said, "type": kind}
+    if problem["type"] == "json_invalid":
+        said = problem["ctx"]["error"]
+        spelled.update(msg=said, ctx={"msg": said, "pos": problem["loc"][0]})
+    return spelled
+
+
+_MOST_PROBLEMS = 20
+_INTEGER = ("type_error.integer", "value is not a valid integer")
+_FLOAT = ("type_error.float", "value is not a valid float")
+_BOOL = ("type_error.bool", "value could not be parsed to a boolean")
+_DICT = ("type_error.dict", "value is not a valid dict")
+_PYDANTIC_1: Mapping[str, tuple[str, str]] = {
+    "missing": ("value_error.missing", "field required"),
+    "json_invalid": ("value_error.jsondecode", ""),
+    "string_type": ("type_error.str", "str type expected"),
+    "int_type": _INTEGER,
+    "int_parsing": _INTEGER,
+    "int_parsing_size": _INTEGER,
+    "int_from_float": _INTEGER,
+    "float_type": _FLOAT,
+    "float_parsing": _FLOAT,
+    "bool_type": _BOOL,
+    "bool_parsing": _BOOL,
+    "list_type": ("type_error.list", "value is not a valid list"),
+    "dict_type": _DICT,
+    "model_type": _DICT,
+    "greater_than": ("value_error.number.not_gt", ""),
+    "greater_than_equal": ("value_error.number.not_ge", ""),
+    "less_than": ("value_error.number.not_lt", ""),
+    "less_than_equal": ("value_error.number.not_le", ""),
+    "finite_number": ("value_error.number.not_finite_number", ""),
+}
+"""Types of problems and what is said of them in pydantic 1, by their types today; what has a number in it is made."""

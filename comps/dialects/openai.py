@@ -7,20 +7,22 @@ others.
 
 from __future__ import annotations
 
+import re
 import struct
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from comps.core.errors import InvalidRequest, LLMError, UnknownModel
 from comps.core.prompts import text_of
-from comps.core.types import JSON, Document, Embeddings, Event, Generation, GenerationRequest, ModelInfo
+from comps.core.types import JSON, Document, Embeddings, Event, Generation, GenerationRequest, ModelInfo, Prompt
 from comps.dialects import framing
-from comps.dialects.asking import MANY, DocumentsCall, SampledCall
+from comps.dialects.asking import MANY, DocumentsCall
 from comps.dialects.base import Dialect, EmbeddingCall, Fact, House, Style
 from comps.dialects.bodies import MOST, Messages
 from comps.dialects.framing import Stamp
@@ -42,6 +44,8 @@ _WEATHER = {
 _NEUTRAL: dict[str, tuple[JSON, ...]] = {
     "best_of": (1,),
     "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
     "logit_bias": ({},),
     "logprobs": (False,),
     "metadata": ({},),
@@ -55,29 +59,79 @@ _NEUTRAL: dict[str, tuple[JSON, ...]] = {
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (0,),
+    "verbosity": ("medium",),
 }
 """Values that change nothing, so that nothing is lost where a model server does not know the field."""
 
 Schema = dict[str, Any]
 """An object in the model server's own form, which is passed through."""
 
+_NAME = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
-class OpenAICall(SampledCall):
+
+def _function(function: Any) -> Any:
+    if not (isinstance(function, dict) and isinstance(name := function.get("name"), str) and _NAME.fullmatch(name)):
+        raise ValueError("a function needs a name of letters, digits, underscores and dashes")
+    return function
+
+
+def _tool(tool: Schema) -> Schema:
+    if not isinstance(tool.get("type"), str):
+        raise ValueError("a tool needs a type")
+    if tool["type"] == "function":
+        _function(tool.get("function"))
+    return tool
+
+
+def _format(form: Schema) -> Schema:
+    if not isinstance(form.get("type"), str):
+        raise ValueError("it needs a type: text, json_object or json_schema")
+    if form["type"] == "json_schema" and not isinstance(form.get("json_schema", form.get("value")), dict):
+        raise ValueError("the type json_schema needs a json_schema, an object")
+    return form
+
+
+class StreamOptions(BaseModel):
+    """What else to send in a stream."""
+
+    model_config = ConfigDict(extra="allow")
+
+    include_usage: bool | None = Field(None, description="A last chunk has the usage.")
+
+
+class OpenAICall(DocumentsCall):
     """What bodies for text have in common."""
 
     style = OPENAI
-    _wishes: ClassVar[tuple[str, ...]] = ("n", "logit_bias", "user")
+    _wishes: ClassVar[tuple[str, ...]] = ("n", "logit_bias", "response_format", "user")
     """The fields that only some model servers know."""
 
-    stream_options: Schema | None = Field(None, description="include_usage adds the usage to a stream.")
+    stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=128, description="How many answers to make.")
-    logit_bias: dict[str, float] | None = Field(None, description="Of tokens by their ids, -100 to 100.")
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, description="Of tokens by their ids, -100 to 100."
+    )
+    response_format: Annotated[Schema, AfterValidator(_format)] | None = Field(
+        None, description="text, json_object or json_schema."
+    )
     user: str | None = None
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with the usage."""
-        return bool(self.stream_options and self.stream_options.get("include_usage"))
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def asking(self, prompt: Prompt) -> GenerationRequest:
+        """A request with all that the body says besides the prompt."""
+        return GenerationRequest(
+            prompt=prompt,
+            documents=self.gathered(),
+            template=self.chat_template,
+            language=self.language or "auto",
+            sampling=self.sampling(),
+            model=self.model,
+            options=self.options(),
+        )
 
     def options(self) -> dict[str, JSON]:
         """What only some model servers know; a field that is not OpenAI's may be one of theirs."""
@@ -90,6 +144,8 @@ class OpenAICall(SampledCall):
             for name, value in self.options().items()
             if name not in capabilities and value not in _NEUTRAL.get(name, ())
         ]
+        further = (self.stream_options and self.stream_options.model_extra) or {}
+        unknown += [f"stream_options.{name}" for name, value in further.items() if value]
         known = [name for name in super().ignored(capabilities) if name not in (self.model_extra or ())]
         return known + unknown
 
@@ -97,7 +153,7 @@ class OpenAICall(SampledCall):
         return framing.sse(orjson.dumps(framing.openai_error(error)))
 
 
-class ChatCall(OpenAICall, DocumentsCall):
+class ChatCall(OpenAICall):
     """A conversation, with documents if there are any."""
 
     marker = "messages"
@@ -122,7 +178,7 @@ class ChatCall(OpenAICall, DocumentsCall):
     }
     _wishes = (
         *OpenAICall._wishes,
-        *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format"),
+        *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
         *("logprobs", "top_logprobs", "reasoning_effort", "verbosity", "modalities", "audio", "prediction"),
         *("web_search_options", "moderation", "metadata", "store", "service_tier", "safety_identifier"),
         *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
@@ -130,14 +186,15 @@ class ChatCall(OpenAICall, DocumentsCall):
 
     messages: Messages = Field(description="A list of messages, or one question as a string.")
     max_completion_tokens: int | None = Field(None, gt=0, le=MANY, description="OpenAI's newer name of max_tokens.")
-    tools: list[Schema] | None = None
+    tools: list[Annotated[Schema, AfterValidator(_tool)]] | None = None
     tool_choice: str | Schema | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[Schema] | None = Field(None, description="An older form of tools.")
+    functions: list[Annotated[Schema, AfterValidator(_function)]] | None = Field(
+        None, description="An older form of tools."
+    )
     function_call: str | Schema | None = Field(None, description="An older form of tool_choice.")
-    response_format: Schema | None = Field(None, description="text, json_object or json_schema.")
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="Needs logprobs.")
     reasoning_effort: str | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     modalities: list[str] | None = None
@@ -145,7 +202,7 @@ class ChatCall(OpenAICall, DocumentsCall):
     prediction: Schema | None = None
     web_search_options: Schema | None = None
     moderation: Schema | None = None
-    metadata: Schema | None = None
+    metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -154,17 +211,9 @@ class ChatCall(OpenAICall, DocumentsCall):
     prompt_cache_options: Schema | None = None
 
     def requests(self) -> Sequence[GenerationRequest]:
-        return [
-            GenerationRequest(
-                prompt=tuple(message.message() for message in self.messages),
-                documents=self.gathered(),
-                template=self.chat_template,
-                language=self.language or "auto",
-                sampling=self.sampling(),
-                model=self.model,
-                options=self.options(),
-            )
-        ]
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest("it needs logprobs to be true", "top_logprobs")
+        return [self.asking(tuple(message.message() for message in self.messages))]
 
     def unwritten(self) -> list[Document]:
         # Enterprise-RAG has written its documents into the messages already, and sends them along to be echoed.
@@ -178,8 +227,8 @@ class ChatCall(OpenAICall, DocumentsCall):
         lost = super().ignored(capabilities)
         if "messages.*" in capabilities:
             return lost
-        extra = {name for body in self.messages for name, value in body.extra.items() if value}
-        return lost + [f"messages.{name}" for name in sorted(extra)]
+        extra = {f"messages.{name}" for body in self.messages for name, value in body.extra.items() if value}
+        return lost + sorted(extra - capabilities)
 
     def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
         return framing.chat_completion(generations[0], stamp)
@@ -205,7 +254,7 @@ Texts = Annotated[
 
 
 class CompletionCall(OpenAICall):
-    """Text to continue, or several of them."""
+    """Text to continue, or several of them, with documents if there are any."""
 
     marker = "prompt"
     examples = {
@@ -220,13 +269,13 @@ class CompletionCall(OpenAICall):
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
     suffix: str | None = None
-    best_of: int | None = Field(None, ge=1, le=20)
+    best_of: int | None = Field(None, ge=1, le=20, description="At least n.")
 
     def requests(self) -> Sequence[GenerationRequest]:
-        sampling, options = self.sampling(), self.options()
-        return [
-            GenerationRequest(prompt=text, sampling=sampling, model=self.model, options=options) for text in self.prompt
-        ]
+        if self.best_of and self.best_of < (self.n or 1):
+            raise InvalidRequest("it must be at least n", "best_of")
+        asked = self.asking("")
+        return [replace(asked, prompt=text) for text in self.prompt]
 
     def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
         return framing.text_completion(generations, stamp)
@@ -298,10 +347,14 @@ def _model_object(model: ModelInfo, house: House) -> JSON:
         "created": house.started,
         "owned_by": house.name,
         "max_model_len": model.context_window,
+        "honours": sorted(model.capabilities) or None,
     }
 
 
-MODELS = {"GET /v1/models": Fact(_models), "GET /v1/models/{model:path}": Fact(_model)}
+MODELS = {
+    "GET /v1/models": Fact(_models, style=OPENAI),
+    "GET /v1/models/{model:path}": Fact(_model, style=OPENAI),
+}
 
 
 def openai(switches: None) -> Dialect:

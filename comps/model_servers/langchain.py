@@ -58,6 +58,8 @@ _DEVELOPER = {"__openai_role__": "developer"}
 """How LangChain writes this role into a system message."""
 _EXTRA = "message_extra"
 """Where a message keeps its further fields in OpenAI's form."""
+FOR_MESSAGES = frozenset(("messages.name", "messages.tool_calls", "messages.tool_call_id"))
+"""Of those, what LangChain's messages have a place for as well."""
 _PARTS = "content_parts"
 """Where a message keeps parts in the model server's own form: LangChain rewrites some of those in its content."""
 _REASONS = {
@@ -398,19 +400,22 @@ def has_own_form(message: BaseMessage) -> bool:
 
 def _to_langchain(message: Message) -> BaseMessage:
     content: Any = message.content
-    given: dict[str, Any] = {_PARTS: content} if isinstance(content, list) else {}
+    further: dict[str, Any] = {_PARTS: content} if isinstance(content, list) else {}
     if message.extra:
-        given[_EXTRA] = dict(message.extra)
+        further[_EXTRA] = dict(message.extra)
+    given: dict[str, Any] = {"additional_kwargs": further}
+    if isinstance(name := message.extra.get("name"), str):
+        given["name"] = name
     if message.role == "developer":
-        return SystemMessage(content, additional_kwargs={**given, **_DEVELOPER})
+        return SystemMessage(content, **{**given, "additional_kwargs": {**further, **_DEVELOPER}})
     if message.role == "assistant":
-        return AIMessage(content, additional_kwargs=given, tool_calls=_calls(message.extra.get("tool_calls")))
+        return AIMessage(content, tool_calls=_calls(message.extra.get("tool_calls")), **given)
     if message.role == "tool" and isinstance(message.extra.get("tool_call_id"), str):
-        return ToolMessage(content, additional_kwargs=given, tool_call_id=message.extra["tool_call_id"])
+        return ToolMessage(content, tool_call_id=message.extra["tool_call_id"], **given)
     for kind, role in _ROLES.items():
         if role == message.role and kind is not ToolMessage:
-            return kind(content, additional_kwargs=given)
-    return ChatMessage(content=content, role=message.role, additional_kwargs=given)
+            return kind(content, **given)
+    return ChatMessage(content=content, role=message.role, **given)
 
 
 def _calls(given: JSON) -> list[ToolCall]:

@@ -27,7 +27,7 @@ from comps.core.errors import (
     Unreachable,
 )
 from comps.core.types import JSON, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta
-from comps.model_servers.langchain import events_of, to_langchain
+from comps.model_servers.langchain import FOR_MESSAGES, events_of, to_langchain
 from comps.model_servers.target import Access, Target
 from comps.model_servers.text import StopStrings
 
@@ -116,7 +116,8 @@ class LangChainModel:
         window = self._target.context_window
         if window is None and isinstance(said := (self._model.profile or {}).get("max_input_tokens"), int):
             window = said
-        return ModelInfo(self._target.model_name, window, frozenset({"stop", *self._fields, *self._of_calls}))
+        honoured = FOR_MESSAGES | {"stop", *self._fields, *self._of_calls}
+        return ModelInfo(self._target.model_name, window, honoured)
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
         if self._model is None:

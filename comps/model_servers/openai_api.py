@@ -44,7 +44,6 @@ llama.cpp (below `meta`)."""
 OPENAI_OPTIONS = frozenset(
     (
         "audio",
-        "best_of",
         "echo",
         "function_call",
         "functions",
@@ -74,8 +73,8 @@ OPENAI_OPTIONS = frozenset(
         "web_search_options",
     )
 )
-"""What OpenAI's own API knows besides sampling; `messages.*` stands for the further fields of messages.
-https://platform.openai.com/docs/api-reference/chat/create, https://platform.openai.com/docs/api-reference/completions
+"""What OpenAI's own API knows besides sampling, of what can be streamed; `messages.*` stands for the further fields of
+messages. https://platform.openai.com/docs/api-reference/chat/create, https://platform.openai.com/docs/api-reference/completions
 """
 
 
@@ -132,21 +131,23 @@ class OpenAIAPI:
 
     async def _facts(self) -> ModelInfo:
         """What the server says of the model; one that lists none is there all the same."""
-        window = self._context_window
+        window, honoured = self._context_window, self.honoured | self.options
         try:
             listing = await self.http.get(f"{self._api}/models")
         except Refused as refused:
             if refused.status not in (404, 405, 501):
                 raise
         else:
-            window = window or self._window(listing)
-        return ModelInfo(self._model_name, window, self.honoured | self.options)
+            told = self._told(listing)
+            window = window or next((told[name] for name in _WINDOWS if isinstance(told.get(name), int)), None)
+            if isinstance(told.get("honours"), list):  # It is one of these services itself.
+                honoured &= set(told["honours"])
+        return ModelInfo(self._model_name, window, honoured)
 
-    def _window(self, listing: JSON) -> int | None:
-        """Of ours among the listed models; a server may know it by an alias that it does not list."""
+    def _told(self, listing: JSON) -> dict[str, Any]:
+        """What is said of ours among the listed models; a server may know it by an alias that it does not list."""
         mine: dict[str, Any] = next((model for model in listing["data"] if model["id"] == self._model_name), {})
-        told = {**mine, **(mine.get("meta") or {})}
-        return next((told[name] for name in _WINDOWS if isinstance(told.get(name), int)), None)
+        return {**mine, **(mine.get("meta") or {})}
 
     def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
         return self.events(*self.request(prompt, sampling, options))

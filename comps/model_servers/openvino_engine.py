@@ -99,6 +99,8 @@ class Engine:
         text = prompt if isinstance(prompt, str) else self._render(prompt)
         ids = self._encode(text, special=isinstance(prompt, str))
         length, window = len(ids), self.context_window
+        if not length:
+            raise InvalidRequest("there is nothing to continue", "prompt")
         if window is not None and length >= window:
             raise PromptTooLong(length, window)
         try:

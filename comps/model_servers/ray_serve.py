@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from comps.model_servers.openai_api import OpenAIAPI
+from comps.model_servers.vllm import VLLM
 
 
 class RayServe(OpenAIAPI):
-    """https://docs.ray.io/en/latest/serve/llm/; both applications take vLLM's sampling fields besides OpenAI's."""
+    """https://docs.ray.io/en/latest/serve/llm/; both applications take vLLM's fields besides OpenAI's, and ours says
+    which of them come to something."""
 
-    honoured = OpenAIAPI.honoured | {"top_k", "repetition_penalty"}
+    honoured = VLLM.honoured
+    options = VLLM.options

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
 _OPTIONS = frozenset(("tools", "tool_choice", "tool_prompt", "response_format", "logprobs", "top_logprobs"))
-"""What only the Messages API knows; `messages.*` stands for the further fields of messages."""
+"""What only the Messages API knows."""
 _NOT_IN_MESSAGES = ("top_k", "typical_p", "repetition_penalty")
 _REASONS = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 _WARPERS = ("temperature", "top_k", "top_p", "typical_p")
@@ -63,7 +63,7 @@ class TGI(OpenAIAPI):
         return ModelInfo(
             self._model_name,
             self._context_window or int(info["max_total_tokens"]),
-            self.honoured | _OPTIONS | {"messages.*"},
+            self.honoured | _OPTIONS | {"messages.tool_calls"},  # It reads a message's name, and makes nothing of it.
         )
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:

@@ -19,13 +19,12 @@ VLLM_OPTIONS = frozenset(
         "include_stop_str_in_output",
         "length_penalty",
         "logprob_token_ids",
+        "media_io_kwargs",
         "min_p",
         "min_tokens",
         "mm_processor_kwargs",
         "priority",
-        "prompt_logprobs",
         "repetition_detection",
-        "return_token_ids",
         "return_tokens_as_token_ids",
         "skip_special_tokens",
         "spaces_between_special_tokens",
@@ -38,11 +37,11 @@ VLLM_OPTIONS = frozenset(
         "vllm_xargs",
     )
 )
-"""What vLLM adds to OpenAI's options: vllm/entrypoints/openai/chat_completion/protocol.py."""
+"""What vLLM adds to OpenAI's options, but for what it does not stream (`prompt_logprobs`) and what has no place in an
+answer here (`return_token_ids`): vllm/entrypoints/openai/chat_completion/protocol.py."""
 _UNKNOWN = frozenset(
     (
         "audio",
-        "best_of",
         "function_call",
         "functions",
         "metadata",

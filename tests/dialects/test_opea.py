@@ -377,7 +377,7 @@ def test_nothing_that_is_sent_is_ignored_without_a_word() -> None:
         "streaming": False,
         "stop": "x",
         "max_new_tokens": 5,
-        "tools": [{"type": "function"}],
+        "tools": [{"type": "function", "function": {"name": "look"}}],
         "n": 2,
         "data": {"reranked_docs": [], "colour": "blue"},
     }
@@ -391,6 +391,11 @@ def test_nothing_that_is_sent_is_ignored_without_a_word() -> None:
         "n",
         "messages.name",
     }
+
+
+def test_a_conversation_need_not_have_a_turn_of_the_user() -> None:
+    body = {"messages": [{"role": "developer", "content": "Greet whoever comes."}]}
+    assert request(body).prompt == (Message("developer", "Greet whoever comes."),)
 
 
 def test_errors_are_spelled_as_the_body_they_answer() -> None:

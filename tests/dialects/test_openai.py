@@ -30,6 +30,7 @@ from comps.model_servers import FRAMEWORKS, open_model_server
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Target
 from tests.model_servers.replay import Reply, replaying, sse
+from tests.model_servers.tgi_stand_in import standing_in
 from tests.service import Able, running
 
 TEXT, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
@@ -140,15 +141,25 @@ def test_turns_keep_their_further_fields() -> None:
     [
         (CHAT, {}, "messages"),
         (CHAT, {"messages": []}, "messages"),
-        (CHAT, {"messages": [{"role": "wizard", "content": "?"}]}, "messages.0.role"),
-        (CHAT, {"messages": [{"role": "user", "content": [{"text": "?"}]}]}, "messages.0.content"),
+        (CHAT, {"messages": [{"role": "wizard", "content": "?"}]}, "messages[0].role"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"text": "?"}]}]}, "messages[0].content"),
         (CHAT, {**QUESTION, "n": 0}, "n"),
         (CHAT, {**QUESTION, "n": 129}, "n"),
         (CHAT, {**QUESTION, "top_logprobs": 21}, "top_logprobs"),
         (CHAT, {**QUESTION, "presence_penalty": 3}, "presence_penalty"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         (CHAT, {**QUESTION, "tools": "look"}, "tools"),
+        (CHAT, {**QUESTION, "tools": [{"function": {"name": "look"}}]}, "tools[0]"),
+        (CHAT, {**QUESTION, "tools": [{"type": "function", "function": {}}]}, "tools[0]"),
+        (CHAT, {**QUESTION, "functions": [{"name": "two words"}]}, "functions[0]"),
+        (CHAT, {**QUESTION, "response_format": {"type": "json_schema"}}, "response_format"),
+        (CHAT, {**QUESTION, "response_format": {"schema": {}}}, "response_format"),
+        (CHAT, {**QUESTION, "logit_bias": {"5": 101}}, "logit_bias"),
+        (CHAT, {**QUESTION, "metadata": {"a": 1}}, "metadata.a"),
+        (CHAT, {**QUESTION, "verbosity": "loud"}, "verbosity"),
+        (CHAT, {**QUESTION, "stream_options": {"include_usage": "perhaps"}}, "stream_options.include_usage"),
         (CHAT, {**QUESTION, "stream": "perhaps"}, "stream"),
-        (TEXT, {"prompt": ""}, "prompt.0"),
+        (TEXT, {"prompt": ""}, "prompt[0]"),
         (TEXT, {"prompt": []}, "prompt"),
         (TEXT, {"prompt": [1, 2]}, "prompt"),
         (TEXT, {"prompt": [[1], [2]]}, "prompt"),
@@ -161,6 +172,25 @@ def test_turns_keep_their_further_fields() -> None:
 def test_a_wrong_value_is_refused_with_its_name(path: str, body: Any, param: str) -> None:
     error = refused(body, path)
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (CHAT, {**QUESTION, "top_logprobs": 2}, "top_logprobs"),
+        (CHAT, {**QUESTION, "top_logprobs": 2, "logprobs": False}, "top_logprobs"),
+        (TEXT, {"prompt": "a", "n": 3, "best_of": 2}, "best_of"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(path: str, body: Any, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read(body, path).requests()
+    assert caught.value.field == field
+
+
+def test_of_a_streams_options_what_is_not_known_is_named() -> None:
+    options = {"include_usage": True, "include_obfuscation": True, "chunk_size": None}
+    assert read({**QUESTION, "stream_options": options}).ignored(ALL) == ["stream_options.include_obfuscation"]
 
 
 def test_token_ids_are_refused_with_what_to_do_instead() -> None:
@@ -248,12 +278,12 @@ async def test_what_comes_with_a_piece_is_where_openai_has_it() -> None:
     assert choices(items) == [
         {
             "index": 0,
-            "delta": {"role": "assistant", "content": "", "reasoning_content": "Hm."},
+            "delta": {"role": "assistant", "content": None, "reasoning_content": "Hm."},
             "logprobs": None,
             "finish_reason": None,
         },
         {"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [1]}, "finish_reason": None},
-        {"index": 0, "delta": {"content": "", "tool_calls": [call]}, "logprobs": None, "finish_reason": None},
+        {"index": 0, "delta": {"content": None, "tool_calls": [call]}, "logprobs": None, "finish_reason": None},
         {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "tool_calls"},
     ]
 
@@ -274,6 +304,16 @@ async def test_each_choice_begins_and_ends_on_its_own() -> None:
         (0, None, "stop"),
         (1, None, "length"),
     ]
+
+
+async def test_a_choice_that_says_nothing_is_the_assistants_all_the_same() -> None:
+    (only,) = choices(await streamed(QUESTION, Finished("stop")))
+    assert only == {
+        "index": 0,
+        "delta": {"role": "assistant", "content": ""},
+        "logprobs": None,
+        "finish_reason": "stop",
+    }
 
 
 async def test_a_streamed_completion_byte_for_byte() -> None:
@@ -297,6 +337,14 @@ async def test_several_texts_are_continued_at_once_whole_and_streamed(monkeypatc
     assert chunks.pop()["usage"] == whole["usage"]
     texts = {n: "".join(c["choices"][0]["text"] for c in chunks if c["choices"][0]["index"] == n) for n in (0, 1)}
     assert texts == {0: "one", 1: "two"}
+
+
+def test_documents_go_with_text_too() -> None:
+    requests = read({"prompt": ["a", "b"], "documents": ["one"], "chat_template": "{context}!"}, TEXT).requests()
+    assert [(one.prompt, one.documents, one.template) for one in requests] == [
+        ("a", (Document("one"),), "{context}!"),
+        ("b", (Document("one"),), "{context}!"),
+    ]
 
 
 def test_completions_are_short_unless_told_otherwise_as_openais() -> None:
@@ -337,7 +385,8 @@ async def test_models_are_listed_and_told_one_by_one(monkeypatch: pytest.MonkeyP
     assert listed["data"] == [one]
     assert (one["id"], one["max_model_len"]) == ("a/b.c", 512)
     assert none.status == 404
-    assert b"known: a/b.c" in none.body
+    assert none.json["error"]["code"] == "model_not_found"
+    assert none.json["error"]["message"] == "model: 'd' is not served here; known: a/b.c"
 
 
 @pytest.mark.parametrize("enabled", ["openai", "opea"])
@@ -387,6 +436,87 @@ async def test_tools_logprobs_and_several_answers_go_to_the_model_server_and_com
         assert pieces[0]["delta"]["tool_calls"] == [call]
         assert (pieces[1]["delta"]["content"], pieces[1]["logprobs"]) == ("a", logprobs)
         assert [(piece["index"], piece["finish_reason"]) for piece in pieces[-2:]] == [(0, "tool_calls"), (1, "stop")]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_completions_wish_goes_to_the_model_server_and_comes_back(
+    monkeypatch: pytest.MonkeyPatch, framework: str, stream: bool
+) -> None:
+    def piece(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
+        logprobs = {"tokens": [text], "token_logprobs": [-0.5], "top_logprobs": None, "text_offset": [index]}
+        return {"choices": [{"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}]}
+
+    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+    said = sse(piece(0, "a"), piece(1, "x"), piece(0, "b", "length"), piece(1, "y", "length"), usage)
+    replies: dict[str, Reply | list[Reply]] = {"/v1/models": Reply([b'{"data": []}']), TEXT: said}
+    asked = {"echo": True, "logprobs": 2, "n": 2, "suffix": "z", "logit_bias": {"5": -100.0}, "user": "Ann"}
+    async with replaying(replies) as replay:
+        server = open_model_server("openai_api", Target("m", replay.url))
+        async with running(server, monkeypatch, {"LLM_NAME": "m", "FRAMEWORK": framework}) as service:
+            answer = await service.post({"prompt": ["p", "q"], **asked, "best_of": 3, "stream": stream}, TEXT)
+    assert answer.headers["x-ignored-params"] == "best_of"
+    bodies = [body for path, _, body in replay.asked if path == TEXT]
+    assert {body["prompt"] for body in bodies} == {"p", "q"}
+    assert all({name: body[name] for name in asked} == asked for body in bodies)
+    if stream:
+        pieces = choices([chunk.decode() for chunk in answer.chunks])
+        told: dict[int, list[Any]] = {number: [] for number in range(4)}
+        for one in pieces:
+            told[one["index"]].append((one["text"], one["logprobs"] and one["logprobs"]["tokens"]))
+        ab, xy = ([(first, [first]), (second, [second]), ("", None)] for first, second in ("ab", "xy"))
+        assert told == {0: ab, 1: xy, 2: ab, 3: xy}
+    else:
+        assert [one["text"] for one in answer.json["choices"]] == ["ab", "xy", "ab", "xy"]
+        assert answer.json["choices"][3]["logprobs"]["tokens"] == ["x", "y"]
+        assert answer.json["usage"]["total_tokens"] == 14
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tools_and_their_results_go_to_tgi_and_come_back(
+    monkeypatch: pytest.MonkeyPatch, framework: str, stream: bool
+) -> None:
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tool = {"type": "function", "function": {"name": "weather", "description": "", "parameters": parameters}}
+    earlier = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    turns = [
+        {"role": "user", "content": "?", "name": "Ann"},
+        {"role": "assistant", "content": None, "tool_calls": [earlier]},
+        {"role": "tool", "content": "42", "tool_call_id": "c"},
+    ]
+    async with standing_in() as stand_in:
+        server = open_model_server("tgi", Target("tgi", stand_in.url))
+        async with running(server, monkeypatch, {"LLM_NAME": "tgi", "FRAMEWORK": framework}) as service:
+            body = {"messages": turns, "tools": [tool], "tool_choice": "auto", "n": 2, "max_tokens": 200}
+            answer = await service.post({**body, "stream": stream})
+    assert answer.headers["x-ignored-params"] == "n, messages.name, messages.tool_call_id"
+    (sent,) = stand_in.bodies(CHAT)
+    assert sent["messages"] == turns
+    assert '"arguments": "{}"' in stand_in.inputs[0].replace("Ġ", " ")
+    assert sent["tools"] == [tool]
+    if stream:
+        pieces = choices([chunk.decode() for chunk in answer.chunks])
+        calls = [call["function"] for piece in pieces for call in piece["delta"].get("tool_calls") or ()]
+        assert calls[0]["name"] == "weather"
+        assert json.loads("".join(call["arguments"] for call in calls)) == {"city": "Paris"}
+        assert pieces[-1]["finish_reason"] == "tool_calls"
+    else:
+        (choice,) = answer.json["choices"]
+        (call,) = choice["message"]["tool_calls"]
+        assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("weather", {"city": "Paris"})
+        assert choice["finish_reason"] == "tool_calls"
+
+
+async def test_a_service_before_another_one_names_what_the_model_behind_both_ignores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(Scripted([["Deep"]]), monkeypatch) as inner:
+        server = open_model_server("ray_serve", Target("scripted", inner.url))
+        async with running(server, monkeypatch) as outer:
+            answer = await outer.post({**QUESTION, "tools": [TOOL], "min_p": 0.1, "max_tokens": 5})
+    assert answer.json["choices"][0]["message"]["content"] == "Deep"
+    assert set(answer.headers["x-ignored-params"].split(", ")) == {"tools", "min_p"}
 
 
 async def test_where_openai_comes_first_errors_on_unknown_routes_are_openais(monkeypatch: pytest.MonkeyPatch) -> None:

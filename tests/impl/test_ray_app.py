@@ -14,6 +14,8 @@ import pytest
 
 from comps.app import read_settings
 from comps.core.errors import SettingsError
+from comps.model_servers.scripted import Scripted
+from tests.service import running
 
 FOLDER = Path(__file__).parents[2] / "impl" / "model_server" / "ray"
 COMPLETIONS = "/v1/completions"
@@ -98,6 +100,20 @@ def test_a_replica_is_set_up_by_the_plan_alone(serve_app: ModuleType, monkeypatc
     assert settings["model_name"] == "some/model"
     assert settings["framework"] == "native"
     assert settings["model_server_endpoint"] == ""
+
+
+async def test_a_replica_has_openais_routes(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {**plan(serve_app, monkeypatch).environment, "LLM_NAME": "scripted"}
+    async with running(Scripted([["alpha ", "beta"]]), monkeypatch, told) as service:
+        text = await service.post({"prompt": "a", "echo": True}, COMPLETIONS)
+        chat = await service.post({"messages": [{"role": "user", "content": "a"}]})
+        wrong = await service.post(b"no JSON")
+        listed = await service.get("/v1/models")
+    assert text.json["choices"] == [{"index": 0, "text": "alpha beta", "logprobs": None, "finish_reason": "stop"}]
+    assert text.headers["x-ignored-params"] == "echo"
+    assert chat.json["choices"][0]["message"]["content"] == "alpha beta"
+    assert wrong.json["error"]["param"] == "body"
+    assert listed.json["data"][0]["id"] == "scripted"
 
 
 def test_a_gaudi_is_asked_for_by_its_resource(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 import requests
 from huggingface_hub.errors import InferenceTimeoutError
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from multidict import CIMultiDict, CIMultiDictProxy
 from pydantic import ConfigDict, Field, SecretStr
@@ -32,6 +32,7 @@ from comps.core.errors import (
 )
 from comps.core.types import JSON, Event, Finished, Message, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers import open_model_server, through_framework
+from comps.model_servers.langchain import FOR_MESSAGES, to_langchain
 from comps.model_servers.langchain_model import LangChainModel
 from comps.model_servers.target import Access, Target
 from tests.model_servers.replay import Reply, replaying, sse
@@ -197,8 +198,25 @@ async def test_what_honours_names_is_an_argument_of_the_call() -> None:
 
 async def test_it_tells_truly_what_it_honours() -> None:
     telling = await (await loaded(target("Telling", honours=["top_p"]))).describe()
-    assert telling.capabilities == {"stop", "max_tokens", "temperature", "repetition_penalty", "top_p"}
-    assert (await (await loaded(target(FAKE, responses=["a"]))).describe()).capabilities == {"stop"}
+    always = FOR_MESSAGES | {"stop"}
+    assert telling.capabilities == always | {"max_tokens", "temperature", "repetition_penalty", "top_p"}
+    assert (await (await loaded(target(FAKE, responses=["a"]))).describe()).capabilities == always
+
+
+async def test_names_and_tool_calls_are_where_langchains_messages_have_them() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    user, assistant, tool = to_langchain(
+        (
+            Message("user", "?", {"name": "Ann"}),
+            Message("assistant", "", {"tool_calls": [call]}),
+            Message("tool", "42", {"tool_call_id": "c"}),
+        )
+    )
+    assert user.name == "Ann"
+    assert isinstance(assistant, AIMessage)
+    assert isinstance(tool, ToolMessage)
+    assert [(one["name"], one["args"], one["id"]) for one in assistant.tool_calls] == [("f", {"a": 1}, "c")]
+    assert tool.tool_call_id == "c"
 
 
 async def test_the_service_names_what_comes_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

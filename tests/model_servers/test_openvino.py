@@ -114,6 +114,11 @@ def test_an_endpoint_that_would_not_be_used_is_an_error() -> None:
         OpenVINO.open(Target("m", "http://127.0.0.1:9"))
 
 
+async def test_an_empty_text_to_continue_is_refused_by_name(engine: OpenVINO) -> None:
+    with pytest.raises(InvalidRequest, match="prompt: there is nothing to continue"):
+        await collect(engine.generate("", GREEDY, {}))
+
+
 async def test_content_that_is_not_text_is_refused_by_name(engine: OpenVINO) -> None:
     image = (Message("user", [{"type": "image_url", "image_url": {"url": "data:,"}}]),)
     with pytest.raises(InvalidRequest, match="image_url") as caught:

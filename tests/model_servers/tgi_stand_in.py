@@ -213,7 +213,9 @@ class StandIn:
             if message["role"] == "system" and at:
                 complaint = "Template error: syntax error: The system message comes first (in <string>:1)"
                 raise TGIError(422, "template_error", complaint)
-            content = message.get("content", "")
+            content = message.get("content")
+            if content is None:
+                content = json.dumps(message["tool_calls"])
             if not isinstance(content, str):
                 content = "".join(
                     part["text"] if part["type"] == "text" else f"![]({part['image_url']['url']})" for part in content

@@ -103,9 +103,7 @@ class Plan(BaseSettings):
             "FRAMEWORK": "native",
             "LLM_NAME": self.llm_name,
             "LLM_DEVICE": self.device,
-            "LLM_DIALECTS": "opea",
-            "LLM_OPEA_STREAM": "openai",
-            "LLM_MESSAGES": "openai",
+            "LLM_DIALECTS": "openai",
             "USVC_NAME": "ray_serve",
             "USVC_MAX_RUNNING": str(MOST_REQUESTS),
         }

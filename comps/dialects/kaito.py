@@ -1,0 +1,340 @@
+"""KAITO's presets: Llama 2's /generate and /chat (2023), and the /chat of Falcon, Mistral and Phi (to 2024).
+
+Nothing is streamed. A body of Llama's holds several prompts or dialogs, which are answered at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.version import version_short
+
+from comps.core.errors import InvalidRequest, LLMError, Malformed
+from comps.core.types import JSON, Generation, GenerationRequest, Prompt, Sampling
+from comps.dialects.asking import MANY
+from comps.dialects.base import Dialect, Fact, GenerationCall, House, Style
+from comps.dialects.bodies import MOST
+from comps.dialects.framing import Stamp
+from comps.dialects.llama import (
+    DialogMessage,
+    Limits,
+    LlamaChatCall,
+    LlamaGenerateCall,
+    given,
+    shut_down,
+)
+
+_MOST_PROBLEMS, _LONGEST_INPUT = 20, 1000
+"""How many of the things that are wrong with a body are told, and how many bytes of what is wrong are echoed."""
+
+
+def _error(error: LLMError) -> JSON:
+    """FastAPI's error: a sentence, or a list of what is wrong with the body."""
+    if not isinstance(error, Malformed):
+        return {"detail": str(error)}
+    return {"detail": [_problem(problem) for problem in error.problems[:_MOST_PROBLEMS]]}
+
+
+def _problem(problem: Mapping[str, Any]) -> JSON:
+    """One of the things that are wrong, as pydantic tells it."""
+    kind, message = problem["type"], problem["msg"]
+    if kind == "model_type":  # The original has plain dictionaries there.
+        kind, message = "dict_type", "Input should be a valid dictionary"
+    item = {"type": kind, "loc": ["body", *problem["loc"]], "msg": message}
+    if _can_be_echoed(wrong := problem.get("input", {})):
+        item["input"] = wrong
+    return {**item, "url": f"https://errors.pydantic.dev/{version_short()}/v/{kind}"}
+
+
+def _can_be_echoed(value: JSON) -> bool:
+    try:
+        return len(orjson.dumps(value)) <= _LONGEST_INPUT
+    except TypeError:  # Half a character, or a number of more than 64 bits.
+        return False
+
+
+KAITO = Style(_error, {Malformed: 422})
+
+
+class KaitoGenerateCall(LlamaGenerateCall):
+    """Texts for Llama to continue."""
+
+    style = KAITO
+
+
+class KaitoChatCall(LlamaChatCall):
+    """Dialogs for Llama to answer. One that holds a tag of Llama's own prompts has an error for its answer."""
+
+    style = KAITO
+
+
+class TransformersParameters(BaseModel):
+    """How transformers' `generate` chooses tokens; `null` is the same as leaving a field out."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    max_length: int | None = Field(None, gt=0, le=MANY, description="Of prompt and answer together; 200 if left out.")
+    max_new_tokens: int | None = Field(None, gt=0, le=MANY, description="Of the answer; then max_length is void.")
+    min_length: int | None = Field(None, ge=0)
+    min_new_tokens: int | None = Field(None, ge=0, le=MANY)
+    do_sample: bool | None = Field(None, description="false is greedy.")
+    temperature: float | None = Field(None, ge=0, le=100, description="1.0 if left out; 0 is greedy.")
+    top_k: int | None = Field(None, ge=0, le=MANY, description="10 if left out; 0 is off.")
+    top_p: float | None = Field(None, ge=0, description="1 if left out, which is off.")
+    typical_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    num_return_sequences: int | None = Field(None, gt=0, le=MOST, description="Answers, one behind the other.")
+    early_stopping: bool | str | None = None
+    num_beams: int | None = None
+    num_beam_groups: int | None = None
+    diversity_penalty: float | None = None
+    length_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    encoder_no_repeat_ngram_size: int | None = None
+    bad_words_ids: list[Any] | None = None
+    output_scores: bool | None = None
+    return_dict_in_generate: bool | None = None
+    pad_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | list[int] | None = None
+    remove_invalid_values: bool | None = None
+
+
+_NEUTRAL: Mapping[str, JSON] = {
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "do_sample": True,
+    "temperature": 1,
+    "top_k": 0,
+    "top_p": 1,
+    "typical_p": 1,
+    "repetition_penalty": 1,
+    "num_return_sequences": 1,
+    "early_stopping": False,
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0,
+    "length_penalty": 1,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "output_scores": False,
+    "return_dict_in_generate": False,
+    "remove_invalid_values": False,
+}
+"""Values that change nothing, so that to ignore them is to honour them."""
+_WITHOUT_EFFECT = ("pad_token_id", "use_cache")
+"""On the text, whatever the value."""
+_CAPABILITIES = {
+    "max_length": "max_total_tokens",
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "do_sample": "temperature",
+    **{name: name for name in ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty")},
+}
+"""What a model server has to honour for a parameter to be honoured."""
+
+
+class GenerateKwargs(TransformersParameters):
+    """What the later server passes to `generate`."""
+
+
+class TransformersCall(TransformersParameters, GenerationCall):
+    """What the two bodies of the other models share: flat parameters, as Falcon's server has them, or
+    `generate_kwargs`, as the later one; both have Falcon's defaults."""
+
+    style = KAITO
+
+    model: str | None = Field(None, description="The served model's name, where several are served.")
+    generate_kwargs: GenerateKwargs | None = Field(None, description="As the flat parameters, and beats them.")
+    clean_up_tokenization_spaces: bool | None = Field(None, description="No spaces before . , ? ! and the like.")
+
+    def _flat(self) -> dict[str, JSON]:
+        return {name: value for name, value in given(self).items() if name in TransformersParameters.model_fields}
+
+    def _applied(self) -> dict[str, JSON]:
+        """The parameters that apply."""
+        return {**self._flat(), **given(self.generate_kwargs)}
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        applied = self._applied()
+        lost = [
+            name
+            for name, value in self._flat().items()
+            if value != applied[name] or self._is_lost(name, value, capabilities)
+        ]
+        for name, value in given(self.generate_kwargs).items():
+            if self._is_lost(name, value, capabilities):
+                lost.append(f"generate_kwargs.{name}")
+        return lost + super().ignored(capabilities)
+
+    def _is_lost(self, name: str, value: JSON, capabilities: AbstractSet[str]) -> bool:
+        if name == "max_length" and "max_new_tokens" in self._applied():
+            return True
+        neutral = name in _WITHOUT_EFFECT or (name in _NEUTRAL and value == _NEUTRAL[name])
+        return not neutral and _CAPABILITIES.get(name) not in capabilities
+
+    def _request(self, prompt: Prompt) -> GenerationRequest:
+        applied = self._applied()
+        sampling = Sampling(
+            max_tokens=applied.get("max_new_tokens"),
+            temperature=applied.get("temperature", 1.0) if applied.get("do_sample", True) else 0.0,
+            top_k=applied.get("top_k", 10) or None,
+            top_p=min(applied.get("top_p", 1.0), 1.0),
+            typical_p=applied.get("typical_p"),
+            repetition_penalty=applied.get("repetition_penalty"),
+        )
+        return GenerationRequest(
+            prompt,
+            sampling=sampling,
+            max_total_tokens=None if sampling.max_tokens else applied.get("max_length", 200),
+            model=self.model,
+            options={"min_tokens": least} if (least := applied.get("min_new_tokens")) else {},
+        )
+
+    def _said(self, generation: Generation) -> str:
+        if not self.clean_up_tokenization_spaces:
+            return generation.text
+        return _SPACES.sub(lambda found: found[0].strip(), generation.text)
+
+
+_SPACES = re.compile(r" ' | (?=[.?!,]|n't|'(?:m|s|ve|re))")
+"""What transformers takes for spaces that a tokenizer has put there."""
+
+
+class KaitoPromptCall(TransformersCall):
+    """A text to continue; the answer begins with it."""
+
+    marker = "prompt"
+    examples = {
+        "A text to continue": {"prompt": "The capital of France is"},
+        "To Falcon's server": {"prompt": "The capital of France is", "max_length": 200, "do_sample": True, "top_k": 10},
+        "To the later server": {
+            "prompt": "The capital of France is",
+            "return_full_text": False,
+            "clean_up_tokenization_spaces": True,
+            "generate_kwargs": {"max_length": 200, "do_sample": False},
+        },
+    }
+
+    prompt: str
+    return_full_text: bool | None = Field(None, description="false leaves the prompt out of the answer.")
+    prefix: str | None = Field(None, description="Laid before the prompt, and not shown.")
+    handle_long_generation: Literal["hole"] | None = Field(None, description="No effect here.")
+
+    def requests(self) -> Sequence[GenerationRequest]:
+        if not self.prompt:
+            raise InvalidRequest("Text generation parameter prompt required")
+        return [self._request((self.prefix or "") + self.prompt)] * self._applied().get("num_return_sequences", 1)
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        lost = ["handle_long_generation"] if self.handle_long_generation else []
+        return lost + super().ignored(capabilities)
+
+    def _is_lost(self, name: str, value: JSON, capabilities: AbstractSet[str]) -> bool:
+        return name != "num_return_sequences" and super()._is_lost(name, value, capabilities)
+
+    def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
+        before = "" if self.return_full_text is False else self.prompt
+        return {"Result": "".join(before + self._said(generation) for generation in generations)}
+
+
+def _lowered(value: JSON) -> JSON:
+    return value.lower() if isinstance(value, str) else value
+
+
+class ConversationMessage(DialogMessage):
+    """One turn of a conversation."""
+
+    role: Annotated[Literal["system", "user", "assistant"], BeforeValidator(_lowered)]
+
+
+class KaitoMessagesCall(TransformersCall):
+    """A conversation to answer; the answer is Python's text of its last message."""
+
+    marker = "messages"
+    examples = {
+        "A conversation": {
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "generate_kwargs": {"max_new_tokens": 32, "do_sample": False},
+        }
+    }
+
+    messages: list[ConversationMessage] = Field(max_length=MOST)
+
+    def requests(self) -> Sequence[GenerationRequest]:
+        if not self.messages:
+            raise InvalidRequest("Conversational parameter messages required")
+        return [self._request(tuple(message.message() for message in self.messages))]
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        names = sorted({f"messages.{name}" for message in self.messages for name in message.model_extra or ()})
+        return names + super().ignored(capabilities)
+
+    def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
+        return {"Result": str({"role": "assistant", "content": self._said(generations[0])})}
+
+
+def _alive(house: House) -> JSON:
+    """Liveness: 200 as long as the service runs"""
+    return ["Server is running", 200]
+
+
+def _healthy(house: House) -> JSON:
+    """Readiness: 200 when the model can answer, 503 until then"""
+    if house.not_ready:
+        raise house.not_ready
+    return {"status": "Healthy"}
+
+
+def _shut_down(house: House) -> JSON:
+    """End the service when what runs is answered, if the settings allow it"""
+    shut_down(house)
+    return {}
+
+
+async def _gpus(house: House) -> JSON:
+    """The graphics cards"""
+    try:
+        gpus = await house.gpus()
+    except LLMError as error:
+        return {"error": str(error)}
+    return {
+        "gpu_info": [
+            {
+                "id": gpu.id,
+                "name": gpu.name,
+                "load": f"{gpu.load:.2f}%",
+                "temperature": f"{gpu.temperature} C",
+                "memory": {
+                    "used": f"{gpu.memory_used / 1024:.2f} GB",
+                    "total": f"{gpu.memory_total / 1024:.2f} GB",
+                },
+            }
+            for gpu in gpus
+        ]
+    }
+
+
+def kaito(limits: Limits) -> Dialect:
+    """The dialect, with the limits of its Llama."""
+    return Dialect(
+        name="kaito",
+        calls={
+            "/generate": (KaitoGenerateCall,),
+            "/chat": (KaitoChatCall, KaitoPromptCall, KaitoMessagesCall),
+        },
+        style=KAITO,
+        facts={
+            "GET /": Fact(_alive, asks_models=False),
+            "GET /healthz": Fact(_healthy),
+            "POST /shutdown": Fact(_shut_down, asks_models=False),
+            "GET /metrics?format=kaito": Fact(_gpus, asks_models=False),
+        },
+        switches=limits,
+    )

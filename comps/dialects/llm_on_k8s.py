@@ -1,0 +1,79 @@
+"""llm-on-k8s, Llama 2 behind Flask (2023): KAITO's Llama before it was KAITO's, in Flask's JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from comps.core.errors import LLMError, Malformed
+from comps.core.types import JSON
+from comps.dialects.base import Dialect, Fact, House, Style, Text
+from comps.dialects.llama import Limits, LlamaChatCall, LlamaGenerateCall, shut_down
+
+_HTML = "text/html; charset=utf-8"
+_REQUIRED: dict[tuple[Any, ...], str] = {
+    ("prompts",): "Prompts are required and should be an array",
+    ("input_data",): "Input data is required",
+}
+
+
+def _error(error: LLMError) -> JSON:
+    if isinstance(error, Malformed) and len(error.problems) == 1:
+        (problem,) = error.problems
+        if problem["type"] in ("missing", "list_type") or not problem.get("input", True):
+            return {"error": _REQUIRED.get(problem["loc"], str(error))}
+    return {"error": str(error)}
+
+
+def _jsonify(document: JSON) -> bytes:
+    """As Flask does: sorted, in ASCII, and a line of its own."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+FLASK = Style(_error, encode=_jsonify)
+
+
+class LLMOnK8sGenerateCall(LlamaGenerateCall):
+    """Texts to continue."""
+
+    style = FLASK
+    failed = "Request Failed"
+
+
+class LLMOnK8sChatCall(LlamaChatCall):
+    """Dialogs to answer. One that holds a tag of Llama's own prompts has an error for its answer."""
+
+    style = FLASK
+
+
+def _alive(house: House) -> Text:
+    """Liveness: 200 as long as the service runs"""
+    return Text("Server is running", _HTML)
+
+
+def _healthy(house: House) -> Text:
+    """Readiness: 200 when the model can answer, 503 until then"""
+    if house.not_ready:
+        raise house.not_ready
+    return Text("Healthy", _HTML)
+
+
+def _shut_down(house: House) -> Text:
+    """End the service when what runs is answered, if the settings allow it"""
+    shut_down(house)
+    return Text("", _HTML)
+
+
+def llm_on_k8s(limits: Limits) -> Dialect:
+    """The dialect, with the limits of its Llama."""
+    return Dialect(
+        name="llm_on_k8s",
+        calls={"/generate": (LLMOnK8sGenerateCall,), "/chat": (LLMOnK8sChatCall,)},
+        style=FLASK,
+        facts={
+            "GET /": Fact(_alive, asks_models=False),
+            "GET /healthz": Fact(_healthy),
+            "POST /shutdown": Fact(_shut_down, asks_models=False),
+        },
+        switches=limits,
+    )
