@@ -117,7 +117,7 @@ def make_dialects(settings: Settings) -> list[Dialect]:
     switches: dict[str, Any] = {
         "opea": opea.Switches(chosen.opea_stream, chosen.messages, whole, chosen.output_guard),
         "square": square.Switches(chosen.square_prompt, _conversations(settings), next(iter(settings.models)), whole),
-        "llm_api": llm_api.Switches(chosen.llm_api_family),
+        "llm_api": llm_api.Switches(chosen.llm_api_family, whole),
         "kaito": limits,
         "llm_on_k8s": limits,
     }

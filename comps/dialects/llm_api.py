@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, PrivateAttr
 
 from comps.core.errors import LLMError, Malformed
+from comps.core.generator import collect
 from comps.core.types import JSON, Embeddings, Event, Finished, Generation, GenerationRequest, TextDelta
 from comps.dialects import framing
 from comps.dialects.base import Dialect, EmbeddingCall, Fact, GenerationCall, House, Style
@@ -31,9 +32,11 @@ class Switches:
 
     Attributes:
         family: The family of the model, whose defaults count where a body's parameters are silent.
+        disable_streaming: A streamed answer is one event.
     """
 
     family: Family = "llama"
+    disable_streaming: bool = False
 
 
 class LLMAPICall(GenerationCall):
@@ -75,10 +78,14 @@ class LLMAPICall(GenerationCall):
     model: str | None = Field(None, description="The served model's name, where several are served.")
     stream: Any = Field(None, description="No effect: /agenerate streams, /generate does not.")
 
-    _default: LLMAPIParams = PrivateAttr(default=DEFAULTS["llama"])
+    _switches: Switches = PrivateAttr(default=Switches())
 
     def model_post_init(self, context: Any) -> None:
-        self._default = DEFAULTS[(context or Switches()).family]
+        self._switches = context or Switches()
+
+    @property
+    def _default(self) -> LLMAPIParams:
+        return DEFAULTS[self._switches.family]
 
     @property
     def _params(self) -> LLMAPIParams:
@@ -129,6 +136,8 @@ class StreamedLLMAPICall(LLMAPICall):
         before, behind = self._around
         finished: Finished | None = None
         within_line_break = False
+        if self._switches.disable_streaming:
+            events = _at_once(events)
         if before:
             yield text_event(before)
         async for event in events:
@@ -145,6 +154,13 @@ class StreamedLLMAPICall(LLMAPICall):
 
     def error_item(self, error: LLMError) -> bytes:
         return _comment(f"error: {error}")
+
+
+async def _at_once(events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
+    """The same answer in one piece."""
+    whole = await collect(events)
+    yield TextDelta(whole.text)
+    yield Finished(whole.reason, whole.usage)
 
 
 def text_event(text: str) -> bytes:

@@ -401,6 +401,12 @@ async def test_a_streamed_answer_over_the_wire_is_an_event_a_chunk(monkeypatch: 
     ]
 
 
+async def test_with_streaming_disabled_a_streamed_answer_is_one_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted([WORDS]), monkeypatch, {"LLM_DISABLE_STREAMING": "true"}) as service:
+        answer = await service.post({"prompt": "?", "params": {"max_tokens": 2}}, "/agenerate")
+    assert answer.chunks == [b"data:  The capital\r\n\r\n", b": finish_reason=length\r\n\r\n"]
+
+
 async def test_a_stream_that_was_cut_short_says_so_where_its_clients_pass_over_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

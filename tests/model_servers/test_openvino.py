@@ -291,14 +291,13 @@ async def test_a_text_has_the_same_vector_alone_among_others_and_beside_an_answe
     async with aclosing(engine.generate(STORY, Sampling(max_tokens=2000), {})) as answer:
         await anext(answer)
         others = (await engine.embed([KITTEN, CAT])).vectors
-        assert isinstance(await anext(answer), TextDelta)
     assert others == (others[0], alone)
 
 
 async def test_an_answer_stays_the_same_and_goes_on_while_a_long_text_is_embedded(engine: OpenVINO) -> None:
     sampling = replace(GREEDY, max_tokens=60)
     alone = await text_of(engine, sampling)
-    embedding = asyncio.ensure_future(engine.embed([f"{MONEY} " * 300]))
+    embedding = asyncio.ensure_future(engine.embed([f"{MONEY} " * 1000]))
     pieces = []
     async with aclosing(engine.generate(STORY, sampling, {})) as events:
         async for event in events:
