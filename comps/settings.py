@@ -332,6 +332,7 @@ def load_settings(
     parts = {name: _Part(name, kind, read) for name, kind in SECTIONS.items()}
     endings = _endings([heading for heading in read.sections if heading.startswith(FURTHER)], read)
     _refuse_variables_of_nobody(endings)
+    lost = (*read.without_effect, *parts["Model"].leave_engine_of_another())
     for ending, heading in endings.items():
         parts[heading] = _further(parts["Model"], heading, ending, read)
     for part in parts.values():
@@ -346,7 +347,7 @@ def load_settings(
         listing += [Setting(CONVERSATION + name, key, text, str(read)) for key, text in keys.items()]
     logging, microservice, model, chosen = (parts[name].values for name in SECTIONS)
     served = _served(parts.values(), read)
-    return Settings(logging, microservice, model, chosen, served, conversations, tuple(listing), read.without_effect)
+    return Settings(logging, microservice, model, chosen, served, conversations, tuple(listing), lost)
 
 
 def _served(parts: Iterable[_Part], file: ConfigFile) -> dict[str, Served]:
@@ -415,7 +416,7 @@ class _Part:
         self.ending = ending
         self.engine: dict[str, JSON] = {}
         self._fields = kind.model_fields
-        self._written = file.sections.get(name, {})
+        self._written = dict(file.sections.get(name, {}))
         self._file = file
         self._inherited = inherited
         self._engine_sources: dict[str, str] = {}
@@ -453,6 +454,15 @@ class _Part:
         if not text:
             raise self._wrong(key, f": the file {path} is empty")
         return SecretStr(text)
+
+    def leave_engine_of_another(self) -> Iterator[str]:
+        """Forget the engine's settings of a file that came with its own model server, if the environment has another
+        one; a sentence that says so."""
+        own = self._written.get("model_server")
+        if self._file.first_dialect and own != self.values.model_server:
+            self._written = {key: text for key, text in self._written.items() if key in self._fields}
+            kind, source = self.values.model_server, self._source("model_server")
+            yield f"{self._file}: no effect here: its settings of {own}; {source} has {kind}"
 
     def check(self, kinds: Collection[str], without_engine: Collection[str]) -> None:
         """Raise if the section as a whole makes no sense; what is the engine's is known afterwards."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import yaml
 
 from comps.core.errors import SettingsError
 from comps.settings import Dialects, Settings, load_settings
-from tests.test_cli import command
+from tests.test_cli import PATIENCE, command, serving
 
 KINDS = ("openvino", "llama_cpp", "transformers", "scripted")
 DIALECTS = (*Dialects.model_fields["enabled"].default, "llm_api")
@@ -311,6 +312,17 @@ def test_an_object_of_the_environment_is_merged_into_the_file_s(write: Write, mo
     assert source(settings, "model_name") == "environment LLM_API_SETUP_PARAMS.repo_id"
 
 
+def test_another_model_server_of_the_environment_takes_none_of_the_engine_s_settings(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(f"{LLAMA}model_params: {{n_threads: 8}}\nport: 8001\n")
+    monkeypatch.setenv("MODEL_SERVER", "scripted")
+    settings = load(file)
+    assert (settings.model.model_server, settings.microservice.port, engine(settings)) == ("scripted", 8001, {})
+    said = f"{file}: no effect here: its settings of llama_cpp; environment MODEL_SERVER has scripted"
+    assert settings.without_effect == (said,)
+
+
 def test_the_environment_alone_can_say_it_all(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_API_MODEL_FAMILY", "llama")
     monkeypatch.setenv("LLM_API_SETUP_PARAMS", json.dumps({"repo_id": "user/repo", "filename": "a.gguf"}))
@@ -392,9 +404,25 @@ def test_an_object_of_the_environment_that_is_none_is_a_mistake(
 # The command
 
 
+def test_a_service_with_such_a_file_answers_llm_api_s_clients_first(write: Write) -> None:
+    file = write(HUGGINGFACE)
+    with serving("-m", "comps", "serve", "--config", str(file), MODEL_SERVER="scripted") as service:
+        assert any("no effect here: its settings of transformers" in line for line in service.said)
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=PATIENCE)
+        try:
+            connection.request("POST", "/generate", json.dumps({"prompt": "?"}), {"Content-Type": "application/json"})
+            with connection.getresponse() as response:
+                assert response.status == 200
+                assert isinstance(json.loads(response.read()), str)
+        finally:
+            connection.close()
+        curl = next(line for line in service.said if "curl http" in line)
+        assert "/generate " in curl
+
+
 def test_check_shows_where_each_value_is_from_and_how_to_get_an_engine_that_is_missing(write: Write) -> None:
     file = write(EXAMPLES[1])
-    done = command("check", "--config", str(file), environment={"LLM_API_PORT": "8123", "LLM_DIALECTS": "opea"})
+    done = command("check", "--config", str(file), environment={"LLM_API_PORT": "8123"})
     assert done.returncode == 2
     lines = [re.sub(" {2,}", "  ", line) for line in done.stdout.splitlines()]
     assert "[OPEA_Microservice] port = 8123  (environment LLM_API_PORT)" in lines
