@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install
 LOCK   := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-find-links \
-          --no-emit-index-url --no-annotate --custom-compile-command "make lock" setup.cfg
+          --no-emit-index-url --no-annotate --custom-compile-command "make lock"
+CLIENTS := $(patsubst tests/clients/%.txt,.venv-clients/%/.installed,$(wildcard tests/clients/*.txt))
 
 export PIP_REQUIRE_VIRTUALENV = 1
 
@@ -15,7 +16,7 @@ run: install ## Set up, then run the service (host, port and model: config.ini)
 
 install: $(BIN)/.installed ## Only set up: afterwards .venv/bin/opea-llm works
 
-test: $(BIN)/.tested ## Set up, then check style and types and run the tests
+test: $(BIN)/.tested $(CLIENTS) ## Set up, then check style and types and run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -34,11 +35,12 @@ live: $(BIN)/.tested ## Run the contract against real model servers; one of them
 
 lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and pin them
 	$(PIP) --quiet uv
-	$(LOCK) --upgrade --output-file impl/microservice/requirements.txt
-	$(LOCK) --extra test --constraints impl/microservice/requirements.txt --output-file tests/requirements.txt
+	$(LOCK) setup.cfg --upgrade --output-file impl/microservice/requirements.txt
+	$(LOCK) setup.cfg --extra test --constraints impl/microservice/requirements.txt --output-file tests/requirements.txt
+	for client in tests/clients/*.in; do $(LOCK) --upgrade --output-file $${client%.in}.txt $$client || exit; done
 
-clean: ## Remove the environment and all caches
-	rm -rf .venv .venv-live .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+clean: ## Remove the environments and all caches
+	rm -rf .venv .venv-clients .venv-live .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -55,6 +57,12 @@ $(BIN)/.installed: impl/microservice/requirements.txt impl/microservice/requirem
 
 $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@$(PIP) --quiet --require-hashes -r tests/requirements.txt
+	@touch $@
+
+.venv-clients/%/.installed: tests/clients/%.txt | $(BIN)/.installed
+	@echo "Setting up .venv-clients/$*, a client to test with."
+	@$(BIN)/python -m venv --clear --without-pip $(@D)
+	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $<
 	@touch $@
 
 .PHONY: help run install test format bench live lock clean

@@ -178,3 +178,18 @@ async def running(
     finally:
         server.should_exit = True
         await asyncio.wait_for(serving, PATIENCE)
+
+
+async def until_in_flight(service: Service, number: int) -> None:
+    """Ask the service's own metrics until that many requests are being answered."""
+    line = f"opea_llm_requests_in_flight {float(number)}"
+
+    async def look() -> None:
+        while line not in (await service.get("/metrics")).body.decode():
+            pass
+
+    await asyncio.wait_for(look(), PATIENCE)
+
+
+async def until_idle(service: Service) -> None:
+    await until_in_flight(service, 0)

@@ -14,7 +14,7 @@ from comps.core.types import ModelInfo
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Access, Target
-from tests.service import PATIENCE, running
+from tests.service import PATH, PATIENCE, running
 
 QUERY = {"query": "?"}
 
@@ -89,6 +89,94 @@ async def test_no_prompt_and_no_document_is_in_the_log(
     assert "questiontext" not in caplog.text
     assert "documenttext" not in caplog.text
     assert "answertext" not in caplog.text
+
+
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+PROBE = "*/*"
+KAITO, FLASK = b'["Server is running",200]', b"Server is running"
+
+
+@pytest.mark.parametrize(
+    ("enabled", "root", "healthz"),
+    [
+        ("", KAITO, b'{"status":"Healthy"}'),
+        ("kaito,llm_on_k8s", KAITO, b'{"status":"Healthy"}'),
+        ("llm_on_k8s,kaito", FLASK, b"Healthy"),
+        ("opea,llm_api,llm_on_k8s,openai,kaito", FLASK, b"Healthy"),
+    ],
+)
+async def test_a_probe_gets_the_answer_of_the_first_dialect_that_has_one_and_a_browser_a_page(
+    monkeypatch: pytest.MonkeyPatch, enabled: str, root: bytes, healthz: bytes
+) -> None:
+    environment = {"LLM_DIALECTS": enabled} if enabled else {}
+    async with running(Scripted(), monkeypatch, environment) as service:
+        probed = [await service.get("/", Accept=accept) for accept in (PROBE, "", "application/json")]
+        ready = await service.get("/healthz")
+        page = await service.get("/", Accept=BROWSER)
+        shown = await service.get(f"/{page.headers['location']}")
+    assert [(answer.status, answer.body) for answer in probed] == [(200, root)] * 3
+    assert (ready.status, ready.body) == (200, healthz)
+    assert page.status == 307
+    assert b"<html" in shown.body.lower()
+
+
+@pytest.mark.parametrize("accept", [BROWSER, PROBE])
+async def test_where_no_dialect_has_an_answer_at_the_root_everybody_gets_the_page(
+    monkeypatch: pytest.MonkeyPatch, accept: str
+) -> None:
+    async with running(Scripted(), monkeypatch, {"LLM_DIALECTS": "opea,openai"}) as service:
+        answer = await service.get("/", Accept=accept)
+    assert (answer.status, answer.headers["location"]) == (307, "docs")
+
+
+ORIGIN = "https://chat.example"
+
+
+async def test_a_web_page_of_another_origin_may_ask_and_read_the_answer_as_it_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asking = {
+        "Origin": ORIGIN,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    go_on = asyncio.Event()
+    async with running(Scripted([["one", go_on, "two"]]), monkeypatch) as service, service.connect() as client:
+        await client.send("OPTIONS", PATH, b"", asking)
+        preflight = await client.answer()
+        await client.send("POST", PATH, b'{"query": "?"}', {"Origin": ORIGIN})
+        streamed = await client.head()
+        assert await client.chunk() == b"data: b'one'\n\n"
+        go_on.set()
+        assert await client.chunk() == b"data: b'two'\n\n"
+        refused = await service.post({}, Origin=ORIGIN)
+    assert preflight.status == 200
+    assert preflight.headers["access-control-allow-origin"] == "*"
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+    assert preflight.headers["access-control-allow-headers"] == "authorization,content-type"
+    for answer in (streamed, refused):
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert answer.headers["access-control-expose-headers"] == "*"  # Such as x-ignored-params.
+        assert "access-control-allow-credentials" not in answer.headers
+
+
+async def test_only_the_origins_that_are_set_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted(), monkeypatch, {"USVC_CORS_ORIGINS": f"https://one.example, {ORIGIN}"}) as service:
+        allowed = await service.post(QUERY, Origin=ORIGIN)
+        other = await service.post(QUERY, Origin="https://other.example")
+    async with running(Scripted(), monkeypatch, {"USVC_CORS_ORIGINS": ""}) as service:
+        none = await service.post(QUERY, Origin=ORIGIN)
+    assert allowed.headers["access-control-allow-origin"] == ORIGIN
+    assert "origin" in allowed.headers["vary"].lower()
+    assert "access-control-allow-origin" not in other.headers
+    assert "access-control-allow-origin" not in none.headers
+
+
+async def test_who_is_no_web_page_is_told_nothing_of_origins(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted(), monkeypatch) as service:
+        answers = [await service.post(QUERY), await service.post({}), await service.get("/v1/models")]
+    for answer in answers:
+        assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
 class Absent(Scripted):

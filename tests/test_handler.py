@@ -14,7 +14,7 @@ import uvloop
 from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, PromptTooLong, Timeout, Unreachable
 from comps.core.types import JSON, Event, ModelInfo, Prompt, Sampling
 from comps.model_servers.scripted import Scripted
-from tests.service import PATH, PATIENCE, Service, running
+from tests.service import PATH, PATIENCE, running, until_idle, until_in_flight
 
 WORDS = ["Deep", " learning", " is", " fun", "."]
 QUERY = {"query": "What is Deep Learning?"}
@@ -413,18 +413,3 @@ async def test_a_client_that_breaks_off_its_own_request_hurts_nobody(monkeypatch
             await client.send("POST", PATH, b'{"query":', {"Content-Length": "100"})
         await until_idle(service)
         assert (await service.post(QUERY)).status == 200
-
-
-async def until_in_flight(service: Service, number: int) -> None:
-    """Ask the service's own metrics until that many requests are being answered."""
-    line = f"opea_llm_requests_in_flight {float(number)}"
-
-    async def look() -> None:
-        while line not in (await service.get("/metrics")).body.decode():
-            pass
-
-    await asyncio.wait_for(look(), PATIENCE)
-
-
-async def until_idle(service: Service) -> None:
-    await until_in_flight(service, 0)

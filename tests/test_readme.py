@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from comps.app import open_models, read_settings
+from comps.app import make_dialects, open_models, read_settings
 from comps.dialects import DIALECTS
+from comps.dialects.base import Desk
 from comps.model_servers import MODEL_SERVERS
 from comps.model_servers.scripted import Scripted
 from comps.settings import SECTIONS, environment_names
@@ -43,6 +44,35 @@ def settings_table() -> str:
 
 def test_the_table_of_settings_is_the_codes_own() -> None:
     assert settings_table() in README
+
+
+def clash_table() -> str:
+    """The README's table of what several dialects want, as it must stand there: of the default order."""
+    dialects = make_dialects(read_settings(None))
+    lines = ["| route | body | claimed by | answered by |", "|---|---|---|---|"]
+    for path in dict.fromkeys(path for dialect in dialects for path in dialect.calls):
+        claims = {one.name: [call.marker for call in one.calls[path]] for one in dialects if path in one.calls}
+        if len(claims) > 1:
+            desk = Desk(path, dialects)
+            for call, owner in desk.calls:
+                claiming = [name for name, markers in claims.items() if call.marker in markers]
+                lines.append(_clash(f"POST {path}", f"with `{call.marker}`", claiming, owner.name))
+            lines.append(_clash(f"POST {path}", "none of these: the error", list(claims), desk.calls[0][1].name))
+    for route in dict.fromkeys(route for dialect in dialects for route in dialect.facts):
+        facts = {one.name: one.facts[route] for one in dialects if route in one.facts}
+        if len({fact.tell for fact in facts.values()}) > 1:
+            lines.append(_clash(route, "", list(facts), next(iter(facts))))
+    names = [dialect.name for dialect in dialects]
+    return "\n".join([*lines, _clash("", "a route that there is not: the error", names, names[0])])
+
+
+def _clash(route: str, body: str, claiming: list[str], owner: str) -> str:
+    claims = ", ".join(f"`{name}`" for name in claiming)
+    return f"| {f'`{route}`' if route else ''} | {body} | {claims} | `{owner}` |"
+
+
+def test_the_table_of_what_several_dialects_want_is_the_codes_own() -> None:
+    assert clash_table() in README
 
 
 def test_every_kind_and_dialect_is_named() -> None:

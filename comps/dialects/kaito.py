@@ -176,6 +176,8 @@ class TransformersCall(TransformersParameters, GenerationCall):
     def _is_lost(self, name: str, value: JSON, capabilities: AbstractSet[str]) -> bool:
         if name == "max_length" and "max_new_tokens" in self._applied():
             return True
+        if name == "temperature" and self._applied().get("do_sample") is False:
+            return value not in (0, 1)
         neutral = name in _WITHOUT_EFFECT or (name in _NEUTRAL and value == _NEUTRAL[name])
         return not neutral and _CAPABILITIES.get(name) not in capabilities
 

@@ -1,116 +1,653 @@
-"""What holds for every dialect: its examples work, what is cut short says so, and the page shows it all."""
+"""What holds for every dialect and every kind of body, whatever it asks for."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from comps.core.errors import ModelServerError
-from comps.core.types import JSON, Event, Finished, Prompt, Sampling
+from comps.core.errors import (
+    BodyTooLarge,
+    Forbidden,
+    InvalidRequest,
+    LLMError,
+    Malformed,
+    ModelServerError,
+    Overloaded,
+    PromptTooLong,
+    Refused,
+    SettingsError,
+    Timeout,
+    UnknownModel,
+    Unreachable,
+)
+from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling
 from comps.dialects import DIALECTS, open_dialect
-from comps.dialects.base import GenerationCall
+from comps.dialects.base import Call, Dialect, GenerationCall, TokenCountCall
 from comps.model_servers.scripted import Scripted
-from tests.service import Able, running
+from tests.service import PATIENCE, Able, Answer, Connection, Service, running, until_idle, until_in_flight
+
+WORDS = ["Deep", " learning", " ."]
 
 
-def filled(path: str) -> str:
-    """A path as a client asks for it, with the served model's name where it has a variable."""
-    return re.sub(r"\{[^}]+\}", "scripted", path)
+@dataclass(frozen=True)
+class Kind:
+    """A kind of body, and where it is read."""
+
+    dialect: str
+    route: str
+    call: type[Call]
+
+    def __str__(self) -> str:
+        return f"{self.dialect}{self.route}{f'[{self.call.marker}]' if self.call.marker else ''}"
+
+    @property
+    def path(self) -> str:
+        """Where to post; if the path has the model's name in it, with the one that is served."""
+        return self.route.replace("{model:path}", "scripted")
+
+    @property
+    def examples(self) -> list[dict[str, Any]]:
+        return list(self.call.examples.values())
+
+    def bodies(self, streamed: bool | None = None) -> list[dict[str, Any]]:
+        """Its examples, streamed and not; or those that are (not) answered by a stream."""
+        if not issubclass(self.call, GenerationCall):
+            return [] if streamed else self.examples
+        ways: list[dict[str, Any]] = [{}, {"stream": True}, {"stream": False}]
+        bodies = [{**example, **way} for example in self.examples for way in ways]
+        return [body for body in bodies if streamed is None or self._is_streamed(body) is streamed]
+
+    def _is_streamed(self, body: dict[str, Any]) -> bool:
+        call = self.call.model_validate({**body, **self.variables})
+        assert isinstance(call, GenerationCall)
+        return call.streamed
+
+    def reads(self, body: dict[str, Any]) -> bool:
+        """Whether there is nothing wrong with any field."""
+        try:
+            self.call.model_validate({**body, **self.variables})
+        except ValidationError:
+            return False
+        return True
+
+    @property
+    def places(self) -> int:
+        """How many answers the first example asks for."""
+        call = self.call.model_validate({**self.examples[0], **self.variables})
+        return len(call.requests()) if isinstance(call, GenerationCall) else 1
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What the path says."""
+        return {"model": "scripted"} if "{model" in self.route else {}
 
 
-CALLS = [
-    pytest.param(name, filled(path), call, id=f"{name}-{path}-{call.marker}")
-    for name in DIALECTS
-    for path, calls in open_dialect(name, None).calls.items()
-    for call in calls
-    if issubclass(call, GenerationCall)
-]
+def dialects() -> list[Dialect]:
+    return [open_dialect(name, None) for name in DIALECTS]
 
 
-class Short(Scripted):
-    """A model server whose answers are all cut short."""
+KINDS = [Kind(one.name, path, call) for one in dialects() for path, calls in one.calls.items() for call in calls]
+EVERY = pytest.mark.parametrize("kind", KINDS, ids=str)
+TEXTS = pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(kind.call, GenerationCall)], ids=str)
+STREAMS = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.bodies(streamed=True)], ids=str)
+
+
+def only(dialect: str) -> dict[str, str]:
+    """Settings by which no other dialect takes a body."""
+    return {"LLM_DIALECTS": dialect}
+
+
+# What they say.
+
+
+@EVERY
+async def test_every_example_is_answered(monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
+    async with running(Able([WORDS]), monkeypatch, only(kind.dialect)) as service:
+        for body in kind.bodies():
+            answer = await service.post(body, kind.path)
+            assert answer.status == 200
+            assert ("transfer-encoding" in answer.headers) is (body in kind.bodies(streamed=True))
+            assert b"Deep" in answer.body or not issubclass(kind.call, GenerationCall)
+
+
+@TEXTS
+async def test_an_answer_cut_short_says_so(monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
+    async with running(Cut([WORDS]), monkeypatch, only(kind.dialect)) as service:
+        for body in kind.bodies():
+            answer = await service.post(body, kind.path)
+            said = answer.body if "transfer-encoding" in answer.headers else answer.headers["x-finish-reason"].encode()
+            assert b"length" in said
+            assert b"stop" not in said
+
+
+class Cut(Scripted):
+    """A model server that cuts every answer short."""
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
         async for event in super().generate(prompt, sampling, options):
-            yield replace(event, reason="length") if isinstance(event, Finished) else event
+            yield Finished("length", event.usage) if isinstance(event, Finished) else event
 
 
-def streamed(call: type[GenerationCall], body: dict[str, Any]) -> bool:
-    """Whether that body is answered piece by piece; some paths always are, and some never."""
-    return call.model_validate(body).streamed
+# How they fail.
+
+SHAPES: dict[str, list[set[str]]] = {
+    "opea": [{"detail"}, {"error"}],
+    "openai": [{"error"}],
+    "square": [{"error_code", "error_message", "text"}, {"error_code", "error_message"}],
+    "llm_api": [{"detail"}],
+    "kaito": [{"detail"}],
+    "llm_on_k8s": [{"error"}],
+}
+"""The keys of an error."""
+ERRORS: dict[LLMError, int] = {
+    InvalidRequest("no good", "top_k"): 400,
+    PromptTooLong(9000, 8192): 400,
+    UnknownModel("other", "scripted"): 404,
+    Forbidden("not this"): 403,
+    Overloaded("full"): 429,
+    ModelServerError("broken"): 502,
+    Refused(500, "its own fault"): 502,
+    Unreachable("not there"): 503,
+    Timeout("too slow"): 504,
+    LLMError("what is this"): 500,
+}
+"""What a model server may raise, and the status that it becomes where a dialect has no other one."""
 
 
-def some(call: type[GenerationCall]) -> dict[str, Any]:
-    """Any of its examples."""
-    example: dict[str, Any] = next(iter(call.examples.values()))
-    return example
+class Failing(Able):
+    """A model server that fails, whatever it is asked."""
+
+    error: LLMError
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+        raise self.error
+        yield
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        raise self.error
+
+    async def count_tokens(self, text: str) -> int:
+        raise self.error
 
 
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize(("dialect", "path", "call"), CALLS)
-async def test_every_example_is_answered(
-    monkeypatch: pytest.MonkeyPatch, dialect: str, path: str, call: type[GenerationCall], stream: bool
+def check_error(dialect: str, answer: Answer, said: str = "") -> None:
+    """It is an error in the dialect's own shape."""
+    assert answer.headers["content-type"] == "application/json"
+    assert set(answer.json) in SHAPES[dialect], answer.body
+    assert said in answer.body.decode()
+
+
+@EVERY
+async def test_every_error_before_the_answer_is_a_status_in_the_dialects_own_shape(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:
-    async with running(Scripted([["Deep", " learning"]]), monkeypatch, {"LLM_DIALECTS": dialect}) as service:
-        for example in call.examples.values():
-            body = {**example, "stream": stream}
+    server = Failing()
+    bodies = [*kind.bodies(streamed=False)[:1], *kind.bodies(streamed=True)[:1]]
+    async with running(server, monkeypatch, only(kind.dialect)) as service:
+        for server.error, status in ERRORS.items():
+            for body in bodies:
+                answer = await service.post(body, kind.path)
+                assert answer.status == status
+                assert ("retry-after" in answer.headers) is (server.error.retry_after is not None)
+                check_error(kind.dialect, answer, str(server.error.args[0])[:20])
+
+
+def test_every_class_of_error_is_among_these() -> None:
+    others = {Malformed, BodyTooLarge, SettingsError}  # Of what comes before a model server is asked.
+    assert {type(error) for error in ERRORS} == {LLMError, *descendants(LLMError)} - others
+
+
+def descendants(kind: type[LLMError]) -> Iterator[type[LLMError]]:
+    for child in kind.__subclasses__():
+        if child.__module__ == "comps.core.errors":
+            yield child
+            yield from descendants(child)
+
+
+@STREAMS
+async def test_a_stream_that_breaks_off_says_so_or_loses_its_connection_and_has_no_mark_of_its_end(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    whole = Scripted([WORDS])
+    async with running(whole, monkeypatch, only(kind.dialect)) as service:
+        end = (await service.post(kind.bodies(streamed=True)[0], kind.path)).chunks[-1]
+    async with running(Scripted([[*WORDS, ModelServerError("it broke")]]), monkeypatch, only(kind.dialect)) as service:
+        chunks, ended = await streamed(service, kind)
+    texts, rest = chunks[: len(WORDS)], chunks[len(WORDS) :]
+    assert all(word.strip().encode() in text for word, text in zip(WORDS, texts, strict=True))
+    assert ended or (issubclass(kind.call, GenerationCall) and kind.call.cuts_off)
+    assert b"rror" in rest[-1].lower()
+    assert end not in rest
+    assert not re.search(rb'\[DONE\]|"finish_reason": ?"', b"".join(chunks))
+
+
+async def streamed(service: Service, kind: Kind) -> tuple[list[bytes], bool]:
+    """The chunks of a stream, and whether it ended as HTTP has it; if not, the connection was cut."""
+    chunks = []
+    async with service.connect() as client:
+        await client.send("POST", kind.path, json.dumps(kind.bodies(streamed=True)[0]).encode())
+        assert (await client.head()).status == 200
+        try:
+            while chunk := await client.chunk():
+                chunks.append(chunk)
+        except ValueError:  # No size of a chunk: nothing more came.
+            assert client.reader.at_eof()
+            return chunks, False
+    return chunks, True
+
+
+NO_CALLS = [b"{not json", b"\xff\xfe{}", b"", b"[]", b"[{}]", b'"text"', b"null", b"5", b"true", b"{}", b'{"x":' * 5000]
+WRONG: list[JSON] = [
+    None,
+    True,
+    -1,
+    0.5,
+    10**40,
+    float("nan"),
+    "",
+    "text",
+    "\ud800",
+    [],
+    [[]],
+    [None, "a", 5],
+    {},
+    {"a": 1},
+]
+
+
+@EVERY
+async def test_a_body_that_is_none_is_the_callers_fault_in_the_dialects_own_shape(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    async with running(Able([WORDS]), monkeypatch, only(kind.dialect)) as service:
+        for body in NO_CALLS:
+            answer = await service.post(body, kind.path)
+            assert 400 <= answer.status < 500, body[:40]
+            check_error(kind.dialect, answer)
+
+
+@EVERY
+async def test_no_value_of_any_field_is_the_services_fault(monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
+    refused = 0
+    async with running(Able([WORDS]), monkeypatch, only(kind.dialect)) as service, service.connect() as client:
+        for field in fields(kind.call):
+            for body in filter(None, (changed(kind.examples[0], field.place, wrong) for wrong in WRONG)):
+                answer = await posted(client, kind, body)
+                assert answer.status < 500, (field, body)
+                if answer.status != 200:
+                    check_error(kind.dialect, answer)
+                    refused += 1
+    assert refused
+
+
+# What becomes of a field.
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a body, or of an object in it."""
+
+    place: tuple[str | int, ...]
+    schemas: tuple[Mapping[str, Any], ...]
+    """Any of which it may have."""
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self.place))
+
+    def is_among(self, ignored: list[str]) -> bool:
+        """Whether it, what it is in or something in it is named there; places in lists may be left out."""
+        own = [str(step) for step in self.place if step != 0]
+        if "model" in own and "model" in ignored:  # Wherever it stands, there is but one.
+            return True
+        others = [[step for step in name.partition("[")[0].split(".") if step != "0"] for name in ignored]
+        return any(other == own[: len(other)] or own == other[: len(own)] for other in others)
+
+    def values(self) -> Iterator[JSON]:
+        """Some that it might have."""
+        name = str(self.place[-1])
+        yield from VALUES.get(name, ())
+        for schema in self.schemas:
+            yield from schema.get("enum", ())
+            yield from BY_TYPE.get(schema.get("type", ""), ["x", 1, True, False])
+
+
+VALUES: dict[str, list[JSON]] = {
+    "chat_template": ["Say this: {question} {context}"],
+    "generation_mode": ["chat", "completion"],
+    "input_data": [{"input_string": [[{"role": "user", "content": "x"}]]}],
+    "input_string": [[[{"role": "user", "content": "x"}]]],
+    "response_format": [{"type": "json_object"}],
+    "stream_options": [{"include_usage": True}],
+    "tools": [[{"type": "function", "function": {"name": "x"}}]],
+    "functions": [[{"name": "x"}]],
+}
+BY_TYPE: dict[str, list[JSON]] = {
+    "integer": [2, 1, 7, 0, -1],
+    "number": [0.5, 0.25, 1.5, 0, -1],
+    "boolean": [True, False],
+    "string": ["x", "hole"],
+    "array": [["x"], [1], [{"text": "x"}], [{"role": "user", "content": "x"}]],
+    "object": [{"x": "y"}, {"1": 1}],
+}
+
+
+def fields(call: type[Call]) -> Iterator[Field]:
+    """All that a kind of body declares, and what the objects in it declare."""
+    schema = call.model_json_schema()
+    yield from _properties(schema, (), schema.get("$defs", {}))
+
+
+def _properties(schema: Mapping[str, Any], place: tuple[str | int, ...], known: Mapping[str, Any]) -> Iterator[Field]:
+    for name, property in schema.get("properties", {}).items():
+        schemas = tuple(_alternatives(property, known))
+        yield Field((*place, name), schemas)
+        for inner in schemas:
+            yield from _properties(inner, (*place, name), known)
+            for item in _alternatives(inner.get("items", {}), known):
+                yield from _properties(item, (*place, name, 0), known)
+
+
+def _alternatives(schema: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What a schema may stand for, without null."""
+    if "$ref" in schema:
+        schema = known[schema["$ref"].rpartition("/")[2]]
+    if "anyOf" in schema:
+        for one in schema["anyOf"]:
+            yield from _alternatives(one, known)
+    elif schema.get("type") != "null":
+        yield schema
+
+
+def changed(body: dict[str, Any], place: tuple[str | int, ...], value: JSON) -> dict[str, Any] | None:
+    """The body with another value at a place; None if there is no such place in it."""
+    body = deepcopy(body)
+    inside: Any = body
+    for step, following in pairwise(place):
+        if isinstance(step, str) and isinstance(following, str) and isinstance(inside, dict) and not inside.get(step):
+            inside[step] = {}
+        try:
+            inside = inside[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    if not isinstance(inside, dict):
+        return None
+    inside[place[-1]] = value
+    return body
+
+
+async def posted(client: Connection, kind: Kind, body: JSON) -> Answer:
+    await client.send("POST", kind.path, json.dumps(body).encode())
+    return await client.answer()
+
+
+EVERYTHING = frozenset(Sampling.__dataclass_fields__).union(
+    ("min_tokens", "messages.*"), *(kind.call.model_fields for kind in KINDS)
+)
+
+
+class Honouring(Able):
+    """A model server that honours everything."""
+
+    async def describe(self) -> ModelInfo:
+        return ModelInfo("scripted", None, EVERYTHING)
+
+
+class Deaf(Scripted):
+    """A model server that honours nothing, and generates only."""
+
+    async def describe(self) -> ModelInfo:
+        return ModelInfo("scripted", None, frozenset())
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+        async for event in super().generate(prompt, Sampling(), options):
+            yield event
+
+
+class Watch:
+    """What comes of bodies, as far as somebody could notice."""
+
+    def __init__(self, server: Scripted, client: Connection, kind: Kind) -> None:
+        self.kind = kind
+        self._server = server
+        self._client = client
+        self._usual: dict[str, Any] = {}
+
+    async def seen(self, body: dict[str, Any]) -> tuple[int, list[str], tuple[Any, ...]]:
+        """The status; the fields that are named as ignored; and all that a client sees, with what the model server
+        got."""
+        before = len(self._server.asked)
+        answer = await posted(self._client, self.kind, body)
+        ignored = answer.headers.get("x-ignored-params", "").split(", ")
+        said = re.sub(rb'[0-9a-f]{32}|(?<="created":)\d+', b"", answer.body)
+        got = self._server.asked[before:]
+        return answer.status, ignored, (said, ignored, answer.headers.get("x-finish-reason"), got)
+
+    async def usual(self, body: dict[str, Any]) -> Any:
+        """What comes of a body that is as it should be."""
+        key = json.dumps(body)
+        if key not in self._usual:
+            status, _, self._usual[key] = await self.seen(body)
+            assert status == 200
+        return self._usual[key]
+
+
+TOGETHER: dict[str, dict[str, JSON]] = {
+    "generation_mode": {"prompt": "x", "messages": [{"role": "human", "text": "y"}]},
+    "language": {"documents": ["x"]},
+    "top_n": {"retrieved_docs": [{"text": "one"}, {"text": "two"}, {"text": "three"}]},
+}
+"""What has to be in a body for a field to mean anything."""
+SILENT: dict[str, str] = {
+    "id": "of a pipeline, which sends it to everybody",
+    "index_name": "for the retriever, likewise",
+    "pad_token_id": "fills up what a batch leaves empty; the text is the same",
+    "generate_kwargs.pad_token_id": "likewise",
+    "input_guardrail_params": "for the guard before, likewise",
+    "output_guardrail_params": "for the guard behind; carried on if a setting says that there is one",
+    **dict.fromkeys(
+        [f"{place}.0.metadata" for place in ("documents", "reranked_docs", "retrieved_docs", "data.reranked_docs")],
+        "where a document is from; handed back if a setting says so",
+    ),
+}
+"""Fields that nothing comes of and that are not named, and why."""
+
+
+@pytest.mark.parametrize("server", [Honouring, Deaf])
+@EVERY
+async def test_no_field_is_dropped_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, server: type[Scripted]
+) -> None:
+    if server is Deaf and not issubclass(kind.call, GenerationCall):
+        pytest.skip("it cannot answer that")
+    model = server([WORDS])
+    dropped = []
+    async with running(model, monkeypatch, only(kind.dialect)) as service, service.connect() as client:
+        watch = Watch(model, client, kind)
+        silent = {*SILENT, *kind.variables}  # What the path says, no body unsays.
+        bodies = kind.bodies()
+        for field in fields(kind.call):
+            if str(field) not in silent and not await is_noticed(watch, field, bodies):
+                dropped.append(str(field))
+    assert dropped == []
+
+
+async def is_noticed(watch: Watch, field: Field, bodies: list[dict[str, Any]]) -> bool:
+    """Whether any value of a field in any body changes something, is named as ignored, or is refused by its name."""
+    tried = False
+    for value in field.values():
+        for body in ({**body, **TOGETHER.get(str(field), {})} for body in bodies):
+            other = changed(body, field.place, value)
+            if other is None or other == body or not watch.kind.reads(other):
+                continue
+            tried = True
+            status, ignored, came_of_it = await watch.seen(other)
+            if status == 200 and (field.is_among(ignored) or came_of_it != await watch.usual(body)):
+                return True
+            if status != 200 and str(field.place[-1]).encode() in came_of_it[0]:
+                return True
+    assert tried or len(field.place) > 1, f"{field}: no value for it is known here"
+    return not tried
+
+
+# Whose models they are.
+
+
+@EVERY
+async def test_every_body_chooses_among_several_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    (tmp_path / "config.ini").write_text("[Model]\nmodel_server = scripted\n[Model.org/second-1.5]\n")
+    monkeypatch.chdir(tmp_path)
+    servers = {"scripted": Counting([["one"]]), "org/second-1.5": Counting([["two"]])}
+    async with running(servers, monkeypatch, only(kind.dialect)) as service:
+        for name, status in (("org/second-1.5", 200), ("scripted", 200), ("third", 404)):
+            body, path = {**kind.examples[0], "model": name}, kind.route.replace("{model:path}", name)
             answer = await service.post(body, path)
-            assert answer.status == 200
-            assert b"Deep" in answer.body
-            assert ("transfer-encoding" in answer.headers) is streamed(call, body)
+            assert answer.status == status
+            if status == 404:
+                check_error(kind.dialect, answer, "known: scripted, org/second-1.5")
+            else:
+                assert [server.used for server in servers.values()] == [name == known for known in servers]
+                servers[name].used = False
 
 
-@pytest.mark.parametrize(("dialect", "path", "call"), CALLS)
-async def test_an_answer_cut_short_says_so(
-    monkeypatch: pytest.MonkeyPatch, dialect: str, path: str, call: type[GenerationCall]
+class Counting(Able):
+    """A model server that knows whether it was used."""
+
+    used = False
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+        self.used = True
+        async for event in super().generate(prompt, sampling, options):
+            yield event
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        self.used = True
+        return await super().embed(texts)
+
+    async def count_tokens(self, text: str) -> int:
+        self.used = True
+        return await super().count_tokens(text)
+
+
+# When their clients leave.
+
+
+class Waiting(Able):
+    """A model server that waits where its script does, also for vectors and counts."""
+
+    def __init__(self, *script: str | asyncio.Event) -> None:
+        super().__init__([script])
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        await self._wait()
+        return await super().embed(texts)
+
+    async def count_tokens(self, text: str) -> int:
+        await self._wait()
+        return await super().count_tokens(text)
+
+    async def _wait(self) -> None:
+        self.reached.set()
+        try:
+            for item in self._answers[0]:
+                if isinstance(item, asyncio.Event):
+                    await item.wait()
+        except asyncio.CancelledError:
+            self.closed.set()
+            raise
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("script", [("never",), ("one", "never")], ids=["before the first token", "later"])
+@EVERY
+async def test_a_client_that_leaves_stops_the_model(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, stream: bool, script: tuple[str, ...]
 ) -> None:
-    for stream in (True, False):
-        async with running(Short([["Deep"]]), monkeypatch, {"LLM_DIALECTS": dialect}) as service:
-            answer = await service.post({**some(call), "stream": stream}, path)
-        assert b"length" in answer.body or "length" in answer.headers["x-finish-reason"]
+    if not kind.bodies(stream):
+        pytest.skip("there is none")
+    server = Waiting(*script[:-1], asyncio.Event(), script[-1])
+    async with running(server, monkeypatch, only(kind.dialect)) as service:
+        async with service.connect() as client:
+            await client.send("POST", kind.path, json.dumps(kind.bodies(stream)[0]).encode())
+            await asyncio.wait_for(server.reached.wait(), PATIENCE)
+            if stream and len(script) > 1:
+                assert b"one" in await first_chunk(client)
+        await asyncio.wait_for(server.closed.wait(), PATIENCE)
+        await until_idle(service)
 
 
-@pytest.mark.parametrize(("dialect", "path", "call"), CALLS)
-async def test_a_stream_that_breaks_off_has_no_mark_of_its_end(
-    monkeypatch: pytest.MonkeyPatch, dialect: str, path: str, call: type[GenerationCall]
+async def first_chunk(client: Connection) -> bytes:
+    await client.head()
+    return await client.chunk()
+
+
+@EVERY
+async def test_a_client_that_leaves_the_queue_never_reaches_the_model(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:
-    body = {**some(call), "stream": True}
-    if not streamed(call, body):
-        return
-    server = Scripted([["Deep", ModelServerError("x")]])
-    async with running(server, monkeypatch, {"LLM_DIALECTS": dialect}) as service, service.connect() as connection:
-        await connection.send("POST", path, json.dumps(body).encode(), {"Connection": "close"})
-        assert (await connection.head()).status == 200
-        sent = await connection.reader.read()
-    assert b"rror" in sent.rpartition(b"Deep")[2].lower()
-    assert b"[DONE]" not in sent
-    assert sent.endswith(b"0\r\n\r\n") is not call.cuts_off
+    if issubclass(kind.call, TokenCountCall):
+        pytest.skip("to count takes no place")
+    go_on = asyncio.Event()
+    server = Waiting(go_on, "one")
+    places = str(kind.places)
+    full = {**only(kind.dialect), "USVC_MAX_RUNNING": places, "USVC_MAX_WAITING": places}
+    async with running(server, monkeypatch, full) as service:
+        running_one = asyncio.ensure_future(service.post(kind.examples[0], kind.path))
+        await asyncio.wait_for(server.reached.wait(), PATIENCE)
+        async with service.connect() as client:
+            await client.send("POST", kind.path, json.dumps(kind.examples[0]).encode())
+            await until_in_flight(service, 2)
+        await until_in_flight(service, 1)
+        go_on.set()
+        assert (await running_one).status == 200
+    assert len(server.asked) == (kind.places if issubclass(kind.call, GenerationCall) else 0)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-async def test_the_page_shows_every_body_with_an_example_that_is_answered(
-    monkeypatch: pytest.MonkeyPatch, dialect: str
+# What is said of them.
+
+
+async def test_the_page_shows_every_body_with_its_examples_each_of_which_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with running(Able([["Deep"]]), monkeypatch, {"LLM_DIALECTS": dialect}) as service:
+    async with running(Able([WORDS]), monkeypatch) as service:
         document = (await service.get("/openapi.json")).json
-        for path in open_dialect(dialect, None).calls:
-            content = document["paths"][path.replace(":path", "")]["post"]["requestBody"]["content"]["application/json"]
-            shown: list[dict[str, Any]] = [example["value"] for example in content["examples"].values()]
-            for body in shown:
-                assert (await service.post(body, filled(path))).status == 200
+        shown = 0
+        for path, operations in document["paths"].items():
+            content = operations.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json")
+            if content is None:
+                continue
+            for example in content["examples"].values():
+                assert (await service.post(example["value"], path.replace("{model}", "scripted"))).status == 200
+                shown += 1
             for reference in content["schema"]["anyOf"]:
                 assert reference["$ref"].rpartition("/")[2] in document["components"]["schemas"]
+    assert shown > len(KINDS)
+
+
+@EVERY
+async def test_the_page_of_a_dialect_alone_shows_all_its_bodies(monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
+    async with running(Able([WORDS]), monkeypatch, only(kind.dialect)) as service:
+        document = (await service.get("/openapi.json")).json
+    body = document["paths"][re.sub(r":\w+\}", "}", kind.route)]["post"]["requestBody"]
+    content = body["content"]["application/json"]
+    assert {"$ref": f"#/components/schemas/{kind.call.__name__}"} in content["schema"]["anyOf"]
+    assert all(example in [shown["value"] for shown in content["examples"].values()] for example in kind.examples)
 
 
 def test_no_two_bodies_have_the_same_name_in_the_openapi_document() -> None:
-    dialects = [open_dialect(name, None) for name in DIALECTS]
-    bodies = {call for dialect in dialects for calls in dialect.calls.values() for call in calls}
-    assert len(bodies) == len({call.__name__ for call in bodies})
+    names = {kind.call.__name__: kind.call for kind in KINDS}
+    assert all(names[kind.call.__name__] is kind.call for kind in KINDS)
 
 
 async def test_every_reference_in_the_openapi_document_leads_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,13 +667,26 @@ async def test_the_page_needs_nothing_from_the_internet(monkeypatch: pytest.Monk
             assert (await service.get(link)).status == 200
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-async def test_every_fact_is_answered_but_what_the_settings_do_not_allow(
-    monkeypatch: pytest.MonkeyPatch, dialect: str
+# What has no body.
+
+
+@pytest.mark.parametrize("dialect", dialects(), ids=lambda dialect: dialect.name)
+async def test_every_fact_is_told(monkeypatch: pytest.MonkeyPatch, dialect: Dialect) -> None:
+    async with running(Scripted(), monkeypatch, only(dialect.name)) as service, service.connect() as client:
+        for route in dialect.facts:
+            method, _, path = route.replace("{model:path}", "scripted").partition(" ")
+            await client.send(method, path)
+            answer = await client.answer()
+            assert answer.status == (403 if path == "/shutdown" else 200), route
+
+
+@pytest.mark.parametrize("dialect", dialects(), ids=lambda dialect: dialect.name)
+async def test_an_unknown_route_is_told_in_the_first_dialects_shape(
+    monkeypatch: pytest.MonkeyPatch, dialect: Dialect
 ) -> None:
-    async with running(Able(), monkeypatch, {"LLM_DIALECTS": dialect}) as service:
-        for route in open_dialect(dialect, None).facts:
-            method, path = filled(route).split(" ")
-            async with service.connect() as connection:
-                await connection.send(method, path)
-                assert (await connection.answer()).status == (403 if path == "/shutdown" else 200)
+    others = [name for name in DIALECTS if name != dialect.name]
+    async with running(Scripted(), monkeypatch, only(",".join([dialect.name, *others]))) as service:
+        unknown, wrong = await service.get("/nope"), await service.post({}, "/health")
+    assert (unknown.status, wrong.status) == (404, 405)
+    check_error(dialect.name, unknown, "/nope")
+    check_error(dialect.name, wrong, "/health")
