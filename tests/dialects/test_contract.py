@@ -462,13 +462,17 @@ SILENT: dict[str, str] = {
 """Fields that nothing comes of and that are not named, and why."""
 
 
-@pytest.mark.parametrize("server", [Honouring, Deaf])
-@EVERY
+@pytest.mark.parametrize(
+    ("kind", "server"),
+    [
+        pytest.param(kind, server, id=f"{kind}-{server.__name__}")
+        for kind in KINDS
+        for server in ((Honouring, Deaf) if issubclass(kind.call, GenerationCall) else (Honouring,))
+    ],
+)
 async def test_no_field_is_dropped_without_a_word(
     monkeypatch: pytest.MonkeyPatch, kind: Kind, server: type[Scripted]
 ) -> None:
-    if server is Deaf and not issubclass(kind.call, GenerationCall):
-        pytest.skip("it cannot answer that")
     model = server([WORDS])
     dropped = []
     async with running(model, monkeypatch, only(kind.dialect)) as service, service.connect() as client:
@@ -568,14 +572,19 @@ class Waiting(Able):
             raise
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("script", [("never",), ("one", "never")], ids=["before the first token", "later"])
-@EVERY
+@pytest.mark.parametrize(
+    ("kind", "stream"),
+    [
+        pytest.param(kind, stream, id=f"{kind}-{'streamed' if stream else 'whole'}")
+        for kind in KINDS
+        for stream in (True, False)
+        if kind.bodies(stream)
+    ],
+)
 async def test_a_client_that_leaves_stops_the_model(
     monkeypatch: pytest.MonkeyPatch, kind: Kind, stream: bool, script: tuple[str, ...]
 ) -> None:
-    if not kind.bodies(stream):
-        pytest.skip("there is none")
     server = Waiting(*script[:-1], asyncio.Event(), script[-1])
     async with running(server, monkeypatch, only(kind.dialect)) as service:
         async with service.connect() as client:
@@ -592,12 +601,10 @@ async def first_chunk(client: Connection) -> bytes:
     return await client.chunk()
 
 
-@EVERY
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not issubclass(kind.call, TokenCountCall)], ids=str)
 async def test_a_client_that_leaves_the_queue_never_reaches_the_model(
     monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:
-    if issubclass(kind.call, TokenCountCall):
-        pytest.skip("to count takes no place")
     go_on = asyncio.Event()
     server = Waiting(go_on, "one")
     places = str(kind.places)
