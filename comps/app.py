@@ -24,7 +24,7 @@ from comps.core.errors import InvalidRequest, LLMError, SettingsError
 from comps.core.generator import Models, TextGenerator
 from comps.core.ports import ModelServer
 from comps.core.types import JSON, ModelInfo
-from comps.dialects import DIALECTS, llm_api, opea, open_dialect, square
+from comps.dialects import DIALECTS, llm_api, opea, open_dialect, openai, square
 from comps.dialects.base import Desk, Dialect, House, Text
 from comps.dialects.conversations import Conversation, read_conversation
 from comps.dialects.llama import Limits
@@ -116,6 +116,7 @@ def make_dialects(settings: Settings) -> list[Dialect]:
     limits = Limits(chosen.max_batch_size, chosen.max_seq_len)
     switches: dict[str, Any] = {
         "opea": opea.Switches(chosen.opea_stream, chosen.messages, whole, chosen.output_guard),
+        "openai": openai.Switches(whole),
         "square": square.Switches(chosen.square_prompt, _conversations(settings), next(iter(settings.models)), whole),
         "llm_api": llm_api.Switches(chosen.llm_api_family, whole),
         "kaito": limits,

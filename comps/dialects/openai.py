@@ -12,11 +12,11 @@ import struct
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from comps.core.errors import InvalidRequest, LLMError, UnknownModel
 from comps.core.prompts import text_of
@@ -115,6 +115,15 @@ class OpenAICall(DocumentsCall):
         None, description="text, json_object or json_schema."
     )
     user: str | None = None
+
+    _whole: bool = PrivateAttr(default=False)
+
+    def model_post_init(self, context: Any) -> None:
+        self._whole = context is not None and context.disable_streaming
+
+    @property
+    def streamed(self) -> bool:
+        return bool(self.stream) and not self._whole
 
     @property
     def include_usage(self) -> bool:
@@ -357,11 +366,23 @@ MODELS = {
 }
 
 
-def openai(switches: None) -> Dialect:
-    """The dialect; it has no switches."""
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """What the settings say.
+
+    Attributes:
+        disable_streaming: Answer whole, whatever is asked.
+    """
+
+    disable_streaming: bool = False
+
+
+def openai(switches: Switches) -> Dialect:
+    """The dialect, as the switches have it."""
     return Dialect(
         name="openai",
         calls={CHAT: (ChatCall,), "/v1/completions": (CompletionCall,), "/v1/embeddings": (EmbeddingsCall,)},
         style=OPENAI,
         facts=MODELS,
+        switches=switches,
     )

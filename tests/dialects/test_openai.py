@@ -25,7 +25,7 @@ from comps.core.types import (
 )
 from comps.dialects.base import Desk, EmbeddingCall, GenerationCall, Misread
 from comps.dialects.framing import Stamp
-from comps.dialects.openai import CHAT, openai
+from comps.dialects.openai import CHAT, Switches, openai
 from comps.model_servers import FRAMEWORKS, open_model_server
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Target
@@ -41,20 +41,20 @@ ALL = frozenset(("n", "tools", "tool_choice", "logprobs", "messages.*", *Samplin
 
 
 def read(body: Any, path: str = CHAT) -> GenerationCall:
-    call = Desk(path, [openai(None)]).read(orjson.dumps(body), {})
+    call = Desk(path, [openai(Switches())]).read(orjson.dumps(body), {})
     assert isinstance(call, GenerationCall)
     return call
 
 
 def embedding(body: Any) -> EmbeddingCall:
-    call = Desk(EMBEDDINGS, [openai(None)]).read(orjson.dumps(body), {})
+    call = Desk(EMBEDDINGS, [openai(Switches())]).read(orjson.dumps(body), {})
     assert isinstance(call, EmbeddingCall)
     return call
 
 
 def refused(body: Any, path: str = CHAT) -> dict[str, Any]:
     with pytest.raises(Misread) as caught:
-        Desk(path, [openai(None)]).read(orjson.dumps(body), {})
+        Desk(path, [openai(Switches())]).read(orjson.dumps(body), {})
     error: dict[str, Any] = caught.value.style.error(caught.value.error)["error"]
     return error
 
@@ -524,3 +524,12 @@ async def test_where_openai_comes_first_errors_on_unknown_routes_are_openais(mon
         answer = await service.get("/v1/nothing")
     assert answer.status == 404
     assert "/v1/nothing" in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+async def test_where_streaming_is_switched_off_an_answer_is_whole(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    environment = {"LLM_DIALECTS": "openai", "LLM_DISABLE_STREAMING": "true"}
+    async with running(Scripted(), monkeypatch, environment) as service:
+        answer = await service.post({**QUESTION, "prompt": "a", "stream": True}, path)
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json["choices"][0]["finish_reason"] == "stop"
