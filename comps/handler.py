@@ -20,7 +20,8 @@ from comps.admission import Admission
 from comps.core.errors import BodyTooLarge, InvalidRequest, LLMError, ModelServerError, PromptTooLong, Unreachable
 from comps.core.generator import Models, at_once, collect, together
 from comps.core.types import Event, Finished, GenerationRequest, ModelInfo, total
-from comps.dialects.base import Call, Desk, EmbeddingCall, GenerationCall, Misread, Style, TokenCountCall
+from comps.dialects.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall
+from comps.dialects.desk import Desk, Misread
 from comps.dialects.framing import Stamp
 from comps.telemetry import Exchange, Telemetry, log
 

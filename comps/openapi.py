@@ -9,7 +9,8 @@ from typing import Any
 from fastapi import FastAPI
 
 from comps.core.types import JSON
-from comps.dialects.base import STATUS, Desk
+from comps.dialects.base import STATUS
+from comps.dialects.desk import Desk
 
 
 def describe_bodies(app: FastAPI, desks: list[Desk]) -> None:

@@ -29,16 +29,8 @@ ROOMS: dict[str, set[str]] = {
     "telemetry": {"core"},
     "handler": {"core", "dialects", "admission", "telemetry"},
     "openapi": {"core", "dialects", "handler"},
-    "app": {
-        "core",
-        "dialects",
-        "model_servers",
-        "settings",
-        "admission",
-        "telemetry",
-        "handler",
-        "openapi",
-    },
+    "routes": {"core", "dialects", "settings", "admission", "telemetry", "handler", "openapi"},
+    "app": {"core", "dialects", "model_servers", "settings", "routes"},
     "cli": {"app", "settings", "core", "telemetry"},
     "__main__": {"cli"},
 }
@@ -51,7 +43,8 @@ PACKAGES: dict[str, set[str]] = {
     "telemetry": {"prometheus_client"},
     "handler": {"starlette"},
     "openapi": {"fastapi"},
-    "app": {"fastapi", "fastapi_offline", "starlette"},
+    "routes": {"fastapi", "starlette"},
+    "app": {"fastapi", "fastapi_offline"},
     "cli": {"typer", "uvicorn"},
 }
 

@@ -14,7 +14,7 @@ import pytest
 
 from comps.app import make_dialects, open_models, read_settings
 from comps.dialects import DIALECTS
-from comps.dialects.base import Desk
+from comps.dialects.desk import Desk
 from comps.model_servers import MODEL_SERVERS
 from comps.model_servers.scripted import Scripted
 from comps.settings import SECTIONS, environment_names

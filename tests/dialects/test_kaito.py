@@ -28,7 +28,8 @@ from comps.core.errors import (
     Unreachable,
 )
 from comps.core.types import Generation, GenerationRequest, Message, ModelInfo, Prompt, Sampling
-from comps.dialects.base import Desk, GenerationCall
+from comps.dialects.base import GenerationCall
+from comps.dialects.desk import Desk
 from comps.dialects.framing import Stamp
 from comps.dialects.kaito import KAITO, kaito
 from comps.dialects.llama import Limits

@@ -25,7 +25,8 @@ from comps.core.types import (
     TextDelta,
     Usage,
 )
-from comps.dialects.base import Desk, GenerationCall, Misread
+from comps.dialects.base import GenerationCall
+from comps.dialects.desk import Desk, Misread
 from comps.dialects.framing import Stamp
 from comps.dialects.llm_api import Switches, llm_api, text_event
 from comps.dialects.llm_api_params import Family

@@ -21,7 +21,8 @@ from comps.core.types import (
     TextDelta,
     Usage,
 )
-from comps.dialects.base import Desk, GenerationCall, Misread
+from comps.dialects.base import GenerationCall
+from comps.dialects.desk import Desk, Misread
 from comps.dialects.framing import Stamp
 from comps.dialects.opea import Switches, opea
 from comps.dialects.openai import CHAT

@@ -23,7 +23,8 @@ from comps.core.types import (
     TextDelta,
     Usage,
 )
-from comps.dialects.base import Desk, EmbeddingCall, GenerationCall, Misread
+from comps.dialects.base import EmbeddingCall, GenerationCall
+from comps.dialects.desk import Desk, Misread
 from comps.dialects.framing import Stamp
 from comps.dialects.openai import CHAT, Switches, openai
 from comps.model_servers import FRAMEWORKS, open_model_server

@@ -26,8 +26,9 @@ from comps.core.errors import (
     Unreachable,
 )
 from comps.core.types import JSON, GenerationRequest, Message, ModelInfo, Sampling
-from comps.dialects.base import Desk, GenerationCall, Misread
+from comps.dialects.base import GenerationCall
 from comps.dialects.conversations import LLAMA_2, ONE_SHOT, VICUNA, Conversation
+from comps.dialects.desk import Desk, Misread
 from comps.dialects.square import SQUARE, Switches, square
 from comps.model_servers import FRAMEWORKS, open_model_server
 from comps.model_servers.scripted import Scripted

@@ -1,0 +1,141 @@
+"""The desk of a path: which kind of body has come, what it says, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import orjson
+from pydantic import ValidationError
+
+from comps.core.errors import Malformed
+from comps.core.types import JSON
+from comps.dialects.base import Call, Dialect, Style
+
+
+@dataclass(frozen=True)
+class Desk:
+    """All that is read on one path: the calls of the enabled dialects, in their order; of those with the same marker,
+    the first."""
+
+    path: str
+    dialects: Sequence[Dialect]
+
+    @cached_property
+    def calls(self) -> list[tuple[type[Call], Dialect]]:
+        """Every kind of body read here, with the dialect it is of."""
+        by_marker: dict[str | None, tuple[type[Call], Dialect]] = {}
+        for dialect in self.dialects:
+            for call in dialect.calls.get(self.path, ()):
+                by_marker.setdefault(call.marker, (call, dialect))
+        return list(by_marker.values())
+
+    @property
+    def style(self) -> Style:
+        """Of what is said before it is clear which call a body is."""
+        return self.calls[0][1].style
+
+    def read(self, body: bytes, path: Mapping[str, str]) -> Call:
+        """The body as a `Call`.
+
+        Args:
+            body: As it came.
+            path: What the path says.
+
+        Raises:
+            Misread: It is none that is read here; it carries the style of the error with it.
+        """
+        try:
+            return self._interpret(orjson.loads(body), path)
+        except orjson.JSONDecodeError as error:
+            self._look_for_the_field(body, path)
+            raise Misread(_not_json(body, error), self.style) from None
+
+    def _look_for_the_field(self, body: bytes, path: Mapping[str, str]) -> None:
+        """Raise what is wrong with the field that makes the body no JSON, if it is one that Python's parser lets by:
+        NaN, say."""
+        try:
+            document = json.loads(body)
+        except (ValueError, RecursionError):
+            return
+        self._interpret(document, path)
+
+    def _interpret(self, document: JSON, path: Mapping[str, str]) -> Call:
+        if not isinstance(document, dict):
+            kind = type(document).__name__
+            said = f"not a JSON object, but {_JSON_NAMES.get(kind, kind)}"
+            problem = ("dict_type", "Input should be a valid dictionary")
+            raise Misread(_malformed(said, *(_MISSING if document is None else problem)), self.style)
+        document = {**document, **path}
+        for call, dialect in self.calls:
+            if call.marker is None or len(self.calls) == 1 or document.get(call.marker) is not None:
+                try:
+                    return call.model_validate(document, context=dialect.switches)
+                except ValidationError as error:
+                    raise Misread(_explain(error), call.style) from None
+        wanted = [str(call.marker) for call, _ in self.calls]
+        missing = [{"type": "missing", "loc": (marker,), "msg": "Field required", "input": {}} for marker in wanted]
+        markers = " or ".join(f"'{marker}'" for marker in wanted)
+        raise Misread(Malformed(f"the question is missing: {markers} is required", "body", missing), self.style)
+
+
+class Misread(Exception):
+    """A body that is no call: what is wrong with it, and how its dialect says so."""
+
+    def __init__(self, error: Malformed, style: Style) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.style = style
+
+
+def _not_json(body: bytes, error: orjson.JSONDecodeError) -> Malformed:
+    if not body:
+        return _malformed("empty", *_MISSING)
+    said, position = f"not a JSON document: {error}", error.pos
+    try:
+        body.decode()
+    except UnicodeDecodeError as undecodable:
+        position = undecodable.start
+        said = f"not UTF-8 text (byte {position})"
+    problem = {"type": "json_invalid", "loc": (position,), "msg": "JSON decode error", "ctx": {"error": said}}
+    return Malformed(said, "body", [problem])
+
+
+def _malformed(said: str, kind: str, message: str) -> Malformed:
+    """What is wrong with a body as a whole, in our words and in pydantic's."""
+    return Malformed(said, "body", [{"type": kind, "loc": (), "msg": message}])
+
+
+_MISSING = ("missing", "Field required")
+_JSON_NAMES = {
+    "NoneType": "null",
+    "list": "an array",
+    "str": "a string",
+    "int": "a number",
+    "float": "a number",
+    "bool": "a boolean",
+}
+_MOST_ERRORS = 5
+_PYTHONS_OBJECT = re.compile(r"a valid dictionary( or instance of \w+)?")
+
+
+def _explain(error: ValidationError) -> Malformed:
+    """All that is wrong with a body, in one error named after the first field."""
+    found = error.errors(include_url=False, include_context=False)
+    said: dict[str, list[str]] = {}
+    for one in found:
+        # Where a value may be of several types, pydantic names each of them behind the field.
+        place = [str(step) for step in one["loc"] if isinstance(step, int) or _is_key(step)]
+        said.setdefault(".".join(place), []).append(
+            _PYTHONS_OBJECT.sub("an object", one["msg"].removeprefix("Value error, "))
+        )
+    (first, messages), *rest = list(said.items())[:_MOST_ERRORS]
+    further = [f"{name}: {' or '.join(texts)}" for name, texts in rest]
+    return Malformed("; ".join([" or ".join(messages), *further]), first or "body", [dict(one) for one in found])
+
+
+def _is_key(step: str) -> bool:
+    return step.isidentifier() and step not in ("str", "int", "float", "bool", "list", "dict")

@@ -1,0 +1,211 @@
+"""The sections of the configuration: each is a class, each key a field of it.
+
+The field names its environment variables; the section's docstring and the field's description are what config.ini and
+the README say of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def unquoted(value: Any) -> Any:
+    """A text without the quotes around it, which OPEA's own configuration file has."""
+    if isinstance(value, str):
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+            return value[1:-1].strip()
+    return value
+
+
+def _lowered(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _items(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(item.strip() for item in value.lower().split(",") if item.strip())
+
+
+def _listed(value: Any) -> Any:
+    items = _items(value)
+    if not items:
+        raise ValueError("must name at least one")
+    return items
+
+
+def _existing(path: str) -> str:
+    if path:
+        try:
+            with Path(path).open("rb"):
+                pass
+        except OSError as error:
+            raise ValueError(f"cannot be read: {error.strerror}") from None
+    return path
+
+
+ExistingFile = Annotated[str, AfterValidator(_existing)]
+"""The path of a file that is there when the settings are read; empty: none."""
+LLMAPIFamily = Annotated[Literal["llama", "huggingface", "gptq_llama", "autoawq"], BeforeValidator(_lowered)]
+"""A model family of llm-api."""
+
+
+def key_of(default: Any, description: str, environment: str, *aliases: str, **bounds: Any) -> Any:
+    """A key: its default, what it is, its environment variable, and what sibling deployments call that."""
+    return Field(default, description=description, validation_alias=AliasChoices(environment, *aliases), **bounds)
+
+
+class Section(BaseSettings):
+    """A section of the configuration: what is passed in, and for the rest the environment before the defaults."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", case_sensitive=True, loc_by_alias=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_quotes(cls, value: Any) -> Any:
+        return unquoted(value)
+
+
+class Logging(Section):
+    """What the service writes about itself."""
+
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+        BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+    ] = key_of("INFO", "DEBUG, INFO, WARNING, ERROR or CRITICAL", "LOG_LEVEL", "OPEA_LOGGER_LEVEL")
+    log_path: str = key_of("", "the log file; empty: standard error", "LOG_PATH")
+
+
+class Microservice(Section):
+    """The service itself."""
+
+    name: str = key_of("opea_service@llm", "how the service calls itself", "USVC_NAME", min_length=1)
+    host: str = key_of("0.0.0.0", "the address it listens on", "USVC_HOST", min_length=1)
+    port: int = key_of(9000, "the port it listens on", "USVC_PORT", "LLM_USVC_PORT", ge=1, le=65535)
+    max_body_mb: int = key_of(16, "the largest request body that is read, in megabytes", "USVC_MAX_BODY_MB", gt=0)
+    max_running: int = key_of(256, "how many requests may generate at once", "USVC_MAX_RUNNING", gt=0)
+    max_waiting: int = key_of(1024, "how many more may wait; beyond that, 429", "USVC_MAX_WAITING", ge=0)
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)] = key_of(
+        ("*",), "the origins whose web pages may ask, separated by commas; *: any, empty: none", "USVC_CORS_ORIGINS"
+    )
+    allow_shutdown: bool = key_of(False, "let POST /shutdown end the service", "USVC_ALLOW_SHUTDOWN")
+    drain_seconds: int = key_of(60, "how long running answers may take to end at shutdown", "USVC_DRAIN_SECONDS", ge=0)
+
+
+class Model(Section):
+    """The model, and where it runs."""
+
+    model_name: str = key_of(
+        "SmolLM2-135M-Instruct",
+        "the model's name; for one that runs here also a path, or a Hugging Face repository",
+        "LLM_NAME",
+        "LLM_MODEL_NAME",
+        "LLM_MODEL_ID",
+        min_length=1,
+    )
+    framework: Annotated[
+        Literal["langchain", "native"],
+        BeforeValidator(lambda value: {"generic": "native"}.get(_lowered(value), _lowered(value))),
+    ] = key_of("langchain", "langchain or native: how the model server is reached", "FRAMEWORK", "LLM_CONNECTOR")
+    model_server: Annotated[str, BeforeValidator(_lowered)] = key_of(
+        "openvino",
+        "what runs the model: openvino, llama_cpp, transformers, vllm, tgi, ray_serve, openai_api, langchain or "
+        "scripted",
+        "MODEL_SERVER",
+        "LLM_MODEL_SERVER",
+    )
+    model_server_endpoint: str = key_of(
+        "",
+        "the model server's URL, or those of its replicas, separated by commas; for scripted, a file of answers; "
+        "empty where the model runs here",
+        "LLM_MODEL_SERVER_ENDPOINT",
+        "LLM_ENDPOINT",
+    )
+    api_key: SecretStr = key_of(
+        SecretStr(""), "the model server's key; never in this file", "LLM_API_KEY", "LLM_VLLM_API_KEY", "OPENAI_API_KEY"
+    )
+    token_url: str = key_of(
+        "", "where client_id and client_secret are changed for a token (OAuth 2.0)", "LLM_TOKEN_URL", "TOKEN_URL"
+    )
+    client_id: str = key_of("", "who this service is at token_url", "LLM_CLIENT_ID", "CLIENTID")
+    client_secret: SecretStr = key_of(
+        SecretStr(""), "what proves it there; never in this file", "LLM_CLIENT_SECRET", "CLIENT_SECRET"
+    )
+    tls_skip_verify: bool = key_of(False, "do not check the model server's certificate", "LLM_TLS_SKIP_VERIFY")
+    ca_file: ExistingFile = key_of("", "a PEM file of the authorities to trust; empty: the system's", "LLM_CA_FILE")
+    client_certificate: ExistingFile = key_of(
+        "", "a PEM file with this service's own certificate, for a model server that asks", "LLM_CLIENT_CERTIFICATE"
+    )
+    client_key: ExistingFile = key_of(
+        "", "a PEM file with the key of client_certificate; empty: that file has it", "LLM_CLIENT_KEY"
+    )
+    connect_seconds: float = key_of(
+        10, "how long a connection may take", "LLM_CONNECT_SECONDS", gt=0, allow_inf_nan=False
+    )
+    first_token_seconds: float = key_of(
+        300, "how long an answer may take to begin; 0: no limit", "LLM_FIRST_TOKEN_SECONDS", ge=0, allow_inf_nan=False
+    )
+    between_tokens_seconds: float = key_of(
+        120, "how long an answer may pause; 0: no limit", "LLM_BETWEEN_TOKENS_SECONDS", ge=0, allow_inf_nan=False
+    )
+    total_seconds: float = key_of(
+        0, "how long an answer may take as a whole; 0: no limit", "LLM_TOTAL_SECONDS", ge=0, allow_inf_nan=False
+    )
+    context_window: int = key_of(
+        0, "tokens that prompt and answer may have together; 0: ask the model server", "LLM_CONTEXT_WINDOW", ge=0
+    )
+    device: str = key_of("CPU", "where the model runs here: CPU, GPU or NPU", "LLM_DEVICE", min_length=1)
+
+
+class Dialects(Section):
+    """How the service is asked, and how it answers."""
+
+    enabled: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = key_of(
+        ("opea", "openai", "square", "llm_api", "kaito", "llm_on_k8s"),
+        "the dialects that are spoken, separated by commas; the first has what several claim",
+        "LLM_DIALECTS",
+    )
+    opea_stream: Annotated[Literal["bytes", "text", "openai"], BeforeValidator(_lowered)] = key_of(
+        "bytes", "a query's stream: bytes (data: b'…'), text (data: '…') or openai (chunks)", "LLM_OPEA_STREAM"
+    )
+    messages: Annotated[Literal["openai", "enterprise_rag"], BeforeValidator(_lowered)] = key_of(
+        "openai", "a messages body is answered as by openai or enterprise_rag", "LLM_MESSAGES"
+    )
+    square_prompt: Annotated[Literal["conversation", "messages"], BeforeValidator(_lowered)] = key_of(
+        "conversation",
+        "a chat of square goes to the model as text, by the conversation template of model_identifier, or as messages, "
+        "for the model's own template",
+        "LLM_SQUARE_PROMPT",
+    )
+    llm_api_family: LLMAPIFamily = key_of(
+        "llama",
+        "whose sampling defaults an llm_api body has: those of llama, huggingface, gptq_llama or autoawq",
+        "LLM_API_FAMILY",
+    )
+    strict: bool = key_of(False, "refuse a body with fields that would be ignored", "LLM_STRICT")
+    disable_streaming: bool = key_of(False, "answer whole, whatever is asked", "LLM_DISABLE_STREAMING")
+    output_guard: bool = key_of(
+        False, "an output guard comes next: answer whole, with its parameters", "LLM_OUTPUT_GUARD_EXISTS"
+    )
+    max_batch_size: int = key_of(
+        32, "prompts or dialogs that a body of kaito or llm_on_k8s may have", "LLM_MAX_BATCH_SIZE", gt=0
+    )
+    max_seq_len: int = key_of(
+        0,
+        "tokens that a prompt of kaito's or llm_on_k8s's llama and its answer may have together; 0: no limit of ours",
+        "LLM_MAX_SEQ_LEN",
+        ge=0,
+    )
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "Logging": Logging,
+    "OPEA_Microservice": Microservice,
+    "Model": Model,
+    "Dialects": Dialects,
+}
