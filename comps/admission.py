@@ -1,4 +1,4 @@
-"""How many requests may be answered at once, and how many may wait for a place."""
+"""How many answers may be made at once, and how many bodies may wait for a place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from comps.core.errors import InvalidRequest, Overloaded
+from comps.core.errors import Overloaded
 
 
 class Admission:
@@ -14,48 +14,53 @@ class Admission:
 
     Args:
         running: How many answers may be made at once.
-        waiting: How many more may wait.
+        waiting: How many bodies may wait.
     """
 
     def __init__(self, running: int, waiting: int) -> None:
-        self._most_running = running
-        self._places = asyncio.Semaphore(running)
-        self._turn = asyncio.Lock()
-        self._most_waiting = waiting
+        self.places = asyncio.Semaphore(running)
+        self.most_waiting = waiting
         self.waiting = 0
-        """Requests before the door."""
+        """Bodies before the door."""
         self.running = 0
         """Places that are held."""
 
+
+class Party:
+    """The answers of one body.
+
+    Each takes a place and leaves it by itself, but only one at a time stands before the door: whoever comes next waits
+    for one of them, however many they are.
+
+    Args:
+        admission: Where they ask.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._turn = asyncio.Lock()
+        self._let_in = False
+
     @asynccontextmanager
-    async def places(self, number: int = 1) -> AsyncIterator[None]:
-        """So many places, held until the block is left; whoever is cancelled while waiting leaves the queue.
+    async def place(self) -> AsyncIterator[None]:
+        """A place, held until the block is left; whoever is cancelled while waiting leaves the queue.
 
         Raises:
-            InvalidRequest: There are not so many.
-            Overloaded: The queue is full.
+            Overloaded: The queue is full, and none of this body has been let in yet.
         """
-        if number > self._most_running:
-            raise InvalidRequest(
-                f"it asks for {number} answers at once, and no more than {self._most_running} are made"
-            )
-        if (self._turn.locked() or self._places.locked()) and self.waiting >= self._most_waiting:
-            raise Overloaded(f"too many requests: {self.waiting} are waiting already")
-        held = 0
-        self.waiting += 1
-        try:
+        door = self._admission
+        async with self._turn:
+            if door.places.locked() and door.waiting >= door.most_waiting and not self._let_in:
+                raise Overloaded(f"too many requests: {door.waiting} are waiting already")
+            door.waiting += 1
             try:
-                # Whoever needs several gets them before the next one gets any: two who each hold some would wait for
-                # each other.
-                async with self._turn:
-                    while held < number:
-                        await self._places.acquire()
-                        held += 1
-                        self.running += 1
+                await door.places.acquire()
             finally:
-                self.waiting -= 1
+                door.waiting -= 1
+            self._let_in = True
+        door.running += 1
+        try:
             yield
         finally:
-            self.running -= held
-            for _ in range(held):
-                self._places.release()
+            door.running -= 1
+            door.places.release()

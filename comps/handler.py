@@ -16,10 +16,10 @@ from uuid import uuid4
 
 from starlette.types import Receive, Scope, Send
 
-from comps.admission import Admission
+from comps.admission import Admission, Party
 from comps.core.errors import BodyTooLarge, InvalidRequest, LLMError, ModelServerError, PromptTooLong, Unreachable
 from comps.core.generator import Models, at_once, collect, together
-from comps.core.types import Event, Finished, GenerationRequest, ModelInfo, total
+from comps.core.types import Event, Finished, GenerationRequest, ModelInfo, Usage, total
 from comps.dialects.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall
 from comps.dialects.desk import Desk, Misread
 from comps.dialects.framing import Stamp
@@ -100,36 +100,36 @@ class Handler:
         await reply.whole(style.status(error), style.encode(style.error(error)), headers)
 
     async def _answer(self, call: Call, reply: _Reply, exchange: Exchange) -> None:
-        match call:
-            case GenerationCall():
-                await self._generate(call, reply, exchange)
-            case EmbeddingCall():
-                model = self._models.named(call.model, call.any_model)
-                async with self._admission.places():
-                    embeddings = await model.embed(call.texts())
-                info = await model.info()
+        party = Party(self._admission)
+        if isinstance(call, GenerationCall):
+            await self._generate(call, party, reply, exchange)
+            return
+        assert isinstance(call, EmbeddingCall | TokenCountCall)
+        model = self._models.named(call.wanted_model, call.any_model)
+        info = await model.info()
+        headers = self._ignored(call, info)
+        async with party.place():
+            if isinstance(call, EmbeddingCall):
+                embeddings = await model.embed(call.texts())
+                if embeddings.prompt_tokens is not None:
+                    exchange.usage = Usage(embeddings.prompt_tokens, 0)
                 document = call.reply(embeddings, _stamp(info))
-                await reply.whole(200, call.style.encode(document), self._ignored(call, info, call.model))
-            case TokenCountCall():
-                model = self._models.named(call.model, call.any_model)
+            else:
                 document = call.reply(await model.count_tokens(call.text()))
-                headers = self._ignored(call, await model.info(), call.model)
-                await reply.whole(200, call.style.encode(document), headers)
+        await reply.whole(200, call.style.encode(document), headers)
 
-    async def _generate(self, call: GenerationCall, reply: _Reply, exchange: Exchange) -> None:
+    async def _generate(self, call: GenerationCall, party: Party, reply: _Reply, exchange: Exchange) -> None:
         requests = call.requests()
-        name = requests[0].model if requests else None
-        model = self._models.named(name, call.any_model)
-        async with self._admission.places(len(requests)):
-            info = await model.info()
-            headers = self._ignored(call, info, name)
-            answers = [model.generate(_honoured(request, info)) for request in requests]
-            if call.streamed:
-                choices = requests[0].options.get("n", 1) if "n" in info.capabilities else 1
-                events = answers[0] if len(answers) == 1 else together(answers, choices)
-                await _stream(call, events, _stamp(info), reply, headers, exchange)
-                return
-            generations = await at_once([collect(answer) for answer in answers])
+        model = self._models.named(call.wanted_model, call.any_model)
+        info = await model.info()
+        headers = self._ignored(call, info)
+        answers = [_in_place(party, model.generate(_honoured(request, info))) for request in requests]
+        if call.streamed:
+            choices = requests[0].options.get("n", 1) if "n" in info.capabilities else 1
+            events = answers[0] if len(answers) == 1 else together(answers, choices)
+            await _stream(call, events, _stamp(info), reply, headers, exchange)
+            return
+        generations = await at_once([collect(answer) for answer in answers])
         exchange.usage = total(generation.usage for generation in generations)
         reasons = [choice.reason for generation in generations for choice in generation.choices]
         if reasons:
@@ -137,9 +137,9 @@ class Handler:
             headers.append((b"x-finish-reason", ",".join(reasons).encode()))
         await reply.whole(200, call.style.encode(call.reply(generations, _stamp(info))), headers)
 
-    def _ignored(self, call: Call, info: ModelInfo, model: str | None) -> list[tuple[bytes, bytes]]:
+    def _ignored(self, call: Call, info: ModelInfo) -> list[tuple[bytes, bytes]]:
         """The header that names what the caller set and nothing comes of, if there is any."""
-        misnamed = ["model"] if model and model != info.name else []
+        misnamed = ["model"] if call.wanted_model not in (None, "", info.name) else []
         names = misnamed + call.ignored(info.capabilities)
         if not names:
             return []
@@ -149,6 +149,13 @@ class Handler:
         if len(listed) > _LONGEST_HEADER:
             listed = listed[:_LONGEST_HEADER] + "..."
         return [(b"x-ignored-params", listed.encode())]
+
+
+async def _in_place(party: Party, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
+    """The events of an answer that is made once there is a place for it."""
+    async with party.place(), aclosing(events):
+        async for event in events:
+            yield event
 
 
 def _honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:

@@ -104,7 +104,8 @@ class Telemetry:
         if exchange.first_token_after is not None:
             self._first.observe(exchange.first_token_after)
             self._first_latencies.append(exchange.first_token_after)
-        tokens = exchange.usage.completion_tokens if exchange.usage else "-"
+        usage = exchange.usage
+        tokens = f"{usage.prompt_tokens}+{usage.completion_tokens}" if usage else "-"
         level, failure = (logging.WARNING, f": {exchange.failure}") if exchange.failure else (logging.INFO, "")
         said = (path, exchange.outcome, exchange.reason or "-", tokens, took, failure)
         log.log(level, "%s %s reason=%s tokens=%s %.3f s%s", *said)

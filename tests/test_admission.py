@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from comps.admission import Admission
-from comps.core.errors import InvalidRequest, Overloaded
+from comps.admission import Admission, Party
+from comps.core.errors import Overloaded
 
 
 class Guest:
@@ -25,7 +25,7 @@ class Guest:
 
     async def _visit(self) -> None:
         self._came.set()
-        async with self._admission.places():
+        async with Party(self._admission).place():
             self._order.append(self._name)
             self.seated.set()
             await self.leave.wait()
@@ -86,7 +86,7 @@ async def test_beyond_the_queue_there_is_overload() -> None:
     door = Door(running=1, waiting=2)
     guests = [await door.guest(name) for name in "abc"]
     with pytest.raises(Overloaded, match="2 are waiting") as caught:
-        async with door.admission.places():
+        async with Party(door.admission).place():
             pytest.fail("there is no place")
     assert caught.value.retry_after == 1
     assert door.admission.waiting == 2
@@ -100,11 +100,11 @@ async def test_without_a_queue_a_taken_place_is_overload_and_a_free_one_is_not()
     door = Door(running=1, waiting=0)
     a = await door.guest("a")
     with pytest.raises(Overloaded):
-        async with door.admission.places():
+        async with Party(door.admission).place():
             pytest.fail("there is no place")
     a.leave.set()
     await a.task
-    async with door.admission.places():
+    async with Party(door.admission).place():
         assert door.admission.waiting == 0
 
 
@@ -134,7 +134,7 @@ async def test_a_waiter_cancelled_as_its_place_comes_free_passes_it_on() -> None
     c.leave.set()
     await c.task
     assert door.admission.waiting == 0
-    async with door.admission.places():
+    async with Party(door.admission).place():
         pass
 
 
@@ -162,39 +162,46 @@ async def test_a_place_is_released_on_cancellation() -> None:
     assert door.admission.waiting == 0
 
 
-async def test_whoever_needs_several_places_waits_for_all_and_is_not_overtaken() -> None:
-    admission, order = Admission(running=2, waiting=5), list[str]()
-    leave = asyncio.Event()
+async def visit(party: Party, leave: asyncio.Event) -> None:
+    async with party.place():
+        await leave.wait()
 
-    async def visit(name: str, number: int) -> None:
-        async with admission.places(number):
+
+async def test_of_a_body_with_many_answers_one_stands_before_the_door() -> None:
+    admission, many = Admission(running=2, waiting=1), asyncio.Event()
+    party = Party(admission)
+    answers = [asyncio.ensure_future(visit(party, many)) for _ in range(9)]
+    await asyncio.sleep(0)
+    assert (admission.running, admission.waiting) == (2, 1)
+    many.set()
+    await asyncio.wait_for(asyncio.gather(*answers), 5)
+    assert (admission.running, admission.waiting) == (0, 0)
+
+
+async def test_who_comes_after_a_body_with_many_answers_waits_for_one_of_them() -> None:
+    admission, order = Admission(running=1, waiting=5), list[str]()
+    party = Party(admission)
+
+    async def answer(party: Party, name: str) -> None:
+        async with party.place():
             order.append(name)
-            await leave.wait()
+            await asyncio.sleep(0)
 
-    visits = []
-    for name, number in (("a", 1), ("both", 2), ("c", 1)):
-        visits.append(asyncio.ensure_future(visit(name, number)))
-        await asyncio.sleep(0)
-    assert (order, admission.running, admission.waiting) == (["a"], 2, 2)
+    await asyncio.gather(*(answer(party, f"many {number}") for number in range(4)), answer(Party(admission), "one"))
+    assert order.index("one") == 2
+    assert (admission.running, admission.waiting) == (0, 0)
+
+
+async def test_once_a_body_is_let_in_a_full_queue_turns_none_of_its_answers_away() -> None:
+    admission, leave = Admission(running=1, waiting=0), asyncio.Event()
+    party = Party(admission)
+    first = asyncio.ensure_future(visit(party, leave))
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(visit(party, leave))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        async with Party(admission).place():
+            pytest.fail("there is no place")
     leave.set()
-    await asyncio.wait_for(asyncio.gather(*visits), 5)
-    assert order == ["a", "both", "c"]
+    await asyncio.wait_for(asyncio.gather(first, second), 5)
     assert (admission.running, admission.waiting) == (0, 0)
-
-
-async def test_places_that_were_held_while_waiting_for_more_are_given_back() -> None:
-    admission = Admission(running=2, waiting=5)
-    async with admission.places():
-        waiting = asyncio.ensure_future(admission.places(2).__aenter__())
-        await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        async with admission.places():
-            assert admission.running == 2
-    assert (admission.running, admission.waiting) == (0, 0)
-
-
-async def test_more_places_than_there_are_is_the_callers_mistake() -> None:
-    with pytest.raises(InvalidRequest, match="3 answers at once, and no more than 2 are made"):
-        async with Admission(running=2, waiting=5).places(3):
-            pytest.fail("there are not so many places")

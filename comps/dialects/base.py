@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from comps.core.errors import (
     BodyTooLarge,
@@ -79,6 +79,13 @@ class Call(BaseModel):
     any_model: ClassVar[bool] = False
     """Whether, where one model is served, any name stands for that one; a name that does not exist is then ignored."""
 
+    model: str | None = Field(None, description="The served model's name, where several are served.")
+
+    @property
+    def wanted_model(self) -> str | None:
+        """The name of the model that is to answer; None or empty: the first."""
+        return self.model
+
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         """The fields the caller set and nothing will come of, given what the model server honours."""
         return [name for name, value in (self.model_extra or {}).items() if value is not None]
@@ -124,8 +131,6 @@ class GenerationCall(Call):
 class EmbeddingCall(Call):
     """A body that asks for vectors."""
 
-    model: str | None = None
-
     def texts(self) -> Sequence[str]:
         """What to embed."""
         raise NotImplementedError(f"{type(self).__name__} has no texts")
@@ -137,8 +142,6 @@ class EmbeddingCall(Call):
 
 class TokenCountCall(Call):
     """A body that asks how many tokens a text has."""
-
-    model: str | None = None
 
     def text(self) -> str:
         """What to count."""

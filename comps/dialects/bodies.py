@@ -9,7 +9,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from comps.core.types import JSON, Document, Message
 
 MOST = 10_000
-"""Of documents or messages in a body; to read more would hold up everybody else for longer than a moment."""
+"""Of documents, messages, or what else there is a list of in a body; to read more would hold up everybody else for
+longer than a moment."""
 
 
 def _not_blank(text: str) -> str:
@@ -41,7 +42,9 @@ class DocumentBody(BaseModel):
         return [Document(text, self.title or "", metadata) for text in texts if text or self.title]
 
 
-Documents = Annotated[list[Annotated[DocumentBody, BeforeValidator(_as_document)]], Field(max_length=MOST)]
+Documents = Annotated[
+    list[Annotated[DocumentBody, BeforeValidator(_as_document)]], Field(max_length=MOST, fail_fast=True)
+]
 
 
 class DataBody(BaseModel):
@@ -95,7 +98,9 @@ def _asking(messages: list[MessageBody]) -> list[MessageBody]:
     return messages
 
 
-Messages = Annotated[list[MessageBody], Field(min_length=1, max_length=MOST), BeforeValidator(_as_messages)]
+Messages = Annotated[
+    list[MessageBody], Field(min_length=1, max_length=MOST, fail_fast=True), BeforeValidator(_as_messages)
+]
 AskingMessages = Annotated[Messages, AfterValidator(_asking)]
 """Messages in which the user, if there is one, asks something."""
 

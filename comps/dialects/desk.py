@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from comps.core.errors import Malformed
 from comps.core.types import JSON
 from comps.dialects.base import Call, Dialect, Style
+from comps.dialects.bodies import MOST
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Desk:
             said = f"not a JSON object, but {_JSON_NAMES.get(kind, kind)}"
             problem = ("dict_type", "Input should be a valid dictionary")
             raise Misread(_malformed(said, *(_MISSING if document is None else problem)), self.style)
+        if too_much := _too_much(document):
+            raise Misread(too_much, self.style)
         document = {**document, **path}
         for call, dialect in self.calls:
             if call.marker is None or len(self.calls) == 1 or document.get(call.marker) is not None:
@@ -89,6 +92,29 @@ class Misread(Exception):
         super().__init__(str(error))
         self.error = error
         self.style = style
+
+
+_MOST_VALUES = 100_000
+"""Of a whole body. To check each of more, and to say what is wrong with it, would hold up everybody else."""
+
+
+def _too_much(document: JSON) -> Malformed | None:
+    """What is wrong with a body that has too much in it, however little of it is understood."""
+    values = 0
+    inside: list[tuple[tuple[str | int, ...], JSON]] = [((), document)]
+    while inside:
+        place, value = inside.pop()
+        if not isinstance(value, dict | list):
+            continue
+        values += len(value)
+        if len(value) > MOST or values > _MOST_VALUES:
+            most = f"at most {MOST} items" if len(value) > MOST else f"at most {_MOST_VALUES} values in all"
+            field = ".".join(map(str, place)) or "body"
+            problem = {"type": "too_long", "loc": place, "msg": f"Value should have {most}"}
+            return Malformed(f"it has {len(value)} items; {most} are read", field, [problem])
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        inside += [((*place, name), one) for name, one in items if isinstance(one, dict | list)]
+    return None
 
 
 def _not_json(body: bytes, error: orjson.JSONDecodeError) -> Malformed:
@@ -118,13 +144,15 @@ _JSON_NAMES = {
     "float": "a number",
     "bool": "a boolean",
 }
+_MOST_PROBLEMS = 20
 _MOST_ERRORS = 5
+"""Of the problems, in the sentence that says what is wrong."""
 _PYTHONS_OBJECT = re.compile(r"a valid dictionary( or instance of \w+)?")
 
 
 def _explain(error: ValidationError) -> Malformed:
     """All that is wrong with a body, in one error named after the first field."""
-    found = error.errors(include_url=False, include_context=False)
+    found = error.errors(include_url=False, include_context=False)[:_MOST_PROBLEMS]
     said: dict[str, list[str]] = {}
     for one in found:
         # Where a value may be of several types, pydantic names each of them behind the field.

@@ -75,13 +75,16 @@ class LLMAPICall(GenerationCall):
 
     prompt: _Text
     params: LLMAPIParams | None = Field(None, description="How to continue it; the parameters of all model families.")
-    model: str | None = Field(None, description="The served model's name, where several are served.")
     stream: Any = Field(None, description="No effect: /agenerate streams, /generate does not.")
 
     _switches: Switches = PrivateAttr(default=Switches())
 
     def model_post_init(self, context: Any) -> None:
         self._switches = context or Switches()
+
+    @property
+    def wanted_model(self) -> str | None:
+        return self.model or self._params.model
 
     @property
     def _default(self) -> LLMAPIParams:
@@ -104,7 +107,6 @@ class LLMAPICall(GenerationCall):
             prompt=self.prompt,
             sampling=self._params.sampling(self._default),
             max_total_tokens=self._params.max_total_tokens(self._default),
-            model=self.model or self._params.model,
             options={"min_tokens": self._params.min_new_tokens} if self._params.min_new_tokens else {},
         )
         return [request]

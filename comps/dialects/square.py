@@ -145,6 +145,10 @@ class SquareCall(SampledCall):
         self._switches = context or Switches()
 
     @property
+    def wanted_model(self) -> str | None:
+        return self.model or self.model_identifier
+
+    @property
     def _chat(self) -> bool:
         return bool(self.generation_mode == "chat")
 
@@ -193,7 +197,6 @@ class SquareCall(SampledCall):
             GenerationRequest(
                 prompt,
                 sampling=self.sampling(),
-                model=self.model or self.model_identifier,
                 options={"stop_token_ids": list(dict.fromkeys(ids))} if ids else {},
             )
         ]

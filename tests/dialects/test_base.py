@@ -42,7 +42,6 @@ class Tell(GenerationCall):
     cuts_off = True
 
     say: list[str]
-    model: str | None = None
     flow: bool = False
 
     @property
@@ -50,7 +49,7 @@ class Tell(GenerationCall):
         return self.flow
 
     def requests(self) -> Sequence[GenerationRequest]:
-        return [GenerationRequest(text, model=self.model) for text in self.say]
+        return [GenerationRequest(text) for text in self.say]
 
     def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
         return [stamp.model, *(generation.text for generation in generations)]
@@ -160,11 +159,17 @@ async def test_several_requests_are_streamed_as_choices(monkeypatch: pytest.Monk
     assert sorted(answer.chunks) == [b"0:x;", b"1:y;"]
 
 
-async def test_more_requests_in_a_body_than_there_are_places_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running(Scripted(), monkeypatch, {"USVC_MAX_RUNNING": "2"}, further=[ALL]) as service:
-        answer = await service.post({"say": ["a", "b", "c"]}, "/tell")
-    assert answer.status == 422
-    assert b"3 ANSWERS AT ONCE" in answer.body
+@pytest.mark.parametrize("flow", [False, True])
+async def test_a_body_may_ask_for_more_answers_than_are_made_at_once(
+    monkeypatch: pytest.MonkeyPatch, flow: bool
+) -> None:
+    server = Scripted([[word] for word in "abc"])
+    async with running(
+        server, monkeypatch, {"USVC_MAX_RUNNING": "2", "USVC_MAX_WAITING": "0"}, further=[ALL]
+    ) as service:
+        answer = await service.post({"say": ["a", "b", "c"], "flow": flow}, "/tell")
+    assert answer.status == 200
+    assert len(server.asked) == 3
 
 
 async def test_a_stream_that_cannot_tell_of_its_failure_loses_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +188,56 @@ async def test_bodies_that_ask_for_vectors_and_counts_are_answered(monkeypatch: 
     assert vectors.json == [[1.0, 3.0]]
     assert tokens.json == 3
     assert tokens.headers["x-ignored-params"] == "colour"
+
+
+class Counted(Able):
+    """A model server that keeps count of what it was asked for, and waits to be told before it answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = 0
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        self.counts += 1
+        self.reached.set()
+        await self.go_on.wait()
+        return await super().embed(texts)
+
+    async def count_tokens(self, text: str) -> int:
+        self.counts += 1
+        self.reached.set()
+        await self.go_on.wait()
+        return await super().count_tokens(text)
+
+
+@pytest.mark.parametrize("path", ["/embed", "/count"])
+async def test_vectors_and_counts_take_places_as_answers_do(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    server = Counted()
+    full = {"USVC_MAX_RUNNING": "1", "USVC_MAX_WAITING": "0"}
+    async with running(server, monkeypatch, full, further=[ALL]) as service:
+        first = asyncio.ensure_future(service.post({"of": "abc"}, path))
+        await asyncio.wait_for(server.reached.wait(), 5)
+        assert (await service.post({"of": "abc"}, path)).status == 429
+        server.go_on.set()
+        assert (await first).status == 200
+
+
+@pytest.mark.parametrize("path", ["/embed", "/count"])
+async def test_what_a_strict_service_refuses_is_not_worked_on_first(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    server = Counted()
+    async with running(server, monkeypatch, {"LLM_STRICT": "true"}, further=[ALL]) as service:
+        assert (await service.post({"of": "abc", "colour": "red"}, path)).status == 422
+    assert server.counts == 0
+
+
+async def test_the_tokens_of_vectors_are_counted_as_those_of_answers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        async with running(Able(), monkeypatch, further=[ALL]) as service:
+            await service.post({"of": "abc"}, "/embed")
+    assert "tokens=3+0" in caplog.text
 
 
 async def test_what_the_model_server_cannot_do_is_an_error_in_the_dialects_style(

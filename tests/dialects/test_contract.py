@@ -277,6 +277,17 @@ async def test_a_body_that_is_none_is_the_callers_fault_in_the_dialects_own_shap
 
 
 @EVERY
+@pytest.mark.parametrize("much", [[0] * 10_001, {"a": [[0] * 10_000] * 11}, {str(n): 0 for n in range(10_001)}])
+async def test_a_body_with_more_in_it_than_is_read_is_refused_by_the_name_of_what_is_too_long(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, much: JSON
+) -> None:
+    async with running(Able([WORDS]), monkeypatch, only(kind.dialect)) as service:
+        answer = await service.post({**kind.examples[0], "further": much}, kind.path)
+        assert 400 <= answer.status < 500
+        check_error(kind.dialect, answer, "further")
+
+
+@EVERY
 async def test_no_value_of_any_field_is_the_services_fault(monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
     refused = 0
     async with running(Able([WORDS]), monkeypatch, only(kind.dialect)) as service, service.connect() as client:
@@ -607,8 +618,7 @@ async def test_a_client_that_leaves_the_queue_never_reaches_the_model(
 ) -> None:
     go_on = asyncio.Event()
     server = Waiting(go_on, "one")
-    places = str(kind.places)
-    full = {**only(kind.dialect), "USVC_MAX_RUNNING": places, "USVC_MAX_WAITING": places}
+    full = {**only(kind.dialect), "USVC_MAX_RUNNING": "1", "USVC_MAX_WAITING": "2"}
     async with running(server, monkeypatch, full) as service:
         running_one = asyncio.ensure_future(service.post(kind.examples[0], kind.path))
         await asyncio.wait_for(server.reached.wait(), PATIENCE)

@@ -176,9 +176,9 @@ def test_a_least_length_goes_to_model_servers_that_know_one() -> None:
 
 
 def test_the_model_may_be_named_at_the_top_or_in_the_parameters() -> None:
-    assert request({}, model="m").model == "m"
-    assert request({"model": "m"}).model == "m"
-    assert request({"model": "n"}, model="m").model == "m"
+    assert read({"prompt": "?", "model": "m"}).wanted_model == "m"
+    assert read({"prompt": "?", "params": {"model": "m"}}).wanted_model == "m"
+    assert read({"prompt": "?", "params": {"model": "n"}, "model": "m"}).wanted_model == "m"
     assert ignored({"model": "n"}, model="m") == ["params.model"]
     assert ignored({"model": "m"}, model="m") == []
 

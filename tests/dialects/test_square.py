@@ -112,7 +112,7 @@ def mistake(body: Any) -> str:
 
 def test_the_seeds_chat_is_rendered_by_the_template_of_its_model_identifier() -> None:
     assert request(SEED_CHAT, said={"model": "Llama-2-7b-chat"}) == GenerationRequest(
-        SEED_PROMPT, sampling=Sampling(256, 0.7, 0.9), model="Llama-2-7b-chat"
+        SEED_PROMPT, sampling=Sampling(256, 0.7, 0.9)
     )
 
 
@@ -195,7 +195,7 @@ def test_the_template_is_chosen_by_the_identifier_else_by_the_model(
 def test_the_model_is_the_paths_else_the_bodys_else_the_identifier(
     names: dict[str, str], said: dict[str, str], model: str | None
 ) -> None:
-    assert request({"prompt": "a", **names}, NORMAL, said).model == model
+    assert read({"prompt": "a", **names}, NORMAL, said).wanted_model == model
 
 
 def test_a_body_without_sampling_gets_the_originals_defaults() -> None:
