@@ -22,6 +22,11 @@ SETTINGS = {
 OTHERS = ("LLM_API_", "LLM_ENGINE_", "LANGSMITH_", "LANGCHAIN_", "HF_", "OPENAI_")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups, each of which one worker runs in a row, begin first: else all others would wait for their ends."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer's own reaches a test, and nothing that a test starts looks for a network."""

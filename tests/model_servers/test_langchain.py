@@ -68,7 +68,7 @@ class TestIntegrationWithAModel(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"server": self.engine, "model": "SmolLM2-135M-Instruct", "max_tokens": 40, "temperature": 0.0}
+        return {"server": self.engine, "model": "SmolLM2-135M-Instruct", "max_tokens": 12, "temperature": 0.0}
 
 
 class Recorder(AsyncCallbackHandler):
