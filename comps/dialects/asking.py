@@ -77,8 +77,11 @@ class DocumentsCall(SampledCall):
             lost.append(f"retrieved_docs[{self.top_n or 1}:]")
         return lost + super().ignored(capabilities)
 
-    def gathered(self) -> tuple[Document, ...]:
-        """The documents of all fields, best first."""
+    def gathered(self) -> tuple[Document, ...] | None:
+        """The documents of all fields, best first; None if none of the fields is there."""
+        fields = (self.documents, self.reranked_docs, self.retrieved_docs, self.data and self.data.reranked_docs)
+        if all(field is None for field in fields):
+            return None
         bodies = (self.documents or []) + (self.reranked_docs or []) + (self.retrieved_docs or [])[: self.top_n or 1]
         return (*(document for body in bodies for document in body.documents()), *self.unwritten())
 

@@ -105,10 +105,9 @@ def test_documents_are_found_wherever_a_body_has_them(body: Any, documents: tupl
 
 
 def test_what_stands_beside_a_documents_text_is_kept_as_metadata() -> None:
-    (document,) = request(
-        {"query": "?", "documents": [{"text": "a", "score": 0.5, "metadata": {"url": "u"}}]}
-    ).documents
-    assert document.metadata == {"score": 0.5, "url": "u"}
+    asked = request({"query": "?", "documents": [{"text": "a", "score": 0.5, "metadata": {"url": "u"}}]})
+    assert asked.documents
+    assert asked.documents[0].metadata == {"score": 0.5, "url": "u"}
 
 
 def test_documents_that_the_messages_quote_already_are_not_written_twice() -> None:
@@ -416,6 +415,12 @@ def test_errors_are_spelled_as_the_body_they_answer() -> None:
 def test_a_wrong_field_is_named_in_the_spelling_of_its_body() -> None:
     with pytest.raises(Misread) as caught:
         read({"messages": "?", "top_k": 0})
+@pytest.mark.parametrize("found", [{"documents": []}, {"retrieved_docs": []}, {"data": {"reranked_docs": []}}])
+def test_a_search_that_found_nothing_is_no_body_without_documents(found: dict[str, Any]) -> None:
+    assert request({"messages": "?", **found}).documents == ()
+    assert request({"messages": "?", **dict.fromkeys(found)}).documents is None
+
+
     spelled = caught.value.style.error(caught.value.error)
     assert spelled["error"]["param"] == "top_k"
     assert spelled["error"]["type"] == "invalid_request_error"
