@@ -321,6 +321,13 @@ def test_enterprise_rags_whole_answer() -> None:
     }
 
 
+@pytest.mark.parametrize("switches", [Switches(messages="enterprise_rag"), Switches(output_guard=True)])
+def test_each_of_several_answers_is_a_choice(switches: Switches) -> None:
+    several = Generation("One.", "stop", further=(Generation("Two.", "length"),))
+    answer = read({"messages": "?", "n": 2, "stream": False}, switches).reply([several], STAMP)
+    assert [(one["index"], one["message"]["content"]) for one in answer["choices"]] == [(0, "One."), (1, "Two.")]
+
+
 async def test_enterprise_rags_stream_ends_with_the_documents_that_were_sent() -> None:
     *_, finish, done, tail = await streamed(E2_BODY, Switches(messages="enterprise_rag"), "length")
     assert b'"finish_reason":"length"' in finish
