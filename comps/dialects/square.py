@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
 
 from comps.core.errors import (
     Forbidden,
@@ -39,7 +39,7 @@ from comps.core.types import (
     Usage,
 )
 from comps.dialects import framing
-from comps.dialects.asking import MANY, SampledCall
+from comps.dialects.asking import SampledCall
 from comps.dialects.base import Call, Dialect, Fact, House, Style, TokenCountCall
 from comps.dialects.bodies import MOST
 from comps.dialects.conversations import Conversation, conversation_of
@@ -112,10 +112,6 @@ _WHO = {"human": 0, "user": 0, "ai": 1, "assistant": 1}
 _AS_OPENAI = ("user", "assistant")
 
 
-def _unless_off(top_k: int | None) -> int | None:
-    return top_k if top_k and top_k > 0 else None
-
-
 class SquareCall(SampledCall):
     """A chat, or text to continue. `null` is the same as leaving a field out, but for echo."""
 
@@ -132,9 +128,6 @@ class SquareCall(SampledCall):
     )
     system_message: str | None = Field(None, description="Of a chat; none if it is empty or left out.")
     model_identifier: str | None = Field(None, description="The name that chooses the conversation template of a chat.")
-    top_k: Annotated[int | None, Field(ge=-1, le=MANY), AfterValidator(_unless_off)] = Field(
-        None, description="-1 or 0: off."
-    )
     top_p: float | None = Field(None, le=1)
     stop_token_ids: list[int | None] | None = Field(None, description="As stop, for model servers that know tokens.")
     echo: Any = Field(True, description="Whether the text begins with the prompt.")

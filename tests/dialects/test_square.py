@@ -216,8 +216,8 @@ def test_a_body_without_sampling_gets_the_originals_defaults() -> None:
         ({"stop": ["x", "", "y", "x"]}, Sampling(256, 1.0, 1.0, stop=("x", "y"))),
         ({"stop": ""}, DEFAULTS),
         ({"stop": []}, DEFAULTS),
-        ({"top_k": -1}, DEFAULTS),
-        ({"top_k": 0}, DEFAULTS),
+        ({"top_k": -1}, Sampling(256, 1.0, 1.0, 2**31 - 1)),
+        ({"top_k": 0}, Sampling(256, 1.0, 1.0, 2**31 - 1)),
         (
             {
                 "top_k": 5,
