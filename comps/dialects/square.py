@@ -79,6 +79,8 @@ def _code(error: LLMError) -> int:
 
 
 SQUARE = Style(_error)
+STREAMED = replace(SQUARE, encode=lambda document: SQUARE.encode(document) + b"\0")
+"""What fails before the first frame is a frame too: SQuARE's web page looks at nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +262,7 @@ class WorkerGenerateCall(SquareCall):
 class WorkerGenerateStreamCall(SquareCall):
     """A chat, or text to continue, answered in frames."""
 
+    style = STREAMED
     examples = {"A chat": _TURNS, "A completion": _COMPLETION}
 
     @property
