@@ -325,9 +325,16 @@ def _asked_for(house: House) -> Sequence[ModelInfo]:
     return known
 
 
+def _told_name(model: ModelInfo, house: House) -> str:
+    """Of a path on this machine the last part, as the originals have it, if the model is not asked for by the whole:
+    the only one is asked for by any name."""
+    is_path = model.name.startswith(("/", "./", "../", "~"))
+    return model.name.rstrip("/").rpartition("/")[2] if is_path and len(house.models) == 1 else model.name
+
+
 def _status(house: House) -> JSON:
     """Which models answer here, and how many answers are under way"""
-    names = [model.name for model in _asked_for(house)]
+    names = [_told_name(model, house) for model in _asked_for(house)]
     return {"model_names": names, "speed": 1, "queue_length": house.queue_length}
 
 
@@ -340,9 +347,9 @@ def _deployed(house: House) -> JSON:
     """The models that answer here, as SQuARE's model manager lists them for its user interface"""
     return [
         {
-            "identifier": model.name,
+            "identifier": _told_name(model, house),
             "model_type": "llm",
-            "model_name": model.name,
+            "model_name": _told_name(model, house),
             "disable_gpu": False,
             "batch_size": 1,
             "max_input": model.context_window,

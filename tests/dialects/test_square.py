@@ -675,6 +675,14 @@ async def test_squares_web_page_finds_the_models(monkeypatch: pytest.MonkeyPatch
     }
 
 
+async def test_where_a_model_lies_on_this_machine_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Able(), monkeypatch, {"LLM_NAME": "/home/me/models/x.gguf"}) as service:
+        (listed,) = (await service.get("/api/models/deployed-models")).json
+        assert (await service.get("/api/worker_status")).json["model_names"] == ["x.gguf"]
+        assert (await service.post({"prompt": "a"}, f"/api/{listed['identifier']}/worker_generate")).status == 200
+    assert (listed["identifier"], listed["model_name"]) == ("x.gguf", "x.gguf")
+
+
 OWN = """\
 [Model]
 model_server = scripted
