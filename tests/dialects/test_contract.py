@@ -682,6 +682,18 @@ async def test_the_page_needs_nothing_from_the_internet(monkeypatch: pytest.Monk
 async def test_every_fact_is_told(monkeypatch: pytest.MonkeyPatch, dialect: Dialect) -> None:
     async with running(Scripted(), monkeypatch, only(dialect.name)) as service, service.connect() as client:
         for route in dialect.facts:
+async def test_the_page_says_what_a_path_is_for_and_every_status_that_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(Scripted(), monkeypatch) as service:
+        paths = (await service.get("/openapi.json")).json["paths"]
+    assert paths["/v1/chat/completions"]["post"]["summary"] == "Generate text"
+    assert paths["/v1/embeddings"]["post"]["summary"] == "Turn texts into vectors"
+    assert paths["/api/count_token"]["post"]["summary"] == "Count the tokens of a text"
+    assert "422" in paths["/generate"]["post"]["responses"]
+    assert "422" not in paths["/v1/chat/completions"]["post"]["responses"]
+
+
             method, _, path = route.replace("{model:path}", "scripted").partition(" ")
             await client.send(method, path)
             answer = await client.answer()
