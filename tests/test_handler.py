@@ -320,7 +320,7 @@ DEEP = b'{"query":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         (b'{"query": "x", "max_new_tokens": -5}', "max_new_tokens"),
         (b'{"query": "x", "max_new_tokens": 99999999999999999999}', "max_new_tokens"),
         (b'{"query": "x", "max_tokens": 1.5}', "max_tokens"),
-        (b'{"query": "x", "top_k": 0}', "top_k"),
+        (b'{"query": "x", "top_k": -2}', "top_k"),
         (b'{"query": "x", "top_p": 1.1}', "top_p"),
         (b'{"query": "x", "typical_p": -0.1}', "typical_p"),
         (b'{"query": "x", "repetition_penalty": 0}', "repetition_penalty"),

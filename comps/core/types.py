@@ -61,7 +61,8 @@ class GenerationRequest:
     """One question, in the words of the core."""
 
     prompt: Prompt
-    documents: tuple[Document, ...] = ()
+    documents: tuple[Document, ...] | None = None
+    """None if there was no word of any; empty where a search for them found none."""
     template: str | None = None
     """A prompt template with `{context}` and `{question}`; None takes the house's own."""
     language: str = "auto"

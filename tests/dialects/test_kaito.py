@@ -265,7 +265,7 @@ async def test_what_is_ignored_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     body = {
         "input_data": {
             "input_string": [[{"role": "user", "content": "?", "name": "me"}]],
-            "parameters": {"seed": 1, "top_p": 1},
+            "parameters": {"seed": 1, "top_p": 0.5},
             "id": 5,
         },
         "parameters": {"logprobs": True},
@@ -339,11 +339,21 @@ def test_a_parameter_that_changes_nothing_is_not_called_ignored() -> None:
         ({"generate_kwargs": {"num_beams": 4, "penalty_alpha": 0.6}}, ["num_beams", "penalty_alpha"]),
         ({"top_k": 3, "generate_kwargs": {"top_k": 4}}, ["top_k"]),
         ({"max_length": 3, "max_new_tokens": 4}, ["max_length"]),
+        ({"do_sample": True, "temperature": 0}, ["do_sample"]),
+        (
+            {"do_sample": False, "temperature": 0.5, "top_k": 3, "top_p": 0, "typical_p": 0.5},
+            ["temperature", "top_k", "top_p", "typical_p"],
+        ),
         ({"handle_long_generation": "hole", "colour": "red"}, ["colour", "handle_long_generation"]),
     ],
 )
 def test_a_parameter_that_would_change_something_is_called_ignored(fields: Any, names: list[str]) -> None:
     assert sorted(name.removeprefix("generate_kwargs.") for name in lost({"prompt": "a", **fields})) == names
+
+
+@pytest.mark.parametrize("fields", [{"top_p": 1.5, "top_k": 0}, {"do_sample": False, "temperature": 1, "top_p": 1}])
+def test_what_is_off_is_not_called_ignored(fields: Any) -> None:
+    assert lost({"prompt": "a", **fields}, frozenset({"temperature"})) == []
 
 
 def test_parameters_that_the_model_server_does_not_know_are_ignored() -> None:
@@ -371,8 +381,8 @@ def test_not_to_sample_is_greedy() -> None:
     assert continued(do_sample=False, temperature=0.7).sampling.temperature == 0
 
 
-@pytest.mark.parametrize(("given", "meant"), [({"top_k": 0}, None), ({}, 10), ({"top_k": None}, 10)])
-def test_a_top_k_of_0_is_off(given: Any, meant: int | None) -> None:
+@pytest.mark.parametrize(("given", "meant"), [({"top_k": 0}, 2**31 - 1), ({}, 10), ({"top_k": None}, 10)])
+def test_a_top_k_of_0_is_off(given: Any, meant: int) -> None:
     assert continued(**given).sampling.top_k == meant
 
 
@@ -388,6 +398,13 @@ async def test_several_sequences_are_several_answers_one_behind_the_other(monkey
     assert sorted(answer.json["Result"].split("n")[1:]) == ["1", "2", "3"]
     assert len(server.asked) == 3
     assert "x-ignored-params" not in answer.headers
+
+
+@pytest.mark.parametrize("fields", [{"num_return_sequences": 33}, {"generate_kwargs": {"num_return_sequences": 33}}])
+def test_no_more_sequences_than_prompts_are_answered_at_once(fields: Any) -> None:
+    with pytest.raises(InvalidRequest, match="num_return_sequences: 33 are asked for, and 32 allowed"):
+        chat({"prompt": "a", **fields})
+    assert len(chat({"prompt": "a", "num_return_sequences": 32})) == 32
 
 
 def test_the_prompt_is_left_out_of_the_answer_on_demand() -> None:

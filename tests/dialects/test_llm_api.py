@@ -128,6 +128,7 @@ def test_every_family_has_defaults() -> None:
         ({"repetition_penalty": 1.3}, "repetition_penalty", 1.3),
         ({"repetition_penalty": 1.3, "repeat_penalty": 1.2}, "repetition_penalty", 1.2),
         ({"top_p": 0.5}, "top_p", 0.5),
+        ({"top_p": 1.5}, "top_p", 1.0),
         ({"top_k": 7}, "top_k", 7),
         ({"top_k": 0}, "top_k", 2**31 - 1),
         ({"top_k": -1}, "top_k", 2**31 - 1),
@@ -148,7 +149,9 @@ def test_parameters_of_all_families_and_ages_are_understood(params: Any, field: 
 
 def test_transformers_samples_only_if_told_to() -> None:
     assert request({"temperature": 0.5}, "huggingface").sampling.temperature == 0.0
-    assert ignored({"temperature": 0.5}, family="huggingface") == ["params.temperature"]
+    without_effect = {"temperature": 0.5, "top_k": 5, "top_p": 0.5, "typical_p": 0.5}
+    assert ignored(without_effect, family="huggingface") == [f"params.{name}" for name in without_effect]
+    assert ignored({"temperature": 0, "top_k": 0, "top_p": 1}, family="huggingface") == []
     assert request({"temperature": 0.5, "do_sample": True}, "huggingface").sampling.temperature == 0.5
 
 

@@ -114,6 +114,32 @@ def test_a_value_that_changes_nothing_is_not_lost(neutral: dict[str, Any]) -> No
     assert read({**QUESTION, **neutral}).ignored(frozenset()) == []
 
 
+def test_logprobs_of_0_are_a_wish_of_a_text_that_is_continued() -> None:
+    body = {"prompt": "a", "logprobs": 0}
+    assert read(body, TEXT).requests()[0].options == {"logprobs": 0}
+    assert read(body, TEXT).ignored(frozenset()) == ["logprobs"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "wish"),
+    [
+        (TEXT, {"prompt": "a"}, {"tools": [TOOL]}),
+        (TEXT, {"prompt": "a"}, {"reasoning_effort": "low"}),
+        (TEXT, {"prompt": "a"}, {"top_logprobs": 2}),
+        (CHAT, QUESTION, {"suffix": "x"}),
+        (CHAT, QUESTION, {"messages.*": 1}),
+        (CHAT, QUESTION, {"max_total_tokens": 9}),
+    ],
+    ids=str,
+)
+def test_what_only_the_other_path_or_the_house_knows_is_no_option(
+    path: str, body: dict[str, Any], wish: dict[str, Any]
+) -> None:
+    call = read({**body, **wish}, path)
+    assert call.requests()[0].options == {}
+    assert call.ignored(ALL.union(wish)) == list(wish)
+
+
 def test_turns_keep_their_further_fields() -> None:
     calls = [{"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}]
     messages = [
