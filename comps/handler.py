@@ -159,9 +159,8 @@ async def _in_place(party: Party, events: AsyncGenerator[Event]) -> AsyncGenerat
 
 
 def _honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
-    """The request as its model server gets it: the model is found, and options that it does not know are left out."""
-    options = {name: value for name, value in request.options.items() if name in info.capabilities}
-    return replace(request, model=None, options=options)
+    """The request as its model server gets it: options that it does not know are left out."""
+    return replace(request, options={name: one for name, one in request.options.items() if name in info.capabilities})
 
 
 def _stamp(info: ModelInfo) -> Stamp:

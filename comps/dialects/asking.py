@@ -70,7 +70,6 @@ class SampledCall(GenerationCall):
     defaults: ClassVar[Mapping[str, float]] = {}
     """The sampling that applies where the body is silent."""
 
-    model: str | None = Field(None, description="The served model's name, where several are served.")
     max_tokens: int | None = Field(None, gt=0, le=MANY, description="The same as max_new_tokens; the smaller counts.")
     max_new_tokens: int | None = Field(None, gt=0, le=MANY, description="The most tokens to generate.")
     temperature: float | None = Field(None, ge=0, le=100, description="0 is greedy.")

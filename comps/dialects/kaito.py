@@ -29,7 +29,7 @@ from comps.dialects.llama import (
     shut_down,
 )
 
-_MOST_PROBLEMS, _LONGEST_INPUT = 20, 1000
+_LONGEST_INPUT = 1000
 """How many of the things that are wrong with a body are told, and how many bytes of what is wrong are echoed."""
 
 
@@ -37,7 +37,7 @@ def _error(error: LLMError) -> JSON:
     """FastAPI's error: a sentence, or a list of what is wrong with the body."""
     if not isinstance(error, Malformed):
         return {"detail": str(error)}
-    return {"detail": [_problem(problem) for problem in error.problems[:_MOST_PROBLEMS]]}
+    return {"detail": [_problem(problem) for problem in error.problems]}
 
 
 def _problem(problem: Mapping[str, Any]) -> JSON:
@@ -134,7 +134,6 @@ class TransformersCall(TransformersParameters, GenerationCall):
 
     style = KAITO
 
-    model: str | None = Field(None, description="The served model's name, where several are served.")
     generate_kwargs: GenerateKwargs | None = Field(None, description="As the flat parameters, and beats them.")
     clean_up_tokenization_spaces: bool | None = Field(None, description="No spaces before . , ? ! and the like.")
 
@@ -188,7 +187,6 @@ class TransformersCall(TransformersParameters, GenerationCall):
             prompt,
             sampling=sampling,
             max_total_tokens=None if sampling.max_tokens else applied.get("max_length", 200),
-            model=self.model,
             options={"min_tokens": least} if (least := applied.get("min_new_tokens")) else {},
         )
 

@@ -66,7 +66,6 @@ class LlamaCall(GenerationCall):
     failed: ClassVar[str] = "Request Failed: "
     """How an error begins that the original's model raises."""
 
-    model: str | None = Field(None, description="The served model's name, where several are served.")
     parameters: LlamaParameters | None = None
 
     _limits: Limits = PrivateAttr(default=Limits())
@@ -89,7 +88,7 @@ class LlamaCall(GenerationCall):
             temperature=max(applied.get("temperature", 0.6), 0.0),
             top_p=applied.get("top_p", 0.9),
         )
-        return GenerationRequest(prompt, sampling=sampling, max_total_tokens=most, model=self.model)
+        return GenerationRequest(prompt, sampling=sampling, max_total_tokens=most)
 
     def _check_batch(self, size: int) -> None:
         if size > self._limits.max_batch_size:

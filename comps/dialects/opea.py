@@ -113,7 +113,6 @@ class _Question(OpeaCall):
                 template=self.chat_template,
                 language=self.language or "auto",
                 sampling=self.sampling(),
-                model=self.model,
             )
         ]
 

@@ -128,7 +128,6 @@ class OpenAICall(DocumentsCall):
             template=self.chat_template,
             language=self.language or "auto",
             sampling=self.sampling(),
-            model=self.model,
             options=self.options(),
         )
 
