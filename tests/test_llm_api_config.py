@@ -349,6 +349,32 @@ def test_another_model_server_of_the_environment_takes_none_of_the_engine_s_sett
     assert settings.without_effect == (said,)
 
 
+@pytest.mark.parametrize(
+    ("begins", "left", "own"),
+    [
+        (LLAMA, "local_dir", "user/repo/a.gguf"),
+        (HUGGINGFACE, "cache_dir and tokenizer", "user/repo"),
+        (GPTQ, "local_dir and cache_dir", "user/repo/a.safetensors"),
+        (AWQ, "local_dir and cache_dir and tokenizer", "user/repo/a.safetensors"),
+    ],
+)
+def test_another_model_of_the_environment_is_not_looked_for_in_the_files_of_the_file_s_own(
+    write: Write, monkeypatch: pytest.MonkeyPatch, begins: str, left: str, own: str
+) -> None:
+    file = write(begins)
+    monkeypatch.setenv("LLM_NAME", own)
+    assert load(file).without_effect == ()
+    before = engine(load(file))
+    monkeypatch.setenv("LLM_NAME", "new/repo/a.gguf")
+    settings = load(file)
+    assert settings.model.model_name == "new/repo/a.gguf"
+    assert engine(settings) == {key: one for key, one in before.items() if key not in left.split(" and ")}
+    said = f"{file}: no effect here: its {left} of {own}; environment LLM_NAME has new/repo/a.gguf"
+    assert settings.without_effect == (said,)
+    monkeypatch.setenv("LLM_ENGINE_CACHE_DIR", "/mine")
+    assert engine(load(file))["cache_dir"] == "/mine"
+
+
 def test_the_environment_alone_can_say_it_all(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_API_MODEL_FAMILY", "llama")
     monkeypatch.setenv("LLM_API_SETUP_PARAMS", json.dumps({"repo_id": "user/repo", "filename": "a.gguf"}))

@@ -30,6 +30,8 @@ class ConfigFile:
     engine: Mapping[str, Said] = field(default_factory=dict)
     """The settings of the engine of `[Model]`, with their types, of a file that has them in a place of their own; in
     config.ini they are keys of the section."""
+    files_of_model: Collection[str] = ()
+    """Those of `engine` that say where the files of the file's own model are."""
     without_effect: tuple[str, ...] = ()
     """What is there and does nothing here, with the reason; a sentence each."""
     first_dialect: str = ""

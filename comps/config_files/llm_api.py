@@ -21,6 +21,7 @@ from comps.config_files.llm_api_models import (
     Config,
     Keys,
     engine_of,
+    files_of,
     merged,
     model_of,
     without_effect,
@@ -59,7 +60,8 @@ def read_llm_api(path: Path) -> ConfigFile:
         path,
         {heading: {key: _as_text(one) for key, one in keys.items()} for heading, keys in sections.items()},
         engine_of(config, family, lost),
-        without_effect=tuple(lost),
+        files_of(family),
+        tuple(lost),
         first_dialect="llm_api",
     )
 

@@ -184,6 +184,11 @@ def engine_of(config: Config, family: Said, lost: list[str]) -> Keys:
     return _whole(given)
 
 
+def files_of(family: Said) -> tuple[str, ...]:
+    """The engine's settings that say where the files of the model are."""
+    return (*FAMILIES[family.value].folders, "tokenizer")
+
+
 def _folder(config: Config, how: Family) -> Said:
     """Where llm-api keeps a model: in a folder that is called by the family and digits of an MD5."""
     digested = str(config.setup_params[how.named_by[-1]].value)

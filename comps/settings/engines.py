@@ -24,11 +24,21 @@ def engine_of_file(file: ConfigFile, model: Part, lost: list[str]) -> dict[str, 
     what has no effect is added to `lost`."""
     if not file.engine:
         return {}
-    own, now = file.sections[model.name]["model_server"].value, model.values.model_server
-    if now == own:
-        return dict(file.engine)
-    lost.append(f"{file}: no effect here: its settings of {own}; {model.sources['model_server']} has {now}")
-    return {}
+    own = {key: file.sections[model.name][key].value for key in ("model_server", "model_name")}
+    if model.values.model_server != own["model_server"]:
+        lost.append(_of_another(file, "its settings", model, "model_server", own))
+        return {}
+    engine = dict(file.engine)
+    if model.values.model_name != own["model_name"]:
+        left = [key for key in file.files_of_model if engine.pop(key, None)]
+        if left:
+            lost.append(_of_another(file, f"its {' and '.join(left)}", model, "model_name", own))
+    return engine
+
+
+def _of_another(file: ConfigFile, what: str, model: Part, key: str, own: Mapping[str, str]) -> str:
+    now = f"{model.sources[key]} has {getattr(model.values, key)}"
+    return f"{file}: no effect here: {what} of {own[key]}; {now}"
 
 
 def engine_settings(part: Part, above: Mapping[str, Said], without_engine: Collection[str]) -> dict[str, Said]:
