@@ -44,7 +44,7 @@ def write(tmp_path: Path) -> Write:
     return written
 
 
-def load(file: Path) -> Settings:
+def load(file: Path | None) -> Settings:
     return load_settings(file, KINDS, DIALECTS, ("openvino", "scripted"))
 
 
@@ -399,10 +399,25 @@ def test_other_variables_that_begin_so_are_its_clients_and_ignored(
     assert load(file).listing == before.listing
 
 
-def test_its_environment_says_nothing_where_the_file_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my.ini").write_text("[Model]\nmodel_server = scripted\n")
+@pytest.mark.parametrize("file", [None, "my.ini"])
+def test_its_environment_has_no_effect_where_the_file_is_none_of_its_own_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.ini").write_text("")
+    monkeypatch.setenv("LLM_API_KEY", "hush")
+    monkeypatch.setenv("LLM_API_FAMILY", "llama")
+    assert load(Path(file) if file else None).without_effect == ()
     monkeypatch.setenv("LLM_API_PORT", "8001")
-    assert load(tmp_path / "my.ini").microservice.port == 9000
+    monkeypatch.setenv("LLM_API_MODEL_FAMILY", "llama")
+    settings = load(Path(file) if file else None)
+    assert settings.microservice.port == 9000
+    [said] = settings.without_effect
+    assert said.startswith("environment LLM_API_")
+    assert "LLM_API_PORT" in said
+    assert said.endswith(
+        ": no effect here: llm-api's variables go with its config.yaml, which may be empty: --config config.yaml"
+    )
 
 
 # What is wrong

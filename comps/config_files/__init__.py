@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from comps.config_files.base import ConfigFile
 from comps.config_files.ini import read_ini
-from comps.config_files.llm_api import read_llm_api
+from comps.config_files.llm_api import read_llm_api, without_config_yaml
 
 
 def read_config_file(path: Path | None) -> ConfigFile:
@@ -17,4 +18,5 @@ def read_config_file(path: Path | None) -> ConfigFile:
     """
     if path and path.suffix.lower() in (".yaml", ".yml"):
         return read_llm_api(path)
-    return read_ini(path) if path else ConfigFile()
+    file = read_ini(path) if path else ConfigFile()
+    return replace(file, without_effect=without_config_yaml())

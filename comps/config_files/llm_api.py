@@ -66,6 +66,13 @@ def read_llm_api(path: Path) -> ConfigFile:
     )
 
 
+def without_config_yaml() -> tuple[str, ...]:
+    """What is to be said of the `LLM_API_` environment where no config.yaml is read; llm-api itself needed none."""
+    variables = ", ".join(variable for variable, _ in _set_variables())
+    why = "llm-api's variables go with its config.yaml, which may be empty: --config config.yaml"
+    return (without_effect(Said(None, f"environment {variables}"), why),) if variables else ()
+
+
 def _as_text(one: Said) -> Said:
     return Said(str(one.value), one.source)
 
