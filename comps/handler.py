@@ -131,10 +131,9 @@ class Handler:
             return
         generations = await at_once([collect(answer) for answer in answers])
         exchange.usage = total(generation.usage for generation in generations)
-        reasons = [choice.reason for generation in generations for choice in generation.choices]
-        if reasons:
-            exchange.reason = reasons[0]
-            headers.append((b"x-finish-reason", ",".join(reasons).encode()))
+        reasons = call.ends(generations)
+        exchange.reason = reasons[0]
+        headers.append((b"x-finish-reason", ",".join(reasons).encode()))
         await reply.whole(200, call.style.encode(call.reply(generations, _stamp(info))), headers)
 
     def _ignored(self, call: Call, info: ModelInfo) -> list[tuple[bytes, bytes]]:

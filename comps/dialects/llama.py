@@ -204,6 +204,10 @@ class LlamaChatCall(LlamaCall):
         asked = zip(self._dialogs, conversations, strict=True)
         return [self._request(conversation) for dialog, conversation in asked if not _has_special_tags(dialog)]
 
+    def ends(self, generations: Sequence[Generation]) -> Sequence[str]:
+        made = (generation.reason for generation in generations)
+        return ["stop" if _has_special_tags(dialog) else next(made) for dialog in self._dialogs]
+
     def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
         texts = (generation.text for generation in generations)
         results = []

@@ -182,8 +182,22 @@ async def test_dialogs_with_special_tags_ask_no_model(monkeypatch: pytest.Monkey
         answer = await service.post({"input_data": {"input_string": tagged}}, "/chat")
     assert answer.status == 200
     assert answer.json["results"] == [shown(dialog, SPECIAL_TAGS) for dialog in tagged]
-    assert "x-finish-reason" not in answer.headers
+    assert answer.headers["x-finish-reason"] == "stop,stop,stop,stop"
     assert server.asked == []
+
+
+async def test_the_ends_of_dialogs_are_said_in_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    dialogs = [[{"role": "user", "content": text}] for text in ("a", "[INST]", "b")]
+    body = {"input_data": {"input_string": dialogs}, "parameters": {"max_gen_len": 1}}
+    async with running(Scripted([["one", "two"]]), monkeypatch, ONLY) as service:
+        answer = await service.post(body, "/chat")
+    assert answer.headers["x-finish-reason"] == "length,stop,length"
+
+
+async def test_dialogs_with_special_tags_are_answered_under_no_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"input_data": {"input_string": [[{"role": "user", "content": "[INST]"}]]}, "model": "other"}
+    async with running(Scripted(), monkeypatch, ONLY) as service:
+        assert (await service.post(body, "/chat")).status == 404
 
 
 def test_an_answer_can_be_posted_again_with_its_capitalised_roles() -> None:
