@@ -328,6 +328,7 @@ DEEP = b'{"query":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         (b'{"query": "x", "seed": 1e40}', "seed"),
         (b'{"query": "x", "stream": "perhaps"}', "stream"),
         (b'{"query": "x", "stop": 5}', "stop"),
+        (b'{"query": "x", "stop": ["."' + b', "."' * 100 + b"]}", "stop"),
         (b'{"query": "x", "language": "tlh"}', "language"),
         (b'{"query": "x", "documents": "one"}', "documents"),
         (b'{"query": "x", "documents": [5]}', "documents.0"),

@@ -13,6 +13,8 @@ from comps.dialects.base import GenerationCall
 from comps.dialects.bodies import DataBody, Documents
 
 MANY = 2**31 - 1
+StopStrings = Annotated[list[str], Field(max_length=100)]
+"""Each is looked for at every token."""
 _LIMITS = ("max_tokens", "max_new_tokens", "max_completion_tokens")
 _SAMPLING = tuple(name for name in Sampling.__dataclass_fields__ if name != "stop")
 OF_SAMPLES = ("temperature", "top_k", "top_p", "typical_p")
@@ -82,7 +84,9 @@ class SampledCall(GenerationCall):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = Field(None, description="Generation ends before any of these, which are not shown.")
+    stop: str | StopStrings | None = Field(
+        None, description="Generation ends before any of these, which are not shown."
+    )
     stream: bool | None = None
 
     @property

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from comps.core.types import Sampling
-from comps.dialects.asking import MANY, OF_SAMPLES, at_most_1, matters, or_all
+from comps.dialects.asking import MANY, OF_SAMPLES, StopStrings, at_most_1, matters, or_all
 
 Family: TypeAlias = Literal["llama", "huggingface", "gptq_llama", "autoawq"]
 
@@ -51,7 +51,7 @@ class LLMAPIParams(BaseModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Less than 0: every answer is drawn anew.")
-    stop: Annotated[list[str], BeforeValidator(_as_list)] | None = Field(
+    stop: Annotated[StopStrings, BeforeValidator(_as_list)] | None = Field(
         None, description="A text or a list of texts; generation ends before any of these, which are not shown."
     )
     echo: bool | None = Field(None, description="Put the prompt in front of its continuation.")
