@@ -28,6 +28,7 @@ from langchain_core.messages.tool import ToolCall, ToolCallChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import ConfigDict, PrivateAttr, SkipValidation
 
+from comps.core.deltas import ToolCalls
 from comps.core.errors import ModelServerError
 from comps.core.generator import collect
 from comps.core.ports import ModelServer
@@ -303,6 +304,7 @@ async def events_of(messages: AsyncIterator[BaseMessage]) -> AsyncGenerator[Even
     reason = ""
     usage: Usage | None = None
     carried = False
+    calls = ToolCalls()
     try:
         async for message in messages:
             if isinstance(message, EventChunk):
@@ -310,7 +312,7 @@ async def events_of(messages: AsyncIterator[BaseMessage]) -> AsyncGenerator[Even
                     carried = True
                     yield message.event
                 continue
-            if delta := _delta(message):
+            if delta := _delta(message, calls):
                 yield delta
             reason = reason_of(message) or reason
             usage = _usage(message) or usage
@@ -320,12 +322,12 @@ async def events_of(messages: AsyncIterator[BaseMessage]) -> AsyncGenerator[Even
         yield Finished(reason, usage)
 
 
-def _delta(message: BaseMessage) -> TextDelta | None:
+def _delta(message: BaseMessage, calls: ToolCalls) -> TextDelta | None:
     extra = {name: value for name, value in message.additional_kwargs.items() if isinstance(value, str | list | dict)}
     if thoughts := "".join(str(block.get(block["type"], "")) for block in _blocks(message, "reasoning", "thinking")):
         extra["reasoning_content"] = thoughts
-    if "tool_calls" not in extra and (calls := tool_calls_of(message)):
-        extra["tool_calls"] = calls
+    if pieces := extra.get("tool_calls") or tool_calls_of(message):
+        extra["tool_calls"] = calls.numbered(pieces)
     if logprobs := message.response_metadata.get("logprobs"):
         extra["logprobs"] = logprobs
     text = str(message.text)
@@ -356,18 +358,16 @@ def additional(delta: TextDelta) -> dict[str, Any]:
 def tool_calls_of(message: BaseMessage) -> list[JSON]:
     """Tool calls, or pieces of them, in the form of OpenAI's deltas."""
     if isinstance(message, AIMessageChunk):
-        return [_tool_call(call, number) for number, call in enumerate(message.tool_call_chunks)]
+        return [_tool_call(call) for call in message.tool_call_chunks]
     if isinstance(message, AIMessage):
-        whole = [{**call, "args": json.dumps(call["args"])} for call in message.tool_calls]
-        return [_tool_call(call, number) for number, call in enumerate(whole)]
+        return [_tool_call({**call, "args": json.dumps(call["args"])}) for call in message.tool_calls]
     return []
 
 
-def _tool_call(call: ToolCallChunk | dict[str, Any], number: int) -> JSON:
-    index = call.get("index")
+def _tool_call(call: ToolCallChunk | dict[str, Any]) -> JSON:
     function = {"arguments": call["args"] or "", **({"name": call["name"]} if call["name"] else {})}
     named = {"id": call["id"], "type": "function"} if call["id"] else {}
-    return {"index": number if index is None else index, **named, "function": function}
+    return {"index": call.get("index"), **named, "function": function}
 
 
 def reason_of(message: BaseMessage) -> str | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
+from comps.core.deltas import ToolCalls
 from comps.core.errors import ModelServerError, Refused, SettingsError
 from comps.core.types import (
     JSON,
@@ -247,19 +249,18 @@ def _of_this_loop(task: asyncio.Task[ModelInfo]) -> bool:
 async def _events(items: AsyncGenerator[bytes]) -> AsyncGenerator[Event]:
     """What a stream of chunks says; the end comes last, when its usage has arrived too."""
     reasons: dict[int, str] = {}
-    begun: set[int] = set()
+    calls: defaultdict[int, ToolCalls] = defaultdict(ToolCalls)
     usage: Usage | None = None
     async for data in items:
         chunk = _chunk(data)
         usage = _usage(chunk) or usage
         for choice in chunk.get("choices") or ():
             number = choice.get("index") or 0
-            begun.add(number)
-            if delta := _delta(choice, number):
+            if delta := _delta(choice, number, calls[number]):
                 yield delta
             if reason := choice.get("finish_reason"):
                 reasons[number] = (_REASON.fullmatch(reason) and reason) or "unknown"
-    if not reasons or begun - reasons.keys():
+    if not reasons or calls.keys() - reasons.keys():
         raise ModelServerError("the model server broke off in the middle of the answer")
     for place, (number, reason) in enumerate(sorted(reasons.items())):
         yield Finished(reason, None if place else usage, number)
@@ -277,13 +278,15 @@ def _chunk(data: bytes) -> dict[str, Any]:
     return chunk
 
 
-def _delta(choice: dict[str, Any], number: int) -> TextDelta | None:
+def _delta(choice: dict[str, Any], number: int, calls: ToolCalls) -> TextDelta | None:
     """The text of a choice, whether it is of a chat (`delta`) or not (`text`), and what comes with it."""
     delta = choice.get("delta") or {"content": choice.get("text")}
     text = delta.get("content") or ""
     if not isinstance(text, str):
         raise ModelServerError("the model server sent something that is no text in its stream")
     extra = {name: value for name, value in delta.items() if name not in ("role", "content") and value is not None}
+    if "tool_calls" in extra:
+        extra["tool_calls"] = calls.numbered(extra["tool_calls"])
     if choice.get("logprobs"):
         extra["logprobs"] = choice["logprobs"]
     return TextDelta(text, number, extra or None) if text or extra else None

@@ -328,6 +328,13 @@ async def test_tool_calls_come_through_in_openais_own_form() -> None:
     assert end == Finished("tool_calls", Usage(5, 2))
 
 
+async def test_tool_calls_that_all_have_the_same_index_or_none_come_through_with_one_each() -> None:
+    first, second = {**call(0, "{}", name="f"), "id": "a"}, {**call(0, "{}", name="g"), "id": "b"}
+    for index in ({"index": 0}, {"index": None}):
+        events, _ = await both(sse(choice({"tool_calls": [first | index, second | index]}, "tool_calls")))
+        assert events[0] == TextDelta("", 0, {"tool_calls": [first, second | {"index": 1}]})
+
+
 async def test_every_choice_has_its_own_text_and_reason() -> None:
     events, _ = await both(STREAMS["several choices"])
     texts = ["".join(one.text for one in events if isinstance(one, TextDelta) and one.choice == n) for n in (0, 1)]

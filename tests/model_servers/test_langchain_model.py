@@ -313,6 +313,15 @@ async def test_reasoning_and_tool_calls_come_in_openais_form() -> None:
     assert whole.extra["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": 1}'}
 
 
+async def test_tool_calls_that_a_class_does_not_number_are_kept_apart() -> None:
+    calls: Any = [{"name": name, "args": "{}", "id": name, "index": None} for name in "fg"]
+    ANSWERS["calls"] = [AIMessageChunk(content="", tool_call_chunks=[one]) for one in calls]
+    *deltas, _ = await events_of(await loaded(target("Streaming", answer_of="calls")))
+    assert [
+        delta.extra["tool_calls"][0]["index"] for delta in deltas if isinstance(delta, TextDelta) and delta.extra
+    ] == [0, 1]
+
+
 REQUEST = aiohttp.RequestInfo(URL("http://127.0.0.1/"), "POST", CIMultiDictProxy(CIMultiDict()), URL())
 
 
