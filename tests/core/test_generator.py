@@ -125,6 +125,7 @@ async def test_a_model_that_could_not_be_loaded_says_so_to_everybody_who_asks() 
     with pytest.raises(ModelServerError) as asked:
         await collect(generator.generate(GenerationRequest("?")))
     assert "secret" not in f"{described.value}{asked.value}"
+    assert asked.value is not described.value  # One for all would keep the frames of every request, with its body.
     assert server.asked == []
 
 
