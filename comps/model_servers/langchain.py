@@ -26,12 +26,13 @@ from langchain_core.messages import (
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import ToolCall, ToolCallChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import ConfigDict, PrivateAttr, SkipValidation
+from pydantic import ConfigDict, PrivateAttr, SkipValidation, TypeAdapter
 
 from comps.core.deltas import ToolCalls
 from comps.core.errors import ModelServerError
 from comps.core.generator import collect
 from comps.core.ports import ModelServer
+from comps.core.prompts import text_of
 from comps.core.types import (
     JSON,
     Event,
@@ -74,6 +75,7 @@ _REASONS = {
     "safety": "content_filter",
 }
 """Why an answer ended, in the words of Anthropic, Hugging Face and Google."""
+_CALLS = TypeAdapter(list[ToolCall])
 _WORD = re.compile("[a-z_]{1,40}")
 
 
@@ -246,7 +248,7 @@ class ThroughLangChain:
             given[CONTINUE] = True
         if options:  # In a place of their own, so that none is taken for an argument of LangChain's.
             given["extra_body"] = dict(options)
-        messages = self._chat_model.astream(to_langchain(prompt), stop=stop, **given)
+        messages = self._chat_model.astream(to_langchain(prompt, ours=True), stop=stop, **given)
         ended = False
         async with aclosing(events_of(messages)) as events:
             async for event in events:
@@ -288,11 +290,17 @@ async def anext_or_none(items: AsyncGenerator[T]) -> T | None:
     return await anext(items, None)
 
 
-def to_langchain(prompt: Prompt) -> list[BaseMessage]:
-    """A prompt as messages; text is one message of the user."""
+def to_langchain(prompt: Prompt, ours: bool = False) -> list[BaseMessage]:
+    """A prompt as messages; text is one message of the user.
+
+    Args:
+        prompt: What is asked.
+        ours: The chat model takes a message's parts in the model server's own form, so that LangChain, which fails at
+            some of them, needs no more than their text.
+    """
     if isinstance(prompt, str):
         return [HumanMessage(prompt)]
-    return [_to_langchain(message) for message in prompt]
+    return [_to_langchain(message, text_of(message.content) if ours else message.content) for message in prompt]
 
 
 async def events_of(messages: AsyncIterator[BaseMessage]) -> AsyncGenerator[Event]:
@@ -398,9 +406,8 @@ def has_own_form(message: BaseMessage) -> bool:
     return not message.additional_kwargs.keys().isdisjoint((_PARTS, _EXTRA))
 
 
-def _to_langchain(message: Message) -> BaseMessage:
-    content: Any = message.content
-    further: dict[str, Any] = {_PARTS: content} if isinstance(content, list) else {}
+def _to_langchain(message: Message, content: Any) -> BaseMessage:
+    further: dict[str, Any] = {_PARTS: message.content} if isinstance(message.content, list) else {}
     if message.extra:
         further[_EXTRA] = dict(message.extra)
     given: dict[str, Any] = {"additional_kwargs": further}
@@ -421,9 +428,11 @@ def _to_langchain(message: Message) -> BaseMessage:
 def _calls(given: JSON) -> list[ToolCall]:
     """Tool calls in OpenAI's form as LangChain has them; none if they are not in that form."""
     try:
-        return [
-            ToolCall(name=call["function"]["name"], args=json.loads(call["function"]["arguments"]), id=call["id"])
-            for call in given or ()
-        ]
-    except (KeyError, TypeError, ValueError):
+        return _CALLS.validate_python(
+            [
+                {"name": call["function"]["name"], "args": json.loads(call["function"]["arguments"]), "id": call["id"]}
+                for call in given or ()
+            ]
+        )
+    except (KeyError, TypeError, ValueError, RecursionError):
         return []

@@ -27,6 +27,7 @@ from comps.model_servers.openai_api import OpenAIAPI
 from comps.model_servers.ray_serve import RayServe
 from comps.model_servers.target import Access
 from comps.model_servers.vllm import VLLM
+from tests.model_servers.contract import ODD_MESSAGES
 from tests.model_servers.replay import Replay, Reply, recorded, replaying, sse
 
 CHAT = "/v1/chat/completions"
@@ -101,6 +102,7 @@ class TestUnit(ChatModelUnitTests):
 @pytest.mark.parametrize(
     "prompt",
     [
+        pytest.param(ODD_MESSAGES, id="messages that LangChain would read in its own way"),
         pytest.param(
             (
                 Message("system", "Be brief."),
