@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import struct
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator
@@ -351,7 +352,7 @@ def _translated() -> Iterator[None]:
         raise Unreachable(f"the model server cannot be reached{_why(error)}") from error
     except asyncio.TimeoutError as error:
         raise ServerTimeout("the model server did not begin in time") from error
-    except (aiohttp.ClientHttpProxyError, aiohttp.ClientProxyConnectionError) as error:
+    except aiohttp.ClientHttpProxyError as error:
         raise Unreachable("the proxy before the model server does not let this service through") from error
     except (aiohttp.ClientError, ConnectionError) as error:
         raise ModelServerError(f"the connection to the model server broke: {type(error).__name__}") from error
@@ -362,7 +363,7 @@ def sensible() -> Iterator[None]:
     """For reading an answer: one that is not built as it should be is an error of the model server."""
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error) as error:
         raise ModelServerError("the model server's answer makes no sense") from error
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from base64 import b64decode
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from math import isfinite
+from struct import iter_unpack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
@@ -201,15 +204,26 @@ class OpenAIAPI:
         with sensible():
             answer = await self.http.post(f"{self._api}/embeddings", body)
             items = sorted(answer["data"], key=lambda item: int(item["index"]))
-            vectors = tuple(item["embedding"] for item in items)
+            vectors = tuple(_vector(item["embedding"]) for item in items)
             if len(vectors) != len(texts):
                 raise ModelServerError(f"the model server gave {len(vectors)} vectors for {len(texts)} texts")
+            if len({len(vector) for vector in vectors}) > 1:
+                raise ValueError("vectors of several lengths")
             return Embeddings(vectors, (answer.get("usage") or {}).get("prompt_tokens"))
 
     async def aclose(self) -> None:
         if self._describing and _of_this_loop(self._describing):
             self._describing.cancel()
         await self.http.aclose()
+
+
+def _vector(said: JSON) -> list[float]:
+    """A vector, as a list of numbers or as little-endian float32 in base64, which some servers always send."""
+    if isinstance(said, str):
+        said = [number for (number,) in iter_unpack("<f", b64decode(said, validate=True))]
+    if not (isinstance(said, list) and said and set(map(type, said)) <= {int, float} and all(map(isfinite, said))):
+        raise ValueError("no vector")
+    return said
 
 
 def wire_message(message: Message) -> dict[str, JSON]:

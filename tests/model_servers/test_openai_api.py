@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -300,6 +300,42 @@ async def test_a_list_of_models_that_is_none_is_an_error_of_ours(body: bytes) ->
         with pytest.raises(ModelServerError, match="makes no sense"):
             await server.describe()
         await server.aclose()
+
+
+async def embedded(*vectors: object) -> Sequence[Sequence[float]]:
+    """What comes of a server's vectors."""
+    data = [{"index": index, "embedding": vector} for index, vector in enumerate(vectors)]
+    async with replaying({"/v1/embeddings": Reply([json.dumps({"data": data}).encode()])}) as replay:
+        server = VLLM("m", replay.url)
+        try:
+            return (await server.embed(["a"] * len(vectors))).vectors
+        finally:
+            await server.aclose()
+
+
+async def test_vectors_are_read_as_numbers_or_in_base64() -> None:
+    assert await embedded([0.5, -2], "AAAAPwAAAMA=") == ([0.5, -2], [0.5, -2.0])
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        (None,),
+        ([],),
+        ([0.1, None],),
+        ([True],),
+        (["A"],),
+        ({"a": 1},),
+        ("AAAA",),
+        ("AADAfw==",),
+        ("no base64!",),
+        ([1.0], [1.0, 2.0]),
+    ],
+    ids=str,
+)
+async def test_vectors_that_are_none_are_an_error_of_the_model_servers(vectors: tuple[object, ...]) -> None:
+    with pytest.raises(ModelServerError, match="makes no sense"):
+        await embedded(*vectors)
 
 
 async def test_a_finish_reason_that_is_none_does_not_reach_a_header(asker: Asker) -> None:
