@@ -16,6 +16,7 @@ from comps.core.errors import (
     LLMError,
     ModelServerError,
     Overloaded,
+    PromptTooLong,
     Refused,
     SettingsError,
     Unreachable,
@@ -261,6 +262,66 @@ async def test_a_failure_is_an_error_of_ours_with_the_servers_own_words(
 ) -> None:
     with pytest.raises(error, match=message):
         await asker.events(reply)
+
+
+def refused(message: str, **more: object) -> Reply:
+    return Reply([json.dumps({"error": {"message": message, **more}}).encode()], 400)
+
+
+@pytest.mark.parametrize(
+    ("reply", "numbers"),
+    [
+        (recorded("vllm", "err_too_long"), (0, 0)),
+        (recorded("llama_server", "err_too_long"), (10031, 1024)),
+        (recorded("ray_serve", "err_too_long"), (0, 0)),
+        (
+            refused("The decoder prompt (length 9) is longer than the maximum model length of 8. Make sure"),
+            (0, 0),
+        ),
+        (refused("The input (9 tokens) is longer than the model's context length (8 tokens)."), (0, 0)),
+        (refused("no", param="messages", code="context_length_exceeded"), (0, 0)),
+    ],
+)
+async def test_a_prompt_that_is_too_long_for_the_server_is_known_as_such(
+    reply: Reply, numbers: tuple[int, int], asker: Asker
+) -> None:
+    with pytest.raises(PromptTooLong) as caught:
+        await asker.events(reply)
+    assert (caught.value.prompt_tokens, caught.value.context_window) == numbers
+
+
+TOO_LARGE = "is too large: 9. This model's maximum context length is 8 tokens and your request has 2 input tokens"
+
+
+@pytest.mark.parametrize(
+    ("reply", "field"),
+    [
+        (recorded("vllm", "err_bad_temperature"), "temperature"),
+        (recorded("ray_serve", "err_bad_max_tokens"), "max_tokens"),
+        (refused(f"max_tokens {TOO_LARGE}", param="max_tokens"), "max_tokens"),
+        (refused(f"'max_tokens' or 'max_completion_tokens' {TOO_LARGE}"), None),
+        (refused("no", param="a\nb"), None),
+        (refused("no", param=["x"], code=[1]), None),
+        (plain(400, b'"no"'), None),
+    ],
+)
+async def test_a_refusal_names_the_field_that_the_server_names(reply: Reply, field: str | None, asker: Asker) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await asker.events(reply)
+    assert (type(caught.value), caught.value.field) == (InvalidRequest, field)
+
+
+async def test_a_limit_that_openai_wants_under_its_newer_name_gets_that(asker: Asker) -> None:
+    newer = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    replies = [refused(newer, param="max_tokens", code="unsupported_parameter"), sse(delta("a", "stop"))]
+    async with replaying({CHAT: replies}) as replay:
+        native = OpenAIAPI("o9", replay.url)
+        server = await asyncio.to_thread(through_framework, native, asker.framework)
+        for _ in range(2):
+            assert (await collect(server.generate(QUESTION, Sampling(5), {}))).text == "a"
+        await server.aclose()
+    limits = [{name: value for name, value in body.items() if "max_" in name} for _, _, body in replay.asked]
+    assert limits == [{"max_tokens": 5}, {"max_completion_tokens": 5}, {"max_completion_tokens": 5}]
 
 
 @pytest.mark.parametrize(("status", "error"), [(429, Overloaded), (503, Unreachable)])
