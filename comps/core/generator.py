@@ -21,6 +21,8 @@ from comps.core.types import (
     GenerationRequest,
     ModelInfo,
     Prompt,
+    Usage,
+    total,
 )
 
 T = TypeVar("T")
@@ -167,7 +169,8 @@ async def collect(events: AsyncGenerator[Event]) -> Generation:
 
 
 async def together(answers: Sequence[AsyncGenerator[Event]], choices: int = 1) -> AsyncGenerator[Event]:
-    """The events of several answers, made at once, as they come; closing it closes them all.
+    """The events of several answers, made at once, as they come; closing it closes them all. Where the last of them
+    ends, the usage of all is told.
 
     Args:
         answers: What to read.
@@ -177,11 +180,16 @@ async def together(answers: Sequence[AsyncGenerator[Event]], choices: int = 1) -
         ModelServerError: One of them ended without a `Finished`.
     """
     inbox: asyncio.Queue[Event | Exception | None] = asyncio.Queue(1)
+    used: dict[int, Usage | None] = {}
 
     async def read(number: int, events: AsyncGenerator[Event]) -> None:
         event: Event | None = None
         async with aclosing(events):
             async for event in events:
+                if isinstance(event, Finished):
+                    last = number not in used and len(used) == len(answers) - 1
+                    used.setdefault(number, event.usage)
+                    event = replace(event, usage=total(used.values()) if last else None)
                 await inbox.put(replace(event, choice=number * choices + event.choice))
         if not isinstance(event, Finished):
             raise _broken_off()

@@ -75,6 +75,11 @@ _REASONS = {
     "safety": "content_filter",
 }
 """Why an answer ended, in the words of Anthropic, Hugging Face and Google."""
+_DETAILS = (
+    ("input_token_details", "cache_read", "prompt_tokens_details", "cached_tokens"),
+    ("output_token_details", "reasoning", "completion_tokens_details", "reasoning_tokens"),
+)
+"""What LangChain calls a kind of token, and what OpenAI does."""
 _CALLS = TypeAdapter(list[ToolCall])
 _WORD = re.compile("[a-z_]{1,40}")
 
@@ -389,8 +394,14 @@ def reason_of(message: BaseMessage) -> str | None:
 
 
 def _usage(message: BaseMessage) -> Usage | None:
-    counted = message.usage_metadata if isinstance(message, AIMessage) else None
-    return Usage(counted["input_tokens"], counted["output_tokens"]) if counted else None
+    counted: Mapping[str, Any] | None = message.usage_metadata if isinstance(message, AIMessage) else None
+    if not counted:
+        return None
+    details: dict[str, dict[str, int]] = {}
+    for side, kind, name, ours in _DETAILS:
+        if (number := counted.get(side, {}).get(kind)) is not None:
+            details[name] = {ours: number}
+    return Usage(counted["input_tokens"], counted["output_tokens"], details)
 
 
 def message_of(message: BaseMessage) -> Message:

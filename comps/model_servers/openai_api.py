@@ -326,4 +326,11 @@ def _usage(chunk: dict[str, Any]) -> Usage | None:
     if not counted:
         return None
     prompt, completion = counted["prompt_tokens"], counted["completion_tokens"]
-    return None if prompt is None or completion is None else Usage(int(prompt), int(completion))
+    if prompt is None or completion is None:
+        return None
+    return Usage(int(prompt), int(completion), {name: _counts(said) for name, said in counted.items() if _counts(said)})
+
+
+def _counts(said: JSON) -> dict[str, int]:
+    """The numbers of an object."""
+    return {name: value for name, value in said.items() if type(value) is int} if isinstance(said, dict) else {}

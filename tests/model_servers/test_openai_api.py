@@ -82,6 +82,19 @@ async def test_a_real_vllm_stream_without_usage_has_none(asker: Asker) -> None:
     assert whole.text.startswith("On")
 
 
+async def test_the_details_of_a_usage_that_are_numbers_are_passed_on(asker: Asker) -> None:
+    details = {
+        "prompt_tokens_details": {"cached_tokens": 2, "audio_tokens": None, "odd": "x"},
+        "completion_tokens_details": {"reasoning_tokens": 1},
+        "odd_details": "x",
+        "cost": 0.5,
+    }
+    usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, **details}
+    whole = await asker.whole(sse(delta("a", "stop"), {"choices": [], "usage": usage}))
+    told = {"prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 1}}
+    assert whole.usage == Usage(3, 4, told)
+
+
 async def test_text_is_continued_over_completions(asker: Asker) -> None:
     whole = await asker.whole(recorded("vllm", "completions_stream"), "What is Deep Learning?")
     assert whole.text.startswith("ages")
