@@ -59,15 +59,17 @@ class PromptTooLong(InvalidRequest):
     """The prompt leaves no room for an answer.
 
     Args:
-        prompt_tokens: Tokens of the prompt, the chat template's own included.
-        context_window: Tokens that the model can hold, prompt and answer together.
+        prompt_tokens: Tokens of the prompt, the chat template's own included; 0 if they are not known.
+        context_window: Tokens that the model can hold, prompt and answer together; 0 if it is not known.
         at_least: The prompt may have more tokens: it was not worth counting on.
+        said: The message, where a number is not known.
     """
 
-    def __init__(self, prompt_tokens: int, context_window: int, at_least: bool = False) -> None:
+    def __init__(self, prompt_tokens: int, context_window: int, at_least: bool = False, said: str = "") -> None:
         super().__init__(
-            f"the prompt has {'at least ' if at_least else ''}{prompt_tokens} tokens, and the model's context window "
-            f"holds {context_window}, of which at least 1 must be left for the answer"
+            said
+            or f"the prompt has {'at least ' if at_least else ''}{prompt_tokens} tokens, and the model's context "
+            f"window holds {context_window}, of which at least 1 must be left for the answer"
         )
         self.prompt_tokens = prompt_tokens
         self.context_window = context_window

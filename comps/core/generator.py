@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from comps.core.deltas import join_extra
-from comps.core.errors import InvalidRequest, LLMError, ModelServerError, UnknownModel
+from comps.core.errors import InvalidRequest, ModelServerError, UnknownModel
 from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
 from comps.core.prompts import build_prompt, text_of
 from comps.core.types import (
@@ -21,6 +21,8 @@ from comps.core.types import (
     GenerationRequest,
     ModelInfo,
     Prompt,
+    Usage,
+    total,
 )
 
 T = TypeVar("T")
@@ -37,7 +39,7 @@ class TextGenerator:
     def __init__(self, server: ModelServer, model: str) -> None:
         self.server = server
         self.model = model
-        self._broken: LLMError | None = None
+        self._broken = ""
         self._info: ModelInfo | None = None
 
     async def load(self) -> None:
@@ -51,9 +53,7 @@ class TextGenerator:
             if isinstance(self.server, Loads):
                 await self.server.load()
         except Exception:
-            self._broken = ModelServerError(
-                f"the model {self.model} could not be loaded; the service's log has the reason"
-            )
+            self._broken = f"the model {self.model} could not be loaded; the service's log has the reason"
             raise
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
@@ -94,12 +94,12 @@ class TextGenerator:
         if model and model != self.model:
             raise UnknownModel(model, self.model)
         if self._broken:
-            raise self._broken
+            raise ModelServerError(self._broken)
 
     async def describe(self) -> ModelInfo:
         """What answers, under the name that callers know it by, and what it honours; see `ModelServer.describe`."""
         if self._broken:
-            raise self._broken
+            raise ModelServerError(self._broken)
         info = await self.server.describe()
         counts = {"max_total_tokens"} if isinstance(self.server, CountsTokens) else set()
         self._info = replace(info, name=self.model, capabilities=info.capabilities | counts)
@@ -169,7 +169,8 @@ async def collect(events: AsyncGenerator[Event]) -> Generation:
 
 
 async def together(answers: Sequence[AsyncGenerator[Event]], choices: int = 1) -> AsyncGenerator[Event]:
-    """The events of several answers, made at once, as they come; closing it closes them all.
+    """The events of several answers, made at once, as they come; closing it closes them all. Where the last of them
+    ends, the usage of all is told.
 
     Args:
         answers: What to read.
@@ -179,11 +180,16 @@ async def together(answers: Sequence[AsyncGenerator[Event]], choices: int = 1) -
         ModelServerError: One of them ended without a `Finished`.
     """
     inbox: asyncio.Queue[Event | Exception | None] = asyncio.Queue(1)
+    used: dict[int, Usage | None] = {}
 
     async def read(number: int, events: AsyncGenerator[Event]) -> None:
         event: Event | None = None
         async with aclosing(events):
             async for event in events:
+                if isinstance(event, Finished):
+                    last = number not in used and len(used) == len(answers) - 1
+                    used.setdefault(number, event.usage)
+                    event = replace(event, usage=total(used.values()) if last else None)
                 await inbox.put(replace(event, choice=number * choices + event.choice))
         if not isinstance(event, Finished):
             raise _broken_off()

@@ -92,19 +92,28 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    details: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """How many of them are of some kind, in the words of OpenAI: `prompt_tokens_details` has `cached_tokens` …"""
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
+        """Both together; a detail that one of them does not tell is not told."""
+        details = {
+            name: {kind: number + of_other[kind] for kind, number in details.items() if kind in of_other}
+            for name, details in self.details.items()
+            if (of_other := other.details.get(name))
+        }
+        prompt, completion = self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens
+        return Usage(prompt, completion, details)
 
 
 def total(usages: Iterable[Usage | None]) -> Usage | None:
     """All of them together; None if one is not known."""
-    together = Usage(0, 0)
+    together: Usage | None = None
     for usage in usages:
         if usage is None:
             return None
-        together += usage
-    return together
+        together = together + usage if together else usage
+    return together or Usage(0, 0)
 
 
 @dataclass(frozen=True, slots=True)

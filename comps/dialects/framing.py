@@ -121,8 +121,7 @@ class _Chunk:
 
     def last(self, end: Finished, nothing: bytes) -> bytes:
         """The chunk that ends a choice."""
-        if end.usage:
-            self._usage = self._usage + end.usage if self._usage else end.usage
+        self._usage = self._usage or end.usage
         reason = b',"logprobs":null,"finish_reason":' + orjson.dumps(end.reason) + b"}"
         return self.opening(end.choice) + nothing + reason + self._tail
 
@@ -186,6 +185,7 @@ def usage_object(usage: Usage | None) -> JSON:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        **usage.details,
     }
 
 

@@ -24,6 +24,7 @@ from comps.core.types import (
     Sampling,
     TextDelta,
     Usage,
+    total,
 )
 from comps.model_servers.scripted import Scripted
 
@@ -125,6 +126,7 @@ async def test_a_model_that_could_not_be_loaded_says_so_to_everybody_who_asks() 
     with pytest.raises(ModelServerError) as asked:
         await collect(generator.generate(GenerationRequest("?")))
     assert "secret" not in f"{described.value}{asked.value}"
+    assert asked.value is not described.value  # One for all would keep the frames of every request, with its body.
     assert server.asked == []
 
 
@@ -285,17 +287,27 @@ async def test_several_answers_come_as_they_are_made() -> None:
     async with aclosing(together([slow, fast], choices=2)) as events:
         async for event in events:
             seen.append(event)
-            if event == Finished("stop", Usage(1, 1), choice=2):
+            if event == Finished("stop", choice=2):
                 first_may_go_on.set()
     assert [event for event in seen if event.choice == 0] == [
         TextDelta("a"),
         TextDelta("b"),
-        Finished("stop", Usage(1, 2)),
+        Finished("stop", Usage(2, 3)),
     ]
-    assert [event for event in seen if event.choice == 2] == [
-        TextDelta("c", choice=2),
-        Finished("stop", Usage(1, 1), choice=2),
-    ]
+    assert [event for event in seen if event.choice == 2] == [TextDelta("c", choice=2), Finished("stop", choice=2)]
+
+
+async def test_of_several_answers_of_which_one_is_not_counted_the_usage_is_not_known() -> None:
+    counted = Events(Finished("stop", Usage(1, 2)), Finished("stop", choice=1))
+    answers = [counted.play(), Events(Finished("stop")).play()]
+    assert [event async for event in together(answers, 2) if isinstance(event, Finished) and event.usage] == []
+
+
+def test_usages_are_added_up_with_the_details_that_all_of_them_have() -> None:
+    one = Usage(1, 2, {"a": {"x": 1, "y": 2}, "b": {"z": 3}})
+    assert total([one, Usage(3, 4, {"a": {"x": 5}})]) == Usage(4, 6, {"a": {"x": 6}})
+    assert total([one]) == one
+    assert total([one, None]) is None
 
 
 async def test_several_answers_are_closed_together() -> None:
