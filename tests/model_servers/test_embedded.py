@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -12,9 +15,10 @@ import pytest
 
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, Unreachable
 from comps.core.generator import collect
-from comps.core.types import Finished, Generation, Message, Sampling, TextDelta, Usage
+from comps.core.types import JSON, Finished, Generation, Message, Sampling, TextDelta, Usage
 from comps.model_servers import embedded, open_model_server
 from comps.model_servers.decoding import chunk_for
+from comps.model_servers.engine import EngineProcess
 from comps.model_servers.model_files import BUNDLED_MODEL, find_checkpoint, find_gguf
 from comps.model_servers.target import Target
 from tests.model_servers.word_engine import Words
@@ -106,6 +110,85 @@ async def test_a_step_that_fails_fails_all_its_answers() -> None:
             async for _ in running:
                 pass
     await server.aclose()
+
+
+@pytest.fixture
+async def kept(tmp_path: Path) -> AsyncIterator[FoundWords]:
+    """An engine whose model is a file that may go and come."""
+    model = tmp_path / "words"
+    model.touch()
+    server = FoundWords(str(model), context_window=10_000_000)
+    yield server
+    await server.aclose()
+
+
+class FoundWords(Words):
+    """Words that are only there if there is a file for them."""
+
+    @staticmethod
+    def find(model_name: str, local_dir: str) -> str:
+        if not Path(model_name).exists():
+            raise SettingsError(f"there is no {model_name}")
+        return model_name
+
+
+def kill(server: Words) -> None:
+    assert server.pid
+    os.kill(server.pid, signal.SIGKILL)
+
+
+async def test_when_its_process_dies_answers_break_off_and_it_is_started_again(kept: FoundWords) -> None:
+    await kept.load()
+    answers = [kept.generate(ENDLESS, Sampling(), {}) for _ in range(2)]
+    for answer in answers:
+        assert isinstance(await anext(answer), TextDelta)
+    kill(kept)
+    for answer in answers:
+        with pytest.raises(ModelServerError, match="has ended"):
+            async for _ in answer:
+                pass
+    with pytest.raises(Unreachable, match="started again"):
+        await kept.describe()
+    await kept.load()  # Waits for the one that is under way.
+    assert (await collect(kept.generate("a .", Sampling(), {}))).text == " a"
+
+
+async def test_a_load_that_was_given_up_can_be_done_again(kept: FoundWords, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asyncio.Event()
+
+    class Watched(EngineProcess):
+        def ask(self, message: Mapping[str, JSON]) -> AsyncGenerator[JSON]:
+            asked.set()
+            return super().ask(message)
+
+    monkeypatch.setattr(embedded, "EngineProcess", Watched)
+    loading = asyncio.ensure_future(kept.load())
+    await asyncio.wait_for(asked.wait(), 30)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    await kept.load()
+    assert (await collect(kept.generate("a .", Sampling(), {}))).text == " a"
+
+
+async def test_a_reload_that_failed_is_tried_again_by_whoever_asks_next(kept: FoundWords, tmp_path: Path) -> None:
+    await kept.load()
+    running = kept.generate(ENDLESS, Sampling(), {})
+    assert isinstance(await anext(running), TextDelta)
+    kill(kept)
+    (tmp_path / "words").unlink()
+    with pytest.raises(ModelServerError, match="has ended"):
+        async for _ in running:
+            pass
+    with pytest.raises(Unreachable, match="started again"):
+        await kept.describe()
+    with pytest.raises(SettingsError, match="there is no"):
+        await kept.load()
+    (tmp_path / "words").touch()
+    with pytest.raises(Unreachable, match="started again"):
+        await kept.describe()
+    await kept.load()
+    assert (await collect(kept.generate("a .", Sampling(), {}))).text == " a"
 
 
 async def test_the_window_and_the_settings_reach_the_engine() -> None:
