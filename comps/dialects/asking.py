@@ -14,7 +14,7 @@ from comps.dialects.bodies import DataBody, Documents
 
 MANY = 2**31 - 1
 _LIMITS = ("max_tokens", "max_new_tokens", "max_completion_tokens")
-_SAMPLING = tuple(name for name in Sampling.__dataclass_fields__ if name != "stop")
+_SAMPLING = tuple(name for name in Sampling.__dataclass_fields__ if name not in ("stop", "max_total_tokens"))
 
 
 class SampledCall(GenerationCall):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from math import isfinite
 
-from comps.core.errors import InvalidRequest, PromptTooLong, SettingsError
+from comps.core.errors import InvalidRequest, PromptTooLong, SettingsError, no_room
 from comps.core.types import JSON, Sampling
 from comps.model_servers.engine_program import Part
 from comps.model_servers.text import IncrementalDecoder, StopStrings
@@ -60,12 +60,15 @@ def room_for(prompt_tokens: int, sampling: Sampling, window: int) -> int:
     """How many tokens an answer may have.
 
     Raises:
-        PromptTooLong: None.
+        PromptTooLong: None, for the window.
+        InvalidRequest: None, for `max_total_tokens`.
     """
     if prompt_tokens >= window:
         raise PromptTooLong(prompt_tokens, window)
-    room = window - prompt_tokens
-    return room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+    total = min(sampling.max_total_tokens or window, window)
+    if prompt_tokens >= total:
+        raise no_room(prompt_tokens, total)
+    return min(sampling.max_tokens or window, total - prompt_tokens)
 
 
 def chunk_for(seconds_per_token: float, most: int) -> int:

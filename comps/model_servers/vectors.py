@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from comps.core.errors import InvalidRequest, PromptTooLong
+from comps.core.errors import InvalidRequest, TextTooLong
 from comps.model_servers.engine_program import Part
 
 
@@ -21,11 +21,11 @@ def check_texts(texts: Sequence[Sequence[int]], most: int | None) -> None:
         most: How many a text may have; None if there is no limit.
 
     Raises:
-        InvalidRequest: One has none (`PromptTooLong`: too many).
+        InvalidRequest: One has none (`TextTooLong`: too many).
     """
     lengths = [len(text) for text in texts]
     if most is not None and max(lengths, default=0) > most:
-        raise PromptTooLong(max(lengths), most)
+        raise TextTooLong(max(lengths), most)
     if 0 in lengths:
         raise InvalidRequest("a text is empty", "input")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, Unreachable
+from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, TextTooLong, Unreachable
 from comps.core.generator import collect
 from comps.core.types import JSON, Finished, Generation, Message, Sampling, TextDelta, Usage
 from comps.model_servers import embedded, open_model_server
 from comps.model_servers.decoding import chunk_for
 from comps.model_servers.engine import EngineProcess
+from comps.model_servers.engine_program import Inbox
 from comps.model_servers.model_files import BUNDLED_MODEL, find_checkpoint, find_gguf
 from comps.model_servers.target import Target
 from tests.model_servers.word_engine import Words
@@ -50,7 +52,7 @@ async def test_texts_to_embed_reach_the_engine_unless_one_cannot_fit_whatever_it
     with pytest.raises(InvalidRequest, match="words have no vectors") as caught:
         await words.embed(["a", "b"])
     assert caught.value.field == "input"
-    with pytest.raises(PromptTooLong, match="at least"):
+    with pytest.raises(TextTooLong, match="the text has at least 50000 tokens, and at most 50 are taken"):
         await words.embed(["a", "b" * 1_000_000])
 
 
@@ -74,6 +76,22 @@ async def test_a_prompt_over_the_window_is_refused_with_the_numbers(words: Words
     with pytest.raises(PromptTooLong) as caught:
         await collect(words.generate("w " * 50, Sampling(), {}))
     assert (caught.value.prompt_tokens, caught.value.context_window) == (50, 50)
+
+
+async def test_prompt_and_answer_together_have_the_tokens_that_they_may(words: Words) -> None:
+    cut = await collect(words.generate(ENDLESS, Sampling(max_tokens=9, max_total_tokens=5), {}))
+    assert (cut.reason, cut.usage) == ("length", Usage(2, 3))
+    with pytest.raises(InvalidRequest, match="max_total_tokens: the prompt alone has 2 tokens, and 2 are allowed"):
+        await collect(words.generate(ENDLESS, Sampling(max_total_tokens=2), {}))
+
+
+async def test_what_cannot_fit_whatever_its_tokens_are_never_reaches_the_engine(words: Words) -> None:
+    with pytest.raises(PromptTooLong, match="the prompt has at least 51 tokens"):
+        await collect(words.generate("crash" * 204, Sampling(max_total_tokens=5), {}))
+    with pytest.raises(InvalidRequest, match="max_total_tokens: the prompt alone has at least 6 tokens"):
+        await collect(words.generate("crash" * 24, Sampling(max_total_tokens=5), {}))
+    with pytest.raises(TextTooLong, match="the text has at least 51 tokens, and at most 50 are taken"):
+        await words.count_tokens("crash" * 204)
 
 
 @pytest.mark.parametrize(
@@ -273,6 +291,15 @@ def test_transformers_takes_a_file_of_weights_in_a_repository_or_beside_its_conf
     assert find_checkpoint(name, str(tmp_path)) == find_checkpoint(str(weights)) == str(weights)
     with pytest.raises(SettingsError, match="no file of weights"):
         find_checkpoint("/nowhere/four.safetensors")
+
+
+def test_all_that_has_arrived_is_read_at_once_however_long_its_lines_are(tmp_path: Path) -> None:
+    said = [{"count": "x" * 3_000_000}, {"cancel": 1}]
+    (tmp_path / "lines").write_bytes(b"".join(json.dumps(one).encode() + b"\n" for one in said) + b"half a")
+    with (tmp_path / "lines").open("rb") as file:
+        inbox = Inbox(file.fileno())
+        assert inbox.read(wait=True) == said
+        assert inbox.read(wait=False) is None
 
 
 def test_prompts_are_read_in_chunks_of_a_steady_size() -> None:

@@ -82,6 +82,19 @@ async def test_penalties_change_a_greedy_answer(engine: OpenVINO) -> None:
     assert plain not in others
 
 
+async def test_prompt_and_answer_together_have_the_tokens_that_they_may_the_chat_template_s_too(
+    engine: OpenVINO,
+) -> None:
+    short = (Message("user", "Count from one to a hundred."),)
+    answer = await collect(engine.generate(short, Sampling(temperature=0.0, max_total_tokens=45), {}))
+    assert answer.usage
+    assert (answer.reason, answer.usage.prompt_tokens + answer.usage.completion_tokens) == ("length", 45)
+    most = answer.usage.prompt_tokens
+    with pytest.raises(InvalidRequest, match=f"the prompt alone has {most} tokens, and {most} are allowed") as caught:
+        await collect(engine.generate(short, Sampling(max_total_tokens=most), {}))
+    assert caught.value.field == "max_total_tokens"
+
+
 async def test_a_character_spread_over_several_tokens_comes_whole(engine: OpenVINO) -> None:
     prompt = (Message("user", "Repeat: 🦄漢字 Ünï"),)
     async with aclosing(engine.generate(prompt, Sampling(max_tokens=8, temperature=0.0), {})) as events:
