@@ -17,12 +17,15 @@ _LEAST_CHUNK = 32
 _CONTEXT = 8
 """Tokens of a text that are decoded with what continues it: the space between two words may belong to either."""
 
+_ALMOST_GREEDY = 1e-5
+"""Below this temperature the likeliest token is always taken: divided by less, scores overflow."""
+
 _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 100),
     "top_p": (0, 1),
     "top_k": (-1, 2**31 - 1),
     "typical_p": (0, 1),
-    "repetition_penalty": (0, 100),
+    "repetition_penalty": (0.01, 100),
     "frequency_penalty": (-2, 2),
     "presence_penalty": (-2, 2),
 }
@@ -52,8 +55,12 @@ def check_sampling(sampling: Sampling) -> None:
         value = getattr(sampling, name)
         if value is not None and not (isfinite(value) and least <= value <= most):
             raise InvalidRequest(f"{value} is not between {least} and {most}", name)
-    if sampling.repetition_penalty == 0:
-        raise InvalidRequest("0 is not above 0; 1 changes nothing", "repetition_penalty")
+
+
+def greedy(sampling: Sampling) -> bool:
+    """Whether it leaves the likeliest token alone."""
+    cold = sampling.temperature is not None and sampling.temperature < _ALMOST_GREEDY
+    return cold or sampling.top_p == 0
 
 
 def room_for(prompt_tokens: int, sampling: Sampling, window: int) -> int:

@@ -32,7 +32,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from comps.core.errors import InvalidRequest, ModelServerError, SettingsError
 from comps.core.types import JSON, Sampling
-from comps.model_servers.decoding import Answer, check_sampling, check_settings, chunk_for, room_for
+from comps.model_servers.decoding import Answer, check_sampling, check_settings, chunk_for, greedy, room_for
 from comps.model_servers.engine_program import Part, serve
 from comps.model_servers.gguf import gguf_window
 from comps.model_servers.text import ControlTokens
@@ -177,7 +177,7 @@ class Context:
         chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
         self._add_penalties(chain, prompt, sampling)
         temperature = self._value("temperature", sampling.temperature)
-        if temperature == 0 or sampling.top_p == 0:
+        if greedy(sampling):
             api.llama_sampler_chain_add(chain, api.llama_sampler_init_greedy())
             return chain
         seed = self._seed if sampling.seed is None else sampling.seed

@@ -16,7 +16,7 @@ from typing import Any
 
 from comps.core.errors import InvalidRequest, SettingsError
 from comps.core.types import JSON, Sampling
-from comps.model_servers.decoding import room_for
+from comps.model_servers.decoding import check_sampling, greedy, room_for
 from comps.model_servers.engine_program import Part, reason, serve
 from comps.model_servers.gguf import gguf_window
 from comps.model_servers.openvino_embedder import Embedder
@@ -99,6 +99,7 @@ class Engine:
         return len(self._encode(text, special=False))
 
     def start(self, number: int, prompt: str | list[dict[str, str]], sampling: Sampling) -> None:
+        check_sampling(sampling)
         text = prompt if isinstance(prompt, str) else self._render(prompt)
         ids = self._encode(text, special=isinstance(prompt, str))
         length = len(ids)
@@ -142,9 +143,8 @@ class Engine:
     def _config(self, sampling: Sampling, room: int) -> Any:
         config = self._pipeline.get_config()  # A copy, with the model's own end tokens and defaults.
         config.max_new_tokens = room
-        temperature, top_p = sampling.temperature, sampling.top_p
-        if temperature is not None or top_p is not None:
-            config.do_sample = temperature != 0 and top_p != 0
+        if sampling.temperature is not None or sampling.top_p is not None:
+            config.do_sample = not greedy(sampling)
         if config.do_sample:
             for name in ("temperature", "top_p", "top_k"):
                 self._set(config, name, sampling)

@@ -18,7 +18,7 @@ from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, S
 from comps.core.generator import collect
 from comps.core.types import JSON, Finished, Generation, Message, Sampling, TextDelta, Usage
 from comps.model_servers import embedded, open_model_server
-from comps.model_servers.decoding import chunk_for
+from comps.model_servers.decoding import chunk_for, greedy
 from comps.model_servers.engine import EngineProcess
 from comps.model_servers.engine_program import Inbox
 from comps.model_servers.model_files import BUNDLED_MODEL, find_checkpoint, find_gguf
@@ -102,6 +102,7 @@ async def test_what_cannot_fit_whatever_its_tokens_are_never_reaches_the_engine(
         (Sampling(top_k=-2), "top_k"),
         (Sampling(typical_p=float("nan")), "typical_p"),
         (Sampling(repetition_penalty=0.0), "repetition_penalty"),
+        (Sampling(repetition_penalty=1e-40), "repetition_penalty"),
         (Sampling(frequency_penalty=2.5), "frequency_penalty"),
         (Sampling(presence_penalty=-2.5), "presence_penalty"),
         (Sampling(seed=13), "seed"),
@@ -291,6 +292,14 @@ def test_transformers_takes_a_file_of_weights_in_a_repository_or_beside_its_conf
     assert find_checkpoint(name, str(tmp_path)) == find_checkpoint(str(weights)) == str(weights)
     with pytest.raises(SettingsError, match="no file of weights"):
         find_checkpoint("/nowhere/four.safetensors")
+
+
+def test_next_to_no_temperature_is_none() -> None:
+    assert greedy(Sampling(temperature=1e-40))
+    assert greedy(Sampling(temperature=0.0))
+    assert greedy(Sampling(temperature=1.0, top_p=0.0))
+    assert not greedy(Sampling(temperature=1e-5))
+    assert not greedy(Sampling())
 
 
 def test_all_that_has_arrived_is_read_at_once_however_long_its_lines_are(tmp_path: Path) -> None:

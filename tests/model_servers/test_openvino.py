@@ -69,9 +69,9 @@ async def test_a_seed_repeats_an_answer_and_without_one_each_is_drawn_anew(engin
 
 async def test_only_the_likeliest_token_is_left_by_temperature_top_k_or_top_p(engine: OpenVINO) -> None:
     hot = Sampling(max_tokens=24, temperature=1.5)
-    narrow = [replace(hot, top_k=1), replace(hot, top_p=0.0), replace(hot, top_p=1e-6)]
+    narrow = [replace(hot, top_k=1), replace(hot, top_p=0.0), replace(hot, top_p=1e-6), replace(hot, temperature=1e-40)]
     greedy, *others = await asyncio.gather(*(text_of(engine, sampling) for sampling in (GREEDY, *narrow)))
-    assert others == [greedy] * 3
+    assert others == [greedy] * 4
 
 
 async def test_penalties_change_a_greedy_answer(engine: OpenVINO) -> None:
