@@ -294,6 +294,15 @@ def test_transformers_takes_a_file_of_weights_in_a_repository_or_beside_its_conf
         find_checkpoint("/nowhere/four.safetensors")
 
 
+@pytest.mark.parametrize("file", ["model.pt", "gptq_model-4bit-128g.bin"])
+def test_weights_in_a_file_that_transformers_would_refuse_are_refused_at_the_start(file: str, tmp_path: Path) -> None:
+    for there in ("config.json", file):
+        (tmp_path / there).touch()
+    for name in (f"owner/name/{file}", str(tmp_path / file)):
+        with pytest.raises(SettingsError, match=rf"model_name = {name}: .* \.safetensors alone; convert it once"):
+            find_checkpoint(name, str(tmp_path))
+
+
 def test_next_to_no_temperature_is_none() -> None:
     assert greedy(Sampling(temperature=1e-40))
     assert greedy(Sampling(temperature=0.0))
