@@ -54,6 +54,8 @@ class Sampling:
     """Makes an answer repeatable on the same model server; without one, every answer is drawn anew."""
     stop: tuple[str, ...] = ()
     """Generation ends before the first of these texts, which is never shown."""
+    max_total_tokens: int | None = None
+    """The most tokens of the prompt, chat template included, and the answer together, at least 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,11 @@ class GenerationRequest:
     """Of the house's own template: `en`, `zh`, or `auto` to go by the documents."""
     sampling: Sampling = Sampling()
     max_total_tokens: int | None = None
-    """The most tokens of prompt and answer together, at least 1; where the model server cannot count, of the answer.
-    Callers know it as `max_length`."""
+    """The most tokens of prompt and answer together, at least 1; where the model server cannot count, of the answer."""
+    total_field: str | None = None
+    """What callers know `max_total_tokens` as, for errors; None if this one did not say it."""
+    total_is_default: bool = False
+    """Nobody chose `max_total_tokens`: a prompt that fills it is no error, and its answer has one token."""
     model: str | None = None
     options: Mapping[str, JSON] = field(default_factory=dict)
     """Fields only an OpenAI-speaking model server knows: tools, response_format, logprobs, n …"""

@@ -16,7 +16,7 @@ MANY = 2**31 - 1
 StopStrings = Annotated[list[str], Field(max_length=100)]
 """Each is looked for at every token."""
 _LIMITS = ("max_tokens", "max_new_tokens", "max_completion_tokens")
-_SAMPLING = tuple(name for name in Sampling.__dataclass_fields__ if name != "stop")
+_SAMPLING = tuple(name for name in Sampling.__dataclass_fields__ if name not in ("stop", "max_total_tokens"))
 OF_SAMPLES = ("temperature", "top_k", "top_p", "typical_p")
 """What means nothing where the likeliest token is taken."""
 _NEUTRAL: Mapping[str, tuple[JSON, ...]] = {

@@ -175,6 +175,7 @@ class TransformersCall(TransformersParameters, GenerationCall):
 
     def _request(self, prompt: Prompt) -> GenerationRequest:
         applied = self._applied()
+        within = "generate_kwargs." if "max_length" in given(self.generate_kwargs) else ""
         sampling = Sampling(
             max_tokens=applied.get("max_new_tokens"),
             temperature=applied.get("temperature", 1.0) if applied.get("do_sample", True) else 0.0,
@@ -187,6 +188,8 @@ class TransformersCall(TransformersParameters, GenerationCall):
             prompt,
             sampling=sampling,
             max_total_tokens=None if sampling.max_tokens else applied.get("max_length", 200),
+            total_field=f"{within}max_length" if "max_length" in applied else None,
+            total_is_default="max_length" not in applied,
             options={"min_tokens": least} if (least := applied.get("min_new_tokens")) else {},
         )
 

@@ -130,6 +130,7 @@ class ChatModelServer(BaseChatModel):
     presence_penalty: float | None = None
     seed: int | None = None
     stop: Sequence[str] = ()
+    max_total_tokens: int | None = None
 
     @property
     def _llm_type(self) -> str:

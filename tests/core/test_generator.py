@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 import pytest
 
-from comps.core.errors import InvalidRequest, ModelServerError, SettingsError, UnknownModel, Unreachable
+from comps.core.errors import InvalidRequest, ModelServerError, SettingsError, UnknownModel, Unreachable, no_room
 from comps.core.generator import Models, TextGenerator, at_once, collect, together
 from comps.core.prompts import RAG_TEMPLATES, fill
 from comps.core.types import (
+    JSON,
     Document,
     Embeddings,
     Event,
@@ -21,6 +22,7 @@ from comps.core.types import (
     GenerationRequest,
     Message,
     ModelInfo,
+    Prompt,
     Sampling,
     TextDelta,
     Usage,
@@ -248,8 +250,44 @@ async def test_what_prompt_and_answer_may_have_together_leaves_the_rest_to_the_a
 
 async def test_a_prompt_that_leaves_no_room_is_refused_with_the_numbers() -> None:
     generator = TextGenerator(Counting(), "m")
-    with pytest.raises(InvalidRequest, match="3 tokens, and 3 are allowed"):
-        await collect(generator.generate(GenerationRequest("what is it", max_total_tokens=3)))
+    for field in ("max_length", None):
+        with pytest.raises(InvalidRequest, match="3 tokens, and 3 are allowed") as caught:
+            await collect(generator.generate(GenerationRequest("what is it", max_total_tokens=3, total_field=field)))
+        assert caught.value.field == field
+
+
+async def test_a_prompt_that_fills_a_default_is_answered_with_a_token() -> None:
+    request = GenerationRequest("what is it", max_total_tokens=3, total_is_default=True)
+    answer = await collect(TextGenerator(Counting([["a", "b"]]), "m").generate(request))
+    assert (answer.text, answer.reason) == ("a", "length")
+
+
+class Keeping(Counting):
+    """One that itself keeps prompt and answer within a limit, and counts what no text shows."""
+
+    async def describe(self) -> ModelInfo:
+        return ModelInfo("m", capabilities=frozenset({"max_total_tokens"}))
+
+    async def count_tokens(self, text: str) -> int:
+        raise AssertionError("it counts by itself")
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+        if sampling.max_total_tokens and sampling.max_total_tokens <= 7:
+            raise no_room(7, sampling.max_total_tokens)
+        async with aclosing(super().generate(prompt, sampling, options)) as events:
+            async for event in events:
+                yield event
+
+
+async def test_a_model_server_that_keeps_prompt_and_answer_within_a_limit_is_told_it() -> None:
+    server = Keeping([["a", "b"]])
+    generator = TextGenerator(server, "m")
+    await collect(generator.generate(GenerationRequest("what is it", sampling=Sampling(5), max_total_tokens=8)))
+    assert [sampling for _, sampling, _ in server.asked] == [Sampling(5, max_total_tokens=8)]
+    with pytest.raises(InvalidRequest, match="limit: the prompt alone has 7 tokens"):
+        await collect(generator.generate(GenerationRequest("what is it", max_total_tokens=7, total_field="limit")))
+    usual = GenerationRequest("what is it", max_total_tokens=7, total_is_default=True)
+    assert (await collect(generator.generate(usual))).text == "a"
 
 
 async def test_whether_prompt_and_answer_can_be_counted_together_is_a_capability() -> None:

@@ -326,9 +326,13 @@ async def test_all_answers_of_a_body_are_made_at_once(monkeypatch: pytest.Monkey
 
 def test_the_seeds_falcon_bodies_ask_for_a_text_of_200_tokens_with_its_prompt() -> None:
     sampled = Sampling(temperature=1.0, top_k=10, top_p=1.0)
-    assert chat(FALCON) == [GenerationRequest("YOUR_PROMPT_HERE", sampling=sampled, max_total_tokens=200)]
+    assert chat(FALCON) == [
+        GenerationRequest("YOUR_PROMPT_HERE", sampling=sampled, max_total_tokens=200, total_is_default=True)
+    ]
     explicit = Sampling(temperature=1.0, top_k=10, top_p=1.0, typical_p=1.0, repetition_penalty=1.0)
-    assert chat(FALCON_ADVANCED) == [GenerationRequest("YOUR_PROMPT_HERE", sampling=explicit, max_total_tokens=200)]
+    assert chat(FALCON_ADVANCED) == [
+        GenerationRequest("YOUR_PROMPT_HERE", sampling=explicit, max_total_tokens=200, total_field="max_length")
+    ]
 
 
 async def test_the_seeds_falcon_bodies_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +387,7 @@ def test_parameters_that_the_model_server_does_not_know_are_ignored() -> None:
 def test_generate_kwargs_are_the_flat_parameters_and_beat_them() -> None:
     request = continued(top_k=3, temperature=0.5, generate_kwargs={"top_k": 4, "max_length": 50, "typical_p": 0.9})
     assert request.sampling == Sampling(temperature=0.5, top_k=4, top_p=1.0, typical_p=0.9)
-    assert request.max_total_tokens == 50
+    assert (request.max_total_tokens, request.total_field) == (50, "generate_kwargs.max_length")
 
 
 def test_max_new_tokens_is_of_the_answer_and_voids_max_length() -> None:

@@ -102,6 +102,7 @@ def test_where_parameters_are_silent_the_familys_defaults_count(
 ) -> None:
     asked = request(params, family)
     assert (asked.sampling, asked.max_total_tokens) == (expected, most_in_all)
+    assert asked.total_is_default == (most_in_all is not None)
 
 
 def test_every_family_has_defaults() -> None:
@@ -171,6 +172,7 @@ def test_a_limit_of_the_answer_goes_before_one_of_prompt_and_answer_and_both_bef
 ) -> None:
     asked = request(params, family)
     assert (asked.sampling.max_tokens, asked.max_total_tokens) == (most, most_in_all)
+    assert not asked.total_is_default
 
 
 def test_a_least_length_goes_to_model_servers_that_know_one() -> None:
@@ -478,7 +480,7 @@ async def test_prompt_and_answer_together_are_limited_where_tokens_are_counted(m
     assert (answer.json, answer.headers["x-finish-reason"]) == ("ab", "length")
     assert "x-ignored-params" not in answer.headers
     assert refused.status == 400
-    assert refused.json["detail"].startswith("max_length: the prompt alone has 4 tokens")
+    assert refused.json["detail"].startswith("params.max_length: the prompt alone has 4 tokens")
 
 
 async def test_a_vector_is_a_bare_array(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ async def test_cancelling_before_the_first_token_closes_it_at_the_model_server(
 
 
 async def test_every_field_of_sampling_arrives(framework: Callable[[ModelServer], ModelServer]) -> None:
-    sampling = Sampling(7, 0.5, 0.9, 40, 0.8, 1.1, 0.2, 0.3, 42, ("a", "b"))
+    sampling = Sampling(7, 0.5, 0.9, 40, 0.8, 1.1, 0.2, 0.3, 42, ("a", "b"), 99)
     assert None not in [getattr(sampling, name) for name in Sampling.__dataclass_fields__]
     scripted = Scripted()
     await collect(framework(scripted).generate(QUESTION, sampling, {"user": "x"}))
