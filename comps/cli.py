@@ -161,10 +161,11 @@ async def _ask(settings: Settings, request: GenerationRequest) -> None:
                 match event:
                     case TextDelta(text):
                         print(text, end="", flush=True)
-                    case Finished(reason):
+                    case Finished(reason, usage):
                         print(flush=True)
                         if reason != "stop":
-                            _say(f"[cut short: {reason}; --max-tokens allows more]")
+                            reached = usage and usage.completion_tokens == request.sampling.max_tokens
+                            _say(f"[cut short: {reason}{'; --max-tokens allows more' if reached else ''}]")
     finally:
         await generator.server.aclose()
 

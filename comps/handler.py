@@ -131,10 +131,9 @@ class Handler:
             return
         generations = await at_once([collect(answer) for answer in answers])
         exchange.usage = total(generation.usage for generation in generations)
-        reasons = [choice.reason for generation in generations for choice in generation.choices]
-        if reasons:
-            exchange.reason = reasons[0]
-            headers.append((b"x-finish-reason", ",".join(reasons).encode()))
+        reasons = call.ends(generations)
+        exchange.reason = reasons[0]
+        headers.append((b"x-finish-reason", ",".join(reasons).encode()))
         await reply.whole(200, call.style.encode(call.reply(generations, _stamp(info))), headers)
 
     def _ignored(self, call: Call, info: ModelInfo) -> list[tuple[bytes, bytes]]:
@@ -159,9 +158,8 @@ async def _in_place(party: Party, events: AsyncGenerator[Event]) -> AsyncGenerat
 
 
 def _honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
-    """The request as its model server gets it: the model is found, and options that it does not know are left out."""
-    options = {name: value for name, value in request.options.items() if name in info.capabilities}
-    return replace(request, model=None, options=options)
+    """The request as its model server gets it: options that it does not know are left out."""
+    return replace(request, options={name: one for name, one in request.options.items() if name in info.capabilities})
 
 
 def _stamp(info: ModelInfo) -> Stamp:

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from comps.core.types import JSON
-from comps.dialects.base import STATUS
+from comps.dialects.base import STATUS, Call, EmbeddingCall, GenerationCall, TokenCountCall
 from comps.dialects.desk import Desk
 
 
@@ -54,13 +54,20 @@ def _operation(desk: Desk, document: dict[str, Any]) -> JSON:
         for number, (summary, body) in enumerate(call.examples.items(), 1)
     }
     content = {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]}, "examples": examples}
-    statuses = sorted({200, *STATUS.values()})
+    styles = [call.style.statuses for call, _ in desk.calls]
+    statuses = sorted({200, *STATUS.values(), *(status for style in styles for status in style.values())})
     return {
-        "summary": "Answer a question",
+        "summary": next(said for kind, said in _SUMMARIES.items() if issubclass(desk.calls[0][0], kind)),
         "operationId": re.sub(r"\W+", "_", _shown(desk.path)).strip("_"),
         "requestBody": {"required": True, "content": {"application/json": content}},
         "responses": {str(status): {"description": _RESPONSES.get(status, "Error")} for status in statuses},
     }
 
 
+_SUMMARIES: dict[type[Call], str] = {
+    GenerationCall: "Generate text",
+    EmbeddingCall: "Turn texts into vectors",
+    TokenCountCall: "Count the tokens of a text",
+}
+"""By what a path is asked for; a path is for one kind of work."""
 _RESPONSES = {200: "The answer, whole (JSON) or streamed", 429: "Too many requests at once"}

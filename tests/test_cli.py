@@ -11,11 +11,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+import comps.cli
+from comps.core.generator import Models, TextGenerator
+from comps.core.types import JSON, Event, Finished, Prompt, Sampling, TextDelta, Usage
+from comps.model_servers.scripted import Scripted
 
 ROOT = Path(__file__).parent.parent
 PATH = "/v1/chat/completions"
@@ -378,7 +383,23 @@ def test_ask_prints_the_answer_and_nothing_else_on_standard_output(answers: str)
         "ask", "?", "--max-tokens", "3", environment={"MODEL_SERVER": "scripted", "LLM_MODEL_SERVER_ENDPOINT": answers}
     )
     assert (done.returncode, done.stdout) == (0, " word0 word1 word2\n")
-    assert "cut short: length" in done.stderr
+    assert "cut short: length; --max-tokens allows more" in done.stderr
+
+
+def test_ask_does_not_blame_its_limit_for_what_the_context_window_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(comps.cli, "open_models", lambda _: Models([TextGenerator(Full(), "full")]))
+    comps.cli.ask("?", max_tokens=3)
+    assert capsys.readouterr() == ("one\n", "[cut short: length]\n")
+
+
+class Full(Scripted):
+    """A model server whose context window has room for one token."""
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+        yield TextDelta("one")
+        yield Finished("length", Usage(7, 1))
 
 
 def test_ask_answers_from_documents_and_the_folder_it_is_run_in_lends_it_no_module(tmp_path: Path) -> None:

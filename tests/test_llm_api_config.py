@@ -44,7 +44,7 @@ def write(tmp_path: Path) -> Write:
     return written
 
 
-def load(file: Path) -> Settings:
+def load(file: Path | None) -> Settings:
     return load_settings(file, KINDS, DIALECTS, ("openvino", "scripted"))
 
 
@@ -158,7 +158,7 @@ def test_the_seed_s_gptq_llama_runs_in_transformers(write: Write) -> None:
         (LLAMA, "seed: 1337", "seed", 1337),
         (LLAMA, "lora_path: /lora.gguf", "lora_path", "/lora.gguf"),
         (LLAMA, "tensor_split: [1, 0.5]", "tensor_split", [1, 0.5]),
-        (LLAMA, "flash_attn: yes", "flash_attn", True),
+        (LLAMA, "use_mmap: no", "use_mmap", False),
         (LLAMA, "n_ctx: null", "n_ctx", 2000),
         (HUGGINGFACE, "load_in_8bit: True", "load_in_8bit", True),
         (HUGGINGFACE, "max_memory: {0: 10GiB, cpu: 1GiB}", "max_memory", {"0": "10GiB", "cpu": "1GiB"}),
@@ -211,11 +211,25 @@ def test_the_families_of_older_versions_are_llama_s_and_keep_their_folders(write
         (LLAMA.replace("}", ", convert: True}"), "setup_params.convert: no effect here: llama.cpp reads GGUF"),
         (LLAMA.replace("}", ", migrate: False}"), "setup_params.migrate: no effect here: llama.cpp reads GGUF"),
         (LLAMA.replace("}", ", other: 1}"), "setup_params.other: no effect here: llama looks at no such key"),
+        (LLAMA.replace("}", ", n_ctx: 9}"), "setup_params.n_ctx: no effect here: llama looks at no such key"),
         (f"{LLAMA}model_name: 7b", "model_name: no effect here: setup_params says which model it is"),
+        (f"{LLAMA}model_params: {{n_gqa: 8}}", "model_params.n_gqa: no effect here: llama looks at no such key"),
+        (f"{LLAMA}model_params: {{logits_all: no}}", "model_params.logits_all: no effect here: llama looks at no such"),
+        (f"{LLAMA}model_params: {{total_seconds: 5}}", "model_params.total_seconds: no effect here: llama looks at no"),
+        (f"{LLAMA}model_params: {{model_server: tgi}}", "model_params.model_server: no effect here: llama looks at no"),
+        (f"{LLAMA}model_params: {{hf_token: hush}}", "model_params.hf_token: no effect here: llama looks at no such"),
         (
             f"{HUGGINGFACE}model_params: {{use_auth_token: hush}}",
             "model_params.use_auth_token: no effect here: the env",
         ),
+        (
+            f"{HUGGINGFACE}model_params: {{hf_token: hush}}",
+            "model_params.hf_token: no effect here: the environment has",
+        ),
+        (f"{HUGGINGFACE}model_params: {{use_fast: no}}", "model_params.use_fast: no effect here: the tokenizer is as"),
+        (f"{HUGGINGFACE}model_params: {{padding_side: left}}", "model_params.padding_side: no effect here: texts are"),
+        (HUGGINGFACE.replace("}", ", proxies: {}}"), "setup_params.proxies: no effect here: the environment has the"),
+        (f"{GPTQ}model_params: {{act_order: True}}", "model_params.act_order: no effect here: gptq_llama looks at no"),
         (f"{GPTQ}model_params: {{st_device: 0}}", "model_params.st_device: no effect here: weights go straight"),
         (f"{AWQ}model_params: {{fuse_layers: True}}", "model_params.fuse_layers: no effect here: transformers fuses"),
     ],
@@ -237,10 +251,22 @@ def test_of_two_keys_for_the_same_the_one_that_llm_api_reads_counts(write: Write
     assert settings.without_effect == (said,)
 
 
-def test_a_secret_of_an_engine_stays_out_of_the_file(write: Write) -> None:
-    message = mistake(write(f"{HUGGINGFACE}model_params: {{hf_token: hush}}\n"))
-    assert "a secret comes from the environment only" in message
-    assert "hush" not in message
+@pytest.mark.parametrize("key", ["device", "context_window", "total_seconds", "framework", "model_server", "a.b"])
+def test_a_key_that_is_passed_on_is_the_engine_s_alone_whatever_it_is_called(write: Write, key: str) -> None:
+    settings = load(write(f"{HUGGINGFACE}model_params: {{{key}: 5}}\n"))
+    assert settings.model == load(write(HUGGINGFACE)).model
+    assert engine(settings)[key] == 5
+
+
+def test_a_key_for_the_model_s_configuration_changes_that_and_config_params_goes_before_it(write: Write) -> None:
+    begins = HUGGINGFACE.replace("}", ", rope_theta: 5, n_layer: 2, revision: main, config_params: {n_layer: 1}}")
+    file = write(begins)
+    settings = load(file)
+    assert engine(settings)["config_params"] == {"rope_theta": 5, "n_layer": 1}
+    assert engine(settings)["revision"] == "main"
+    keys = ("rope_theta", "n_layer", "config_params")
+    assert source(settings, "config_params") == ", ".join(f"{file} setup_params.{key}" for key in keys)
+    assert settings.without_effect == ()
 
 
 # The service itself
@@ -323,6 +349,32 @@ def test_another_model_server_of_the_environment_takes_none_of_the_engine_s_sett
     assert settings.without_effect == (said,)
 
 
+@pytest.mark.parametrize(
+    ("begins", "left", "own"),
+    [
+        (LLAMA, "local_dir", "user/repo/a.gguf"),
+        (HUGGINGFACE, "cache_dir and tokenizer", "user/repo"),
+        (GPTQ, "local_dir and cache_dir", "user/repo/a.safetensors"),
+        (AWQ, "local_dir and cache_dir and tokenizer", "user/repo/a.safetensors"),
+    ],
+)
+def test_another_model_of_the_environment_is_not_looked_for_in_the_files_of_the_file_s_own(
+    write: Write, monkeypatch: pytest.MonkeyPatch, begins: str, left: str, own: str
+) -> None:
+    file = write(begins)
+    monkeypatch.setenv("LLM_NAME", own)
+    assert load(file).without_effect == ()
+    before = engine(load(file))
+    monkeypatch.setenv("LLM_NAME", "new/repo/a.gguf")
+    settings = load(file)
+    assert settings.model.model_name == "new/repo/a.gguf"
+    assert engine(settings) == {key: one for key, one in before.items() if key not in left.split(" and ")}
+    said = f"{file}: no effect here: its {left} of {own}; environment LLM_NAME has new/repo/a.gguf"
+    assert settings.without_effect == (said,)
+    monkeypatch.setenv("LLM_ENGINE_CACHE_DIR", "/mine")
+    assert engine(load(file))["cache_dir"] == "/mine"
+
+
 def test_the_environment_alone_can_say_it_all(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_API_MODEL_FAMILY", "llama")
     monkeypatch.setenv("LLM_API_SETUP_PARAMS", json.dumps({"repo_id": "user/repo", "filename": "a.gguf"}))
@@ -347,10 +399,25 @@ def test_other_variables_that_begin_so_are_its_clients_and_ignored(
     assert load(file).listing == before.listing
 
 
-def test_its_environment_says_nothing_where_the_file_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my.ini").write_text("[Model]\nmodel_server = scripted\n")
+@pytest.mark.parametrize("file", [None, "my.ini"])
+def test_its_environment_has_no_effect_where_the_file_is_none_of_its_own_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.ini").write_text("")
+    monkeypatch.setenv("LLM_API_KEY", "hush")
+    monkeypatch.setenv("LLM_API_FAMILY", "llama")
+    assert load(Path(file) if file else None).without_effect == ()
     monkeypatch.setenv("LLM_API_PORT", "8001")
-    assert load(tmp_path / "my.ini").microservice.port == 9000
+    monkeypatch.setenv("LLM_API_MODEL_FAMILY", "llama")
+    settings = load(Path(file) if file else None)
+    assert settings.microservice.port == 9000
+    [said] = settings.without_effect
+    assert said.startswith("environment LLM_API_")
+    assert "LLM_API_PORT" in said
+    assert said.endswith(
+        ": no effect here: llm-api's variables go with its config.yaml, which may be empty: --config config.yaml"
+    )
 
 
 # What is wrong

@@ -123,10 +123,14 @@ def test_every_file_of_settings_that_is_printed_can_be_served(tmp_path: Path, bl
     assert models[1:] == re.findall(r"\[Model\.(.+)\]", block)
 
 
-def test_the_answers_printed_have_the_form_of_real_ones() -> None:
-    printed = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", README, re.DOTALL)]
-    assert printed
-    assert set(printed[0]) == {"id", "text", "prompt"}
+async def test_the_answer_printed_has_the_form_of_the_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    (printed,) = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", README, re.DOTALL)]
+    asked = re.search(r"-d '(.*?)'", CURLS[0], re.DOTALL)
+    assert asked
+    async with running(Scripted([[printed["text"]]]), monkeypatch) as service:
+        answer = await service.post(json.loads(asked[1]), "/v1/chat/completions")
+    assert {**answer.json, "id": printed["id"]} == printed
+    assert len(answer.json["id"]) == len(printed["id"])
 
 
 def test_links_lead_to_files_that_exist() -> None:

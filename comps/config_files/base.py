@@ -8,6 +8,15 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from comps.core.errors import SettingsError
+from comps.core.types import JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A value, and where it stands."""
+
+    value: JSON
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +25,13 @@ class ConfigFile:
 
     path: Path | None = None
     """None: there is no file, and nothing is said."""
-    sections: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """The values by heading and key, as config.ini would have them."""
-    sources: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """Where a value (by heading and key) comes from, unless the path says it all."""
+    sections: Mapping[str, Mapping[str, Said]] = field(default_factory=dict)
+    """The values by heading and key, each a text as config.ini would have it."""
+    engine: Mapping[str, Said] = field(default_factory=dict)
+    """The settings of the engine of `[Model]`, with their types, of a file that has them in a place of their own; in
+    config.ini they are keys of the section."""
+    files_of_model: Collection[str] = ()
+    """Those of `engine` that say where the files of the file's own model are."""
     without_effect: tuple[str, ...] = ()
     """What is there and does nothing here, with the reason; a sentence each."""
     first_dialect: str = ""
@@ -27,9 +39,6 @@ class ConfigFile:
 
     def __str__(self) -> str:
         return str(self.path)
-
-    def source(self, heading: str, key: str) -> str:
-        return self.sources.get((heading, key), str(self.path))
 
 
 def read_text(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from configparser import ConfigParser, Error
 from pathlib import Path
 
-from comps.config_files.base import ConfigFile, read_text
+from comps.config_files.base import ConfigFile, Said, read_text
 from comps.core.errors import SettingsError
 
 
@@ -20,4 +20,7 @@ def read_ini(path: Path) -> ConfigFile:
         parser.read_string(read_text(path), source=str(path))
     except Error as error:
         raise SettingsError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    return ConfigFile(path, {heading: dict(parser[heading]) for heading in parser.sections()})
+    sections = {
+        heading: {key: Said(text, str(path)) for key, text in parser[heading].items()} for heading in parser.sections()
+    }
+    return ConfigFile(path, sections)

@@ -13,15 +13,17 @@ from pathlib import Path
 
 import yaml
 
-from comps.config_files.base import ConfigFile, nearest, read_text
+from comps.config_files.base import ConfigFile, Said, nearest, read_text
 from comps.config_files.llm_api_models import (
     DEFAULT,
     FAMILIES,
     OLDER,
+    Config,
     Keys,
-    Said,
+    engine_of,
+    files_of,
     merged,
-    model_settings,
+    model_of,
     without_effect,
 )
 from comps.core.errors import SettingsError
@@ -42,54 +44,68 @@ def read_llm_api(path: Path) -> ConfigFile:
     Raises:
         SettingsError: The file cannot be read, a key of it is unknown, or what a model needs is missing.
     """
-    said = _all(path)
+    config = _config(path)
     lost: list[str] = []
-    if name := said.get("model_name"):
+    if name := config.keys.get("model_name"):
         lost.append(without_effect(name, "setup_params says which model it is"))
-    family = _family(path, said)
-    level = said["log_level"]
-    values = {
-        ("Logging", "log_level"): Said(_LEVELS.get(level.value, level.value), level.source),
-        ("OPEA_Microservice", "host"): said["host"],
-        ("OPEA_Microservice", "port"): said["port"],
-        ("Dialects", "llm_api_family"): family,
+    family = _family(path, config.keys)
+    level = config.keys["log_level"]
+    sections = {
+        "Logging": {"log_level": Said(_LEVELS.get(level.value, level.value), level.source)},
+        "OPEA_Microservice": {"host": config.keys["host"], "port": config.keys["port"]},
+        "Model": model_of(path, config, family),
+        "Dialects": {"llm_api_family": family},
     }
-    values |= {("Model", key): one for key, one in model_settings(path, said, family, lost).items()}
-    sections: dict[str, dict[str, str]] = {}
-    for (heading, key), one in values.items():
-        sections.setdefault(heading, {})[key] = str(one.value)
-    sources = {where: one.source for where, one in values.items()}
-    return ConfigFile(path, sections, sources, tuple(lost), first_dialect="llm_api")
+    return ConfigFile(
+        path,
+        {heading: {key: _as_text(one) for key, one in keys.items()} for heading, keys in sections.items()},
+        engine_of(config, family, lost),
+        files_of(family),
+        tuple(lost),
+        first_dialect="llm_api",
+    )
 
 
-def _family(path: Path, said: Keys) -> Said:
-    if "model_family" not in said:
+def without_config_yaml() -> tuple[str, ...]:
+    """What is to be said of the `LLM_API_` environment where no config.yaml is read; llm-api itself needed none."""
+    variables = ", ".join(variable for variable, _ in _set_variables())
+    why = "llm-api's variables go with its config.yaml, which may be empty: --config config.yaml"
+    return (without_effect(Said(None, f"environment {variables}"), why),) if variables else ()
+
+
+def _as_text(one: Said) -> Said:
+    return Said(str(one.value), one.source)
+
+
+def _family(path: Path, keys: Keys) -> Said:
+    if "model_family" not in keys:
         raise SettingsError(f"{path}: model_family: missing; known: {', '.join(FAMILIES)}")
-    named = said["model_family"]
+    named = keys["model_family"]
     family = OLDER.get(str(named.value), str(named.value))
     if family not in FAMILIES:
         raise SettingsError(f"{named.source}: model_family = {family}: unknown{nearest(family, FAMILIES)}")
     return Said(family, named.source)
 
 
-def _all(path: Path) -> Keys:
-    """Every key that is set, the members of an object as `object.member`."""
-    said = {key: Said(value, DEFAULT) for key, value in _DEFAULTS.items()}
+def _config(path: Path) -> Config:
+    """Every key that is set."""
+    config = Config({key: Said(value, DEFAULT) for key, value in _DEFAULTS.items()}, {}, {})
+    objects = {"setup_params": config.setup_params, "model_params": config.model_params}
     for key, one in (*_written(path), *_variables()):
         if one.value is None:
             continue
-        if (key in _OBJECTS) != isinstance(one.value, dict) or isinstance(one.value, list):
+        if (key in objects) != isinstance(one.value, dict) or isinstance(one.value, list):
             raise SettingsError(
-                f"{one.source} = {one.value}: not {'an object' if key in _OBJECTS else 'a single value'}"
+                f"{one.source} = {one.value}: not {'an object' if key in objects else 'a single value'}"
             )
-        if key not in _OBJECTS:
-            said[key] = one
+        if key not in objects:
+            config.keys[key] = one
             continue
+        members = objects[key]
         for name, value in one.value.items():
-            whole = f"{key}.{name}"
-            below = said[whole].value if whole in said else None
-            said[whole] = Said(merged(below, value), f"{one.source}.{name}")
-    return said
+            below = members[name].value if name in members else None
+            members[name] = Said(merged(below, value), f"{one.source}.{name}")
+    return config
 
 
 def _written(path: Path) -> Iterator[tuple[str, Said]]:
@@ -115,11 +131,18 @@ def _written(path: Path) -> Iterator[tuple[str, Said]]:
 
 
 def _variables() -> Iterator[tuple[str, Said]]:
-    """The keys of the environment, in capitals or not; other variables that begin so are llm-api's clients'."""
-    for variable, text in os.environ.items():
+    """The keys of the environment."""
+    for variable, key in _set_variables():
+        text = os.environ[variable]
+        yield key, Said(_object(text, variable) if key in _OBJECTS else text, f"environment {variable}")
+
+
+def _set_variables() -> Iterator[tuple[str, str]]:
+    """The variables that are set, in capitals or not, and their keys; others that begin so are llm-api's clients'."""
+    for variable in os.environ:
         key = variable.lower().removeprefix(PREFIX.lower())
         if variable.upper().startswith(PREFIX) and key in _KEYS:
-            yield key, Said(_object(text, variable) if key in _OBJECTS else text, f"environment {variable}")
+            yield variable, key
 
 
 def _object(text: str, variable: str) -> JSON:

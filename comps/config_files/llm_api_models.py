@@ -1,40 +1,41 @@
 """How llm-api's model families run here: their keys under the names of our engines, and the folders of their files.
 
-What llm-api made of each key is read in https://github.com/1b5d/llm-api, app/llms. A key that it did not know goes to
-the engine as it is.
+What llm-api made of each key is read in https://github.com/1b5d/llm-api, app/llms.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import md5
 from pathlib import Path
 from typing import TypeAlias
 
+from comps.config_files.base import Said
 from comps.core.errors import SettingsError
 from comps.core.types import JSON
 
 DEFAULT = "default of llm-api"
 """Where a value comes from that is neither in the file nor in the environment."""
 
+Keys: TypeAlias = dict[str, Said]
+"""Keys that are set."""
+Place: TypeAlias = tuple[str, ...]
+"""An engine's setting, or a member of one that is an object."""
+
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A value, and where it stands."""
+class Config:
+    """What the file and the environment say together."""
 
-    value: JSON
-    source: str
-
-
-Keys: TypeAlias = dict[str, Said]
-"""Keys that are set; a member of an object is `object.member`."""
+    keys: Keys
+    setup_params: Keys
+    model_params: Keys
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How the models of a family run here. An engine's setting may be part of another one: `object.member`."""
+    """How the models of a family run here."""
 
     kind: str
     """The model server that runs them."""
@@ -44,18 +45,39 @@ class Family:
     """The engine's settings that are this folder."""
     defaults: Mapping[str, JSON] = field(default_factory=dict)
     """The engine's settings where nothing is said, as far as an answer depends on them."""
-    names: Mapping[str, str] = field(default_factory=dict)
-    """Keys by what the engine calls them, if that is another name; of several for the same, the first counts."""
+    setup: Mapping[str, Place] = field(default_factory=dict)
+    """The further keys of `setup_params` by what they are to the engine."""
+    params: Mapping[str, Place] = field(default_factory=dict)
+    """The keys of `model_params` by what they are to the engine; of several for the same, the first counts."""
+    other_setup: Place | None = None
+    """What all other keys of `setup_params` are part of; None: llm-api looked at none of them."""
+    other_params: Place | None = None
+    """The same for `model_params`; empty: each is a setting of its own."""
     lost: Mapping[str, str] = field(default_factory=dict)
     """The keys that have no effect here, and why."""
-    setup: bool = False
-    """Whether the other keys of `setup_params` are the engine's too; else llm-api looked at none of them."""
+
+
+def _same(*keys: str) -> dict[str, Place]:
+    """Keys that the engine has under the same name."""
+    return {key: (key,) for key in keys}
 
 
 _TOKEN = "the environment has the token for the Hugging Face hub: HF_TOKEN"
-_HUB = {"token": _TOKEN, "use_auth_token": _TOKEN}
 _OLD_FORMAT = "llama.cpp reads GGUF files alone; it has scripts that convert older ones, once"
-_QUANTISED = "config_params.quantization_config"
+_QUANTISED = ("config_params", "quantization_config")
+_KERNELS = "transformers chooses the kernels"
+_NEVER_CUT = "texts are neither padded nor cut"
+_AS_ITS_FILES_SAY = "the tokenizer is as its files say"
+_PASSED_ON = {
+    **dict.fromkeys(("token", "use_auth_token", "hf_token"), _TOKEN),
+    "proxies": "the environment has the proxies: HTTPS_PROXY",
+    "resume_download": "a download is always resumed",
+    **dict.fromkeys(("padding_side", "truncation_side", "return_token_type_ids"), _NEVER_CUT),
+    **dict.fromkeys(("use_fast", "legacy", "model_max_length", "clean_up_tokenization_spaces"), _AS_ITS_FILES_SAY),
+    **dict.fromkeys(("add_bos_token", "add_eos_token", "add_prefix_space"), _AS_ITS_FILES_SAY),
+    **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _AS_ITS_FILES_SAY),
+}
+"""What llm-api passed on, with all the rest, to the hub and to the tokenizer."""
 
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(
@@ -63,18 +85,19 @@ FAMILIES: Mapping[str, Family] = {
         named_by=("repo_id", "filename"),
         folders=("local_dir",),
         defaults={"n_ctx": 2000, "last_n_tokens_size": 64, "embedding": True},
-        names={
-            "n_ctx": "n_ctx",
-            "ctx_size": "n_ctx",
-            "num_threads": "n_threads",
-            "n_threads": "n_threads",
-            "batch_size": "n_batch",
-            "n_batch": "n_batch",
+        params={
+            "n_ctx": ("n_ctx",),
+            "ctx_size": ("n_ctx",),
+            "num_threads": ("n_threads",),
+            "n_threads": ("n_threads",),
+            "batch_size": ("n_batch",),
+            "n_batch": ("n_batch",),
+            **_same("n_gpu_layers", "seed", "use_mmap", "last_n_tokens_size", "lora_base", "lora_path"),
+            **_same("tensor_split", "rope_freq_base", "rope_freq_scale", "verbose"),
         },
         lost={
             "n_parts": "llama.cpp finds the parts of a model itself",
             "low_vram": "llama.cpp has no such mode any more",
-            "f16_kv": "type_k and type_v say how the context is kept, and f16 is their default",
             "convert": _OLD_FORMAT,
             "migrate": _OLD_FORMAT,
         },
@@ -83,32 +106,48 @@ FAMILIES: Mapping[str, Family] = {
         "transformers",
         named_by=("repo_id",),
         folders=("cache_dir",),
-        names={"tokenizer_repo_id": "tokenizer"},
-        lost={**_HUB, "low_cpu_mem_usage": "weights are always read that way"},
-        setup=True,
+        setup={
+            "tokenizer_repo_id": ("tokenizer",),
+            **_same("cache_dir", "force_download", "local_files_only", "revision", "subfolder"),
+            **_same("trust_remote_code", "code_revision", "config_params"),
+        },
+        other_setup=("config_params",),
+        other_params=(),
+        lost={
+            **_PASSED_ON,
+            "low_cpu_mem_usage": "weights are always read that way",
+            "offload_state_dict": "weights go straight to the device",
+            "use_flash_attention_2": "attn_implementation says how attention is computed",
+        },
     ),
     "gptq_llama": Family(
         "transformers",
         named_by=("repo_id", "filename"),
         folders=("local_dir", "cache_dir"),
         defaults={
-            f"{_QUANTISED}.quant_method": "gptq",
-            f"{_QUANTISED}.bits": 4,
-            f"{_QUANTISED}.group_size": 128,
+            "config_params": {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}},
             "device_map": "cuda:0",
         },
-        names={"wbits": f"{_QUANTISED}.bits", "group_size": f"{_QUANTISED}.group_size", "device": "device_map"},
-        lost={**_HUB, "st_device": "weights go straight to the device"},
+        params={
+            "wbits": (*_QUANTISED, "bits"),
+            "group_size": (*_QUANTISED, "group_size"),
+            "device": ("device_map",),
+            **_same("cuda_visible_devices"),
+        },
+        lost={"st_device": "weights go straight to the device"},
     ),
     "autoawq": Family(
         "transformers",
         named_by=("repo_id", "filename"),
         folders=("local_dir", "cache_dir"),
-        defaults={f"{_QUANTISED}.quant_method": "awq", "device_map": "cuda:0"},
-        names={"tokenizer_repo_id": "tokenizer"},
+        defaults={"config_params": {"quantization_config": {"quant_method": "awq"}}, "device_map": "cuda:0"},
+        setup={"tokenizer_repo_id": ("tokenizer",)},
+        other_params=(),
         lost={
-            **_HUB,
+            **_PASSED_ON,
             "fuse_layers": "transformers fuses no layers",
+            "use_exllama": _KERNELS,
+            "use_exllama_v2": _KERNELS,
             "safetensors": "filename says what the weights are in",
             "batch_size": "a request's cache grows with its answer",
             "max_new_tokens": "a request's cache grows with its answer",
@@ -119,73 +158,87 @@ OLDER = {"alpaca": "llama", "vicuna": "llama"}
 """What the family was called until 0.0.4."""
 
 
-def model_settings(path: Path, said: Keys, family: Said, lost: list[str]) -> Keys:
-    """The keys of `[Model]`, its engine's among them; what has no effect is added to `lost`.
+def model_of(path: Path, config: Config, family: Said) -> Keys:
+    """The keys of `[Model]`.
 
     Raises:
         SettingsError: It is not said which model it is.
     """
-    how = FAMILIES[str(family.value)]
-    setup, params = _members(said, "setup_params"), _members(said, "model_params")
-    named = {key: setup.pop(key, Said(None, "")) for key in how.named_by}
+    how = FAMILIES[family.value]
+    named = {key: config.setup_params.get(key, Said(None, "")) for key in how.named_by}
     for key, one in named.items():
         if not one.value:
             raise SettingsError(f"{path}: setup_params.{key}: missing; {family.value} needs it")
-    if not how.setup:
-        for key in [key for key in setup if key not in (*how.names, *how.lost)]:
-            lost.append(without_effect(setup.pop(key), f"{family.value} looks at no such key"))
-    folder = _folder(said, str(named[how.named_by[-1]].value))
-    engine = {name: Said(value, DEFAULT) for name, value in how.defaults.items()}
-    engine |= dict.fromkeys(how.folders, folder)
-    engine |= _engine(how, [*params.items(), *setup.items()], lost)
     return {
-        **_as_settings(engine),
         "model_name": Said("/".join(str(one.value) for one in named.values()), _together(named.values())),
         "model_server": Said(how.kind, family.source),
     }
 
 
-def _folder(said: Keys, digested: str) -> Said:
+def engine_of(config: Config, family: Said, lost: list[str]) -> Keys:
+    """The settings of the model's engine; what has no effect is added to `lost`."""
+    how = FAMILIES[family.value]
+    given: dict[Place, Said] = {(name,): Said(value, DEFAULT) for name, value in how.defaults.items()}
+    given |= dict.fromkeys(((name,) for name in how.folders), _folder(config, how))
+    given |= _placed(config, family, lost)
+    return _whole(given)
+
+
+def files_of(family: Said) -> tuple[str, ...]:
+    """The engine's settings that say where the files of the model are."""
+    return (*FAMILIES[family.value].folders, "tokenizer")
+
+
+def _folder(config: Config, how: Family) -> Said:
     """Where llm-api keeps a model: in a folder that is called by the family and digits of an MD5."""
+    digested = str(config.setup_params[how.named_by[-1]].value)
     digits = str(int(md5(digested.encode(), usedforsecurity=False).hexdigest(), 16))[:12]
-    models_dir = said["models_dir"]
-    return Said(f"{models_dir.value}/{said['model_family'].value}_{digits}", models_dir.source)
+    models_dir = config.keys["models_dir"]
+    return Said(f"{models_dir.value}/{config.keys['model_family'].value}_{digits}", models_dir.source)
 
 
-def _engine(how: Family, given: Iterable[tuple[str, Said]], lost: list[str]) -> Keys:
-    """What is given, under the engine's names; what has no effect is added to `lost`."""
-    order = {key: place for place, key in enumerate(how.names)}
-    engine: Keys = {}
-    for key, one in sorted(given, key=lambda item: order.get(item[0], len(order))):
-        name = how.names.get(key, key)
-        if key in how.lost:
-            lost.append(without_effect(one, how.lost[key]))
+def _placed(config: Config, family: Said, lost: list[str]) -> dict[Place, Said]:
+    """What is given, by what it is to the engine; what has no effect is added to `lost`."""
+    placed: dict[Place, Said] = {}
+    for place, key, one in _places(config, FAMILIES[family.value]):
+        why = FAMILIES[family.value].lost.get(key)
+        if why or place is None:
+            lost.append(without_effect(one, why or f"{family.value} looks at no such key"))
         elif one.value is None:
             continue
-        elif name not in engine:
-            engine[name] = one
-        elif one.value == engine[name].value:
-            engine[name] = Said(one.value, _together((engine[name], one)))
+        elif place not in placed:
+            placed[place] = one
+        elif one.value == placed[place].value:
+            placed[place] = Said(one.value, _together((placed[place], one)))
         else:
-            lost.append(without_effect(one, f"{engine[name].source} goes before it"))
-    return engine
+            lost.append(without_effect(one, f"{placed[place].source} goes before it"))
+    return placed
 
 
-def _as_settings(engine: Keys) -> Keys:
-    """Engine's settings as config.ini has them: an object whole, and text in quotes, so that it stays text."""
-    whole: dict[str, JSON] = {}
-    parts: dict[str, list[Said]] = {}
-    for name, one in engine.items():
-        first, *inner = name.split(".")
+def _places(config: Config, how: Family) -> Iterator[tuple[Place | None, str, Said]]:
+    """Every key with what it is to the engine, if llm-api looked at it. What goes before comes before, but what is part
+    of a setting before the setting, as llm-api set them."""
+    setup = {key: one for key, one in config.setup_params.items() if key not in how.named_by}
+    for keys, known, others in (
+        (config.model_params, how.params, how.other_params),
+        (setup, how.setup, how.other_setup),
+    ):
+        for key in [key for key in keys if key not in known]:
+            yield None if others is None else (*others, key), key, keys[key]
+        for key in [key for key in known if key in keys]:
+            yield known[key], key, keys[key]
+
+
+def _whole(given: Mapping[Place, Said]) -> Keys:
+    """The settings, each with its members in it."""
+    whole: Keys = {}
+    for (name, *members), one in given.items():
         value = one.value
-        for member in reversed(inner):
+        for member in reversed(members):
             value = {member: value}
-        whole = merged(whole, {first: value})
-        parts.setdefault(first, []).append(one)
-    return {
-        name: Said(f'"{value}"' if isinstance(value, str) else json.dumps(value), _together(parts[name]))
-        for name, value in whole.items()
-    }
+        below = whole.get(name)
+        whole[name] = Said(merged(below.value, value), _together((below, one))) if below else Said(value, one.source)
+    return whole
 
 
 def _together(parts: Iterable[Said]) -> str:
@@ -196,10 +249,6 @@ def _together(parts: Iterable[Said]) -> str:
 
 def without_effect(one: Said, why: str) -> str:
     return f"{one.source}: no effect here: {why}"
-
-
-def _members(said: Keys, name: str) -> Keys:
-    return {key.removeprefix(f"{name}."): one for key, one in said.items() if key.startswith(f"{name}.")}
 
 
 def merged(below: JSON, above: JSON) -> JSON:

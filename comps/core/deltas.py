@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Reversible
 from typing import Any
 
+from comps.core.errors import ModelServerError
 from comps.core.types import JSON
 
 
 def join_extra(so_far: Mapping[str, JSON], extra: Mapping[str, JSON]) -> dict[str, JSON]:
     """What came with the text up to now, and what comes with the next piece of it.
 
-    Texts (reasoning) and lists (of logprobs) are continued, objects field by field, tool calls by their index; of
+    Texts (reasoning) and lists (of logprobs) are continued, objects field by field, tool calls each by itself; of
     anything else the last word counts.
+
+    Raises:
+        ModelServerError: There are tool calls that are none.
     """
     joined = dict(so_far)
     for name, value in extra.items():
@@ -20,9 +24,35 @@ def join_extra(so_far: Mapping[str, JSON], extra: Mapping[str, JSON]) -> dict[st
     return joined
 
 
+class ToolCalls:
+    """The tool calls of an answer, by numbers of their own: a server may give each of them the index 0, or none."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, dict[str, JSON]] = {}
+
+    def numbered(self, pieces: JSON) -> list[JSON]:
+        """The next pieces of them, each with the index of its call, and of no other.
+
+        Raises:
+            ModelServerError: They are no such pieces.
+        """
+        return [{**piece, "index": self._number(piece)} for piece in _pieces(pieces)]
+
+    def _number(self, piece: dict[str, JSON]) -> int:
+        call = _call_of(self._calls.values(), piece)
+        if call is None:
+            index = piece.get("index")
+            free = index is not None and index not in self._calls
+            call = {"index": index, "number": index if free else max(self._calls, default=-1) + 1}
+            self._calls[call["number"]] = call
+        call["id"] = call.get("id") or piece.get("id")
+        number: int = call["number"]
+        return number
+
+
 def _joined(name: str, before: Any, value: JSON) -> JSON:
-    if name == "tool_calls" and isinstance(value, list):
-        return _join_calls(before or [], value)
+    if name == "tool_calls" and value is not None:
+        return _join_calls(before or [], _pieces(value))
     if isinstance(before, str) and isinstance(value, str):
         return before + value
     if isinstance(before, list) and isinstance(value, list):
@@ -32,15 +62,46 @@ def _joined(name: str, before: Any, value: JSON) -> JSON:
     return before if value is None else value
 
 
-def _join_calls(calls: list[JSON], pieces: list[JSON]) -> list[JSON]:
+def _join_calls(before: list[dict[str, JSON]], pieces: list[dict[str, JSON]]) -> list[JSON]:
     """Tool calls whose arguments come in pieces; what names a call is said once, or repeated."""
-    by_index: dict[Any, dict[str, JSON]] = {call.get("index"): call for call in calls}
+    calls = [dict(call) for call in before]
     for piece in pieces:
-        call = by_index.setdefault(piece.get("index"), {})
+        call = _call_of(calls, piece)
+        if call is None:
+            calls.append(call := {})
         function, further = call.get("function") or {}, piece.get("function") or {}
-        call.update({name: value for name, value in piece.items() if value is not None})
+        call.update({name: value for name, value in piece.items() if value not in (None, "")})
         if function or further:
             arguments = (function.get("arguments") or "") + (further.get("arguments") or "")
             named = {name: value for name, value in further.items() if value}
             call["function"] = {**function, **named, "arguments": arguments}
-    return list(by_index.values())
+    return calls
+
+
+def _call_of(calls: Reversible[dict[str, JSON]], piece: dict[str, JSON]) -> dict[str, JSON] | None:
+    """The call that a piece goes on with; None if it begins one."""
+    return next((call for call in reversed(calls) if _goes_on(call, piece)), None)
+
+
+def _goes_on(call: dict[str, JSON], piece: dict[str, JSON]) -> bool:
+    index, identity = piece.get("index"), piece.get("id")
+    if index is not None:
+        return bool(call.get("index") == index and (not identity or call.get("id") in (None, "", identity)))
+    if identity:
+        return bool(call.get("id") == identity)
+    return not (piece.get("function") or {}).get("name")
+
+
+def _pieces(value: JSON) -> list[dict[str, JSON]]:
+    if not (isinstance(value, list) and all(isinstance(piece, dict) and _makes_sense(piece) for piece in value)):
+        raise ModelServerError("the model server sent tool calls that make no sense")
+    return value
+
+
+def _makes_sense(piece: dict[str, JSON]) -> bool:
+    function = piece.get("function") or {}
+    return (
+        isinstance(piece.get("index"), int | None)
+        and isinstance(function, dict)
+        and all(isinstance(function.get(name), str | None) for name in ("name", "arguments"))
+    )

@@ -4,6 +4,7 @@ LLMError
 ├── InvalidRequest         the caller's fault; `field` names what to mend
 │   ├── Malformed          the body is not one that is read here: no JSON, or a field is missing or of a wrong type
 │   ├── PromptTooLong      the prompt does not fit the model's context window
+│   │   └── TextTooLong    nor does a text to embed or to count
 │   ├── UnknownModel       the model asked for is not served here
 │   ├── BodyTooLarge       the HTTP body is over the configured limit
 │   └── Forbidden          the settings do not allow it
@@ -59,18 +60,28 @@ class PromptTooLong(InvalidRequest):
     """The prompt leaves no room for an answer.
 
     Args:
-        prompt_tokens: Tokens of the prompt, the chat template's own included.
-        context_window: Tokens that the model can hold, prompt and answer together.
+        prompt_tokens: Tokens of the prompt, the chat template's own included; 0 if they are not known.
+        context_window: Tokens that the model can hold, prompt and answer together; 0 if it is not known.
         at_least: The prompt may have more tokens: it was not worth counting on.
+        said: The message, where a number is not known.
     """
 
-    def __init__(self, prompt_tokens: int, context_window: int, at_least: bool = False) -> None:
-        super().__init__(
-            f"the prompt has {'at least ' if at_least else ''}{prompt_tokens} tokens, and the model's context window "
-            f"holds {context_window}, of which at least 1 must be left for the answer"
-        )
+    _said = (
+        "the prompt has {tokens} tokens, and the model's context window holds {most}, of which at least 1 must be left "
+        "for the answer"
+    )
+
+    def __init__(self, prompt_tokens: int, context_window: int, at_least: bool = False, said: str = "") -> None:
+        tokens = f"at least {prompt_tokens}" if at_least else prompt_tokens
+        super().__init__(said or self._said.format(tokens=tokens, most=context_window))
         self.prompt_tokens = prompt_tokens
         self.context_window = context_window
+
+
+class TextTooLong(PromptTooLong):
+    """A text to embed or to count has more tokens than are taken; `context_window` says how many those are."""
+
+    _said = "the text has {tokens} tokens, and at most {most} are taken"
 
 
 class UnknownModel(InvalidRequest):
@@ -128,3 +139,10 @@ class Refused(ModelServerError):
 
 class SettingsError(LLMError):
     """A setting is missing, unknown or wrong."""
+
+
+def no_room(prompt_tokens: int, most: int, at_least: bool = False) -> InvalidRequest:
+    """The error of a prompt that fills `Sampling.max_total_tokens`, which it names; see `PromptTooLong`."""
+    tokens = f"at least {prompt_tokens}" if at_least else prompt_tokens
+    said = f"the prompt alone has {tokens} tokens, and {most} are allowed with the answer"
+    return InvalidRequest(said, "max_total_tokens")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from comps.core.deltas import join_extra
-from comps.core.errors import InvalidRequest, LLMError, ModelServerError, UnknownModel
+from comps.core.errors import InvalidRequest, ModelServerError, UnknownModel, no_room
 from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
 from comps.core.prompts import build_prompt, text_of
 from comps.core.types import (
@@ -21,9 +21,14 @@ from comps.core.types import (
     GenerationRequest,
     ModelInfo,
     Prompt,
+    Sampling,
+    Usage,
+    total,
 )
 
 T = TypeVar("T")
+
+_TOTAL = "max_total_tokens"
 
 
 class TextGenerator:
@@ -37,8 +42,10 @@ class TextGenerator:
     def __init__(self, server: ModelServer, model: str) -> None:
         self.server = server
         self.model = model
-        self._broken: LLMError | None = None
+        self._broken = ""
         self._info: ModelInfo | None = None
+        self._keeps_total = False
+        """Whether the model server itself keeps prompt and answer within a limit."""
 
     async def load(self) -> None:
         """Load the model, if there is something to load; where that fails, nobody waits for it any longer.
@@ -51,9 +58,7 @@ class TextGenerator:
             if isinstance(self.server, Loads):
                 await self.server.load()
         except Exception:
-            self._broken = ModelServerError(
-                f"the model {self.model} could not be loaded; the service's log has the reason"
-            )
+            self._broken = f"the model {self.model} could not be loaded; the service's log has the reason"
             raise
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
@@ -66,15 +71,35 @@ class TextGenerator:
 
     async def _within(self, most: int, prompt: Prompt, request: GenerationRequest) -> AsyncGenerator[Event]:
         """An answer that has, together with the prompt, so many tokens at most."""
-        room = most - (await self.server.count_tokens(_text(prompt)) if isinstance(self.server, CountsTokens) else 0)
-        if room < 1:
-            said = f"the prompt alone has {most - room} tokens, and {most} are allowed with the answer"
-            raise InvalidRequest(said, "max_length")
-        limit = room if request.sampling.max_tokens is None else min(room, request.sampling.max_tokens)
-        sampling = replace(request.sampling, max_tokens=limit)
-        async with aclosing(self.server.generate(prompt, sampling, request.options)) as events:
+        try:
+            limited = await self._limited(most, prompt, request.sampling)
+            async with aclosing(self.server.generate(prompt, limited, request.options)) as events:
+                async for event in events:
+                    yield event
+            return
+        except InvalidRequest as error:
+            if error.field != _TOTAL:
+                raise
+            if not request.total_is_default:
+                raise InvalidRequest(error.args[0], request.total_field) from None
+        one = replace(request.sampling, max_tokens=1)
+        async with aclosing(self.server.generate(prompt, one, request.options)) as events:
             async for event in events:
                 yield event
+
+    async def _limited(self, most: int, prompt: Prompt, sampling: Sampling) -> Sampling:
+        """The sampling of an answer that has so many tokens at most together with the prompt.
+
+        Raises:
+            InvalidRequest: The prompt leaves none, as far as that is known here.
+        """
+        await self.info()
+        if self._keeps_total:
+            return replace(sampling, max_total_tokens=most)
+        tokens = await self.server.count_tokens(_text(prompt)) if isinstance(self.server, CountsTokens) else 0
+        if tokens >= most:
+            raise no_room(tokens, most)
+        return replace(sampling, max_tokens=min(most - tokens, sampling.max_tokens or most))
 
     async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
         """A vector for each text; see `Embeds.embed`."""
@@ -94,14 +119,15 @@ class TextGenerator:
         if model and model != self.model:
             raise UnknownModel(model, self.model)
         if self._broken:
-            raise self._broken
+            raise ModelServerError(self._broken)
 
     async def describe(self) -> ModelInfo:
         """What answers, under the name that callers know it by, and what it honours; see `ModelServer.describe`."""
         if self._broken:
-            raise self._broken
+            raise ModelServerError(self._broken)
         info = await self.server.describe()
-        counts = {"max_total_tokens"} if isinstance(self.server, CountsTokens) else set()
+        self._keeps_total = _TOTAL in info.capabilities
+        counts = {_TOTAL} if isinstance(self.server, CountsTokens) else set()
         self._info = replace(info, name=self.model, capabilities=info.capabilities | counts)
         return self._info
 
@@ -169,7 +195,8 @@ async def collect(events: AsyncGenerator[Event]) -> Generation:
 
 
 async def together(answers: Sequence[AsyncGenerator[Event]], choices: int = 1) -> AsyncGenerator[Event]:
-    """The events of several answers, made at once, as they come; closing it closes them all.
+    """The events of several answers, made at once, as they come; closing it closes them all. Where the last of them
+    ends, the usage of all is told.
 
     Args:
         answers: What to read.
@@ -179,11 +206,16 @@ async def together(answers: Sequence[AsyncGenerator[Event]], choices: int = 1) -
         ModelServerError: One of them ended without a `Finished`.
     """
     inbox: asyncio.Queue[Event | Exception | None] = asyncio.Queue(1)
+    used: dict[int, Usage | None] = {}
 
     async def read(number: int, events: AsyncGenerator[Event]) -> None:
         event: Event | None = None
         async with aclosing(events):
             async for event in events:
+                if isinstance(event, Finished):
+                    last = number not in used and len(used) == len(answers) - 1
+                    used.setdefault(number, event.usage)
+                    event = replace(event, usage=total(used.values()) if last else None)
                 await inbox.put(replace(event, choice=number * choices + event.choice))
         if not isinstance(event, Finished):
             raise _broken_off()

@@ -55,7 +55,11 @@ class CountsTokens(Protocol):
     """A model server that can count with the served model's own tokenizer."""
 
     async def count_tokens(self, text: str) -> int:
-        """The tokens of `text`, without special tokens."""
+        """The tokens of `text`, without special tokens.
+
+        Raises:
+            InvalidRequest: It is too long to be counted (`TextTooLong`).
+        """
         ...
 
 
@@ -67,7 +71,7 @@ class Embeds(Protocol):
         """One vector for each of `texts`, in their order.
 
         Raises:
-            InvalidRequest: A text cannot be served (`PromptTooLong` for the window).
+            InvalidRequest: A text cannot be served (`TextTooLong` for the window).
             ModelServerError: The model server failed, or its model makes no embeddings.
         """
         ...

@@ -36,17 +36,24 @@ def build_prompt(request: GenerationRequest) -> Prompt:
     """The prompt that the model gets: what was asked, with every document in it.
 
     Text to continue stays text, and a conversation a conversation, in which the documents go into the last user turn
-    (or where a system turn asks for them with `{context}`).
+    (or where a system turn asks for them with `{context}`, which gives way to nothing where a search found nothing).
 
     Raises:
         InvalidRequest: There are documents, but no user turn to lay them before.
     """
-    if not request.documents and request.template is None:
+    if request.documents is None and request.template is None:
         return request.prompt
-    context = _join(request.documents)
+    context = _join(request.documents or ())
     if isinstance(request.prompt, str):
+        if not _is_wrapped(request):
+            return request.prompt
         return fill(_template(request, context), context, request.prompt)
     return _into_conversation(request, request.prompt, context)
+
+
+def _is_wrapped(request: GenerationRequest) -> bool:
+    """Whether there is something to lay around the question."""
+    return bool(request.documents) or request.template is not None
 
 
 def fill(template: str, context: str, question: str) -> str:
@@ -80,7 +87,7 @@ def _into_conversation(request: GenerationRequest, messages: tuple[Message, ...]
     asking = any(_asks_for_context(message) for message in messages)
     if asking:
         messages = tuple(_with_context(one, context) if _asks_for_context(one) else one for one in messages)
-    if asking and request.template is None:
+    if not _is_wrapped(request) or (asking and request.template is None):
         return messages
     last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
     if last is None:

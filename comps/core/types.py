@@ -54,6 +54,8 @@ class Sampling:
     """Makes an answer repeatable on the same model server; without one, every answer is drawn anew."""
     stop: tuple[str, ...] = ()
     """Generation ends before the first of these texts, which is never shown."""
+    max_total_tokens: int | None = None
+    """The most tokens of the prompt, chat template included, and the answer together, at least 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +63,19 @@ class GenerationRequest:
     """One question, in the words of the core."""
 
     prompt: Prompt
-    documents: tuple[Document, ...] = ()
+    documents: tuple[Document, ...] | None = None
+    """None if there was no word of any; empty where a search for them found none."""
     template: str | None = None
     """A prompt template with `{context}` and `{question}`; None takes the house's own."""
     language: str = "auto"
     """Of the house's own template: `en`, `zh`, or `auto` to go by the documents."""
     sampling: Sampling = Sampling()
     max_total_tokens: int | None = None
-    """The most tokens of prompt and answer together, at least 1; where the model server cannot count, of the answer.
-    Callers know it as `max_length`."""
+    """The most tokens of prompt and answer together, at least 1; where the model server cannot count, of the answer."""
+    total_field: str | None = None
+    """What callers know `max_total_tokens` as, for errors; None if this one did not say it."""
+    total_is_default: bool = False
+    """Nobody chose `max_total_tokens`: a prompt that fills it is no error, and its answer has one token."""
     model: str | None = None
     options: Mapping[str, JSON] = field(default_factory=dict)
     """Fields only an OpenAI-speaking model server knows: tools, response_format, logprobs, n …"""
@@ -91,19 +97,28 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    details: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """How many of them are of some kind, in the words of OpenAI: `prompt_tokens_details` has `cached_tokens` …"""
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
+        """Both together; a detail that one of them does not tell is not told."""
+        details = {
+            name: {kind: number + of_other[kind] for kind, number in details.items() if kind in of_other}
+            for name, details in self.details.items()
+            if (of_other := other.details.get(name))
+        }
+        prompt, completion = self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens
+        return Usage(prompt, completion, details)
 
 
 def total(usages: Iterable[Usage | None]) -> Usage | None:
     """All of them together; None if one is not known."""
-    together = Usage(0, 0)
+    together: Usage | None = None
     for usage in usages:
         if usage is None:
             return None
-        together += usage
-    return together
+        together = together + usage if together else usage
+    return together or Usage(0, 0)
 
 
 @dataclass(frozen=True, slots=True)

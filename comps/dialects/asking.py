@@ -4,17 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from comps.core.types import Document, Sampling
+from comps.core.types import JSON, Document, Sampling
 from comps.dialects.base import GenerationCall
 from comps.dialects.bodies import DataBody, Documents
 
 MANY = 2**31 - 1
+StopStrings = Annotated[list[str], Field(max_length=100)]
+"""Each is looked for at every token."""
 _LIMITS = ("max_tokens", "max_new_tokens", "max_completion_tokens")
-_SAMPLING = tuple(name for name in Sampling.__dataclass_fields__ if name != "stop")
+_SAMPLING = tuple(name for name in Sampling.__dataclass_fields__ if name not in ("stop", "max_total_tokens"))
+OF_SAMPLES = ("temperature", "top_k", "top_p", "typical_p")
+"""What means nothing where the likeliest token is taken."""
+_NEUTRAL: Mapping[str, tuple[JSON, ...]] = {
+    # How to sample.
+    "top_k": (MANY,),
+    **dict.fromkeys(("top_p", "typical_p", "repetition_penalty", "repeat_penalty"), (1,)),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty"), (0,)),
+    # Of OpenAI's API.
+    **dict.fromkeys(("n", "best_of"), (1,)),
+    **dict.fromkeys(("echo", "logprobs", "store"), (False,)),
+    **dict.fromkeys(("function_call", "tool_choice"), ("none", "auto")),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True,),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "top_logprobs": (0,),
+    "verbosity": ("medium",),
+    # Of transformers.
+    **dict.fromkeys(("length_penalty", "encoder_repetition_penalty"), (1,)),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), (1,)),
+    **dict.fromkeys(("min_length", "min_new_tokens", "min_p", "diversity_penalty"), (0,)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "epsilon_cutoff", "eta_cutoff"), (0,)),
+    **dict.fromkeys(("early_stopping", "renormalize_logits", "remove_invalid_values"), (False,)),
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "output_scores"), (False,)),
+    "return_dict_in_generate": (False,),
+    "use_cache": (True,),
+}
+"""Values that change nothing, so that nothing is lost where a field is not honoured."""
+
+
+def matters(name: str, value: JSON) -> bool:
+    """Whether a field is there to change something; nothing empty is, and 0 is not False."""
+    neutral = _NEUTRAL.get(name, ())
+    return value not in (None, [], "", {}) and not any(
+        value == one and isinstance(value, bool) is isinstance(one, bool) for one in neutral
+    )
+
+
+def or_all(top_k: int | None) -> int | None:
+    """A `top_k` of 0 or less is off, which means all tokens; one that is left out is the model server's to decide."""
+    return MANY if top_k is not None and top_k <= 0 else top_k
+
+
+def at_most_1(share: float | None) -> float | None:
+    """A `top_p` of more than 1 is off, as 1 is."""
+    return None if share is None else min(share, 1.0)
 
 
 class SampledCall(GenerationCall):
@@ -24,18 +72,21 @@ class SampledCall(GenerationCall):
     defaults: ClassVar[Mapping[str, float]] = {}
     """The sampling that applies where the body is silent."""
 
-    model: str | None = Field(None, description="The served model's name, where several are served.")
     max_tokens: int | None = Field(None, gt=0, le=MANY, description="The same as max_new_tokens; the smaller counts.")
     max_new_tokens: int | None = Field(None, gt=0, le=MANY, description="The most tokens to generate.")
     temperature: float | None = Field(None, ge=0, le=100, description="0 is greedy.")
-    top_k: int | None = Field(None, gt=0, le=MANY)
+    top_k: Annotated[int | None, Field(ge=-1, le=MANY), AfterValidator(or_all)] = Field(
+        None, description="-1 or 0: off."
+    )
     top_p: float | None = Field(None, ge=0, le=1)
     typical_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = Field(None, description="Generation ends before any of these, which are not shown.")
+    stop: str | StopStrings | None = Field(
+        None, description="Generation ends before any of these, which are not shown."
+    )
     stream: bool | None = None
 
     @property
@@ -51,7 +102,7 @@ class SampledCall(GenerationCall):
         return Sampling(**{**self.defaults, **given}, stop=tuple(text for text in stop if text))
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
-        wanted = [name for name in (*_SAMPLING, "stop") if getattr(self, name) not in (None, [], "")]
+        wanted = [name for name in (*_SAMPLING, "stop") if matters(name, getattr(self, name))]
         lost = [name for name in wanted if name not in capabilities]
         if "max_tokens" not in capabilities:
             lost += [name for name in _LIMITS[1:] if getattr(self, name, None) is not None]
@@ -77,8 +128,11 @@ class DocumentsCall(SampledCall):
             lost.append(f"retrieved_docs[{self.top_n or 1}:]")
         return lost + super().ignored(capabilities)
 
-    def gathered(self) -> tuple[Document, ...]:
-        """The documents of all fields, best first."""
+    def gathered(self) -> tuple[Document, ...] | None:
+        """The documents of all fields, best first; None if none of the fields is there."""
+        fields = (self.documents, self.reranked_docs, self.retrieved_docs, self.data and self.data.reranked_docs)
+        if all(field is None for field in fields):
+            return None
         bodies = (self.documents or []) + (self.reranked_docs or []) + (self.retrieved_docs or [])[: self.top_n or 1]
         return (*(document for body in bodies for document in body.documents()), *self.unwritten())
 

@@ -116,6 +116,10 @@ class GenerationCall(Call):
         """The whole answer, one generation for each request."""
         raise NotImplementedError(f"{type(self).__name__} has no whole answer")
 
+    def ends(self, generations: Sequence[Generation]) -> Sequence[str]:
+        """Why each answer in the whole reply ended, in their order there."""
+        return [choice.reason for generation in generations for choice in generation.choices]
+
     def reply_stream(self, events: AsyncGenerator[Event], stamp: Stamp) -> AsyncGenerator[bytes]:
         """The streamed answer, one item to be sent at once a step, up to and with the mark of its end.
 

@@ -21,6 +21,9 @@ _SYSTEM = "{system_message}"
 _TAG = re.compile(r"\[[^\[\]\s]+\]|<+[^<>\s]+>+")
 """What a model reads as a mark and not as words: `[INST]`, `<<SYS>>`, `</s>`."""
 
+_CONTROL = "<[|\N{FULLWIDTH VERTICAL LINE}][^<>\\s]+>"
+"""What most models read as the end of a turn and the like, whatever the template: `<|im_end|>`, `<|eot_id|>`."""
+
 
 class SeparatorStyle(IntEnum):
     """How a template lays out its turns, with SQuARE's numbers; its 5 was never made."""
@@ -66,8 +69,9 @@ class Conversation:
     def render(self, system: str, turns: Sequence[tuple[int, str]]) -> str:
         """The text that the model continues, without the token of its beginning.
 
-        The template's own marks are broken up where they stand in a turn, so that no turn can end itself and begin
-        another; a role that is a plain word, such as `User:`, is left as it stands.
+        The template's own marks, and all that look like a model's control tokens (`<|im_end|>`), are broken up where
+        they stand in a turn, so that no turn can end itself and begin another; a role that is a plain word, such as
+        `User:`, is left as it stands.
 
         Args:
             system: The system message; empty: none.
@@ -111,13 +115,13 @@ class Conversation:
                 return f"{role}: {text}{self.sep}"
 
     @cached_property
-    def _marks(self) -> re.Pattern[str] | None:
+    def _marks(self) -> re.Pattern[str]:
         own = (self.system_template, *self.roles, self.sep, self.sep2 or "")
         found = {tag for text in own for tag in _TAG.findall(text)}
-        return re.compile("|".join(map(re.escape, found))) if found else None
+        return re.compile("|".join([_CONTROL, *map(re.escape, found)]))
 
     def _without_marks(self, text: str) -> str:
-        return self._marks.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text) if self._marks else text
+        return self._marks.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     def told(self) -> JSON:
         """The template as FastChat's workers tell of it."""

@@ -37,7 +37,7 @@ class Desk:
     @property
     def style(self) -> Style:
         """Of what is said before it is clear which call a body is."""
-        return self.calls[0][1].style
+        return self.calls[0][0].style
 
     def read(self, body: bytes, path: Mapping[str, str]) -> Call:
         """The body as a `Call`.

@@ -121,8 +121,7 @@ class _Chunk:
 
     def last(self, end: Finished, nothing: bytes) -> bytes:
         """The chunk that ends a choice."""
-        if end.usage:
-            self._usage = self._usage + end.usage if self._usage else end.usage
+        self._usage = self._usage or end.usage
         reason = b',"logprobs":null,"finish_reason":' + orjson.dumps(end.reason) + b"}"
         return self.opening(end.choice) + nothing + reason + self._tail
 
@@ -186,6 +185,7 @@ def usage_object(usage: Usage | None) -> JSON:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        **usage.details,
     }
 
 
@@ -212,7 +212,7 @@ def pydantic_1_error(error: LLMError) -> JSON:
     https://docs.pydantic.dev/1.10/usage/models/#error-handling
     """
     if isinstance(error, Malformed):
-        return {"detail": [_pydantic_1_problem(problem) for problem in error.problems[:_MOST_PROBLEMS]]}
+        return {"detail": [_pydantic_1_problem(problem) for problem in error.problems]}
     return {"detail": str(error)}
 
 
@@ -229,7 +229,6 @@ def _pydantic_1_problem(problem: Mapping[str, Any]) -> JSON:
     return spelled
 
 
-_MOST_PROBLEMS = 20
 _INTEGER = ("type_error.integer", "value is not a valid integer")
 _FLOAT = ("type_error.float", "value is not a valid float")
 _BOOL = ("type_error.bool", "value could not be parsed to a boolean")

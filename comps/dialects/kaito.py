@@ -11,12 +11,12 @@ from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 from pydantic.version import version_short
 
 from comps.core.errors import InvalidRequest, LLMError, Malformed
 from comps.core.types import JSON, Generation, GenerationRequest, Prompt, Sampling
-from comps.dialects.asking import MANY
+from comps.dialects.asking import MANY, OF_SAMPLES, at_most_1, matters, or_all
 from comps.dialects.base import Dialect, Fact, GenerationCall, House, Style
 from comps.dialects.bodies import MOST
 from comps.dialects.framing import Stamp
@@ -29,7 +29,7 @@ from comps.dialects.llama import (
     shut_down,
 )
 
-_MOST_PROBLEMS, _LONGEST_INPUT = 20, 1000
+_LONGEST_INPUT = 1000
 """How many of the things that are wrong with a body are told, and how many bytes of what is wrong are echoed."""
 
 
@@ -37,7 +37,7 @@ def _error(error: LLMError) -> JSON:
     """FastAPI's error: a sentence, or a list of what is wrong with the body."""
     if not isinstance(error, Malformed):
         return {"detail": str(error)}
-    return {"detail": [_problem(problem) for problem in error.problems[:_MOST_PROBLEMS]]}
+    return {"detail": [_problem(problem) for problem in error.problems]}
 
 
 def _problem(problem: Mapping[str, Any]) -> JSON:
@@ -84,8 +84,12 @@ class TransformersParameters(BaseModel):
     min_new_tokens: int | None = Field(None, ge=0, le=MANY)
     do_sample: bool | None = Field(None, description="false is greedy.")
     temperature: float | None = Field(None, ge=0, le=100, description="1.0 if left out; 0 is greedy.")
-    top_k: int | None = Field(None, ge=0, le=MANY, description="10 if left out; 0 is off.")
-    top_p: float | None = Field(None, ge=0, description="1 if left out, which is off.")
+    top_k: Annotated[int | None, Field(ge=0, le=MANY), AfterValidator(or_all)] = Field(
+        None, description="10 if left out; 0 is off."
+    )
+    top_p: Annotated[float | None, Field(ge=0), AfterValidator(at_most_1)] = Field(
+        None, description="1 if left out, which is off, as is more."
+    )
     typical_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     num_return_sequences: int | None = Field(None, gt=0, le=MOST, description="Answers, one behind the other.")
@@ -106,28 +110,8 @@ class TransformersParameters(BaseModel):
     remove_invalid_values: bool | None = None
 
 
-_NEUTRAL: Mapping[str, JSON] = {
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "do_sample": True,
-    "temperature": 1,
-    "top_k": 0,
-    "top_p": 1,
-    "typical_p": 1,
-    "repetition_penalty": 1,
-    "num_return_sequences": 1,
-    "early_stopping": False,
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "diversity_penalty": 0,
-    "length_penalty": 1,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "output_scores": False,
-    "return_dict_in_generate": False,
-    "remove_invalid_values": False,
-}
-"""Values that change nothing, so that to ignore them is to honour them."""
+_DEFAULTS: Mapping[str, JSON] = {"do_sample": True, "temperature": 1}
+"""What these two are where they are left out."""
 _WITHOUT_EFFECT = ("pad_token_id", "use_cache")
 """On the text, whatever the value."""
 _CAPABILITIES = {
@@ -150,9 +134,13 @@ class TransformersCall(TransformersParameters, GenerationCall):
 
     style = KAITO
 
-    model: str | None = Field(None, description="The served model's name, where several are served.")
     generate_kwargs: GenerateKwargs | None = Field(None, description="As the flat parameters, and beats them.")
     clean_up_tokenization_spaces: bool | None = Field(None, description="No spaces before . , ? ! and the like.")
+
+    _limits: Limits = PrivateAttr(default=Limits())
+
+    def model_post_init(self, context: Any) -> None:
+        self._limits = context or Limits()
 
     def _flat(self) -> dict[str, JSON]:
         return {name: value for name, value in given(self).items() if name in TransformersParameters.model_fields}
@@ -174,20 +162,25 @@ class TransformersCall(TransformersParameters, GenerationCall):
         return lost + super().ignored(capabilities)
 
     def _is_lost(self, name: str, value: JSON, capabilities: AbstractSet[str]) -> bool:
-        if name == "max_length" and "max_new_tokens" in self._applied():
+        applied = self._applied()
+        if name == "max_length" and "max_new_tokens" in applied:
             return True
-        if name == "temperature" and self._applied().get("do_sample") is False:
-            return value not in (0, 1)
-        neutral = name in _WITHOUT_EFFECT or (name in _NEUTRAL and value == _NEUTRAL[name])
-        return not neutral and _CAPABILITIES.get(name) not in capabilities
+        if name == "do_sample" and value and applied.get("temperature") == 0:
+            return True
+        if name in _WITHOUT_EFFECT or not matters(name, value) or value == _DEFAULTS.get(name):
+            return False
+        if name in OF_SAMPLES and applied.get("do_sample") is False:
+            return name != "temperature" or value != 0
+        return _CAPABILITIES.get(name) not in capabilities
 
     def _request(self, prompt: Prompt) -> GenerationRequest:
         applied = self._applied()
+        within = "generate_kwargs." if "max_length" in given(self.generate_kwargs) else ""
         sampling = Sampling(
             max_tokens=applied.get("max_new_tokens"),
             temperature=applied.get("temperature", 1.0) if applied.get("do_sample", True) else 0.0,
-            top_k=applied.get("top_k", 10) or None,
-            top_p=min(applied.get("top_p", 1.0), 1.0),
+            top_k=applied.get("top_k", 10),
+            top_p=applied.get("top_p", 1.0),
             typical_p=applied.get("typical_p"),
             repetition_penalty=applied.get("repetition_penalty"),
         )
@@ -195,7 +188,8 @@ class TransformersCall(TransformersParameters, GenerationCall):
             prompt,
             sampling=sampling,
             max_total_tokens=None if sampling.max_tokens else applied.get("max_length", 200),
-            model=self.model,
+            total_field=f"{within}max_length" if "max_length" in applied else None,
+            total_is_default="max_length" not in applied,
             options={"min_tokens": least} if (least := applied.get("min_new_tokens")) else {},
         )
 
@@ -232,7 +226,10 @@ class KaitoPromptCall(TransformersCall):
     def requests(self) -> Sequence[GenerationRequest]:
         if not self.prompt:
             raise InvalidRequest("Text generation parameter prompt required")
-        return [self._request((self.prefix or "") + self.prompt)] * self._applied().get("num_return_sequences", 1)
+        answers, most = self._applied().get("num_return_sequences", 1), self._limits.max_batch_size
+        if answers > most:
+            raise InvalidRequest(f"{answers} are asked for, and {most} allowed", "num_return_sequences")
+        return [self._request((self.prefix or "") + self.prompt)] * answers
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         lost = ["handle_long_generation"] if self.handle_long_generation else []

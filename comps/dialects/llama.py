@@ -10,11 +10,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from comps.core.errors import Forbidden, InvalidRequest
 from comps.core.types import JSON, Generation, GenerationRequest, Message, Prompt, Sampling
-from comps.dialects.asking import MANY
+from comps.dialects.asking import MANY, at_most_1, matters
 from comps.dialects.base import GenerationCall, House
 from comps.dialects.bodies import MOST
 from comps.dialects.framing import Stamp
@@ -25,7 +25,7 @@ class Limits:
     """What the original's Llama is started with.
 
     Attributes:
-        max_batch_size: The most prompts or dialogs of a body.
+        max_batch_size: The most prompts, dialogs or answers of a body.
         max_seq_len: The most tokens of a prompt and its answer together; 0: as many as the model holds.
     """
 
@@ -45,11 +45,14 @@ class LlamaParameters(BaseModel):
 
     max_gen_len: int | None = Field(None, gt=0, le=MANY, description="The most tokens of an answer; 511 if left out.")
     temperature: float | None = Field(None, le=100, description="0.6 if left out; 0 or less is greedy.")
-    top_p: float | None = Field(None, ge=0, description="0.9 if left out; 1 or more is off.")
+    top_p: Annotated[float | None, Field(ge=0), AfterValidator(at_most_1)] = Field(
+        None, description="0.9 if left out; 1 or more is off."
+    )
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         """The names of what nothing comes of."""
-        return [name for name in given(self) if _LLAMA_NAMES.get(name) not in capabilities]
+        said = [name for name, value in given(self).items() if matters(name, value)]
+        return [name for name in said if _LLAMA_NAMES.get(name) not in capabilities]
 
 
 _LLAMA_NAMES = {"max_gen_len": "max_tokens", "temperature": "temperature", "top_p": "top_p"}
@@ -63,7 +66,6 @@ class LlamaCall(GenerationCall):
     failed: ClassVar[str] = "Request Failed: "
     """How an error begins that the original's model raises."""
 
-    model: str | None = Field(None, description="The served model's name, where several are served.")
     parameters: LlamaParameters | None = None
 
     _limits: Limits = PrivateAttr(default=Limits())
@@ -84,9 +86,9 @@ class LlamaCall(GenerationCall):
         sampling = Sampling(
             max_tokens=applied.get("max_gen_len", None if most else _MAX_GEN_LEN),
             temperature=max(applied.get("temperature", 0.6), 0.0),
-            top_p=min(applied.get("top_p", 0.9), 1.0),
+            top_p=applied.get("top_p", 0.9),
         )
-        return GenerationRequest(prompt, sampling=sampling, max_total_tokens=most, model=self.model)
+        return GenerationRequest(prompt, sampling=sampling, max_total_tokens=most)
 
     def _check_batch(self, size: int) -> None:
         if size > self._limits.max_batch_size:
@@ -201,6 +203,10 @@ class LlamaChatCall(LlamaCall):
         self._check_batch(len(conversations))
         asked = zip(self._dialogs, conversations, strict=True)
         return [self._request(conversation) for dialog, conversation in asked if not _has_special_tags(dialog)]
+
+    def ends(self, generations: Sequence[Generation]) -> Sequence[str]:
+        made = (generation.reason for generation in generations)
+        return ["stop" if _has_special_tags(dialog) else next(made) for dialog in self._dialogs]
 
     def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
         texts = (generation.text for generation in generations)

@@ -103,10 +103,13 @@ class LLMAPICall(GenerationCall):
         return lost + super().ignored(capabilities)
 
     def requests(self) -> Sequence[GenerationRequest]:
+        most, own = self._params.max_total_tokens(self._default), self._params.max_length
         request = GenerationRequest(
             prompt=self.prompt,
             sampling=self._params.sampling(self._default),
-            max_total_tokens=self._params.max_total_tokens(self._default),
+            max_total_tokens=most,
+            total_field="params.max_length" if own else None,
+            total_is_default=most is not None and own is None,
             options={"min_tokens": self._params.min_new_tokens} if self._params.min_new_tokens else {},
         )
         return [request]

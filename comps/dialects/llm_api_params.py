@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from comps.core.types import JSON, Sampling
-from comps.dialects.asking import MANY
+from comps.core.types import Sampling
+from comps.dialects.asking import MANY, OF_SAMPLES, StopStrings, at_most_1, matters, or_all
 
 Family: TypeAlias = Literal["llama", "huggingface", "gptq_llama", "autoawq"]
 
@@ -39,15 +39,19 @@ class LLMAPIParams(BaseModel):
     temperature: float | None = Field(None, ge=0, le=100, description="0 is greedy.")
     temp: float | None = Field(None, ge=0, le=100, description="An older name of temperature.")
     do_sample: bool | None = Field(None, description="false is greedy, whatever the temperature.")
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=-MANY, le=MANY, description="0 or less: all tokens.")
+    top_p: Annotated[float | None, Field(ge=0), AfterValidator(at_most_1)] = Field(
+        None, description="1 or more: all tokens."
+    )
+    top_k: Annotated[int | None, Field(ge=-MANY, le=MANY), AfterValidator(or_all)] = Field(
+        None, description="0 or less: all tokens."
+    )
     typical_p: float | None = Field(None, ge=0, le=1)
     repeat_penalty: float | None = Field(None, gt=0, le=100)
     repetition_penalty: float | None = Field(None, gt=0, le=100, description="transformers' name of repeat_penalty.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Less than 0: every answer is drawn anew.")
-    stop: Annotated[list[str], BeforeValidator(_as_list)] | None = Field(
+    stop: Annotated[StopStrings, BeforeValidator(_as_list)] | None = Field(
         None, description="A text or a list of texts; generation ends before any of these, which are not shown."
     )
     echo: bool | None = Field(None, description="Put the prompt in front of its continuation.")
@@ -62,8 +66,6 @@ class LLMAPIParams(BaseModel):
             fields.pop("max_tokens", None)
         if fields.get("max_tokens", 1) <= 0:
             del fields["max_tokens"]
-        if fields.get("top_k", 1) <= 0:
-            fields["top_k"] = MANY
         if fields.get("seed", 0) < 0:
             del fields["seed"]
         if self._greedy(default):
@@ -79,18 +81,19 @@ class LLMAPIParams(BaseModel):
 
     def ignored(self, default: LLMAPIParams, capabilities: AbstractSet[str]) -> list[str]:
         """The parameters that nothing will come of, given what the model server honours."""
-        lost = [name for name, value in (self.model_extra or {}).items() if _tells(name, value)]
+        lost = [name for name, value in (self.model_extra or {}).items() if matters(name, value)]
         for field, counts in self._fields().items():
             unknown = field not in capabilities
             given = self._given(field).items()
-            lost += [name for name, value in given if value != counts or (unknown and _tells(name, value))]
+            lost += [name for name, value in given if value != counts or (unknown and matters(name, value))]
         if self.max_length and not (self.max_total_tokens(default) and "max_total_tokens" in capabilities):
             lost.append("max_length")
         if self.min_new_tokens and "min_tokens" not in capabilities:
             lost.append("min_new_tokens")
         temperature = self._fields().get("temperature")
-        if self._greedy(default) and temperature:
-            lost += self._given("temperature")
+        if self._greedy(default):
+            void = [pair for field in OF_SAMPLES for pair in self._given(field).items()]
+            lost += [name for name, value in void if value and matters(name, value)]
         if self.do_sample is not None and ("temperature" not in capabilities or (self.do_sample and temperature == 0)):
             lost.append("do_sample")
         return list(dict.fromkeys(lost))
@@ -145,18 +148,3 @@ DEFAULTS: Mapping[Family, LLMAPIParams] = {
     "autoawq": LLMAPIParams.model_validate(_TRANSFORMERS),
 }
 """What counts where a body is silent. That gptq_llama's answers had at least 10 tokens with the prompt is left out."""
-_NEUTRAL: Mapping[str, JSON] = {
-    **dict.fromkeys(("top_p", "typical_p", "repeat_penalty", "repetition_penalty"), 1),
-    **dict.fromkeys(("encoder_repetition_penalty", "length_penalty", "num_beams", "num_beam_groups"), 1),
-    **dict.fromkeys(("num_return_sequences", "use_cache"), 1),
-    **dict.fromkeys(("frequency_penalty", "presence_penalty", "diversity_penalty", "min_length", "min_p"), 0),
-    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "epsilon_cutoff", "eta_cutoff"), 0),
-    **dict.fromkeys(("early_stopping", "renormalize_logits", "remove_invalid_values"), 0),
-    **dict.fromkeys(("output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate"), 0),
-}
-"""The values with which a parameter changes nothing (True is 1, False is 0)."""
-
-
-def _tells(name: str, value: JSON) -> bool:
-    """Whether a parameter is there to change something."""
-    return value not in (None, [], "") and (name not in _NEUTRAL or value != _NEUTRAL[name])

@@ -113,7 +113,6 @@ class _Question(OpeaCall):
                 template=self.chat_template,
                 language=self.language or "auto",
                 sampling=self.sampling(),
-                model=self.model,
             )
         ]
 
@@ -233,7 +232,7 @@ class MessagesCall(OpeaCall, ChatCall):
             "text": generations[0].text,
             "prompt": next((text_of(body.content or "") for body in self.messages if body.role == "user"), ""),
             "stream": self._asked_to_stream,
-            "choices": [framing.chat_choice(generations[0])],
+            "choices": [framing.chat_choice(choice, index) for index, choice in enumerate(generations[0].choices)],
             "output_guardrail_params": self.output_guardrail_params,
             "data": {"reranked_docs": [echoed(document) for document in self.sent_along()]},
         }

@@ -22,7 +22,7 @@ from comps.core.errors import InvalidRequest, LLMError, UnknownModel
 from comps.core.prompts import text_of
 from comps.core.types import JSON, Document, Embeddings, Event, Generation, GenerationRequest, ModelInfo, Prompt
 from comps.dialects import framing
-from comps.dialects.asking import MANY, DocumentsCall
+from comps.dialects.asking import MANY, DocumentsCall, matters
 from comps.dialects.base import Dialect, EmbeddingCall, Fact, House, Style
 from comps.dialects.bodies import MOST, Messages
 from comps.dialects.framing import Stamp
@@ -41,27 +41,17 @@ _WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
-_NEUTRAL: dict[str, tuple[JSON, ...]] = {
-    "best_of": (1,),
-    "echo": (False,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "metadata": ({},),
-    "modalities": (["text"],),
-    "n": (1,),
-    "parallel_tool_calls": (True,),
-    "response_format": ({"type": "text"},),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
-    "verbosity": ("medium",),
-}
-"""Values that change nothing, so that nothing is lost where a model server does not know the field."""
+_EITHER = ("n", "logit_bias", "response_format", "user")
+_OF_CHATS = (
+    *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
+    *("logprobs", "top_logprobs", "reasoning_effort", "verbosity", "modalities", "audio", "prediction"),
+    *("web_search_options", "moderation", "metadata", "store", "service_tier", "safety_identifier"),
+    *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
+)
+_OF_TEXTS = ("logprobs", "echo", "suffix", "best_of")
+_NO_OPTIONS = frozenset((*_EITHER, *_OF_CHATS, *_OF_TEXTS, "max_total_tokens"))
+"""What is no model server's own field where a body does not declare it: OpenAI has it on the other path, and the last
+is the house's word."""
 
 Schema = dict[str, Any]
 """An object in the model server's own form, which is passed through."""
@@ -103,7 +93,7 @@ class OpenAICall(DocumentsCall):
     """What bodies for text have in common."""
 
     style = OPENAI
-    _wishes: ClassVar[tuple[str, ...]] = ("n", "logit_bias", "response_format", "user")
+    _wishes: ClassVar[tuple[str, ...]] = _EITHER
     """The fields that only some model servers know."""
 
     stream_options: StreamOptions | None = None
@@ -138,21 +128,20 @@ class OpenAICall(DocumentsCall):
             template=self.chat_template,
             language=self.language or "auto",
             sampling=self.sampling(),
-            model=self.model,
             options=self.options(),
         )
 
     def options(self) -> dict[str, JSON]:
         """What only some model servers know; a field that is not OpenAI's may be one of theirs."""
+        return {name: value for name, value in self._wished().items() if name in self._wishes or _may_be_one(name)}
+
+    def _wished(self) -> dict[str, JSON]:
         given = {name: getattr(self, name) for name in self._wishes} | (self.model_extra or {})
         return {name: value for name, value in given.items() if value is not None}
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
-        unknown = [
-            name
-            for name, value in self.options().items()
-            if name not in capabilities and value not in _NEUTRAL.get(name, ())
-        ]
+        honoured = self.options().keys() & capabilities
+        unknown = [name for name, value in self._wished().items() if name not in honoured and matters(name, value)]
         further = (self.stream_options and self.stream_options.model_extra) or {}
         unknown += [f"stream_options.{name}" for name, value in further.items() if value]
         known = [name for name in super().ignored(capabilities) if name not in (self.model_extra or ())]
@@ -160,6 +149,11 @@ class OpenAICall(DocumentsCall):
 
     def error_item(self, error: LLMError) -> bytes:
         return framing.sse(orjson.dumps(framing.openai_error(error)))
+
+
+def _may_be_one(name: str) -> bool:
+    """Whether an undeclared field may be an option; `messages.*` is said of what a model server honours."""
+    return name not in _NO_OPTIONS and not name.startswith("messages.")
 
 
 class ChatCall(OpenAICall):
@@ -185,13 +179,7 @@ class ChatCall(OpenAICall):
             "max_completion_tokens": 32,
         },
     }
-    _wishes = (
-        *OpenAICall._wishes,
-        *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
-        *("logprobs", "top_logprobs", "reasoning_effort", "verbosity", "modalities", "audio", "prediction"),
-        *("web_search_options", "moderation", "metadata", "store", "service_tier", "safety_identifier"),
-        *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
-    )
+    _wishes = (*_EITHER, *_OF_CHATS)
 
     messages: Messages = Field(description="A list of messages, or one question as a string.")
     max_completion_tokens: int | None = Field(None, gt=0, le=MANY, description="OpenAI's newer name of max_tokens.")
@@ -272,7 +260,7 @@ class CompletionCall(OpenAICall):
         "Streamed": {"prompt": "Deep learning is", "max_tokens": 16, "stream": True},
     }
     defaults = {"max_tokens": 16}
-    _wishes = (*OpenAICall._wishes, "logprobs", "echo", "suffix", "best_of")
+    _wishes = (*_EITHER, *_OF_TEXTS)
 
     prompt: Texts = Field(description="A text, or a list of texts.")
     logprobs: int | None = Field(None, ge=0, le=20)

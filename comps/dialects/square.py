@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
 
 from comps.core.errors import (
     Forbidden,
@@ -39,7 +39,7 @@ from comps.core.types import (
     Usage,
 )
 from comps.dialects import framing
-from comps.dialects.asking import MANY, SampledCall
+from comps.dialects.asking import SampledCall
 from comps.dialects.base import Call, Dialect, Fact, House, Style, TokenCountCall
 from comps.dialects.bodies import MOST
 from comps.dialects.conversations import Conversation, conversation_of
@@ -79,6 +79,8 @@ def _code(error: LLMError) -> int:
 
 
 SQUARE = Style(_error)
+STREAMED = replace(SQUARE, encode=lambda document: SQUARE.encode(document) + b"\0")
+"""What fails before the first frame is a frame too: SQuARE's web page looks at nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +114,6 @@ _WHO = {"human": 0, "user": 0, "ai": 1, "assistant": 1}
 _AS_OPENAI = ("user", "assistant")
 
 
-def _unless_off(top_k: int | None) -> int | None:
-    return top_k if top_k and top_k > 0 else None
-
-
 class SquareCall(SampledCall):
     """A chat, or text to continue. `null` is the same as leaving a field out, but for echo."""
 
@@ -132,9 +130,6 @@ class SquareCall(SampledCall):
     )
     system_message: str | None = Field(None, description="Of a chat; none if it is empty or left out.")
     model_identifier: str | None = Field(None, description="The name that chooses the conversation template of a chat.")
-    top_k: Annotated[int | None, Field(ge=-1, le=MANY), AfterValidator(_unless_off)] = Field(
-        None, description="-1 or 0: off."
-    )
     top_p: float | None = Field(None, le=1)
     stop_token_ids: list[int | None] | None = Field(None, description="As stop, for model servers that know tokens.")
     echo: Any = Field(True, description="Whether the text begins with the prompt.")
@@ -270,6 +265,7 @@ class WorkerGenerateCall(SquareCall):
 class WorkerGenerateStreamCall(SquareCall):
     """A chat, or text to continue, answered in frames."""
 
+    style = STREAMED
     examples = {"A chat": _TURNS, "A completion": _COMPLETION}
 
     @property
@@ -332,9 +328,16 @@ def _asked_for(house: House) -> Sequence[ModelInfo]:
     return known
 
 
+def _told_name(model: ModelInfo, house: House) -> str:
+    """Of a path on this machine the last part, as the originals have it, if the model is not asked for by the whole:
+    the only one is asked for by any name."""
+    is_path = model.name.startswith(("/", "./", "../", "~"))
+    return model.name.rstrip("/").rpartition("/")[2] if is_path and len(house.models) == 1 else model.name
+
+
 def _status(house: House) -> JSON:
     """Which models answer here, and how many answers are under way"""
-    names = [model.name for model in _asked_for(house)]
+    names = [_told_name(model, house) for model in _asked_for(house)]
     return {"model_names": names, "speed": 1, "queue_length": house.queue_length}
 
 
@@ -347,9 +350,9 @@ def _deployed(house: House) -> JSON:
     """The models that answer here, as SQuARE's model manager lists them for its user interface"""
     return [
         {
-            "identifier": model.name,
+            "identifier": _told_name(model, house),
             "model_type": "llm",
-            "model_name": model.name,
+            "model_name": _told_name(model, house),
             "disable_gpu": False,
             "batch_size": 1,
             "max_input": model.context_window,

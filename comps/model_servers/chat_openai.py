@@ -149,7 +149,7 @@ def _is_function(function: JSON) -> bool:
     )
 
 
-def _usage(event: Event) -> dict[str, int] | None:
+def _usage(event: Event) -> dict[str, Any] | None:
     if event.choice or isinstance(event, TextDelta) or event.usage is None:
         return None
     counted = event.usage
@@ -157,4 +157,5 @@ def _usage(event: Event) -> dict[str, int] | None:
         "prompt_tokens": counted.prompt_tokens,
         "completion_tokens": counted.completion_tokens,
         "total_tokens": counted.prompt_tokens + counted.completion_tokens,
+        **counted.details,
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from math import isfinite
 
-from comps.core.errors import InvalidRequest, PromptTooLong, SettingsError
+from comps.core.errors import InvalidRequest, PromptTooLong, SettingsError, no_room
 from comps.core.types import JSON, Sampling
 from comps.model_servers.engine_program import Part
 from comps.model_servers.text import IncrementalDecoder, StopStrings
@@ -17,12 +17,15 @@ _LEAST_CHUNK = 32
 _CONTEXT = 8
 """Tokens of a text that are decoded with what continues it: the space between two words may belong to either."""
 
+_ALMOST_GREEDY = 1e-5
+"""Below this temperature the likeliest token is always taken: divided by less, scores overflow."""
+
 _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 100),
     "top_p": (0, 1),
     "top_k": (-1, 2**31 - 1),
     "typical_p": (0, 1),
-    "repetition_penalty": (0, 100),
+    "repetition_penalty": (0.01, 100),
     "frequency_penalty": (-2, 2),
     "presence_penalty": (-2, 2),
 }
@@ -52,20 +55,27 @@ def check_sampling(sampling: Sampling) -> None:
         value = getattr(sampling, name)
         if value is not None and not (isfinite(value) and least <= value <= most):
             raise InvalidRequest(f"{value} is not between {least} and {most}", name)
-    if sampling.repetition_penalty == 0:
-        raise InvalidRequest("0 is not above 0; 1 changes nothing", "repetition_penalty")
+
+
+def greedy(sampling: Sampling) -> bool:
+    """Whether it leaves the likeliest token alone."""
+    cold = sampling.temperature is not None and sampling.temperature < _ALMOST_GREEDY
+    return cold or sampling.top_p == 0
 
 
 def room_for(prompt_tokens: int, sampling: Sampling, window: int) -> int:
     """How many tokens an answer may have.
 
     Raises:
-        PromptTooLong: None.
+        PromptTooLong: None, for the window.
+        InvalidRequest: None, for `max_total_tokens`.
     """
     if prompt_tokens >= window:
         raise PromptTooLong(prompt_tokens, window)
-    room = window - prompt_tokens
-    return room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+    total = min(sampling.max_total_tokens or window, window)
+    if prompt_tokens >= total:
+        raise no_room(prompt_tokens, total)
+    return min(sampling.max_tokens or window, total - prompt_tokens)
 
 
 def chunk_for(seconds_per_token: float, most: int) -> int:

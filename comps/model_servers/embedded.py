@@ -16,7 +16,16 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from typing import ClassVar, TypeVar
 
-from comps.core.errors import InvalidRequest, LLMError, ModelServerError, PromptTooLong, SettingsError, Unreachable
+from comps.core.errors import (
+    InvalidRequest,
+    LLMError,
+    ModelServerError,
+    PromptTooLong,
+    SettingsError,
+    TextTooLong,
+    Unreachable,
+    no_room,
+)
 from comps.core.prompts import only_text, plain_roles, text_of
 from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.engine import EngineProcess
@@ -144,32 +153,48 @@ class Embedded:
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
         engine = self._answering()
-        self._refuse_far_too_long(prompt)
+        self._refuse_far_too_long(prompt, sampling.max_total_tokens)
         body = {"prompt": _plain(plain_roles(prompt)), "sampling": asdict(sampling)}
         async with aclosing(engine.ask({"generate": body})) as parts:
             async for part in parts:
                 if "error" in part:
-                    raise _error(part)
+                    raise _error(part, PromptTooLong)
                 if part["text"]:
                     yield TextDelta(part["text"])
                 if part.get("last"):
                     yield Finished(part["reason"], Usage(*part["usage"]))
 
-    def _refuse_far_too_long(self, prompt: Prompt) -> None:
+    def _refuse_far_too_long(self, prompt: Prompt, total: int | None) -> None:
         """Refuse what cannot fit whatever its tokens are: counting a book's would hold up everybody's next token."""
         texts = [prompt] if isinstance(prompt, str) else [text_of(message.content) for message in prompt]
-        at_least = sum(map(len, texts)) // self._longest_token
-        window = self._info and self._info.context_window
+        at_least, window = self._at_least(texts), self._window
         if window and at_least > window:
             raise PromptTooLong(at_least, window, at_least=True)
+        if total and at_least > total:
+            raise no_room(at_least, total, at_least=True)
+
+    def _refuse_long_texts(self, texts: Sequence[str]) -> None:
+        """The same for texts that are not answered."""
+        for text in texts:
+            if self._window and (at_least := self._at_least([text])) > self._window:
+                raise TextTooLong(at_least, self._window, at_least=True)
+
+    def _at_least(self, texts: Sequence[str]) -> int:
+        """How many tokens they have together, whatever these are."""
+        return sum(map(len, texts)) // self._longest_token
+
+    @property
+    def _window(self) -> int | None:
+        return self._info.context_window if self._info else None
 
     async def count_tokens(self, text: str) -> int:
+        """See `CountsTokens`; a text that is sure to have more tokens than the window holds is refused."""
+        self._refuse_long_texts([text])
         return int((await self._ask({"count": text}))["count"])
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """See `Embeds`; a vector is the mean of the last hidden states over a text's tokens, of length 1."""
-        for text in texts:
-            self._refuse_far_too_long(text)
+        self._refuse_long_texts(texts)
         part = await self._ask({"embed": list(texts)})
         return Embeddings(tuple(part["vectors"]), part["prompt_tokens"])
 
@@ -177,7 +202,7 @@ class Embedded:
         """The engine's answer to what has one of a single part."""
         part = await _one(self._answering().ask(message))
         if "error" in part:
-            raise _error(part)
+            raise _error(part, TextTooLong)
         return part
 
     async def aclose(self) -> None:
@@ -222,9 +247,9 @@ def _plain(prompt: Prompt) -> JSON:
     return [{"role": message.role, "content": only_text(message)} for message in prompt]
 
 
-def _error(part: dict[str, JSON]) -> Exception:
+def _error(part: dict[str, JSON], too_long: type[PromptTooLong]) -> Exception:
     if "too_long" in part:
-        return PromptTooLong(*part["too_long"])
+        return too_long(*part["too_long"])
     if field := part.get("field"):
         return InvalidRequest(part["error"], field)
     return ModelServerError(f"the model failed: {part['error']}")

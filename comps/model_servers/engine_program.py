@@ -39,7 +39,7 @@ class Engine(Protocol):
 
     context_window: int | None
     longest_token: int
-    """In bytes: so many of them are at least one token."""
+    """No token stands for more characters."""
 
     @property
     def busy(self) -> bool:
@@ -81,15 +81,23 @@ class Inbox:
 
     def __init__(self, source: int) -> None:
         self._source = source
-        self._rest = b""
+        self._begun: list[bytes] = []
+        """The pieces of a line whose end has not arrived yet: to join them each time would take ever longer."""
 
     def read(self, wait: bool) -> list[dict[str, JSON]] | None:
-        """What has arrived, waiting for some if told to; None at the end of the input."""
-        if not wait and not select.select([self._source], [], [], 0)[0]:
-            return []
-        chunk = os.read(self._source, 1 << 20)
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        return [json.loads(line) for line in lines] if chunk else None
+        """All that has arrived, waiting for some if told to; None at the end of the input."""
+        arrived: list[dict[str, JSON]] = []
+        while wait or select.select([self._source], [], [], 0)[0]:
+            wait = False
+            chunk = os.read(self._source, 1 << 20)
+            if not chunk:
+                return arrived or None
+            *ends, rest = chunk.split(b"\n")
+            for end in ends:
+                arrived.append(json.loads(b"".join((*self._begun, end))))
+                self._begun = []
+            self._begun.append(rest)
+        return arrived
 
 
 class Outbox:

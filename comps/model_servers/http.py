@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
+import struct
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator
@@ -19,6 +21,7 @@ from comps.core.errors import (
     InvalidRequest,
     ModelServerError,
     Overloaded,
+    PromptTooLong,
     Refused,
     SettingsError,
     Unreachable,
@@ -42,6 +45,15 @@ _FACTS_SECONDS = 5.0
 """How long a model server may take to tell of itself, which is no work for it."""
 _MOST = 4000
 """How many bytes are read of a body that is no answer."""
+_NAME = re.compile(r"[\w.\[\]-]{1,100}", re.ASCII)
+_LIMITS = ("max_tokens", "max_completion_tokens")
+_TOO_LONG = ("context_length_exceeded", "exceed_context_size_error")
+"""What OpenAI and llama-server call a prompt that is too long."""
+_SAYS_TOO_LONG = re.compile(
+    r"^(?!.*_tokens' is too large)"
+    r".*(maximum context length|longer than the (maximum model|model's context) length)"
+)
+"""How vLLM and SGLang say so; of max_tokens, vLLM says much the same."""
 _NEVER = float("inf")
 _REST_SECONDS = 0.05
 """How long the last bytes behind an answer are waited for, so that the connection can be used again."""
@@ -306,12 +318,24 @@ async def _check(response: aiohttp.ClientResponse) -> None:
     if response.status in (401, 403):  # What it says of our key is not for a caller.
         raise Refused(response.status, "it does not accept this service's key")
     if response.status in (400, 413, 422):
-        raise InvalidRequest(f"the model server refused it: {message}")
+        raise _refusal(error if isinstance(error, dict) else {}, f"the model server refused it: {message}")
     if response.status == 429:
         raise Overloaded(f"the model server is busy: {message}", _retry_after(response))
     if response.status == 503:
         raise Unreachable(f"the model server is not ready: {message}", _retry_after(response))
     raise Refused(response.status, message)
+
+
+def _refusal(error: dict[str, JSON], said: str) -> InvalidRequest:
+    """What the caller has to mend; `error` is the server's own."""
+    field = param if isinstance(param := error.get("param"), str) and _NAME.fullmatch(param) else None
+    coded = any(error.get(name) in _TOO_LONG for name in ("code", "type"))
+    if not coded and (field in _LIMITS or not _SAYS_TOO_LONG.search(said)):
+        return InvalidRequest(said, field)
+    tokens, window = error.get("n_prompt_tokens"), error.get("n_ctx")  # llama-server's numbers.
+    if isinstance(tokens, int) and isinstance(window, int):
+        return PromptTooLong(tokens, window)
+    return PromptTooLong(0, 0, said=said)
 
 
 async def _beginning(response: aiohttp.ClientResponse) -> str:
@@ -351,7 +375,7 @@ def _translated() -> Iterator[None]:
         raise Unreachable(f"the model server cannot be reached{_why(error)}") from error
     except asyncio.TimeoutError as error:
         raise ServerTimeout("the model server did not begin in time") from error
-    except (aiohttp.ClientHttpProxyError, aiohttp.ClientProxyConnectionError) as error:
+    except aiohttp.ClientHttpProxyError as error:
         raise Unreachable("the proxy before the model server does not let this service through") from error
     except (aiohttp.ClientError, ConnectionError) as error:
         raise ModelServerError(f"the connection to the model server broke: {type(error).__name__}") from error
@@ -362,7 +386,7 @@ def sensible() -> Iterator[None]:
     """For reading an answer: one that is not built as it should be is an error of the model server."""
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error) as error:
         raise ModelServerError("the model server's answer makes no sense") from error
 
 

@@ -26,11 +26,13 @@ from langchain_core.messages import (
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import ToolCall, ToolCallChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import ConfigDict, PrivateAttr, SkipValidation
+from pydantic import ConfigDict, PrivateAttr, SkipValidation, TypeAdapter
 
+from comps.core.deltas import ToolCalls
 from comps.core.errors import ModelServerError
 from comps.core.generator import collect
 from comps.core.ports import ModelServer
+from comps.core.prompts import text_of
 from comps.core.types import (
     JSON,
     Event,
@@ -73,6 +75,12 @@ _REASONS = {
     "safety": "content_filter",
 }
 """Why an answer ended, in the words of Anthropic, Hugging Face and Google."""
+_DETAILS = (
+    ("input_token_details", "cache_read", "prompt_tokens_details", "cached_tokens"),
+    ("output_token_details", "reasoning", "completion_tokens_details", "reasoning_tokens"),
+)
+"""What LangChain calls a kind of token, and what OpenAI does."""
+_CALLS = TypeAdapter(list[ToolCall])
 _WORD = re.compile("[a-z_]{1,40}")
 
 
@@ -122,6 +130,7 @@ class ChatModelServer(BaseChatModel):
     presence_penalty: float | None = None
     seed: int | None = None
     stop: Sequence[str] = ()
+    max_total_tokens: int | None = None
 
     @property
     def _llm_type(self) -> str:
@@ -245,7 +254,7 @@ class ThroughLangChain:
             given[CONTINUE] = True
         if options:  # In a place of their own, so that none is taken for an argument of LangChain's.
             given["extra_body"] = dict(options)
-        messages = self._chat_model.astream(to_langchain(prompt), stop=stop, **given)
+        messages = self._chat_model.astream(to_langchain(prompt, ours=True), stop=stop, **given)
         ended = False
         async with aclosing(events_of(messages)) as events:
             async for event in events:
@@ -287,11 +296,17 @@ async def anext_or_none(items: AsyncGenerator[T]) -> T | None:
     return await anext(items, None)
 
 
-def to_langchain(prompt: Prompt) -> list[BaseMessage]:
-    """A prompt as messages; text is one message of the user."""
+def to_langchain(prompt: Prompt, ours: bool = False) -> list[BaseMessage]:
+    """A prompt as messages; text is one message of the user.
+
+    Args:
+        prompt: What is asked.
+        ours: The chat model takes a message's parts in the model server's own form, so that LangChain, which fails at
+            some of them, needs no more than their text.
+    """
     if isinstance(prompt, str):
         return [HumanMessage(prompt)]
-    return [_to_langchain(message) for message in prompt]
+    return [_to_langchain(message, text_of(message.content) if ours else message.content) for message in prompt]
 
 
 async def events_of(messages: AsyncIterator[BaseMessage]) -> AsyncGenerator[Event]:
@@ -303,6 +318,7 @@ async def events_of(messages: AsyncIterator[BaseMessage]) -> AsyncGenerator[Even
     reason = ""
     usage: Usage | None = None
     carried = False
+    calls = ToolCalls()
     try:
         async for message in messages:
             if isinstance(message, EventChunk):
@@ -310,7 +326,7 @@ async def events_of(messages: AsyncIterator[BaseMessage]) -> AsyncGenerator[Even
                     carried = True
                     yield message.event
                 continue
-            if delta := _delta(message):
+            if delta := _delta(message, calls):
                 yield delta
             reason = reason_of(message) or reason
             usage = _usage(message) or usage
@@ -320,12 +336,12 @@ async def events_of(messages: AsyncIterator[BaseMessage]) -> AsyncGenerator[Even
         yield Finished(reason, usage)
 
 
-def _delta(message: BaseMessage) -> TextDelta | None:
+def _delta(message: BaseMessage, calls: ToolCalls) -> TextDelta | None:
     extra = {name: value for name, value in message.additional_kwargs.items() if isinstance(value, str | list | dict)}
     if thoughts := "".join(str(block.get(block["type"], "")) for block in _blocks(message, "reasoning", "thinking")):
         extra["reasoning_content"] = thoughts
-    if "tool_calls" not in extra and (calls := tool_calls_of(message)):
-        extra["tool_calls"] = calls
+    if pieces := extra.get("tool_calls") or tool_calls_of(message):
+        extra["tool_calls"] = calls.numbered(pieces)
     if logprobs := message.response_metadata.get("logprobs"):
         extra["logprobs"] = logprobs
     text = str(message.text)
@@ -356,18 +372,16 @@ def additional(delta: TextDelta) -> dict[str, Any]:
 def tool_calls_of(message: BaseMessage) -> list[JSON]:
     """Tool calls, or pieces of them, in the form of OpenAI's deltas."""
     if isinstance(message, AIMessageChunk):
-        return [_tool_call(call, number) for number, call in enumerate(message.tool_call_chunks)]
+        return [_tool_call(call) for call in message.tool_call_chunks]
     if isinstance(message, AIMessage):
-        whole = [{**call, "args": json.dumps(call["args"])} for call in message.tool_calls]
-        return [_tool_call(call, number) for number, call in enumerate(whole)]
+        return [_tool_call({**call, "args": json.dumps(call["args"])}) for call in message.tool_calls]
     return []
 
 
-def _tool_call(call: ToolCallChunk | dict[str, Any], number: int) -> JSON:
-    index = call.get("index")
+def _tool_call(call: ToolCallChunk | dict[str, Any]) -> JSON:
     function = {"arguments": call["args"] or "", **({"name": call["name"]} if call["name"] else {})}
     named = {"id": call["id"], "type": "function"} if call["id"] else {}
-    return {"index": number if index is None else index, **named, "function": function}
+    return {"index": call.get("index"), **named, "function": function}
 
 
 def reason_of(message: BaseMessage) -> str | None:
@@ -381,8 +395,14 @@ def reason_of(message: BaseMessage) -> str | None:
 
 
 def _usage(message: BaseMessage) -> Usage | None:
-    counted = message.usage_metadata if isinstance(message, AIMessage) else None
-    return Usage(counted["input_tokens"], counted["output_tokens"]) if counted else None
+    counted: Mapping[str, Any] | None = message.usage_metadata if isinstance(message, AIMessage) else None
+    if not counted:
+        return None
+    details: dict[str, dict[str, int]] = {}
+    for side, kind, name, ours in _DETAILS:
+        if (number := counted.get(side, {}).get(kind)) is not None:
+            details[name] = {ours: number}
+    return Usage(counted["input_tokens"], counted["output_tokens"], details)
 
 
 def message_of(message: BaseMessage) -> Message:
@@ -398,9 +418,8 @@ def has_own_form(message: BaseMessage) -> bool:
     return not message.additional_kwargs.keys().isdisjoint((_PARTS, _EXTRA))
 
 
-def _to_langchain(message: Message) -> BaseMessage:
-    content: Any = message.content
-    further: dict[str, Any] = {_PARTS: content} if isinstance(content, list) else {}
+def _to_langchain(message: Message, content: Any) -> BaseMessage:
+    further: dict[str, Any] = {_PARTS: message.content} if isinstance(message.content, list) else {}
     if message.extra:
         further[_EXTRA] = dict(message.extra)
     given: dict[str, Any] = {"additional_kwargs": further}
@@ -421,9 +440,11 @@ def _to_langchain(message: Message) -> BaseMessage:
 def _calls(given: JSON) -> list[ToolCall]:
     """Tool calls in OpenAI's form as LangChain has them; none if they are not in that form."""
     try:
-        return [
-            ToolCall(name=call["function"]["name"], args=json.loads(call["function"]["arguments"]), id=call["id"])
-            for call in given or ()
-        ]
-    except (KeyError, TypeError, ValueError):
+        return _CALLS.validate_python(
+            [
+                {"name": call["function"]["name"], "args": json.loads(call["function"]["arguments"]), "id": call["id"]}
+                for call in given or ()
+            ]
+        )
+    except (KeyError, TypeError, ValueError, RecursionError):
         return []

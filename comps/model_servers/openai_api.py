@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from base64 import b64decode
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from math import isfinite
+from struct import iter_unpack
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
-from comps.core.errors import ModelServerError, Refused, SettingsError
+from comps.core.deltas import ToolCalls
+from comps.core.errors import InvalidRequest, ModelServerError, Refused, SettingsError
 from comps.core.types import (
     JSON,
     Embeddings,
@@ -34,6 +39,9 @@ if TYPE_CHECKING:
 _FRESH_SECONDS = 2.0
 """How long a description of the server is taken for true."""
 _REASON = re.compile("[a-z_]{1,40}")
+_NEWER_NAME = re.compile(r"max_completion_tokens\W* instead")
+"""How OpenAI refuses max_tokens for its reasoning models. The newer name is not used unasked: many a server passes over
+it, and answers without a limit."""
 _VERSION = re.compile(r"v\d+\w*")
 _ROUTE = re.compile(r"((/chat)?/completions|/generate(_stream)?)/?$")
 """What is asked, at the end of a URL that was copied whole."""
@@ -96,6 +104,8 @@ class OpenAIAPI:
     """The fields of `Sampling` that the server knows, under the same names."""
     options: ClassVar[frozenset[str]] = OPENAI_OPTIONS
     """The options that it knows."""
+    _limit = "max_tokens"
+    """What the server calls the most tokens to generate."""
 
     def __init__(
         self, model_name: str, endpoint: str, access: Access | None = None, context_window: int | None = None
@@ -154,8 +164,18 @@ class OpenAIAPI:
 
     async def events(self, path: str, body: JSON) -> AsyncGenerator[Event]:
         """The answer to a body that `request` or `asking` made."""
+        body = {self._limit if name == "max_tokens" else name: value for name, value in body.items()}
         with sensible():
-            async with aclosing(self.stream(path, body)) as items, aclosing(_events(items)) as events:
+            try:
+                async with aclosing(self.stream(path, body)) as items, aclosing(_events(items)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except InvalidRequest as refusal:
+                if "max_tokens" not in body or not _NEWER_NAME.search(str(refusal)):
+                    raise
+            self._limit = "max_completion_tokens"
+            async with aclosing(self.events(path, body)) as events:
                 async for event in events:
                     yield event
 
@@ -199,15 +219,26 @@ class OpenAIAPI:
         with sensible():
             answer = await self.http.post(f"{self._api}/embeddings", body)
             items = sorted(answer["data"], key=lambda item: int(item["index"]))
-            vectors = tuple(item["embedding"] for item in items)
+            vectors = tuple(_vector(item["embedding"]) for item in items)
             if len(vectors) != len(texts):
                 raise ModelServerError(f"the model server gave {len(vectors)} vectors for {len(texts)} texts")
+            if len({len(vector) for vector in vectors}) > 1:
+                raise ValueError("vectors of several lengths")
             return Embeddings(vectors, (answer.get("usage") or {}).get("prompt_tokens"))
 
     async def aclose(self) -> None:
         if self._describing and _of_this_loop(self._describing):
             self._describing.cancel()
         await self.http.aclose()
+
+
+def _vector(said: JSON) -> list[float]:
+    """A vector, as a list of numbers or as little-endian float32 in base64, which some servers always send."""
+    if isinstance(said, str):
+        said = [number for (number,) in iter_unpack("<f", b64decode(said, validate=True))]
+    if not (isinstance(said, list) and said and set(map(type, said)) <= {int, float} and all(map(isfinite, said))):
+        raise ValueError("no vector")
+    return said
 
 
 def wire_message(message: Message) -> dict[str, JSON]:
@@ -247,19 +278,18 @@ def _of_this_loop(task: asyncio.Task[ModelInfo]) -> bool:
 async def _events(items: AsyncGenerator[bytes]) -> AsyncGenerator[Event]:
     """What a stream of chunks says; the end comes last, when its usage has arrived too."""
     reasons: dict[int, str] = {}
-    begun: set[int] = set()
+    calls: defaultdict[int, ToolCalls] = defaultdict(ToolCalls)
     usage: Usage | None = None
     async for data in items:
         chunk = _chunk(data)
         usage = _usage(chunk) or usage
         for choice in chunk.get("choices") or ():
             number = choice.get("index") or 0
-            begun.add(number)
-            if delta := _delta(choice, number):
+            if delta := _delta(choice, number, calls[number]):
                 yield delta
             if reason := choice.get("finish_reason"):
                 reasons[number] = (_REASON.fullmatch(reason) and reason) or "unknown"
-    if not reasons or begun - reasons.keys():
+    if not reasons or calls.keys() - reasons.keys():
         raise ModelServerError("the model server broke off in the middle of the answer")
     for place, (number, reason) in enumerate(sorted(reasons.items())):
         yield Finished(reason, None if place else usage, number)
@@ -277,13 +307,15 @@ def _chunk(data: bytes) -> dict[str, Any]:
     return chunk
 
 
-def _delta(choice: dict[str, Any], number: int) -> TextDelta | None:
+def _delta(choice: dict[str, Any], number: int, calls: ToolCalls) -> TextDelta | None:
     """The text of a choice, whether it is of a chat (`delta`) or not (`text`), and what comes with it."""
     delta = choice.get("delta") or {"content": choice.get("text")}
     text = delta.get("content") or ""
     if not isinstance(text, str):
         raise ModelServerError("the model server sent something that is no text in its stream")
     extra = {name: value for name, value in delta.items() if name not in ("role", "content") and value is not None}
+    if "tool_calls" in extra:
+        extra["tool_calls"] = calls.numbered(extra["tool_calls"])
     if choice.get("logprobs"):
         extra["logprobs"] = choice["logprobs"]
     return TextDelta(text, number, extra or None) if text or extra else None
@@ -294,4 +326,11 @@ def _usage(chunk: dict[str, Any]) -> Usage | None:
     if not counted:
         return None
     prompt, completion = counted["prompt_tokens"], counted["completion_tokens"]
-    return None if prompt is None or completion is None else Usage(int(prompt), int(completion))
+    if prompt is None or completion is None:
+        return None
+    return Usage(int(prompt), int(completion), {name: _counts(said) for name, said in counted.items() if _counts(said)})
+
+
+def _counts(said: JSON) -> dict[str, int]:
+    """The numbers of an object."""
+    return {name: value for name, value in said.items() if type(value) is int} if isinstance(said, dict) else {}

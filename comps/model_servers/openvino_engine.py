@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comps.core.errors import InvalidRequest, PromptTooLong, SettingsError
+from comps.core.errors import InvalidRequest, SettingsError
 from comps.core.types import JSON, Sampling
+from comps.model_servers.decoding import check_sampling, greedy, room_for
 from comps.model_servers.engine_program import Part, reason, serve
 from comps.model_servers.gguf import gguf_window
 from comps.model_servers.openvino_embedder import Embedder
@@ -24,6 +25,8 @@ from comps.model_servers.vectors import check_texts
 
 _PATIENCE = 0.05
 """Seconds that a step waits for a text's vector, where there is no answer to go on with."""
+_ENDLESS = 2**31 - 1
+"""Tokens in the window of a model that does not say."""
 _WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _PIECES = re.compile(r"(?s).{1,4000}(?=\s|\Z)|.{1,4000}")
 _LOOKS_SPECIAL = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{2,30}\]")
@@ -96,15 +99,15 @@ class Engine:
         return len(self._encode(text, special=False))
 
     def start(self, number: int, prompt: str | list[dict[str, str]], sampling: Sampling) -> None:
+        check_sampling(sampling)
         text = prompt if isinstance(prompt, str) else self._render(prompt)
         ids = self._encode(text, special=isinstance(prompt, str))
-        length, window = len(ids), self.context_window
+        length = len(ids)
         if not length:
             raise InvalidRequest("there is nothing to continue", "prompt")
-        if window is not None and length >= window:
-            raise PromptTooLong(length, window)
+        room = room_for(length, sampling, self.context_window or _ENDLESS)
         try:
-            config = self._config(sampling, None if window is None else window - length)
+            config = self._config(sampling, room)
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             raise InvalidRequest(reason(error), _named(error)) from None
         self._running[number] = _Running(
@@ -137,14 +140,11 @@ class Engine:
         turns = self._controls.broken_up(messages)
         return str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True))
 
-    def _config(self, sampling: Sampling, room: int | None) -> Any:
+    def _config(self, sampling: Sampling, room: int) -> Any:
         config = self._pipeline.get_config()  # A copy, with the model's own end tokens and defaults.
-        limits = [limit for limit in (sampling.max_tokens, room) if limit is not None]
-        if limits:
-            config.max_new_tokens = min(limits)
-        temperature, top_p = sampling.temperature, sampling.top_p
-        if temperature is not None or top_p is not None:
-            config.do_sample = temperature != 0 and top_p != 0
+        config.max_new_tokens = room
+        if sampling.temperature is not None or sampling.top_p is not None:
+            config.do_sample = not greedy(sampling)
         if config.do_sample:
             for name in ("temperature", "top_p", "top_k"):
                 self._set(config, name, sampling)

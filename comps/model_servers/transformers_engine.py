@@ -27,9 +27,10 @@ from comps.model_servers.decoding import (
     check_sampling,
     check_settings,
     chunk_for,
+    greedy,
     room_for,
 )
-from comps.model_servers.engine_program import Part, serve
+from comps.model_servers.engine_program import Part, reason, serve
 from comps.model_servers.model_files import WEIGHTS
 from comps.model_servers.text import ControlTokens
 from comps.model_servers.vectors import Texts, check_texts
@@ -212,7 +213,10 @@ class Engine:
         request.read += len(tokens)
         if request.read < len(request.tokens):
             return None
-        token = self._choose(request, logits)
+        try:
+            token = self._choose(request, logits)
+        except (RuntimeError, ValueError) as error:  # Scores that its own sampling has spoilt are no other's.
+            return {"id": request.answer.number, "error": reason(error), "last": True}
         request.tokens.append(token)
         return request.answer.push(token)
 
@@ -268,7 +272,7 @@ class Engine:
             scores.append(_AnswerPenalties(prompt_tokens, frequency, presence))
         asked = [sampling.temperature, sampling.top_p, sampling.top_k, sampling.typical_p]
         wanted = any(value is not None for value in asked) or bool(self._defaults.do_sample)
-        if not wanted or 0 in (sampling.temperature, sampling.top_p):
+        if not wanted or greedy(sampling):
             return scores, None
         temperature = self._value("temperature", sampling, 1.0)
         top_k, top_p = self._value("top_k", sampling, 0), self._value("top_p", sampling, 1.0)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from comps.core.errors import InvalidRequest, PromptTooLong
+from comps.core.errors import InvalidRequest, TextTooLong
 from comps.model_servers.engine_program import Part
 
 
@@ -21,11 +21,11 @@ def check_texts(texts: Sequence[Sequence[int]], most: int | None) -> None:
         most: How many a text may have; None if there is no limit.
 
     Raises:
-        InvalidRequest: One has none (`PromptTooLong`: too many).
+        InvalidRequest: One has none (`TextTooLong`: too many).
     """
     lengths = [len(text) for text in texts]
     if most is not None and max(lengths, default=0) > most:
-        raise PromptTooLong(max(lengths), most)
+        raise TextTooLong(max(lengths), most)
     if 0 in lengths:
         raise InvalidRequest("a text is empty", "input")
 
@@ -51,15 +51,20 @@ class Texts:
     def done(self) -> bool:
         return len(self._vectors) == len(self.texts)
 
+    @property
+    def text(self) -> Sequence[int]:
+        """The one that is being read."""
+        return self.texts[len(self._vectors)]
+
     def chunk(self, most: int) -> tuple[Sequence[int], int]:
         """The tokens to read next, and how many of the same text were read before them."""
-        return self.texts[len(self._vectors)][self._read : self._read + most], self._read
+        return self.text[self._read : self._read + most], self._read
 
     def add(self, tokens: int, total: Any) -> None:
         """Take in that so many tokens were read: the sum of their hidden states, an array of shape (hidden size,)."""
         self._read += tokens
         self._total = self._total + total
-        if self._read == len(self.texts[len(self._vectors)]):
+        if self._read == len(self.text):
             length = float(self._total @ self._total) ** 0.5 or 1.0
             self._vectors.append((self._total / length).tolist())
             self._read, self._total = 0, 0.0

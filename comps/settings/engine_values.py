@@ -8,8 +8,9 @@ import re
 from comps.core.types import JSON
 from comps.settings.sections import unquoted
 
-_ENGINE_SECRET = re.compile("(^|_)(api_?key|(access|auth|hf)_token|secret|password)$|^token$")
+_SECRET = re.compile("(^|_)(api_?key|(access|auth|hf)_token|secret|password)$|^token$")
 """An engine has keys of its own with the word token in them that hide nothing: tokenizer, eos_token."""
+_LIKE_A_SECRET = re.compile("key|token|secret|password")
 _CREDENTIALS = re.compile(r"//[^/@\s]*@")
 
 _WORDS: dict[str, JSON] = {"true": True, "false": False, "null": None, "none": None}
@@ -41,7 +42,12 @@ def _no_number(word: str) -> JSON:
 
 def is_secret(key: str) -> bool:
     """Whether an engine's setting of that name hides something."""
-    return bool(_ENGINE_SECRET.search(key.lower()))
+    return bool(_SECRET.search(key.lower()))
+
+
+def may_be_secret(key: str) -> bool:
+    """Whether a key that nobody knows may have been meant as one that hides something."""
+    return bool(_LIKE_A_SECRET.search(key.lower()))
 
 
 def masked(key: str, value: JSON) -> JSON:

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import create_model
+from pydantic import SecretStr, create_model
 
 from comps.config_files import read_config_file
-from comps.config_files.base import ConfigFile, nearest
+from comps.config_files.base import ConfigFile, Said, nearest
 from comps.core.errors import SettingsError
 from comps.core.types import JSON
-from comps.settings.part import ENGINE, Part, Setting
+from comps.settings.engines import ENGINE, engine_of_file, engine_settings
+from comps.settings.part import Part, Setting, read_part
 from comps.settings.sections import SECTIONS, Dialects, Logging, Microservice, Model, key_of
 from comps.settings.variables import environment_names, file_names, variable_of
 
@@ -75,7 +76,7 @@ class Settings:
     listing: tuple[Setting, ...]
     """Every setting with its source."""
     without_effect: tuple[str, ...] = ()
-    """What the file says that does nothing here, with the reason; a sentence each."""
+    """What is said and does nothing here, with the reason; a sentence each."""
 
 
 def load_settings(
@@ -99,15 +100,19 @@ def load_settings(
     """
     if file is None and Path(CONFIG_FILE).exists():
         file = Path(CONFIG_FILE)
-    read = _read(file) if file else ConfigFile()
-    parts = {name: Part(name, kind, read) for name, kind in SECTIONS.items()}
+    read = _read(file)
+    parts = {name: read_part(name, kind, read.sections.get(name, {})) for name, kind in SECTIONS.items()}
     endings = _endings([heading for heading in read.sections if heading.startswith(FURTHER)], read)
     _refuse_variables_of_nobody(endings)
-    lost = (*read.without_effect, *parts["Model"].leave_engine_of_another())
+    lost = list(read.without_effect)
+    above = engine_of_file(read, parts["Model"], lost)
+    parts["Model"] = _with_engine(parts["Model"], above, kinds, without_engine)
     for ending, heading in endings.items():
-        parts[heading] = _further(parts["Model"], heading, ending, read)
+        part, above = _further(parts["Model"], heading, ending, read.sections[heading])
+        parts[heading] = _with_engine(part, above, kinds, without_engine)
     for part in parts.values():
-        part.check(kinds, without_engine)
+        if not isinstance(part.values, Model):
+            part.check_no_others()
     for dialect in parts["Dialects"].values.enabled:
         parts["Dialects"].check_known("enabled", dialect, dialects)
     listing = [setting for part in parts.values() for setting in part.listing()]
@@ -115,10 +120,39 @@ def load_settings(
         _name_of(heading): keys for heading, keys in read.sections.items() if heading.startswith(CONVERSATION)
     }
     for name, keys in conversations.items():
-        listing += [Setting(CONVERSATION + name, key, text, str(read)) for key, text in keys.items()]
+        listing += [Setting(CONVERSATION + name, key, one.value, one.source) for key, one in keys.items()]
+    templates = {name: {key: one.value for key, one in keys.items()} for name, keys in conversations.items()}
     logging, microservice, model, chosen = (parts[name].values for name in SECTIONS)
     served = _served(parts.values(), read)
-    return Settings(logging, microservice, model, chosen, served, conversations, tuple(listing), lost)
+    return Settings(logging, microservice, model, chosen, served, templates, tuple(listing), tuple(lost))
+
+
+def _with_engine(
+    part: Part, above: Mapping[str, Said], kinds: Collection[str], without_engine: Collection[str]
+) -> Part:
+    """The section of a model, checked as a whole, with its engine's settings; `above` are those from elsewhere."""
+    part.check_known("model_server", part.values.model_server, kinds)
+    _check_credentials(part)
+    return replace(part, engine=engine_settings(part, above, without_engine))
+
+
+def _check_credentials(part: Part) -> None:
+    """Raise if of what belongs together only a part is there."""
+    for whole, needs in (
+        ("token_url", ("client_id", "client_secret")),
+        ("client_id", ("token_url",)),
+        ("client_secret", ("token_url",)),
+        ("client_key", ("client_certificate",)),
+    ):
+        for other in needs:
+            if _is_set(part.values, whole) and not _is_set(part.values, other):
+                own = next(environment_names(type(part.values).model_fields[other]))
+                raise part.wrong(whole, f": needs {other} ({own}) as well")
+
+
+def _is_set(model: Model, key: str) -> bool:
+    value = getattr(model, key)
+    return bool(value.get_secret_value() if isinstance(value, SecretStr) else value)
 
 
 def _served(parts: Iterable[Part], file: ConfigFile) -> dict[str, Served]:
@@ -128,19 +162,19 @@ def _served(parts: Iterable[Part], file: ConfigFile) -> dict[str, Served]:
             name = _name_of(part.name) if part.ending else part.values.model_name
             if name in models:
                 raise SettingsError(f"{file}: [{part.name}]: the model of [Model] has that name")
-            models[name] = Served(part.name, part.values, part.engine)
+            engine = {key: one.value for key, one in part.engine.items()}
+            models[name] = Served(part.name, part.values, engine)
     return models
 
 
-def _further(model: Part, heading: str, ending: str, file: ConfigFile) -> Part:
-    """A further model: what it does not say itself, [Model] says, as far as that makes sense for another one."""
-    written = file.sections[heading]
+def _further(model: Part, heading: str, ending: str, said: Mapping[str, Said]) -> tuple[Part, dict[str, Said]]:
+    """A further model: what it does not say itself, [Model] says, as far as that makes sense for another one. Also what
+    it has of the settings of [Model]'s engine."""
+    elsewhere = any(
+        key in said or variable_of(Model.model_fields[key], ending) for key in ("model_server", "model_server_endpoint")
+    )
     fields: dict[str, Any] = {}
     inherited: set[str] = set()
-    elsewhere = any(
-        key in written or variable_of(Model.model_fields[key], ending)
-        for key in ("model_server", "model_server_endpoint")
-    )
     for key, info in Model.model_fields.items():
         default = info.default
         if not (key in _OF_ONE_MODEL or (elsewhere and key in _OF_ONE_SERVER)):
@@ -151,13 +185,11 @@ def _further(model: Part, heading: str, ending: str, file: ConfigFile) -> Part:
         names = (f"{name}{ending}" for name in environment_names(info))
         fields[key] = (info.rebuild_annotation(), key_of(default, info.description or "", *names))
     kind: type[Model] = create_model(heading, __base__=Model, **fields)
-    part = Part(heading, kind, file, ending=ending, inherited=inherited)
-    if not elsewhere:
-        part.engine_above = model
-    return part
+    above = {} if elsewhere else {key: Said(one.value, f"[{model.name}]") for key, one in model.engine.items()}
+    return read_part(heading, kind, said, ending=ending, inherited=inherited), above
 
 
-def _read(path: Path) -> ConfigFile:
+def _read(path: Path | None) -> ConfigFile:
     """The file, with known headings; the dialect of the service that it was written for comes before the others."""
     file = read_config_file(path)
     for heading in file.sections:
@@ -165,7 +197,7 @@ def _read(path: Path) -> ConfigFile:
             raise SettingsError(f"{file}: unknown section [{heading}]{nearest(heading, SECTIONS)}")
     if file.first_dialect:
         enabled = dict.fromkeys((file.first_dialect, *Dialects.model_fields["enabled"].default))
-        dialects = {"enabled": ", ".join(enabled), **file.sections.get("Dialects", {})}
+        dialects = {"enabled": Said(", ".join(enabled), str(file)), **file.sections.get("Dialects", {})}
         file = replace(file, sections={**file.sections, "Dialects": dialects})
     return file
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from comps.core.deltas import join_extra
+from comps.core.deltas import ToolCalls, join_extra
+from comps.core.errors import ModelServerError
 
 
 def joined(*extras: dict[str, Any]) -> dict[str, Any]:
@@ -46,3 +47,68 @@ def test_what_is_joined_changes_no_piece() -> None:
     first = {"tool_calls": [{"index": 0, "function": {"name": "look", "arguments": "a"}}], "list": [1]}
     joined(first, {"tool_calls": [{"index": 0, "function": {"arguments": "b"}}], "list": [2]})
     assert first == {"tool_calls": [{"index": 0, "function": {"name": "look", "arguments": "a"}}], "list": [1]}
+
+
+def call(name: str, arguments: str, **more: Any) -> dict[str, Any]:
+    return {**more, "function": {"name": name, "arguments": arguments}}
+
+
+def piece(arguments: str, **more: Any) -> dict[str, Any]:
+    return {**more, "function": {"arguments": arguments}}
+
+
+BADLY_NUMBERED = {
+    "whole, without an index": [[call("f", "{}", id="a"), call("g", "[1]", id="b")]],
+    "whole, with the same index": [[call("f", "{}", id="a", index=0), call("g", "[1]", id="b", index=0)]],
+    "neither index nor id": [[call("f", "{}"), call("g", "[1]")]],
+    "in pieces, without an index": [
+        [call("f", "", id="a")],
+        [piece("{}")],
+        [call("g", "", id="b")],
+        [piece("[1")],
+        [piece("]", id="b")],
+    ],
+    "in pieces, with the same index": [
+        [call("f", "", id="a", index=0)],
+        [piece("{}", id="", index=0)],
+        [call("g", "", id="b", index=0)],
+        [piece("[1]", index=0)],
+    ],
+    "one by one, at once": [
+        [call("f", "", id="a", index=0), call("g", "[", id="b", index=0)],
+        [piece("{}", id="a", index=0), piece("1]", id="b", index=0)],
+    ],
+    "the id later": [[call("f", "{", index=3)], [piece("}", id="a", index=3)], [call("g", "[1]", id="b", index=1)]],
+    "the same id": [[call("f", "{}", id="0", index=0), call("g", "[1]", id="0", index=1)]],
+}
+
+
+@pytest.mark.parametrize("pieces", BADLY_NUMBERED.values(), ids=BADLY_NUMBERED)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_badly_numbered_tool_calls_are_kept_apart(pieces: list[list[dict[str, Any]]], streamed: bool) -> None:
+    calls = ToolCalls()
+    given = [calls.numbered(some) for some in pieces] if streamed else pieces
+    whole = joined(*({"tool_calls": some} for some in given))["tool_calls"]
+    assert [one["function"] for one in whole] == [
+        {"name": "f", "arguments": "{}"},
+        {"name": "g", "arguments": "[1]"},
+    ]
+    if streamed:
+        assert len({one["index"] for one in whole}) == 2
+
+
+def test_good_indexes_stay_as_they_are() -> None:
+    pieces = [call("g", "[", id="b", index=1), call("f", "{", id="a", index=0), piece("1]", index=1)]
+    assert ToolCalls().numbered(pieces) == pieces
+
+
+@pytest.mark.parametrize(
+    "calls",
+    ["f()", ["f()"], {"f": 1}, 5, [{"index": "0"}], [{"function": "f"}], [{"function": {"arguments": {"a": 1}}}]],
+    ids=str,
+)
+def test_tool_calls_that_are_none_are_the_model_servers_error(calls: Any) -> None:
+    with pytest.raises(ModelServerError, match="make no sense"):
+        joined({"tool_calls": calls})
+    with pytest.raises(ModelServerError, match="make no sense"):
+        ToolCalls().numbered(calls)

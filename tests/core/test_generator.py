@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 import pytest
 
-from comps.core.errors import InvalidRequest, ModelServerError, SettingsError, UnknownModel, Unreachable
+from comps.core.errors import InvalidRequest, ModelServerError, SettingsError, UnknownModel, Unreachable, no_room
 from comps.core.generator import Models, TextGenerator, at_once, collect, together
 from comps.core.prompts import RAG_TEMPLATES, fill
 from comps.core.types import (
+    JSON,
     Document,
     Embeddings,
     Event,
@@ -21,9 +22,11 @@ from comps.core.types import (
     GenerationRequest,
     Message,
     ModelInfo,
+    Prompt,
     Sampling,
     TextDelta,
     Usage,
+    total,
 )
 from comps.model_servers.scripted import Scripted
 
@@ -125,6 +128,7 @@ async def test_a_model_that_could_not_be_loaded_says_so_to_everybody_who_asks() 
     with pytest.raises(ModelServerError) as asked:
         await collect(generator.generate(GenerationRequest("?")))
     assert "secret" not in f"{described.value}{asked.value}"
+    assert asked.value is not described.value  # One for all would keep the frames of every request, with its body.
     assert server.asked == []
 
 
@@ -246,8 +250,44 @@ async def test_what_prompt_and_answer_may_have_together_leaves_the_rest_to_the_a
 
 async def test_a_prompt_that_leaves_no_room_is_refused_with_the_numbers() -> None:
     generator = TextGenerator(Counting(), "m")
-    with pytest.raises(InvalidRequest, match="3 tokens, and 3 are allowed"):
-        await collect(generator.generate(GenerationRequest("what is it", max_total_tokens=3)))
+    for field in ("max_length", None):
+        with pytest.raises(InvalidRequest, match="3 tokens, and 3 are allowed") as caught:
+            await collect(generator.generate(GenerationRequest("what is it", max_total_tokens=3, total_field=field)))
+        assert caught.value.field == field
+
+
+async def test_a_prompt_that_fills_a_default_is_answered_with_a_token() -> None:
+    request = GenerationRequest("what is it", max_total_tokens=3, total_is_default=True)
+    answer = await collect(TextGenerator(Counting([["a", "b"]]), "m").generate(request))
+    assert (answer.text, answer.reason) == ("a", "length")
+
+
+class Keeping(Counting):
+    """One that itself keeps prompt and answer within a limit, and counts what no text shows."""
+
+    async def describe(self) -> ModelInfo:
+        return ModelInfo("m", capabilities=frozenset({"max_total_tokens"}))
+
+    async def count_tokens(self, text: str) -> int:
+        raise AssertionError("it counts by itself")
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+        if sampling.max_total_tokens and sampling.max_total_tokens <= 7:
+            raise no_room(7, sampling.max_total_tokens)
+        async with aclosing(super().generate(prompt, sampling, options)) as events:
+            async for event in events:
+                yield event
+
+
+async def test_a_model_server_that_keeps_prompt_and_answer_within_a_limit_is_told_it() -> None:
+    server = Keeping([["a", "b"]])
+    generator = TextGenerator(server, "m")
+    await collect(generator.generate(GenerationRequest("what is it", sampling=Sampling(5), max_total_tokens=8)))
+    assert [sampling for _, sampling, _ in server.asked] == [Sampling(5, max_total_tokens=8)]
+    with pytest.raises(InvalidRequest, match="limit: the prompt alone has 7 tokens"):
+        await collect(generator.generate(GenerationRequest("what is it", max_total_tokens=7, total_field="limit")))
+    usual = GenerationRequest("what is it", max_total_tokens=7, total_is_default=True)
+    assert (await collect(generator.generate(usual))).text == "a"
 
 
 async def test_whether_prompt_and_answer_can_be_counted_together_is_a_capability() -> None:
@@ -285,17 +325,27 @@ async def test_several_answers_come_as_they_are_made() -> None:
     async with aclosing(together([slow, fast], choices=2)) as events:
         async for event in events:
             seen.append(event)
-            if event == Finished("stop", Usage(1, 1), choice=2):
+            if event == Finished("stop", choice=2):
                 first_may_go_on.set()
     assert [event for event in seen if event.choice == 0] == [
         TextDelta("a"),
         TextDelta("b"),
-        Finished("stop", Usage(1, 2)),
+        Finished("stop", Usage(2, 3)),
     ]
-    assert [event for event in seen if event.choice == 2] == [
-        TextDelta("c", choice=2),
-        Finished("stop", Usage(1, 1), choice=2),
-    ]
+    assert [event for event in seen if event.choice == 2] == [TextDelta("c", choice=2), Finished("stop", choice=2)]
+
+
+async def test_of_several_answers_of_which_one_is_not_counted_the_usage_is_not_known() -> None:
+    counted = Events(Finished("stop", Usage(1, 2)), Finished("stop", choice=1))
+    answers = [counted.play(), Events(Finished("stop")).play()]
+    assert [event async for event in together(answers, 2) if isinstance(event, Finished) and event.usage] == []
+
+
+def test_usages_are_added_up_with_the_details_that_all_of_them_have() -> None:
+    one = Usage(1, 2, {"a": {"x": 1, "y": 2}, "b": {"z": 3}})
+    assert total([one, Usage(3, 4, {"a": {"x": 5}})]) == Usage(4, 6, {"a": {"x": 6}})
+    assert total([one]) == one
+    assert total([one, None]) is None
 
 
 async def test_several_answers_are_closed_together() -> None:

@@ -200,6 +200,15 @@ def test_a_system_turn_that_asks_for_the_documents_gets_them(role: str) -> None:
     assert turns == (Message(role, f"Use this: {TRICKY} {{question}} {{x}}"), Message("user", "Why?"))
 
 
+def test_a_system_turn_that_asks_for_documents_gets_nothing_where_none_were_found() -> None:
+    messages = (Message("system", "Use this: {context}"), Message("user", "Why?"))
+    turns = as_turns(build_prompt(GenerationRequest(messages, ())))
+    assert turns == (Message("system", "Use this: "), Message("user", "Why?"))
+    assert build_prompt(GenerationRequest(messages)) is messages
+    assert build_prompt(GenerationRequest(HISTORY, ())) == HISTORY
+    assert build_prompt(GenerationRequest("Why?", ())) == "Why?"
+
+
 def test_a_user_turn_with_the_placeholder_is_no_system_turn() -> None:
     messages = (Message("user", "What does {context} mean?"),)
     turns = as_turns(build_prompt(GenerationRequest(messages, (Document("text"),))))

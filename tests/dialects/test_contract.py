@@ -26,12 +26,14 @@ from comps.core.errors import (
     PromptTooLong,
     Refused,
     SettingsError,
+    TextTooLong,
     Timeout,
     UnknownModel,
     Unreachable,
 )
 from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling
 from comps.dialects import DIALECTS, open_dialect
+from comps.dialects.asking import matters
 from comps.dialects.base import Call, Dialect, GenerationCall, TokenCountCall
 from comps.model_servers.scripted import Scripted
 from tests.service import PATIENCE, Able, Answer, Connection, Service, running, until_idle, until_in_flight
@@ -80,10 +82,9 @@ class Kind:
             return False
         return True
 
-    @property
-    def places(self) -> int:
-        """How many answers the first example asks for."""
-        call = self.call.model_validate({**self.examples[0], **self.variables})
+    def answers(self, body: dict[str, Any]) -> int:
+        """How many answers of a model it asks for."""
+        call = self.call.model_validate({**body, **self.variables})
         return len(call.requests()) if isinstance(call, GenerationCall) else 1
 
     @property
@@ -125,9 +126,11 @@ async def test_an_answer_cut_short_says_so(monkeypatch: pytest.MonkeyPatch, kind
     async with running(Cut([WORDS]), monkeypatch, only(kind.dialect)) as service:
         for body in kind.bodies():
             answer = await service.post(body, kind.path)
-            said = answer.body if "transfer-encoding" in answer.headers else answer.headers["x-finish-reason"].encode()
-            assert b"length" in said
-            assert b"stop" not in said
+            if "transfer-encoding" in answer.headers:
+                assert b"length" in answer.body
+                assert b"stop" not in answer.body
+            else:
+                assert answer.headers["x-finish-reason"].split(",").count("length") == kind.answers(body)
 
 
 class Cut(Scripted):
@@ -152,6 +155,7 @@ SHAPES: dict[str, list[set[str]]] = {
 ERRORS: dict[LLMError, int] = {
     InvalidRequest("no good", "top_k"): 400,
     PromptTooLong(9000, 8192): 400,
+    TextTooLong(9000, 8192): 400,
     UnknownModel("other", "scripted"): 404,
     Forbidden("not this"): 403,
     Overloaded("full"): 429,
@@ -183,7 +187,8 @@ class Failing(Able):
 def check_error(dialect: str, answer: Answer, said: str = "") -> None:
     """It is an error in the dialect's own shape."""
     assert answer.headers["content-type"] == "application/json"
-    assert set(answer.json) in SHAPES[dialect], answer.body
+    error = json.loads(answer.body.removesuffix(b"\0"))  # Which frames square's streams.
+    assert set(error) in SHAPES[dialect], answer.body
     assert said in answer.body.decode()
 
 
@@ -332,6 +337,7 @@ class Field:
             yield from BY_TYPE.get(schema.get("type", ""), ["x", 1, True, False])
 
 
+DOCUMENTS = ("documents", "reranked_docs", "retrieved_docs")
 VALUES: dict[str, list[JSON]] = {
     "chat_template": ["Say this: {question} {context}"],
     "generation_mode": ["chat", "completion"],
@@ -452,12 +458,30 @@ class Watch:
         return self._usual[key]
 
 
+_DOCUMENTS = [{"text": "one", "title": "I"}]
 TOGETHER: dict[str, dict[str, JSON]] = {
+    **{f"{place}.0.{field}": {place: _DOCUMENTS} for place in DOCUMENTS for field in ("text", "title")},
+    **{f"data.reranked_docs.0.{field}": {"data": {"reranked_docs": _DOCUMENTS}} for field in ("text", "title")},
     "generation_mode": {"prompt": "x", "messages": [{"role": "human", "text": "y"}]},
     "language": {"documents": ["x"]},
     "top_n": {"retrieved_docs": [{"text": "one"}, {"text": "two"}, {"text": "three"}]},
 }
 """What has to be in a body for a field to mean anything."""
+ANYWAY: dict[str, list[JSON]] = {
+    "clean_up_tokenization_spaces": [False],
+    "dimensions": [2],
+    "do_sample": [True, False],
+    "include_usage": [False],
+    "input_data": [{"x": "y"}, {"1": 1}],  # Refused, as by the original, with the name of what is not in it.
+    "language": ["auto", "en"],
+    "role": ["human", "ai", "assistant"],  # Of a first turn, before which Llama's template has none.
+    "seed": [-1],
+    "temperature": [0],
+    "top_k": [0, -1],
+    "top_n": [1],
+    "top_p": [1.5],
+}
+"""Values by which a field says what holds where it is left out, or in an example."""
 SILENT: dict[str, str] = {
     "id": "of a pipeline, which sends it to everybody",
     "index_name": "for the retriever, likewise",
@@ -491,27 +515,36 @@ async def test_no_field_is_dropped_without_a_word(
         silent = {*SILENT, *kind.variables}  # What the path says, no body unsays.
         bodies = kind.bodies()
         for field in fields(kind.call):
-            if str(field) not in silent and not await is_noticed(watch, field, bodies):
-                dropped.append(str(field))
-    assert dropped == []
+            if str(field) not in silent:
+                dropped += [f"{field}: {value}" for value in await unnoticed(watch, field, bodies)]
+    assert not dropped, "\n".join(dropped)
 
 
-async def is_noticed(watch: Watch, field: Field, bodies: list[dict[str, Any]]) -> bool:
-    """Whether any value of a field in any body changes something, is named as ignored, or is refused by its name."""
-    tried = False
+async def unnoticed(watch: Watch, field: Field, bodies: list[dict[str, Any]]) -> list[JSON]:
+    """The values of a field that are there to change something, and in no body do, are named as ignored or refused by
+    the field's name."""
+    tried: dict[str, JSON] = {}
+    noticed = set()
     for value in field.values():
         for body in ({**body, **TOGETHER.get(str(field), {})} for body in bodies):
             other = changed(body, field.place, value)
-            if other is None or other == body or not watch.kind.reads(other):
+            if other is None or other == body or not watch.kind.reads(other) or str(value) in noticed:
                 continue
-            tried = True
-            status, ignored, came_of_it = await watch.seen(other)
-            if status == 200 and (field.is_among(ignored) or came_of_it != await watch.usual(body)):
-                return True
-            if status != 200 and str(field.place[-1]).encode() in came_of_it[0]:
-                return True
-    assert tried or len(field.place) > 1, f"{field}: no value for it is known here"
-    return not tried
+            tried[str(value)] = value
+            if await is_noticed(watch, field, body, other):
+                noticed.add(str(value))
+    assert tried, f"{field}: no value for it is known here"
+    name = str(field.place[-1])
+    missed = [value for key, value in tried.items() if key not in noticed and matters(name, value)]
+    return [value for value in missed if value not in ANYWAY.get(name, ())]
+
+
+async def is_noticed(watch: Watch, field: Field, body: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a field that makes `other` of `body` changes something, is named as ignored or is refused by its name."""
+    status, ignored, came_of_it = await watch.seen(other)
+    if status != 200:
+        return str(field.place[-1]).encode() in came_of_it[0]
+    return field.is_among(ignored) or bool(came_of_it != await watch.usual(body))
 
 
 # Whose models they are.
@@ -628,7 +661,7 @@ async def test_a_client_that_leaves_the_queue_never_reaches_the_model(
         await until_in_flight(service, 1)
         go_on.set()
         assert (await running_one).status == 200
-    assert len(server.asked) == (kind.places if issubclass(kind.call, GenerationCall) else 0)
+    assert len(server.asked) == (kind.answers(kind.examples[0]) if issubclass(kind.call, GenerationCall) else 0)
 
 
 # What is said of them.
@@ -660,6 +693,18 @@ async def test_the_page_of_a_dialect_alone_shows_all_its_bodies(monkeypatch: pyt
     content = body["content"]["application/json"]
     assert {"$ref": f"#/components/schemas/{kind.call.__name__}"} in content["schema"]["anyOf"]
     assert all(example in [shown["value"] for shown in content["examples"].values()] for example in kind.examples)
+
+
+async def test_the_page_says_what_a_path_is_for_and_every_status_that_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(Scripted(), monkeypatch) as service:
+        paths = (await service.get("/openapi.json")).json["paths"]
+    assert paths["/v1/chat/completions"]["post"]["summary"] == "Generate text"
+    assert paths["/v1/embeddings"]["post"]["summary"] == "Turn texts into vectors"
+    assert paths["/api/count_token"]["post"]["summary"] == "Count the tokens of a text"
+    assert "422" in paths["/generate"]["post"]["responses"]
+    assert "422" not in paths["/v1/chat/completions"]["post"]["responses"]
 
 
 def test_no_two_bodies_have_the_same_name_in_the_openapi_document() -> None:

@@ -182,8 +182,22 @@ async def test_dialogs_with_special_tags_ask_no_model(monkeypatch: pytest.Monkey
         answer = await service.post({"input_data": {"input_string": tagged}}, "/chat")
     assert answer.status == 200
     assert answer.json["results"] == [shown(dialog, SPECIAL_TAGS) for dialog in tagged]
-    assert "x-finish-reason" not in answer.headers
+    assert answer.headers["x-finish-reason"] == "stop,stop,stop,stop"
     assert server.asked == []
+
+
+async def test_the_ends_of_dialogs_are_said_in_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    dialogs = [[{"role": "user", "content": text}] for text in ("a", "[INST]", "b")]
+    body = {"input_data": {"input_string": dialogs}, "parameters": {"max_gen_len": 1}}
+    async with running(Scripted([["one", "two"]]), monkeypatch, ONLY) as service:
+        answer = await service.post(body, "/chat")
+    assert answer.headers["x-finish-reason"] == "length,stop,length"
+
+
+async def test_dialogs_with_special_tags_are_answered_under_no_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"input_data": {"input_string": [[{"role": "user", "content": "[INST]"}]]}, "model": "other"}
+    async with running(Scripted(), monkeypatch, ONLY) as service:
+        assert (await service.post(body, "/chat")).status == 404
 
 
 def test_an_answer_can_be_posted_again_with_its_capitalised_roles() -> None:
@@ -265,7 +279,7 @@ async def test_what_is_ignored_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     body = {
         "input_data": {
             "input_string": [[{"role": "user", "content": "?", "name": "me"}]],
-            "parameters": {"seed": 1, "top_p": 1},
+            "parameters": {"seed": 1, "top_p": 0.5},
             "id": 5,
         },
         "parameters": {"logprobs": True},
@@ -312,9 +326,13 @@ async def test_all_answers_of_a_body_are_made_at_once(monkeypatch: pytest.Monkey
 
 def test_the_seeds_falcon_bodies_ask_for_a_text_of_200_tokens_with_its_prompt() -> None:
     sampled = Sampling(temperature=1.0, top_k=10, top_p=1.0)
-    assert chat(FALCON) == [GenerationRequest("YOUR_PROMPT_HERE", sampling=sampled, max_total_tokens=200)]
+    assert chat(FALCON) == [
+        GenerationRequest("YOUR_PROMPT_HERE", sampling=sampled, max_total_tokens=200, total_is_default=True)
+    ]
     explicit = Sampling(temperature=1.0, top_k=10, top_p=1.0, typical_p=1.0, repetition_penalty=1.0)
-    assert chat(FALCON_ADVANCED) == [GenerationRequest("YOUR_PROMPT_HERE", sampling=explicit, max_total_tokens=200)]
+    assert chat(FALCON_ADVANCED) == [
+        GenerationRequest("YOUR_PROMPT_HERE", sampling=explicit, max_total_tokens=200, total_field="max_length")
+    ]
 
 
 async def test_the_seeds_falcon_bodies_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,11 +357,21 @@ def test_a_parameter_that_changes_nothing_is_not_called_ignored() -> None:
         ({"generate_kwargs": {"num_beams": 4, "penalty_alpha": 0.6}}, ["num_beams", "penalty_alpha"]),
         ({"top_k": 3, "generate_kwargs": {"top_k": 4}}, ["top_k"]),
         ({"max_length": 3, "max_new_tokens": 4}, ["max_length"]),
+        ({"do_sample": True, "temperature": 0}, ["do_sample"]),
+        (
+            {"do_sample": False, "temperature": 0.5, "top_k": 3, "top_p": 0, "typical_p": 0.5},
+            ["temperature", "top_k", "top_p", "typical_p"],
+        ),
         ({"handle_long_generation": "hole", "colour": "red"}, ["colour", "handle_long_generation"]),
     ],
 )
 def test_a_parameter_that_would_change_something_is_called_ignored(fields: Any, names: list[str]) -> None:
     assert sorted(name.removeprefix("generate_kwargs.") for name in lost({"prompt": "a", **fields})) == names
+
+
+@pytest.mark.parametrize("fields", [{"top_p": 1.5, "top_k": 0}, {"do_sample": False, "temperature": 1, "top_p": 1}])
+def test_what_is_off_is_not_called_ignored(fields: Any) -> None:
+    assert lost({"prompt": "a", **fields}, frozenset({"temperature"})) == []
 
 
 def test_parameters_that_the_model_server_does_not_know_are_ignored() -> None:
@@ -359,7 +387,7 @@ def test_parameters_that_the_model_server_does_not_know_are_ignored() -> None:
 def test_generate_kwargs_are_the_flat_parameters_and_beat_them() -> None:
     request = continued(top_k=3, temperature=0.5, generate_kwargs={"top_k": 4, "max_length": 50, "typical_p": 0.9})
     assert request.sampling == Sampling(temperature=0.5, top_k=4, top_p=1.0, typical_p=0.9)
-    assert request.max_total_tokens == 50
+    assert (request.max_total_tokens, request.total_field) == (50, "generate_kwargs.max_length")
 
 
 def test_max_new_tokens_is_of_the_answer_and_voids_max_length() -> None:
@@ -371,8 +399,8 @@ def test_not_to_sample_is_greedy() -> None:
     assert continued(do_sample=False, temperature=0.7).sampling.temperature == 0
 
 
-@pytest.mark.parametrize(("given", "meant"), [({"top_k": 0}, None), ({}, 10), ({"top_k": None}, 10)])
-def test_a_top_k_of_0_is_off(given: Any, meant: int | None) -> None:
+@pytest.mark.parametrize(("given", "meant"), [({"top_k": 0}, 2**31 - 1), ({}, 10), ({"top_k": None}, 10)])
+def test_a_top_k_of_0_is_off(given: Any, meant: int) -> None:
     assert continued(**given).sampling.top_k == meant
 
 
@@ -388,6 +416,13 @@ async def test_several_sequences_are_several_answers_one_behind_the_other(monkey
     assert sorted(answer.json["Result"].split("n")[1:]) == ["1", "2", "3"]
     assert len(server.asked) == 3
     assert "x-ignored-params" not in answer.headers
+
+
+@pytest.mark.parametrize("fields", [{"num_return_sequences": 33}, {"generate_kwargs": {"num_return_sequences": 33}}])
+def test_no_more_sequences_than_prompts_are_answered_at_once(fields: Any) -> None:
+    with pytest.raises(InvalidRequest, match="num_return_sequences: 33 are asked for, and 32 allowed"):
+        chat({"prompt": "a", **fields})
+    assert len(chat({"prompt": "a", "num_return_sequences": 32})) == 32
 
 
 def test_the_prompt_is_left_out_of_the_answer_on_demand() -> None:

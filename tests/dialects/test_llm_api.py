@@ -102,6 +102,7 @@ def test_where_parameters_are_silent_the_familys_defaults_count(
 ) -> None:
     asked = request(params, family)
     assert (asked.sampling, asked.max_total_tokens) == (expected, most_in_all)
+    assert asked.total_is_default == (most_in_all is not None)
 
 
 def test_every_family_has_defaults() -> None:
@@ -128,6 +129,7 @@ def test_every_family_has_defaults() -> None:
         ({"repetition_penalty": 1.3}, "repetition_penalty", 1.3),
         ({"repetition_penalty": 1.3, "repeat_penalty": 1.2}, "repetition_penalty", 1.2),
         ({"top_p": 0.5}, "top_p", 0.5),
+        ({"top_p": 1.5}, "top_p", 1.0),
         ({"top_k": 7}, "top_k", 7),
         ({"top_k": 0}, "top_k", 2**31 - 1),
         ({"top_k": -1}, "top_k", 2**31 - 1),
@@ -148,7 +150,9 @@ def test_parameters_of_all_families_and_ages_are_understood(params: Any, field: 
 
 def test_transformers_samples_only_if_told_to() -> None:
     assert request({"temperature": 0.5}, "huggingface").sampling.temperature == 0.0
-    assert ignored({"temperature": 0.5}, family="huggingface") == ["params.temperature"]
+    without_effect = {"temperature": 0.5, "top_k": 5, "top_p": 0.5, "typical_p": 0.5}
+    assert ignored(without_effect, family="huggingface") == [f"params.{name}" for name in without_effect]
+    assert ignored({"temperature": 0, "top_k": 0, "top_p": 1}, family="huggingface") == []
     assert request({"temperature": 0.5, "do_sample": True}, "huggingface").sampling.temperature == 0.5
 
 
@@ -168,6 +172,7 @@ def test_a_limit_of_the_answer_goes_before_one_of_prompt_and_answer_and_both_bef
 ) -> None:
     asked = request(params, family)
     assert (asked.sampling.max_tokens, asked.max_total_tokens) == (most, most_in_all)
+    assert not asked.total_is_default
 
 
 def test_a_least_length_goes_to_model_servers_that_know_one() -> None:
@@ -363,7 +368,7 @@ def test_every_problem_is_told() -> None:
 
 
 def test_of_very_many_problems_the_first_are_told() -> None:
-    detail = refusal({"prompt": "?", "params": {"stop": [5] * 1000}})
+    detail = refusal({"prompt": "?", "params": {"stop": [5] * 100}})
     assert [problem["loc"][-1] for problem in detail] == list(range(20))
 
 
@@ -475,7 +480,7 @@ async def test_prompt_and_answer_together_are_limited_where_tokens_are_counted(m
     assert (answer.json, answer.headers["x-finish-reason"]) == ("ab", "length")
     assert "x-ignored-params" not in answer.headers
     assert refused.status == 400
-    assert refused.json["detail"].startswith("max_length: the prompt alone has 4 tokens")
+    assert refused.json["detail"].startswith("params.max_length: the prompt alone has 4 tokens")
 
 
 async def test_a_vector_is_a_bare_array(monkeypatch: pytest.MonkeyPatch) -> None:

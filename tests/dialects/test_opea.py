@@ -105,10 +105,9 @@ def test_documents_are_found_wherever_a_body_has_them(body: Any, documents: tupl
 
 
 def test_what_stands_beside_a_documents_text_is_kept_as_metadata() -> None:
-    (document,) = request(
-        {"query": "?", "documents": [{"text": "a", "score": 0.5, "metadata": {"url": "u"}}]}
-    ).documents
-    assert document.metadata == {"score": 0.5, "url": "u"}
+    asked = request({"query": "?", "documents": [{"text": "a", "score": 0.5, "metadata": {"url": "u"}}]})
+    assert asked.documents
+    assert asked.documents[0].metadata == {"score": 0.5, "url": "u"}
 
 
 def test_documents_that_the_messages_quote_already_are_not_written_twice() -> None:
@@ -157,9 +156,9 @@ def test_messages_may_be_a_string_or_a_list() -> None:
     )
 
 
-def test_template_language_and_model_are_passed_on() -> None:
-    asked = request({"query": "?", "chat_template": "{context} {question}", "language": "zh", "model": "m"})
-    assert (asked.template, asked.language, asked.model) == ("{context} {question}", "zh", "m")
+def test_template_and_language_are_passed_on() -> None:
+    asked = request({"query": "?", "chat_template": "{context} {question}", "language": "zh"})
+    assert (asked.template, asked.language) == ("{context} {question}", "zh")
 
 
 @pytest.mark.parametrize("body", [{"query": "?"}, {"initial_query": "?"}])
@@ -322,6 +321,13 @@ def test_enterprise_rags_whole_answer() -> None:
     }
 
 
+@pytest.mark.parametrize("switches", [Switches(messages="enterprise_rag"), Switches(output_guard=True)])
+def test_each_of_several_answers_is_a_choice(switches: Switches) -> None:
+    several = Generation("One.", "stop", further=(Generation("Two.", "length"),))
+    answer = read({"messages": "?", "n": 2, "stream": False}, switches).reply([several], STAMP)
+    assert [(one["index"], one["message"]["content"]) for one in answer["choices"]] == [(0, "One."), (1, "Two.")]
+
+
 async def test_enterprise_rags_stream_ends_with_the_documents_that_were_sent() -> None:
     *_, finish, done, tail = await streamed(E2_BODY, Switches(messages="enterprise_rag"), "length")
     assert b'"finish_reason":"length"' in finish
@@ -370,6 +376,21 @@ def test_the_fields_that_opeas_orchestrator_lays_over_every_body_are_accepted() 
         assert read({marker: "?", **laid}).ignored(ALL) == []
 
 
+@pytest.mark.parametrize("off", [0, -1])
+def test_a_top_k_of_0_or_less_is_all_tokens_and_not_the_model_servers_to_decide(off: int) -> None:
+    assert request({"messages": "?", "top_k": off}).sampling.top_k == 2**31 - 1
+    assert request({"query": "?", "top_k": off}).sampling.top_k == 2**31 - 1
+
+
+@pytest.mark.parametrize("marker", ["query", "initial_query", "messages"])
+def test_sampling_that_changes_nothing_is_not_lost(marker: str) -> None:
+    neutral = {
+        **{"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0},
+        **{"top_p": 1, "typical_p": 1.0, "top_k": -1},
+    }
+    assert read({marker: "?", **neutral}).ignored(frozenset()) == []
+
+
 def test_nothing_that_is_sent_is_ignored_without_a_word() -> None:
     body = {
         "messages": [{"role": "user", "content": "?", "name": "Ann"}],
@@ -394,6 +415,12 @@ def test_nothing_that_is_sent_is_ignored_without_a_word() -> None:
     }
 
 
+@pytest.mark.parametrize("found", [{"documents": []}, {"retrieved_docs": []}, {"data": {"reranked_docs": []}}])
+def test_a_search_that_found_nothing_is_no_body_without_documents(found: dict[str, Any]) -> None:
+    assert request({"messages": "?", **found}).documents == ()
+    assert request({"messages": "?", **dict.fromkeys(found)}).documents is None
+
+
 def test_a_conversation_need_not_have_a_turn_of_the_user() -> None:
     body = {"messages": [{"role": "developer", "content": "Greet whoever comes."}]}
     assert request(body).prompt == (Message("developer", "Greet whoever comes."),)
@@ -415,7 +442,7 @@ def test_errors_are_spelled_as_the_body_they_answer() -> None:
 
 def test_a_wrong_field_is_named_in_the_spelling_of_its_body() -> None:
     with pytest.raises(Misread) as caught:
-        read({"messages": "?", "top_k": 0})
+        read({"messages": "?", "top_k": -2})
     spelled = caught.value.style.error(caught.value.error)
     assert spelled["error"]["param"] == "top_k"
     assert spelled["error"]["type"] == "invalid_request_error"
@@ -423,6 +450,6 @@ def test_a_wrong_field_is_named_in_the_spelling_of_its_body() -> None:
 
 def test_several_wrong_fields_are_all_named_at_once() -> None:
     with pytest.raises(Misread) as caught:
-        read({"query": "?", "top_k": 0, "temperature": -1})
+        read({"query": "?", "top_k": -2, "temperature": -1})
     assert isinstance(caught.value.error, InvalidRequest)
     assert {"top_k", "temperature"} <= set(str(caught.value.error).replace(":", " ").split())

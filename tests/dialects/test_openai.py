@@ -114,6 +114,32 @@ def test_a_value_that_changes_nothing_is_not_lost(neutral: dict[str, Any]) -> No
     assert read({**QUESTION, **neutral}).ignored(frozenset()) == []
 
 
+def test_logprobs_of_0_are_a_wish_of_a_text_that_is_continued() -> None:
+    body = {"prompt": "a", "logprobs": 0}
+    assert read(body, TEXT).requests()[0].options == {"logprobs": 0}
+    assert read(body, TEXT).ignored(frozenset()) == ["logprobs"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "wish"),
+    [
+        (TEXT, {"prompt": "a"}, {"tools": [TOOL]}),
+        (TEXT, {"prompt": "a"}, {"reasoning_effort": "low"}),
+        (TEXT, {"prompt": "a"}, {"top_logprobs": 2}),
+        (CHAT, QUESTION, {"suffix": "x"}),
+        (CHAT, QUESTION, {"messages.*": 1}),
+        (CHAT, QUESTION, {"max_total_tokens": 9}),
+    ],
+    ids=str,
+)
+def test_what_only_the_other_path_or_the_house_knows_is_no_option(
+    path: str, body: dict[str, Any], wish: dict[str, Any]
+) -> None:
+    call = read({**body, **wish}, path)
+    assert call.requests()[0].options == {}
+    assert call.ignored(ALL.union(wish)) == list(wish)
+
+
 def test_turns_keep_their_further_fields() -> None:
     calls = [{"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}]
     messages = [
@@ -448,20 +474,23 @@ async def test_what_completions_wish_goes_to_the_model_server_and_comes_back(
         logprobs = {"tokens": [text], "token_logprobs": [-0.5], "top_logprobs": None, "text_offset": [index]}
         return {"choices": [{"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}]}
 
-    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+    details = {"prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": None}
+    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4, **details}}
     said = sse(piece(0, "a"), piece(1, "x"), piece(0, "b", "length"), piece(1, "y", "length"), usage)
     replies: dict[str, Reply | list[Reply]] = {"/v1/models": Reply([b'{"data": []}']), TEXT: said}
     asked = {"echo": True, "logprobs": 2, "n": 2, "suffix": "z", "logit_bias": {"5": -100.0}, "user": "Ann"}
     async with replaying(replies) as replay:
         server = open_model_server("openai_api", Target("m", replay.url))
         async with running(server, monkeypatch, {"LLM_NAME": "m", "FRAMEWORK": framework}) as service:
-            answer = await service.post({"prompt": ["p", "q"], **asked, "best_of": 3, "stream": stream}, TEXT)
+            streaming = {"stream": stream, "stream_options": {"include_usage": True}}
+            answer = await service.post({"prompt": ["p", "q"], **asked, "best_of": 3, **streaming}, TEXT)
     assert answer.headers["x-ignored-params"] == "best_of"
     bodies = [body for path, _, body in replay.asked if path == TEXT]
     assert {body["prompt"] for body in bodies} == {"p", "q"}
     assert all({name: body[name] for name in asked} == asked for body in bodies)
     if stream:
-        pieces = choices([chunk.decode() for chunk in answer.chunks])
+        *chunks, last, _ = (chunk.decode() for chunk in answer.chunks)
+        counted, pieces = json.loads(last.removeprefix("data: "))["usage"], choices(chunks)
         told: dict[int, list[Any]] = {number: [] for number in range(4)}
         for one in pieces:
             told[one["index"]].append((one["text"], one["logprobs"] and one["logprobs"]["tokens"]))
@@ -470,7 +499,8 @@ async def test_what_completions_wish_goes_to_the_model_server_and_comes_back(
     else:
         assert [one["text"] for one in answer.json["choices"]] == ["ab", "xy", "ab", "xy"]
         assert answer.json["choices"][3]["logprobs"]["tokens"] == ["x", "y"]
-        assert answer.json["usage"]["total_tokens"] == 14
+        counted = answer.json["usage"]
+    assert (counted["total_tokens"], counted["prompt_tokens_details"]) == (14, {"cached_tokens": 4})
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

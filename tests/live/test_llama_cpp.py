@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError
+from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, TextTooLong
 from comps.core.generator import collect
 from comps.core.types import Message, Prompt, Sampling, TextDelta
 from comps.model_servers.llama_cpp import LlamaCpp
@@ -217,19 +217,20 @@ async def test_texts_become_vectors_of_length_one_that_are_near_where_the_texts_
 async def test_the_vectors_are_the_means_of_the_library_s_own(llama: LlamaCpp) -> None:
     import llama_cpp
 
-    text = "A cat sat on the mat."
-    own = await asyncio.to_thread(
-        lambda: llama_cpp.Llama(
-            str(MODEL), n_ctx=512, verbose=False, embedding=True, pooling_type=1, **ONE_THREAD
-        ).embed(text, normalize=True)
+    texts = ["A cat sat on the mat.", "Interest rates rose in March. " * 100]  # The second is longer than a batch.
+    whole = {"n_ctx": 1024, "n_batch": 1024, "n_ubatch": 1024}
+    library = await asyncio.to_thread(
+        lambda: llama_cpp.Llama(str(MODEL), verbose=False, embedding=True, pooling_type=1, **whole, **ONE_THREAD)
     )
-    ours = (await llama.embed([text])).vectors[0]
-    assert all(math.isclose(one, other, abs_tol=1e-3) for one, other in zip(ours, own, strict=True))
+    for text, ours in zip(texts, (await llama.embed(texts)).vectors, strict=True):
+        own = await asyncio.to_thread(library.embed, text, normalize=True)
+        assert all(math.isclose(one, other, abs_tol=1e-3) for one, other in zip(ours, own, strict=True))
 
 
-async def test_a_text_longer_than_a_batch_makes_no_vector(llama: LlamaCpp) -> None:
-    with pytest.raises(PromptTooLong):
-        await llama.embed(["hello world " * 1000])
+async def test_a_text_longer_than_the_window_makes_no_vector(llama: LlamaCpp) -> None:
+    with pytest.raises(TextTooLong, match="at most 2048 are taken") as caught:
+        await llama.embed(["hello world " * 1100])
+    assert caught.value.prompt_tokens > 2048
 
 
 async def test_without_its_setting_it_embeds_nothing_and_says_so() -> None:
@@ -331,6 +332,30 @@ def test_a_long_prompt_is_read_in_chunks_between_which_others_go_on(bare: Any) -
     first = next(at for at, numbers in enumerate(steps) if 2 in numbers)
     assert first > 7
     assert all(1 in numbers for numbers in steps[:first])
+
+
+def test_a_long_text_is_embedded_in_chunks_between_which_answers_go_on_where_there_is_room() -> None:
+    from comps.model_servers.llama_cpp_engine import Engine
+
+    bare = Engine(MODEL, "CPU", {**ONE_THREAD, "n_ctx": 512, "embedding": True}, None)
+    bare._chunk = 32
+    bare.start_embedding(1, ["hello world"])
+    alone = next(part for _ in range(9) for part in bare.step())["vectors"][0]
+    bare.start(2, "Once upon a time", replace(GREEDY, max_tokens=60))
+    bare.step()
+    bare.start_embedding(3, ["hello world " * 150, "hello world"])  # 301 tokens: beside it there is room.
+    steps = [bare.step() for _ in range(12)]
+    assert all(2 in [part["id"] for part in parts] for parts in steps)
+    vectors = next(part["vectors"] for parts in steps for part in parts if part["id"] == 3)
+    assert all(math.isclose(one, other, abs_tol=1e-3) for one, other in zip(vectors[1], alone, strict=True))
+    bare.start_embedding(4, ["hello world " * 250])  # 501 tokens: whoever runs has to wait.
+    assert [bare.step() for _ in range(3)] == [[], [], []]
+    bare.cancel(4)
+    bare.start_embedding(5, ["hello world " * 250])
+    parts = [part for _ in range(200) if bare.busy for part in bare.step()]
+    assert [part["id"] for part in parts if part.get("last")] == [5, 2]
+    assert parts[-1]["usage"][1] == 60
+    assert not bare.busy
 
 
 def test_more_requests_than_a_batch_has_tokens_are_all_answered() -> None:

@@ -359,6 +359,14 @@ def test_a_cancelled_request_stops_at_once(bare: Any) -> None:
     assert bare.step() == []
 
 
+def test_a_token_that_cannot_be_drawn_fails_the_request_that_it_was_for(bare: Any) -> None:
+    bare.start(1, "Once upon a time", replace(GREEDY, max_tokens=4))
+    bare.start(2, "Once upon a time", replace(GREEDY, temperature=1.0))
+    bare._waiting[1].scores.append(lambda tokens, scores: scores * float("nan"))
+    parts = [part for _ in range(9) if bare.busy for part in bare.step()]
+    assert [(part["id"], "error" in part) for part in parts if part.get("last")] == [(2, True), (1, False)]
+
+
 def test_texts_of_a_cancelled_request_are_read_no_further_and_hold_up_no_answer(bare: Any) -> None:
     bare._chunk = 32
     bare.start(1, "Once upon a time", replace(GREEDY, max_tokens=100))

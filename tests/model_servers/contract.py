@@ -10,11 +10,36 @@ import pytest
 
 from comps.core.generator import collect
 from comps.core.ports import ModelServer
-from comps.core.types import Event, Finished, Message, Prompt, Sampling, TextDelta
+from comps.core.types import JSON, Event, Finished, Message, Prompt, Sampling, TextDelta
 from comps.model_servers import FRAMEWORKS, through_framework
 
 QUESTION: Prompt = (Message("user", "What is Deep Learning?"),)
 GREEDY = Sampling(max_tokens=12, temperature=0.0)
+
+
+def _called(arguments: str, **other: JSON) -> Message:
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": arguments}}
+    return Message("assistant", "", {"tool_calls": [call | other]})
+
+
+ODD_MESSAGES: Prompt = (
+    _called("[1]"),
+    _called("{"),
+    _called('{"a":' * 5000),
+    _called("{}", id=5),
+    _called("{}", function={"name": 5, "arguments": "{}"}),
+    Message(
+        "user",
+        [
+            {"type": "image", "base64": "AA=="},
+            {"type": "video", "url": "x"},
+            {"type": "audio", "base64": "AA"},
+            {"type": "text-plain", "url": "u"},
+            {"type": "file", "file": {"file_id": "x"}, "base64": "AA=="},
+        ],
+    ),
+)
+"""What LangChain's own messages have no place for, or fail at."""
 
 
 @dataclass(frozen=True)

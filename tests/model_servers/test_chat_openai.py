@@ -27,6 +27,7 @@ from comps.model_servers.openai_api import OpenAIAPI
 from comps.model_servers.ray_serve import RayServe
 from comps.model_servers.target import Access
 from comps.model_servers.vllm import VLLM
+from tests.model_servers.contract import ODD_MESSAGES
 from tests.model_servers.replay import Replay, Reply, recorded, replaying, sse
 
 CHAT = "/v1/chat/completions"
@@ -101,6 +102,7 @@ class TestUnit(ChatModelUnitTests):
 @pytest.mark.parametrize(
     "prompt",
     [
+        pytest.param(ODD_MESSAGES, id="messages that LangChain would read in its own way"),
         pytest.param(
             (
                 Message("system", "Be brief."),
@@ -326,6 +328,13 @@ async def test_tool_calls_come_through_in_openais_own_form() -> None:
     assert second == TextDelta("", 0, {"tool_calls": [call(0, '{"a":')]})
     assert isinstance(third, TextDelta)
     assert end == Finished("tool_calls", Usage(5, 2))
+
+
+async def test_tool_calls_that_all_have_the_same_index_or_none_come_through_with_one_each() -> None:
+    first, second = {**call(0, "{}", name="f"), "id": "a"}, {**call(0, "{}", name="g"), "id": "b"}
+    for index in ({"index": 0}, {"index": None}):
+        events, _ = await both(sse(choice({"tool_calls": [first | index, second | index]}, "tool_calls")))
+        assert events[0] == TextDelta("", 0, {"tool_calls": [first, second | {"index": 1}]})
 
 
 async def test_every_choice_has_its_own_text_and_reason() -> None:

@@ -16,7 +16,7 @@ from comps.model_servers import FRAMEWORKS, MODEL_SERVERS, open_model_server, th
 from comps.model_servers.openvino import OpenVINO
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Access, Target
-from tests.model_servers.contract import GREEDY, QUESTION, Contract, Subject, events_of
+from tests.model_servers.contract import GREEDY, ODD_MESSAGES, QUESTION, Contract, Subject, events_of
 from tests.model_servers.tgi_stand_in import standing_in
 from tests.service import running
 
@@ -116,7 +116,7 @@ async def test_cancelling_before_the_first_token_closes_it_at_the_model_server(
 
 
 async def test_every_field_of_sampling_arrives(framework: Callable[[ModelServer], ModelServer]) -> None:
-    sampling = Sampling(7, 0.5, 0.9, 40, 0.8, 1.1, 0.2, 0.3, 42, ("a", "b"))
+    sampling = Sampling(7, 0.5, 0.9, 40, 0.8, 1.1, 0.2, 0.3, 42, ("a", "b"), 99)
     assert None not in [getattr(sampling, name) for name in Sampling.__dataclass_fields__]
     scripted = Scripted()
     await collect(framework(scripted).generate(QUESTION, sampling, {"user": "x"}))
@@ -136,6 +136,14 @@ async def test_every_role_and_content_arrives_as_it_was_said(framework: Callable
     scripted = Scripted()
     await collect(framework(scripted).generate(conversation, GREEDY, {}))
     assert scripted.asked[0][0] == conversation
+
+
+async def test_what_langchain_would_read_in_its_own_way_arrives_as_it_was_said(
+    framework: Callable[[ModelServer], ModelServer],
+) -> None:
+    scripted = Scripted()
+    await collect(framework(scripted).generate(ODD_MESSAGES, GREEDY, {}))
+    assert scripted.asked[0][0] == ODD_MESSAGES
 
 
 async def test_a_prompt_over_the_window_is_refused_with_the_numbers(

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
-from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, Unreachable
+from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, TextTooLong, Unreachable
 from comps.core.generator import collect
-from comps.core.types import Finished, Generation, Message, Sampling, TextDelta, Usage
+from comps.core.types import JSON, Finished, Generation, Message, Sampling, TextDelta, Usage
 from comps.model_servers import embedded, open_model_server
-from comps.model_servers.decoding import chunk_for
+from comps.model_servers.decoding import chunk_for, greedy
+from comps.model_servers.engine import EngineProcess
+from comps.model_servers.engine_program import Inbox
 from comps.model_servers.model_files import BUNDLED_MODEL, find_checkpoint, find_gguf
 from comps.model_servers.target import Target
 from tests.model_servers.word_engine import Words
@@ -46,7 +52,7 @@ async def test_texts_to_embed_reach_the_engine_unless_one_cannot_fit_whatever_it
     with pytest.raises(InvalidRequest, match="words have no vectors") as caught:
         await words.embed(["a", "b"])
     assert caught.value.field == "input"
-    with pytest.raises(PromptTooLong, match="at least"):
+    with pytest.raises(TextTooLong, match="the text has at least 50000 tokens, and at most 50 are taken"):
         await words.embed(["a", "b" * 1_000_000])
 
 
@@ -72,6 +78,22 @@ async def test_a_prompt_over_the_window_is_refused_with_the_numbers(words: Words
     assert (caught.value.prompt_tokens, caught.value.context_window) == (50, 50)
 
 
+async def test_prompt_and_answer_together_have_the_tokens_that_they_may(words: Words) -> None:
+    cut = await collect(words.generate(ENDLESS, Sampling(max_tokens=9, max_total_tokens=5), {}))
+    assert (cut.reason, cut.usage) == ("length", Usage(2, 3))
+    with pytest.raises(InvalidRequest, match="max_total_tokens: the prompt alone has 2 tokens, and 2 are allowed"):
+        await collect(words.generate(ENDLESS, Sampling(max_total_tokens=2), {}))
+
+
+async def test_what_cannot_fit_whatever_its_tokens_are_never_reaches_the_engine(words: Words) -> None:
+    with pytest.raises(PromptTooLong, match="the prompt has at least 51 tokens"):
+        await collect(words.generate("crash" * 204, Sampling(max_total_tokens=5), {}))
+    with pytest.raises(InvalidRequest, match="max_total_tokens: the prompt alone has at least 6 tokens"):
+        await collect(words.generate("crash" * 24, Sampling(max_total_tokens=5), {}))
+    with pytest.raises(TextTooLong, match="the text has at least 51 tokens, and at most 50 are taken"):
+        await words.count_tokens("crash" * 204)
+
+
 @pytest.mark.parametrize(
     ("sampling", "field"),
     [
@@ -80,6 +102,7 @@ async def test_a_prompt_over_the_window_is_refused_with_the_numbers(words: Words
         (Sampling(top_k=-2), "top_k"),
         (Sampling(typical_p=float("nan")), "typical_p"),
         (Sampling(repetition_penalty=0.0), "repetition_penalty"),
+        (Sampling(repetition_penalty=1e-40), "repetition_penalty"),
         (Sampling(frequency_penalty=2.5), "frequency_penalty"),
         (Sampling(presence_penalty=-2.5), "presence_penalty"),
         (Sampling(seed=13), "seed"),
@@ -106,6 +129,85 @@ async def test_a_step_that_fails_fails_all_its_answers() -> None:
             async for _ in running:
                 pass
     await server.aclose()
+
+
+@pytest.fixture
+async def kept(tmp_path: Path) -> AsyncIterator[FoundWords]:
+    """An engine whose model is a file that may go and come."""
+    model = tmp_path / "words"
+    model.touch()
+    server = FoundWords(str(model), context_window=10_000_000)
+    yield server
+    await server.aclose()
+
+
+class FoundWords(Words):
+    """Words that are only there if there is a file for them."""
+
+    @staticmethod
+    def find(model_name: str, local_dir: str) -> str:
+        if not Path(model_name).exists():
+            raise SettingsError(f"there is no {model_name}")
+        return model_name
+
+
+def kill(server: Words) -> None:
+    assert server.pid
+    os.kill(server.pid, signal.SIGKILL)
+
+
+async def test_when_its_process_dies_answers_break_off_and_it_is_started_again(kept: FoundWords) -> None:
+    await kept.load()
+    answers = [kept.generate(ENDLESS, Sampling(), {}) for _ in range(2)]
+    for answer in answers:
+        assert isinstance(await anext(answer), TextDelta)
+    kill(kept)
+    for answer in answers:
+        with pytest.raises(ModelServerError, match="has ended"):
+            async for _ in answer:
+                pass
+    with pytest.raises(Unreachable, match="started again"):
+        await kept.describe()
+    await kept.load()  # Waits for the one that is under way.
+    assert (await collect(kept.generate("a .", Sampling(), {}))).text == " a"
+
+
+async def test_a_load_that_was_given_up_can_be_done_again(kept: FoundWords, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asyncio.Event()
+
+    class Watched(EngineProcess):
+        def ask(self, message: Mapping[str, JSON]) -> AsyncGenerator[JSON]:
+            asked.set()
+            return super().ask(message)
+
+    monkeypatch.setattr(embedded, "EngineProcess", Watched)
+    loading = asyncio.ensure_future(kept.load())
+    await asyncio.wait_for(asked.wait(), 30)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    await kept.load()
+    assert (await collect(kept.generate("a .", Sampling(), {}))).text == " a"
+
+
+async def test_a_reload_that_failed_is_tried_again_by_whoever_asks_next(kept: FoundWords, tmp_path: Path) -> None:
+    await kept.load()
+    running = kept.generate(ENDLESS, Sampling(), {})
+    assert isinstance(await anext(running), TextDelta)
+    kill(kept)
+    (tmp_path / "words").unlink()
+    with pytest.raises(ModelServerError, match="has ended"):
+        async for _ in running:
+            pass
+    with pytest.raises(Unreachable, match="started again"):
+        await kept.describe()
+    with pytest.raises(SettingsError, match="there is no"):
+        await kept.load()
+    (tmp_path / "words").touch()
+    with pytest.raises(Unreachable, match="started again"):
+        await kept.describe()
+    await kept.load()
+    assert (await collect(kept.generate("a .", Sampling(), {}))).text == " a"
 
 
 async def test_the_window_and_the_settings_reach_the_engine() -> None:
@@ -190,6 +292,32 @@ def test_transformers_takes_a_file_of_weights_in_a_repository_or_beside_its_conf
     assert find_checkpoint(name, str(tmp_path)) == find_checkpoint(str(weights)) == str(weights)
     with pytest.raises(SettingsError, match="no file of weights"):
         find_checkpoint("/nowhere/four.safetensors")
+
+
+@pytest.mark.parametrize("file", ["model.pt", "gptq_model-4bit-128g.bin"])
+def test_weights_in_a_file_that_transformers_would_refuse_are_refused_at_the_start(file: str, tmp_path: Path) -> None:
+    for there in ("config.json", file):
+        (tmp_path / there).touch()
+    for name in (f"owner/name/{file}", str(tmp_path / file)):
+        with pytest.raises(SettingsError, match=rf"model_name = {name}: .* \.safetensors alone; convert it once"):
+            find_checkpoint(name, str(tmp_path))
+
+
+def test_next_to_no_temperature_is_none() -> None:
+    assert greedy(Sampling(temperature=1e-40))
+    assert greedy(Sampling(temperature=0.0))
+    assert greedy(Sampling(temperature=1.0, top_p=0.0))
+    assert not greedy(Sampling(temperature=1e-5))
+    assert not greedy(Sampling())
+
+
+def test_all_that_has_arrived_is_read_at_once_however_long_its_lines_are(tmp_path: Path) -> None:
+    said = [{"count": "x" * 3_000_000}, {"cancel": 1}]
+    (tmp_path / "lines").write_bytes(b"".join(json.dumps(one).encode() + b"\n" for one in said) + b"half a")
+    with (tmp_path / "lines").open("rb") as file:
+        inbox = Inbox(file.fileno())
+        assert inbox.read(wait=True) == said
+        assert inbox.read(wait=False) is None
 
 
 def test_prompts_are_read_in_chunks_of_a_steady_size() -> None:

@@ -290,6 +290,15 @@ async def test_why_an_answer_ended(chunks: list[AIMessageChunk], end: Finished) 
     assert await events_of(server, Sampling(max_tokens=5)) == [TextDelta("a"), end]
 
 
+async def test_tokens_that_were_cached_or_thought_are_told_in_openais_words() -> None:
+    counted: Any = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
+    counted |= {"input_token_details": {"cache_read": 2}, "output_token_details": {"reasoning": 1}}
+    ANSWERS["cached"] = [AIMessageChunk(content="a", usage_metadata=counted)]
+    *_, end = await events_of(await loaded(target("Streaming", answer_of="cached")))
+    details = {"prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 1}}
+    assert end == Finished("stop", Usage(3, 4, details))
+
+
 async def test_a_stop_string_ends_the_answer_of_a_class_that_knows_none() -> None:
     server = await loaded(target(FAKE, responses=["one two three"]))
     *deltas, end = await events_of(server, Sampling(stop=("two",)))
@@ -311,6 +320,15 @@ async def test_reasoning_and_tool_calls_come_in_openais_form() -> None:
     assert isinstance(whole, TextDelta)
     assert whole.extra
     assert whole.extra["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": 1}'}
+
+
+async def test_tool_calls_that_a_class_does_not_number_are_kept_apart() -> None:
+    calls: Any = [{"name": name, "args": "{}", "id": name, "index": None} for name in "fg"]
+    ANSWERS["calls"] = [AIMessageChunk(content="", tool_call_chunks=[one]) for one in calls]
+    *deltas, _ = await events_of(await loaded(target("Streaming", answer_of="calls")))
+    assert [
+        delta.extra["tool_calls"][0]["index"] for delta in deltas if isinstance(delta, TextDelta) and delta.extra
+    ] == [0, 1]
 
 
 REQUEST = aiohttp.RequestInfo(URL("http://127.0.0.1/"), "POST", CIMultiDictProxy(CIMultiDict()), URL())

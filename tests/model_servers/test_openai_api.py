@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from comps.core.errors import (
     LLMError,
     ModelServerError,
     Overloaded,
+    PromptTooLong,
     Refused,
     SettingsError,
     Unreachable,
@@ -79,6 +80,19 @@ async def test_a_real_vllm_stream_without_usage_has_none(asker: Asker) -> None:
     whole = await asker.whole(recorded("vllm", "chat_stream"))
     assert (whole.reason, whole.usage) == ("length", None)
     assert whole.text.startswith("On")
+
+
+async def test_the_details_of_a_usage_that_are_numbers_are_passed_on(asker: Asker) -> None:
+    details = {
+        "prompt_tokens_details": {"cached_tokens": 2, "audio_tokens": None, "odd": "x"},
+        "completion_tokens_details": {"reasoning_tokens": 1},
+        "odd_details": "x",
+        "cost": 0.5,
+    }
+    usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, **details}
+    whole = await asker.whole(sse(delta("a", "stop"), {"choices": [], "usage": usage}))
+    told = {"prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 1}}
+    assert whole.usage == Usage(3, 4, told)
 
 
 async def test_text_is_continued_over_completions(asker: Asker) -> None:
@@ -263,6 +277,66 @@ async def test_a_failure_is_an_error_of_ours_with_the_servers_own_words(
         await asker.events(reply)
 
 
+def refused(message: str, **more: object) -> Reply:
+    return Reply([json.dumps({"error": {"message": message, **more}}).encode()], 400)
+
+
+@pytest.mark.parametrize(
+    ("reply", "numbers"),
+    [
+        (recorded("vllm", "err_too_long"), (0, 0)),
+        (recorded("llama_server", "err_too_long"), (10031, 1024)),
+        (recorded("ray_serve", "err_too_long"), (0, 0)),
+        (
+            refused("The decoder prompt (length 9) is longer than the maximum model length of 8. Make sure"),
+            (0, 0),
+        ),
+        (refused("The input (9 tokens) is longer than the model's context length (8 tokens)."), (0, 0)),
+        (refused("no", param="messages", code="context_length_exceeded"), (0, 0)),
+    ],
+)
+async def test_a_prompt_that_is_too_long_for_the_server_is_known_as_such(
+    reply: Reply, numbers: tuple[int, int], asker: Asker
+) -> None:
+    with pytest.raises(PromptTooLong) as caught:
+        await asker.events(reply)
+    assert (caught.value.prompt_tokens, caught.value.context_window) == numbers
+
+
+TOO_LARGE = "is too large: 9. This model's maximum context length is 8 tokens and your request has 2 input tokens"
+
+
+@pytest.mark.parametrize(
+    ("reply", "field"),
+    [
+        (recorded("vllm", "err_bad_temperature"), "temperature"),
+        (recorded("ray_serve", "err_bad_max_tokens"), "max_tokens"),
+        (refused(f"max_tokens {TOO_LARGE}", param="max_tokens"), "max_tokens"),
+        (refused(f"'max_tokens' or 'max_completion_tokens' {TOO_LARGE}"), None),
+        (refused("no", param="a\nb"), None),
+        (refused("no", param=["x"], code=[1]), None),
+        (plain(400, b'"no"'), None),
+    ],
+)
+async def test_a_refusal_names_the_field_that_the_server_names(reply: Reply, field: str | None, asker: Asker) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await asker.events(reply)
+    assert (type(caught.value), caught.value.field) == (InvalidRequest, field)
+
+
+async def test_a_limit_that_openai_wants_under_its_newer_name_gets_that(asker: Asker) -> None:
+    newer = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    replies = [refused(newer, param="max_tokens", code="unsupported_parameter"), sse(delta("a", "stop"))]
+    async with replaying({CHAT: replies}) as replay:
+        native = OpenAIAPI("o9", replay.url)
+        server = await asyncio.to_thread(through_framework, native, asker.framework)
+        for _ in range(2):
+            assert (await collect(server.generate(QUESTION, Sampling(5), {}))).text == "a"
+        await server.aclose()
+    limits = [{name: value for name, value in body.items() if "max_" in name} for _, _, body in replay.asked]
+    assert limits == [{"max_tokens": 5}, {"max_completion_tokens": 5}, {"max_completion_tokens": 5}]
+
+
 @pytest.mark.parametrize(("status", "error"), [(429, Overloaded), (503, Unreachable)])
 async def test_a_busy_server_says_when_to_come_back(status: int, error: type[LLMError], asker: Asker) -> None:
     with pytest.raises(error) as caught:
@@ -300,6 +374,42 @@ async def test_a_list_of_models_that_is_none_is_an_error_of_ours(body: bytes) ->
         with pytest.raises(ModelServerError, match="makes no sense"):
             await server.describe()
         await server.aclose()
+
+
+async def embedded(*vectors: object) -> Sequence[Sequence[float]]:
+    """What comes of a server's vectors."""
+    data = [{"index": index, "embedding": vector} for index, vector in enumerate(vectors)]
+    async with replaying({"/v1/embeddings": Reply([json.dumps({"data": data}).encode()])}) as replay:
+        server = VLLM("m", replay.url)
+        try:
+            return (await server.embed(["a"] * len(vectors))).vectors
+        finally:
+            await server.aclose()
+
+
+async def test_vectors_are_read_as_numbers_or_in_base64() -> None:
+    assert await embedded([0.5, -2], "AAAAPwAAAMA=") == ([0.5, -2], [0.5, -2.0])
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        (None,),
+        ([],),
+        ([0.1, None],),
+        ([True],),
+        (["A"],),
+        ({"a": 1},),
+        ("AAAA",),
+        ("AADAfw==",),
+        ("no base64!",),
+        ([1.0], [1.0, 2.0]),
+    ],
+    ids=str,
+)
+async def test_vectors_that_are_none_are_an_error_of_the_model_servers(vectors: tuple[object, ...]) -> None:
+    with pytest.raises(ModelServerError, match="makes no sense"):
+        await embedded(*vectors)
 
 
 async def test_a_finish_reason_that_is_none_does_not_reach_a_header(asker: Asker) -> None:

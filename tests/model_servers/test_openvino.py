@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from comps.core.errors import InvalidRequest, LLMError, ModelServerError, PromptTooLong, SettingsError, Unreachable
+from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, SettingsError, Unreachable
 from comps.core.generator import collect
-from comps.core.types import Event, Message, Prompt, Sampling, TextDelta
+from comps.core.types import Message, Prompt, Sampling, TextDelta
 from comps.model_servers import openvino_embedder
 from comps.model_servers.engine import EngineProcess
 from comps.model_servers.model_files import BUNDLED_MODEL, find_model
@@ -28,7 +25,7 @@ from comps.model_servers.target import Target
 pytestmark = pytest.mark.xdist_group("engine")
 
 STORY: Prompt = (Message("user", "Tell me a story about a lighthouse."),)
-LONG: Prompt = (Message("user", "The quick brown fox jumps over the lazy dog. " * 400),)
+LONG: Prompt = (Message("user", "The quick brown fox jumps over the lazy dog. " * 64),)
 MODEL = find_model(BUNDLED_MODEL)
 GREEDY = Sampling(max_tokens=24, temperature=0.0)
 
@@ -44,15 +41,15 @@ async def test_the_event_loop_runs_on_while_the_engine_reads_a_long_prompt(engin
         await asyncio.sleep(0.001)
         turns += 1
     assert (await answering).usage
-    # A prompt of 4,000 tokens takes the engine 16 steps; a loop that waited for each would have turned as often.
-    assert turns > 160
+    # A prompt of 640 tokens takes the engine 3 steps; a loop that waited for each would have turned as often.
+    assert turns > 40
 
 
 async def test_requests_run_together_in_one_batch(engine: OpenVINO) -> None:
     arrived: list[int] = []
 
     async def follow(number: int) -> None:
-        async with aclosing(engine.generate(STORY, GREEDY, {})) as events:
+        async with aclosing(engine.generate(STORY, replace(GREEDY, max_tokens=12), {})) as events:
             async for _ in events:
                 arrived.append(number)
 
@@ -63,23 +60,39 @@ async def test_requests_run_together_in_one_batch(engine: OpenVINO) -> None:
 
 
 async def test_a_seed_repeats_an_answer_and_without_one_each_is_drawn_anew(engine: OpenVINO) -> None:
-    hot = Sampling(max_tokens=24, temperature=2.0)
+    hot = Sampling(max_tokens=16, temperature=2.0)
     seeded = [await text_of(engine, replace(hot, seed=-7)) for _ in range(2)]
     assert seeded[0] == seeded[1]
-    assert await text_of(engine, hot) != await text_of(engine, hot)
+    drawn = await asyncio.gather(*(text_of(engine, hot) for _ in range(2)))
+    assert drawn[0] != drawn[1]
 
 
 async def test_only_the_likeliest_token_is_left_by_temperature_top_k_or_top_p(engine: OpenVINO) -> None:
-    greedy = await text_of(engine, GREEDY)
-    for narrow in (Sampling(top_k=1), Sampling(top_p=0.0), Sampling(top_p=1e-6)):
-        assert await text_of(engine, replace(narrow, max_tokens=24, temperature=1.5)) == greedy
+    hot = Sampling(max_tokens=24, temperature=1.5)
+    narrow = [replace(hot, top_k=1), replace(hot, top_p=0.0), replace(hot, top_p=1e-6), replace(hot, temperature=1e-40)]
+    greedy, *others = await asyncio.gather(*(text_of(engine, sampling) for sampling in (GREEDY, *narrow)))
+    assert others == [greedy] * 4
 
 
-@pytest.mark.parametrize("name", ["repetition_penalty", "frequency_penalty", "presence_penalty"])
-async def test_penalties_change_a_greedy_answer(engine: OpenVINO, name: str) -> None:
-    longer = replace(GREEDY, max_tokens=80)
-    penalised = Sampling(max_tokens=80, temperature=0.0, **{name: 2.0})  # type: ignore[arg-type]
-    assert await text_of(engine, penalised) != await text_of(engine, longer)
+async def test_penalties_change_a_greedy_answer(engine: OpenVINO) -> None:
+    longer = replace(GREEDY, max_tokens=48)
+    penalised = [replace(longer, repetition_penalty=2.0)]
+    penalised += [replace(longer, frequency_penalty=2.0), replace(longer, presence_penalty=2.0)]
+    plain, *others = await asyncio.gather(*(text_of(engine, sampling) for sampling in (longer, *penalised)))
+    assert plain not in others
+
+
+async def test_prompt_and_answer_together_have_the_tokens_that_they_may_the_chat_template_s_too(
+    engine: OpenVINO,
+) -> None:
+    short = (Message("user", "Count from one to a hundred."),)
+    answer = await collect(engine.generate(short, Sampling(temperature=0.0, max_total_tokens=45), {}))
+    assert answer.usage
+    assert (answer.reason, answer.usage.prompt_tokens + answer.usage.completion_tokens) == ("length", 45)
+    most = answer.usage.prompt_tokens
+    with pytest.raises(InvalidRequest, match=f"the prompt alone has {most} tokens, and {most} are allowed") as caught:
+        await collect(engine.generate(short, Sampling(max_total_tokens=most), {}))
+    assert caught.value.field == "max_total_tokens"
 
 
 async def test_a_character_spread_over_several_tokens_comes_whole(engine: OpenVINO) -> None:
@@ -106,9 +119,11 @@ async def test_control_tokens_in_a_message_open_no_turn(engine: OpenVINO) -> Non
 async def test_a_developer_says_what_the_system_says(engine: OpenVINO) -> None:
     question = Message("user", "What is rain?")
     told = [(Message(role, "Answer in French, in one word."), question) for role in ("developer", "system")]
-    developer, system = [await collect(engine.generate(prompt, GREEDY, {})) for prompt in told]
+    developer, system, untold = await asyncio.gather(
+        *(collect(engine.generate(prompt, GREEDY, {})) for prompt in (*told, (question,)))
+    )
     assert developer == system
-    assert developer.text != await text_of(engine, GREEDY, (question,))
+    assert developer.text != untold.text
 
 
 async def test_a_prompt_that_cannot_fit_whatever_its_tokens_are_is_refused_without_counting(engine: OpenVINO) -> None:
@@ -135,9 +150,17 @@ async def test_content_that_is_not_text_is_refused_by_name(engine: OpenVINO) -> 
 
 
 @pytest.fixture(scope="module")
-def bare() -> Engine:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the bare engine's model is, and is written in OpenVINO's own format."""
+    made = tmp_path_factory.mktemp("folder")
+    (made / "model.gguf").symlink_to(MODEL)
+    return made
+
+
+@pytest.fixture(scope="module")
+def bare(folder: Path) -> Engine:
     """The engine without its process, to look at its steps."""
-    return Engine(MODEL, "CPU")
+    return Engine(folder / "model.gguf", "CPU", {"enable_save_ov_model": True})
 
 
 def test_a_cancelled_request_stops_within_two_steps(bare: Engine) -> None:
@@ -159,17 +182,9 @@ def test_an_answer_ends_at_the_end_of_the_window_and_says_length(bare: Engine) -
     assert parts[-1]["usage"] == [prompt_tokens, 20 - prompt_tokens]
 
 
-async def test_the_engine_reports_no_usage_to_anybody() -> None:
-    script = (
-        "import sys, comps.model_servers.openvino_engine as e;"
-        "from comps.model_servers.model_files import find_model, BUNDLED_MODEL;"
-        "e.Engine(find_model(BUNDLED_MODEL), 'CPU');"
-        "print([name for name, module in sys.modules.items() if 'openvino_telemetry' in name and module])"
-    )
-    done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert done.stdout.strip() == "[]"
+def test_the_engine_reports_no_usage_to_anybody(bare: Engine) -> None:
+    assert "openvino_genai" in sys.modules
+    assert not [name for name, module in sys.modules.items() if "openvino_telemetry" in name and module]
 
 
 def test_the_window_of_a_folder_is_in_its_configuration(tmp_path: Path) -> None:
@@ -194,63 +209,6 @@ async def test_a_file_that_is_no_model_is_one_clear_error(tmp_path: Path) -> Non
 async def test_a_model_that_does_not_exist_is_a_settings_error() -> None:
     with pytest.raises(SettingsError, match="no-such-thing"):
         await OpenVINO("no-such-thing").load()
-
-
-async def first_of(events: AsyncGenerator[Event]) -> None:
-    assert isinstance(await anext(events), TextDelta)
-
-
-async def test_when_its_process_dies_answers_break_off_and_it_is_started_again() -> None:
-    engine = OpenVINO(BUNDLED_MODEL)
-    await engine.load()
-    try:
-        answers = [engine.generate(STORY, Sampling(max_tokens=2000), {}) for _ in range(2)]
-        await asyncio.gather(*(first_of(answer) for answer in answers))
-        assert engine.pid
-        os.kill(engine.pid, signal.SIGKILL)
-        for answer in answers:
-            with pytest.raises(ModelServerError, match="has ended"):
-                async for _ in answer:
-                    pass
-        with pytest.raises(Unreachable, match="started again"):
-            await engine.describe()
-        await engine.load()  # Waits for the one that is under way.
-        assert await text_of(engine, GREEDY)
-    finally:
-        await engine.aclose()
-
-
-async def test_a_load_that_was_given_up_can_be_done_again() -> None:
-    engine = OpenVINO(BUNDLED_MODEL)
-    try:
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(engine.load(), 0.7)
-        await engine.load()
-        assert await text_of(engine, GREEDY)
-    finally:
-        await engine.aclose()
-
-
-async def test_a_reload_that_failed_is_tried_again_by_whoever_asks_next(tmp_path: Path) -> None:
-    model = tmp_path / "model.gguf"
-    model.symlink_to(MODEL)
-    engine = OpenVINO(str(model))
-    await engine.load()
-    try:
-        assert engine.pid
-        os.kill(engine.pid, signal.SIGKILL)
-        model.unlink()
-        with pytest.raises(ModelServerError, match="has ended"):
-            await text_of(engine, GREEDY)
-        with pytest.raises(SettingsError):
-            await engine.load()
-        model.symlink_to(MODEL)
-        with pytest.raises(Unreachable, match="started again"):
-            await engine.describe()
-        await engine.load()
-        assert await text_of(engine, GREEDY)
-    finally:
-        await engine.aclose()
 
 
 async def test_a_process_that_talks_nonsense_is_ended_and_keeps_nobody_waiting() -> None:
@@ -295,7 +253,7 @@ async def test_a_text_has_the_same_vector_alone_among_others_and_beside_an_answe
 
 
 async def test_an_answer_stays_the_same_and_goes_on_while_a_long_text_is_embedded(engine: OpenVINO) -> None:
-    sampling = replace(GREEDY, max_tokens=60)
+    sampling = replace(GREEDY, max_tokens=30)
     alone = await text_of(engine, sampling)
     embedding = asyncio.ensure_future(engine.embed([f"{MONEY} " * 1000]))
     pieces = []
@@ -343,7 +301,7 @@ def test_reading_a_gguf_again_leaves_no_file_behind(first: tuple[list[float], Pa
 
 
 def test_texts_of_a_cancelled_request_are_read_no_further(bare: Engine, first: tuple[list[float], Path]) -> None:
-    bare.start_embedding(11, [MONEY * 40] * 1000)
+    bare.start_embedding(11, [MONEY * 40] * 200)
     bare.start_embedding(12, [CAT])
     bare.step()
     bare.cancel(11)
@@ -374,20 +332,15 @@ def test_a_model_that_cannot_be_read_again_costs_the_vectors_alone(bare: Engine,
         embedder.start(number + 1, [[1]])
 
 
-CONVERT = """
-import sys, openvino_genai
-model, keep = sys.argv[1], {"enable_save_ov_model": True}
-openvino_genai.Tokenizer(model, **keep)
-openvino_genai.ContinuousBatchingPipeline(model, openvino_genai.SchedulerConfig(), "CPU", keep)
-"""
+async def test_a_folder_in_openvinos_own_format_is_served_with_the_window_of_its_configuration(
+    bare: Engine, folder: Path
+) -> None:
+    import openvino_genai
 
-
-async def test_a_folder_in_openvinos_own_format_is_served_with_the_window_of_its_configuration(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").symlink_to(MODEL)
-    convert = [sys.executable, "-c", CONVERT, str(tmp_path / "model.gguf")]
-    await asyncio.to_thread(subprocess.run, convert, check=True, timeout=120)
-    (tmp_path / "config.json").write_text('{"max_position_embeddings": 60}')
-    engine = OpenVINO(str(tmp_path))
+    model = str(folder / "model.gguf")
+    await asyncio.to_thread(lambda: openvino_genai.Tokenizer(model, enable_save_ov_model=True))
+    (folder / "config.json").write_text('{"max_position_embeddings": 60}')
+    engine = OpenVINO(str(folder))
     await engine.load()
     try:
         assert (await engine.describe()).context_window == 60

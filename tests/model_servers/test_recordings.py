@@ -57,7 +57,8 @@ def told_by_the_recording(body: str) -> Told:
             continue
         chunk = json.loads(line[6:])
         if usage := chunk.get("usage"):
-            told.usage = Usage(usage["prompt_tokens"], usage["completion_tokens"])
+            details = {name: said for name, said in usage.items() if isinstance(said, dict)}
+            told.usage = Usage(usage["prompt_tokens"], usage["completion_tokens"], details)
         for choice in chunk.get("choices", ()):
             number, delta = choice["index"], choice.get("delta", {})
             told.text[number] = told.text.get(number, "") + (delta.get("content") or choice.get("text") or "")

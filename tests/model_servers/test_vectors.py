@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 import pytest
 
-from comps.core.errors import InvalidRequest, PromptTooLong
+from comps.core.errors import InvalidRequest, TextTooLong
 from comps.model_servers.vectors import Texts, check_texts
 
 
@@ -32,7 +32,7 @@ def test_a_text_makes_a_vector_if_it_has_tokens_and_no_more_than_fit() -> None:
     check_texts([[1, 2], [3]], 2)
     check_texts([[1, 2], [3]], None)
     check_texts([], 2)
-    with pytest.raises(PromptTooLong) as caught:
+    with pytest.raises(TextTooLong) as caught:
         check_texts([[1], [1, 2, 3], []], 2)
     assert (caught.value.prompt_tokens, caught.value.context_window) == (3, 2)
     with pytest.raises(InvalidRequest, match="a text is empty") as empty:
