@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
+from comps.core.budget import Sharing
 from comps.core.errors import LLMError, SettingsError
 from comps.core.generator import Models, TextGenerator
 from comps.core.ports import ModelServer
@@ -53,7 +54,9 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
     for name, served in settings.models.items():
         opened = [servers[name]] if name in servers else _open_replicas(served)
         replicas = [_as_set(server, served) for server in opened]
-        generators.append(TextGenerator(replicas[0] if len(replicas) == 1 else Replicas(replicas, model=name), name))
+        server = replicas[0] if len(replicas) == 1 else Replicas(replicas, model=name)
+        sharing = Sharing(served.model.min_answer_tokens, served.model.documents_first)
+        generators.append(TextGenerator(server, name, sharing))
     return Models(generators)
 
 

@@ -6,10 +6,11 @@ It is plain ASGI, so that nothing stands between an event and its HTTP chunk. Er
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from time import time
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -18,8 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 from comps.admission import Admission, Party
 from comps.core.errors import BodyTooLarge, InvalidRequest, LLMError, ModelServerError, PromptTooLong, Unreachable
-from comps.core.generator import Models, at_once, collect, together
-from comps.core.types import Event, Finished, GenerationRequest, ModelInfo, Usage, total
+from comps.core.generator import Models, TextGenerator, at_once, collect, together
+from comps.core.types import Event, Finished, GenerationRequest, ModelInfo, Report, Usage, total
 from comps.dialects.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall
 from comps.dialects.desk import Desk, Misread
 from comps.dialects.framing import Stamp
@@ -123,18 +124,23 @@ class Handler:
         model = self._models.named(call.wanted_model, call.any_model)
         info = await model.info()
         headers = self._ignored(call, info)
-        answers = [_in_place(party, model.generate(_honoured(request, info))) for request in requests]
+        reports: dict[int, Report] = {}
+        answers = [
+            _in_place(party, model, _honoured(request, info), number, reports)
+            for number, request in enumerate(requests)
+        ]
         if call.streamed:
             choices = requests[0].options.get("n", 1) if "n" in info.capabilities else 1
             events = answers[0] if len(answers) == 1 else together(answers, choices)
-            await _stream(call, events, _stamp(info), reply, headers, exchange)
+            await _stream(call, events, _stamp(info, reports), reply, headers, exchange)
             return
         generations = await at_once([collect(answer) for answer in answers])
         exchange.usage = total(generation.usage for generation in generations)
         reasons = call.ends(generations)
         exchange.reason = reasons[0]
         headers.append((b"x-finish-reason", ",".join(reasons).encode()))
-        await reply.whole(200, call.style.encode(call.reply(generations, _stamp(info))), headers)
+        document = call.reply(generations, _stamp(info, reports))
+        await reply.whole(200, call.style.encode(document), headers + _documents_used(reports))
 
     def _ignored(self, call: Call, info: ModelInfo) -> list[tuple[bytes, bytes]]:
         """The header that names what the caller set and nothing comes of, if there is any."""
@@ -150,11 +156,16 @@ class Handler:
         return [(b"x-ignored-params", listed.encode())]
 
 
-async def _in_place(party: Party, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
-    """The events of an answer that is made once there is a place for it."""
-    async with party.place(), aclosing(events):
-        async for event in events:
-            yield event
+async def _in_place(
+    party: Party, model: TextGenerator, request: GenerationRequest, number: int, reports: dict[int, Report]
+) -> AsyncGenerator[Event]:
+    """The events of an answer that is made once there is a place for it; its report is there before the first."""
+    async with party.place():
+        plan = await model.plan(request)
+        reports[number] = plan.report
+        async with aclosing(model.answer(plan)) as events:
+            async for event in events:
+                yield event
 
 
 def _honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
@@ -162,8 +173,15 @@ def _honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
     return replace(request, options={name: one for name, one in request.options.items() if name in info.capabilities})
 
 
-def _stamp(info: ModelInfo) -> Stamp:
-    return Stamp(uuid4().hex, int(time()), info.name)
+def _stamp(info: ModelInfo, reports: Mapping[int, Report] = MappingProxyType({})) -> Stamp:
+    return Stamp(uuid4().hex, int(time()), info.name, reports)
+
+
+def _documents_used(reports: Mapping[int, Report]) -> list[tuple[bytes, bytes]]:
+    """The header that names the documents in the prompt by their places in the request, if there were any."""
+    report = next(iter(reports.values()), Report())
+    used = [str(use.number) for use in report.documents if use.fate != "dropped"]
+    return [(b"x-documents-used", ",".join(used).encode() or b"none")] if report.documents else []
 
 
 async def _stream(
@@ -180,7 +198,7 @@ async def _stream(
         if first is None:
             raise ModelServerError("the model server gave an empty answer")
         exchange.first_token()
-        await reply.start_stream(call.media_type, headers)
+        await reply.start_stream(call.media_type, headers + _documents_used(stamp.reports))
         async with aclosing(call.reply_stream(_watched(first, events, exchange), stamp)) as items:
             async for item in items:
                 await reply.item(item)

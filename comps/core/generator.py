@@ -8,10 +8,12 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from comps.core.budget import USUAL, Sharing
 from comps.core.deltas import join_extra
 from comps.core.errors import InvalidRequest, ModelServerError, UnknownModel, no_room
+from comps.core.planning import Plan, Planner
 from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
-from comps.core.prompts import build_prompt, text_of
+from comps.core.prompts import text_of
 from comps.core.types import (
     JSON,
     Embeddings,
@@ -37,15 +39,17 @@ class TextGenerator:
     Args:
         server: Where the tokens come from.
         model: The name callers know the model by; a request for any other is refused.
+        sharing: How its context window is shared.
     """
 
-    def __init__(self, server: ModelServer, model: str) -> None:
+    def __init__(self, server: ModelServer, model: str, sharing: Sharing = USUAL) -> None:
         self.server = server
         self.model = model
         self._broken = ""
         self._info: ModelInfo | None = None
         self._keeps_total = False
         """Whether the model server itself keeps prompt and answer within a limit."""
+        self._planner = Planner(server, sharing)
 
     async def load(self) -> None:
         """Load the model, if there is something to load; where that fails, nobody waits for it any longer.
@@ -64,10 +68,23 @@ class TextGenerator:
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
         """The events of the answer; closing them stops the model."""
         self._usable(request.model)
-        prompt = build_prompt(request)
-        if request.max_total_tokens is None:
-            return self.server.generate(prompt, request.sampling, request.options)
-        return self._within(request.max_total_tokens, prompt, request)
+        return self._generate(request)
+
+    async def _generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
+        async with aclosing(self.answer(await self.plan(request))) as events:
+            async for event in events:
+                yield event
+
+    async def plan(self, request: GenerationRequest) -> Plan:
+        """What the model server is asked for a request, and what became of the request on the way; see `Planner`."""
+        self._usable(request.model)
+        return await self._planner.plan(request, (await self.info()).context_window)
+
+    def answer(self, plan: Plan) -> AsyncGenerator[Event]:
+        """The events of the answer to what was planned; closing them stops the model."""
+        if plan.request.max_total_tokens is None:
+            return self.server.generate(plan.prompt, plan.sampling, plan.request.options)
+        return self._within(plan.request.max_total_tokens, plan.prompt, plan.request)
 
     async def _within(self, most: int, prompt: Prompt, request: GenerationRequest) -> AsyncGenerator[Event]:
         """An answer that has, together with the prompt, so many tokens at most."""

@@ -64,6 +64,19 @@ class CountsTokens(Protocol):
 
 
 @runtime_checkable
+class CountsPrompts(CountsTokens, Protocol):
+    """A model server that can also count a whole prompt."""
+
+    async def count_prompt(self, prompt: Prompt) -> int:
+        """The tokens that the model would read: those of the chat template and the special ones are among them.
+
+        Raises:
+            InvalidRequest: It cannot be served (`PromptTooLong` for the window).
+        """
+        ...
+
+
+@runtime_checkable
 class Embeds(Protocol):
     """A model server that can turn texts into vectors."""
 
@@ -77,5 +90,5 @@ class Embeds(Protocol):
         ...
 
 
-ABILITIES = ("load", "count_tokens", "embed")
+ABILITIES = ("load", "count_tokens", "count_prompt", "embed")
 """The methods of the optional abilities, by which it is told whether a model server has one."""

@@ -70,7 +70,20 @@ def fill(template: str, context: str, question: str) -> str:
 
 
 def _join(documents: Sequence[Document]) -> str:
-    return "\n\n".join(f"{doc.title}\n{doc.text}" if doc.title else doc.text for doc in documents)
+    return "\n\n".join(map(as_context, documents))
+
+
+def as_context(document: Document) -> str:
+    """A document as the model reads it."""
+    return f"{document.title}\n{document.text}" if document.title else document.text
+
+
+def chosen_template(request: GenerationRequest) -> str | None:
+    """The template that is laid around the question, whichever of the documents are kept; None if none is."""
+    asking = not isinstance(request.prompt, str) and any(map(_asks_for_context, request.prompt))
+    if not _is_wrapped(request) or (asking and request.template is None):
+        return None
+    return _template(request, _join(request.documents or ()))
 
 
 def _template(request: GenerationRequest, context: str) -> str:

@@ -82,6 +82,44 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentUse:
+    """What became of a document on its way into the prompt."""
+
+    number: int
+    """Its place in the request, from 1."""
+    fate: str
+    """`kept`, `cut` or `dropped`."""
+    reason: str = ""
+    """Why, if it was not kept."""
+    tokens: int | None = None
+    """As it came, with its title; None: nobody counted."""
+    tokens_used: int | None = None
+    """Of these, in the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of a request on its way into a prompt, and how the context window is shared. All sizes in tokens."""
+
+    context_window: int | None = None
+    """None: nobody knows it."""
+    counted: str = "not"
+    """By whom: `model` (the served model's own tokenizer), `estimate` (a token for every three bytes), or `not`, where
+    all surely fits."""
+    documents: tuple[DocumentUse, ...] = ()
+    turns_dropped: int = 0
+    """Of the messages before the question, the earliest."""
+    prompt_tokens: int | None = None
+    """Of all the prompt; None: nobody counted."""
+    documents_tokens: int | None = None
+    history_tokens: int | None = None
+    question_tokens: int | None = None
+    """With the templates around it, and the system's messages."""
+    max_tokens: int | None = None
+    """The most that the answer may have; None: the model server decides."""
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     """The next piece of an answer: valid Unicode, never half a character."""
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 from comps.core.types import JSON, Document, Sampling
 from comps.dialects.base import GenerationCall
 from comps.dialects.bodies import DataBody, Documents
+from comps.dialects.framing import Stamp, report_object, says_something
 
 MANY = 2**31 - 1
 StopStrings = Annotated[list[str], Field(max_length=100)]
@@ -121,12 +122,18 @@ class DocumentsCall(SampledCall):
     data: DataBody | None = Field(None, description="Enterprise-RAG 2: may hold reranked_docs.")
     chat_template: str | None = Field(None, description="A prompt template with {context} and {question}.")
     language: Literal["auto", "en", "zh"] | None = Field(None, description="Of the default prompt template.")
+    include_report: bool | None = Field(None, description="Say in a stream, too, what became of the documents.")
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         lost = [f"data.{name}" for name in (self.data and self.data.model_extra) or ()]
         if self.retrieved_docs and len(self.retrieved_docs) > (self.top_n or 1):
             lost.append(f"retrieved_docs[{self.top_n or 1}:]")
         return lost + super().ignored(capabilities)
+
+    def with_report(self, reply: dict[str, JSON], stamp: Stamp) -> JSON:
+        """A whole answer, and what became of the request on its way into the prompt, if there is something to tell."""
+        told = [report for report in stamp.reports.values() if self.include_report or says_something(report)]
+        return {**reply, "report": report_object(told[0])} if told else reply
 
     def gathered(self) -> tuple[Document, ...] | None:
         """The documents of all fields, best first; None if none of the fields is there."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
 
 from comps.core.errors import InvalidRequest, LLMError, Malformed, Overloaded, PromptTooLong, UnknownModel
-from comps.core.types import JSON, Event, Finished, Generation, TextDelta, Usage, total
+from comps.core.types import JSON, Event, Finished, Generation, Report, TextDelta, Usage, total
 
 DONE = b"data: [DONE]\n\n"
 SSE = "text/event-stream; charset=utf-8"
@@ -30,6 +30,8 @@ class Stamp:
     created: int
     """Seconds since 1970."""
     model: str
+    reports: Mapping[int, Report] = field(default_factory=dict)
+    """What became of each request on its way into a prompt, by its place; there from an answer's first event on."""
 
 
 def sse(data: bytes) -> bytes:
@@ -42,8 +44,10 @@ def comment(text: str) -> bytes:
     return b": " + text.encode() + b"\n\n"
 
 
-async def repr_stream(events: AsyncGenerator[Event], spell: Callable[[str], str]) -> AsyncGenerator[bytes]:
-    """OPEA's own stream: a Python literal an event.
+async def repr_stream(
+    events: AsyncGenerator[Event], spell: Callable[[str], str], reports: Mapping[int, Report] | None = None
+) -> AsyncGenerator[bytes]:
+    """OPEA's own stream: a Python literal an event, and before the end, if wanted, reports as events of that type.
 
     Its clients know no place for a finish reason, so an answer that was cut short says so in a comment behind the end,
     where none of them reads on.
@@ -54,6 +58,8 @@ async def repr_stream(events: AsyncGenerator[Event], spell: Callable[[str], str]
             finished = event
         elif event.text:
             yield sse(spell(event.text).encode())
+    for report in (reports or {}).values():
+        yield b"event: report\n" + sse(orjson.dumps(report_object(report)))
     yield DONE
     if finished and finished.reason != "stop":
         yield comment(f"finish_reason={finished.reason}")
@@ -65,10 +71,11 @@ def bytes_literal(text: str) -> str:
 
 
 async def chat_chunks(
-    events: AsyncGenerator[Event], stamp: Stamp, include_usage: bool = False
+    events: AsyncGenerator[Event], stamp: Stamp, include_usage: bool = False, include_report: bool = False
 ) -> AsyncGenerator[bytes]:
     """OpenAI's `chat.completion.chunk`s and `[DONE]`: a piece of text each, then the finish reason, then the usage."""
-    chunk = _Chunk({"id": f"chatcmpl-{stamp.id}", "object": "chat.completion.chunk"}, stamp, include_usage)
+    head = {"id": f"chatcmpl-{stamp.id}", "object": "chat.completion.chunk"}
+    chunk = _Chunk(head, stamp, include_usage, include_report)
     begun: dict[int, bytes] = {}
     async for event in events:
         if isinstance(event, TextDelta):
@@ -90,10 +97,10 @@ async def chat_chunks(
 
 
 async def text_chunks(
-    events: AsyncGenerator[Event], stamp: Stamp, include_usage: bool = False
+    events: AsyncGenerator[Event], stamp: Stamp, include_usage: bool = False, include_report: bool = False
 ) -> AsyncGenerator[bytes]:
     """The same for text that is continued: `text_completion`s."""
-    chunk = _Chunk({"id": f"cmpl-{stamp.id}", "object": "text_completion"}, stamp, include_usage)
+    chunk = _Chunk({"id": f"cmpl-{stamp.id}", "object": "text_completion"}, stamp, include_usage, include_report)
     async for event in events:
         if isinstance(event, TextDelta):
             further, logprobs = _besides(event.extra) if event.extra else (b"", b"null")
@@ -108,9 +115,10 @@ async def text_chunks(
 class _Chunk:
     """What the chunks of one reply share, encoded once."""
 
-    def __init__(self, head: dict[str, JSON], stamp: Stamp, include_usage: bool) -> None:
+    def __init__(self, head: dict[str, JSON], stamp: Stamp, include_usage: bool, include_report: bool) -> None:
         self._constant = orjson.dumps({**head, "created": stamp.created, "model": stamp.model})[:-1]
         self._include_usage = include_usage
+        self._reports = stamp.reports if include_report else {}
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
         self.unfinished = b',"finish_reason":null}' + self._tail
         self._usage: Usage | None = None
@@ -127,6 +135,8 @@ class _Chunk:
 
     def end(self) -> Iterator[bytes]:
         """What comes when all choices have ended."""
+        for report in self._reports.values():
+            yield sse(self._constant + b',"choices":[],"report":' + orjson.dumps(report_object(report)) + b"}")
         if self._include_usage:
             yield sse(self._constant + b',"choices":[],"usage":' + orjson.dumps(usage_object(self._usage)) + b"}")
         yield DONE
@@ -137,6 +147,16 @@ def _besides(extra: Mapping[str, JSON]) -> tuple[bytes, bytes]:
     it."""
     fields = {name: value for name, value in extra.items() if name != "logprobs"}
     return b"," + orjson.dumps(fields)[1:-1] if fields else b"", orjson.dumps(extra.get("logprobs"))
+
+
+def report_object(report: Report) -> JSON:
+    """What became of a request on its way into a prompt, for a client; sizes are in tokens."""
+    return asdict(report)
+
+
+def says_something(report: Report) -> bool:
+    """Whether a client might miss it: there were documents, or it was close enough to the limit to be counted."""
+    return bool(report.documents) or report.counted != "not"
 
 
 def chat_completion(generation: Generation, stamp: Stamp) -> JSON:

@@ -118,6 +118,7 @@ class _Question(OpeaCall):
 
     def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
         document = {"id": stamp.id, "text": generations[0].text, "prompt": self.question}
+        document = self.with_report(document, stamp)
         if self._switches.output_guard:
             guard = self.output_guardrail_params
             return {**document, "streaming": self._asked_to_stream, "output_guardrail_params": guard}
@@ -125,8 +126,9 @@ class _Question(OpeaCall):
 
     def reply_stream(self, events: AsyncGenerator[Event], stamp: Stamp) -> AsyncGenerator[bytes]:
         if self._switches.stream == "openai":
-            return framing.chat_chunks(events, stamp)
-        return framing.repr_stream(events, framing.bytes_literal if self._switches.stream == "bytes" else repr)
+            return framing.chat_chunks(events, stamp, include_report=bool(self.include_report))
+        spell = framing.bytes_literal if self._switches.stream == "bytes" else repr
+        return framing.repr_stream(events, spell, stamp.reports if self.include_report else None)
 
     def error_item(self, error: LLMError) -> bytes:
         if self._switches.stream == "openai":

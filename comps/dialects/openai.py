@@ -228,10 +228,10 @@ class ChatCall(OpenAICall):
         return lost + sorted(extra - capabilities)
 
     def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
-        return framing.chat_completion(generations[0], stamp)
+        return self.with_report(framing.chat_completion(generations[0], stamp), stamp)
 
     def reply_stream(self, events: AsyncGenerator[Event], stamp: Stamp) -> AsyncGenerator[bytes]:
-        return framing.chat_chunks(events, stamp, self.include_usage)
+        return framing.chat_chunks(events, stamp, self.include_usage, bool(self.include_report))
 
 
 def _texts(value: Any) -> Any:
@@ -275,10 +275,10 @@ class CompletionCall(OpenAICall):
         return [replace(asked, prompt=text) for text in self.prompt]
 
     def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
-        return framing.text_completion(generations, stamp)
+        return self.with_report(framing.text_completion(generations, stamp), stamp)
 
     def reply_stream(self, events: AsyncGenerator[Event], stamp: Stamp) -> AsyncGenerator[bytes]:
-        return framing.text_chunks(events, stamp, self.include_usage)
+        return framing.text_chunks(events, stamp, self.include_usage, bool(self.include_report))
 
 
 class EmbeddingsCall(EmbeddingCall):

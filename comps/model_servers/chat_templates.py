@@ -16,7 +16,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from comps.core.errors import InvalidRequest, SettingsError
-from comps.core.ports import ABILITIES, CountsTokens, ModelServer
+from comps.core.ports import ABILITIES, CountsPrompts, CountsTokens, ModelServer
 from comps.core.prompts import only_text, plain_roles
 from comps.core.types import JSON, Event, Message, ModelInfo, Prompt, Sampling
 from comps.model_servers.chat_formats import FORMATS, Format
@@ -143,6 +143,16 @@ class Templated:
         for ability in ABILITIES:
             if method := getattr(server, ability, None):
                 setattr(self, ability, method)
+
+        if isinstance(server, CountsPrompts):
+            self.count_prompt = self._count_prompt
+
+    async def _count_prompt(self, prompt: Prompt) -> int:
+        assert isinstance(self._server, CountsPrompts)
+        return await self._server.count_prompt(self._text(plain_roles(prompt)))
+
+    def _text(self, prompt: Prompt) -> str:
+        return prompt if isinstance(prompt, str) else self._template.render(prompt)
 
     async def describe(self) -> ModelInfo:
         info = await self._server.describe()

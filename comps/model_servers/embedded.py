@@ -192,6 +192,11 @@ class Embedded:
         self._refuse_long_texts([text])
         return int((await self._ask({"count": text}))["count"])
 
+    async def count_prompt(self, prompt: Prompt) -> int:
+        """See `CountsPrompts`."""
+        self._refuse_far_too_long(prompt, None)
+        return int((await self._ask({"measure": _plain(plain_roles(prompt))}))["count"])
+
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """See `Embeds`; a vector is the mean of the last hidden states over a text's tokens, of length 1."""
         self._refuse_long_texts(texts)

@@ -4,6 +4,7 @@ Input, a JSON line each:
     {"id": n, "load": {…}}                                           first, and once
     {"id": n, "generate": {"prompt": text | messages, "sampling": {…}}}
     {"id": n, "count": text}
+    {"id": n, "measure": text | messages}
     {"id": n, "embed": [text, …]}
     {"cancel": n}
 Output, a JSON line a step, a list of parts:
@@ -60,6 +61,10 @@ class Engine(Protocol):
 
     def count(self, text: str) -> int:
         """The tokens of `text`, without special tokens."""
+        ...
+
+    def measure(self, prompt: str | list[dict[str, str]]) -> int:
+        """The tokens that would be read of a prompt to generate from; raises like `start`."""
         ...
 
     def step(self) -> list[Part]:
@@ -163,6 +168,8 @@ def _take(engine: Engine, message: dict[str, JSON], waiting: set[int]) -> Part |
     try:
         if "count" in message:
             return {"id": number, "count": engine.count(message["count"]), "last": True}
+        if "measure" in message:
+            return {"id": number, "count": engine.measure(message["measure"]), "last": True}
         if "generate" in message:
             sampling = message["generate"]["sampling"]
             sampling = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})

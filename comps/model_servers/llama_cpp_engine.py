@@ -313,12 +313,7 @@ class Engine:
         if not self._context.generates:
             raise ModelServerError("this model makes embeddings, and no answers")
         continues = isinstance(prompt, str)
-        text, stops, begin = (
-            (prompt, [], True) if isinstance(prompt, str) else self._render(self._controls.broken_up(prompt))
-        )
-        tokens = self._context.tokenize(text, special=True)
-        if begin and tokens[:1] != self._context.bos:
-            tokens = self._context.bos + tokens
+        tokens, stops = self._read(prompt)
         if not tokens:
             raise InvalidRequest("there is nothing to continue", "prompt")
         room = room_for(len(tokens), sampling, self._window)
@@ -344,6 +339,17 @@ class Engine:
 
     def count(self, text: str) -> int:
         return len(self._context.tokenize(text, special=True))
+
+    def measure(self, prompt: str | list[dict[str, str]]) -> int:
+        return len(self._read(prompt)[0])
+
+    def _read(self, prompt: str | list[dict[str, str]]) -> tuple[list[int], list[str]]:
+        """The tokens of a prompt, and what its answer ends before."""
+        text, stops, begin = (
+            (prompt, [], True) if isinstance(prompt, str) else self._render(self._controls.broken_up(prompt))
+        )
+        tokens = self._context.tokenize(text, special=True)
+        return (self._context.bos + tokens if begin and tokens[:1] != self._context.bos else tokens), stops
 
     def step(self) -> list[Part]:
         """Let every answer grow by a token, and read on in the prompts and in a text to embed."""

@@ -100,8 +100,7 @@ class Engine:
 
     def start(self, number: int, prompt: str | list[dict[str, str]], sampling: Sampling) -> None:
         check_sampling(sampling)
-        text = prompt if isinstance(prompt, str) else self._render(prompt)
-        ids = self._encode(text, special=isinstance(prompt, str))
+        ids = self._read(prompt)
         length = len(ids)
         if not length:
             raise InvalidRequest("there is nothing to continue", "prompt")
@@ -121,6 +120,14 @@ class Engine:
         tokenized = [self._encode(text, special=True) for text in texts]
         check_texts(tokenized, self.context_window)
         self._embedder.start(number, tokenized)
+
+    def measure(self, prompt: str | list[dict[str, str]]) -> int:
+        return len(self._read(prompt))
+
+    def _read(self, prompt: str | list[dict[str, str]]) -> Any:
+        """The tokens of a prompt, in an array."""
+        text = prompt if isinstance(prompt, str) else self._render(prompt)
+        return self._encode(text, special=isinstance(prompt, str))
 
     def _encode(self, text: str, special: bool) -> Any:
         """The tokens of all of `text`, in an array; a tokenizer may carry a length at which it drops the rest."""

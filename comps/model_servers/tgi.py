@@ -83,6 +83,14 @@ class TGI(OpenAIAPI):
         with sensible():
             return len(await self._tokenize(text)) - len(await self._specials())
 
+    async def count_prompt(self, prompt: Prompt) -> int:
+        prompt = plain_roles(prompt)
+        with sensible():
+            inputs = await self._inputs(prompt)
+            if inputs is None:
+                raise Refused(404, "this server renders no conversation")
+            return len(await self._tokenize(inputs))
+
     def chat_model(self, model: str = "") -> BaseChatModel:
         """LangChain's chat model for TGI, over this."""
         from comps.model_servers.chat_tgi import ChatTGI

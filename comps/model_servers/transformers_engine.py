@@ -165,7 +165,7 @@ class Engine:
     def start(self, number: int, prompt: str | list[dict[str, str]], sampling: Sampling) -> None:
         check_sampling(sampling)
         continues = isinstance(prompt, str)
-        tokens = self._continued(prompt) if isinstance(prompt, str) else self._asked(prompt)
+        tokens = self._read(prompt)
         if not tokens:
             raise InvalidRequest("there is nothing to continue", "prompt")
         room = room_for(len(tokens), sampling, self._window)
@@ -188,6 +188,9 @@ class Engine:
 
     def count(self, text: str) -> int:
         return len(self._encode(text, special=False))
+
+    def measure(self, prompt: str | list[dict[str, str]]) -> int:
+        return len(self._read(prompt))
 
     def step(self) -> list[Part]:
         """Give every request its turn, or those that there is time for, and one to the texts to embed."""
@@ -298,6 +301,9 @@ class Engine:
             return given
         default = getattr(self._defaults, name, None)
         return neutral if default is None else default
+
+    def _read(self, prompt: str | list[dict[str, str]]) -> list[int]:
+        return self._continued(prompt) if isinstance(prompt, str) else self._asked(prompt)
 
     def _asked(self, messages: list[dict[str, str]]) -> list[int]:
         """The tokens of a conversation in the model's own chat template."""

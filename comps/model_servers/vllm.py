@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from comps.core.types import JSON, Prompt
 from comps.model_servers.http import sensible
-from comps.model_servers.openai_api import OPENAI_OPTIONS, OpenAIAPI
+from comps.model_servers.openai_api import OPENAI_OPTIONS, OpenAIAPI, wire_message
 
 VLLM_OPTIONS = frozenset(
     (
@@ -69,6 +70,13 @@ class VLLM(OpenAIAPI):
     options = (OPENAI_OPTIONS - _UNKNOWN) | VLLM_OPTIONS
 
     async def count_tokens(self, text: str) -> int:
-        body = {"model": self._model_name, "prompt": text, "add_special_tokens": False}
+        return await self._count({"prompt": text, "add_special_tokens": False})
+
+    async def count_prompt(self, prompt: Prompt) -> int:
+        if isinstance(prompt, str):
+            return await self._count({"prompt": prompt})
+        return await self._count({"messages": [wire_message(message) for message in prompt]})
+
+    async def _count(self, asked: dict[str, JSON]) -> int:
         with sensible():
-            return int((await self.http.post("/tokenize", body))["count"])
+            return int((await self.http.post("/tokenize", {"model": self._model_name, **asked}))["count"])

@@ -159,6 +159,17 @@ class Model(Section):
     context_window: int = key_of(
         0, "tokens that prompt and answer may have together; 0: ask the model server", "LLM_CONTEXT_WINDOW", ge=0
     )
+    min_answer_tokens: int = key_of(
+        256,
+        "tokens that stay free for an answer, if it may have so many, before documents and earlier messages give way",
+        "LLM_MIN_ANSWER_TOKENS",
+        gt=0,
+    )
+    documents_first: bool = key_of(
+        False,
+        "earlier messages give way to all documents; otherwise to the best one alone, and the others to them",
+        "LLM_DOCUMENTS_FIRST",
+    )
     chat_template: str = key_of(
         "",
         "how a conversation becomes text: auto (by model_name), a template that is here, or a .jinja file; empty: the "

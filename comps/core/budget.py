@@ -1,0 +1,119 @@
+"""What of a request fits the model's context window, and the report of it.
+
+The question always does, or the request is refused. Then come the documents, best first, and what was said before, the
+latest first; what is left is the answer's. No prompt is made here: `prompts` does that of what is kept.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from comps.core.errors import PromptTooLong
+
+LEAST_PIECE = 16
+"""A piece of a document with fewer tokens says nothing."""
+
+_SENTENCE = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）]*|\n")
+_JOINER = "\u200d"
+_SPACE = re.compile(r"\s+")
+_LEAST_SHARE = 0.5
+"""A piece ends at a sentence's end, unless that costs more than this share of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How to share a context window.
+
+    Attributes:
+        least_answer: Tokens that stay free for an answer, if it may have so many, before a document gives way.
+        documents_first: Whether what was said before gives way to all documents, and not to the best one alone.
+    """
+
+    least_answer: int = 256
+    documents_first: bool = False
+
+
+USUAL = Sharing()
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What fits."""
+
+    exchanges: int
+    """Of the history, so many of the latest."""
+    whole: int
+    """Of the documents, so many of the best."""
+    piece: int
+    """Tokens that the next document may have; 0: none of it."""
+
+
+def share(
+    window: int, question: int, history: Sequence[int], documents: Sequence[int], sharing: Sharing, asked: int | None
+) -> Share:
+    """Share a context window.
+
+    Args:
+        window: All that it holds, in tokens, as everything here.
+        question: What must be there: the question, the templates around it, the system's messages.
+        history: What was said before, an exchange each, the earliest first.
+        documents: The documents, the best first.
+        sharing: What gives way to what.
+        asked: The most that the answer may have; None if nobody says.
+
+    Raises:
+        PromptTooLong: The question alone fills the window.
+    """
+    if question >= window:
+        raise PromptTooLong(question, window)
+    kept_free = min(sharing.least_answer, asked or sharing.least_answer, window - question)
+    room = window - question - kept_free
+    before = sum(documents if sharing.documents_first else documents[:1])
+    exchanges, said = _as_many(list(reversed(history)), max(room - before, 0))
+    whole, read = _as_many(documents, room - said)
+    left = room - said - read
+    return Share(exchanges, whole, left if whole < len(documents) and left >= LEAST_PIECE else 0)
+
+
+def _as_many(sizes: Sequence[int], room: int) -> tuple[int, int]:
+    """How many of them, one after the other, fit, and what they have together."""
+    taken = 0
+    for number, size in enumerate(sizes):
+        if taken + size > room:
+            return number, taken
+        taken += size
+    return len(sizes), taken
+
+
+def cut(text: str, most: int) -> str:
+    """The beginning of a text, with at most so many characters.
+
+    It ends with a sentence or a paragraph, else with a word, and never within what is read as one character.
+    """
+    if len(text) <= most:
+        return text
+    ends = [found.end() for found in _SENTENCE.finditer(text, 0, most + 1) if found.end() <= most]
+    if ends and ends[-1] >= most * _LEAST_SHARE:
+        return text[: ends[-1]].rstrip()
+    spaces = [found.start() for found in _SPACE.finditer(text, 0, most + 1)]
+    if spaces and spaces[-1]:
+        return text[: spaces[-1]].rstrip()
+    return _to_a_character(text, most) if _is_unspaced(text[:most]) else ""
+
+
+def _is_unspaced(text: str) -> bool:
+    """Whether it is in a script that has no spaces between its words."""
+    return any(unicodedata.east_asian_width(one) in "WF" for one in text)
+
+
+def _to_a_character(text: str, most: int) -> str:
+    while most and (_goes_on(text[most]) or text[most - 1] == _JOINER):
+        most -= 1
+    return text[:most]
+
+
+def _goes_on(character: str) -> bool:
+    return bool(unicodedata.combining(character)) or character in (_JOINER, "\ufe0e", "\ufe0f")

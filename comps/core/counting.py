@@ -1,0 +1,98 @@
+"""How many tokens a request has, by the served model's own tokenizer where there is one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from comps.core.errors import ModelServerError, PromptTooLong, Refused
+from comps.core.ports import CountsPrompts, CountsTokens, ModelServer
+from comps.core.prompts import text_of
+from comps.core.types import Prompt
+
+BYTES_PER_TOKEN = 3
+"""An estimate's: English has 4 or more, Chinese 3 and less, so that what is estimated is rarely too little."""
+AROUND = 8
+"""Tokens that a chat template may lay around a message."""
+_KEPT = 20_000
+"""How many texts are remembered."""
+
+
+class Counter:
+    """Counts for one model server, and remembers texts that it has counted.
+
+    Args:
+        server: Whose model reads them.
+    """
+
+    def __init__(self, server: ModelServer) -> None:
+        self._server = server
+        self._seen: OrderedDict[bytes, int] = OrderedDict()
+        self.exact = isinstance(server, CountsTokens)
+        """Whether the model's own tokenizer counts; once it could not, everything is estimated."""
+
+    async def prompt_and_texts(self, prompt: Prompt, texts: Sequence[str]) -> tuple[int, list[int]]:
+        """The tokens of a prompt as the model reads it, and those of each text, all asked for at once.
+
+        Raises:
+            PromptTooLong: Of the prompt alone.
+        """
+        if self.exact:
+            try:
+                tokens, *others = await asyncio.gather(self._prompt(prompt), *map(self._text, texts))
+            except Refused as refused:
+                self.exact = refused.status not in (404, 405, 501)
+            except ModelServerError:  # Counting shall cost no request its answer.
+                pass
+            else:
+                return tokens, others
+        return _estimated_prompt(prompt), [estimate(text) for text in texts]
+
+    async def prompt(self, prompt: Prompt) -> int:
+        """The tokens of a prompt as the model reads it."""
+        return (await self.prompt_and_texts(prompt, ()))[0]
+
+    async def text(self, text: str) -> int:
+        """The tokens of a text."""
+        return await self._text(text) if self.exact else estimate(text)
+
+    async def _prompt(self, prompt: Prompt) -> int:
+        if isinstance(self._server, CountsPrompts):
+            return await self._server.count_prompt(prompt)
+        if isinstance(prompt, str):
+            return await self._text(prompt) + AROUND
+        texts = [text_of(message.content) for message in prompt]
+        return sum(await asyncio.gather(*map(self._text, texts))) + AROUND * (len(texts) + 1)
+
+    async def _text(self, text: str) -> int:
+        assert isinstance(self._server, CountsTokens)
+        key = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if key in self._seen:
+            self._seen.move_to_end(key)
+            return self._seen[key]
+        try:
+            tokens = await self._server.count_tokens(text)
+        except PromptTooLong as error:  # It fits nowhere, so that it need not be counted.
+            tokens = max(error.prompt_tokens, error.context_window + 1)
+        self._seen[key] = tokens
+        if len(self._seen) > _KEPT:
+            self._seen.popitem(last=False)
+        return tokens
+
+
+def estimate(text: str) -> int:
+    """The tokens of a text, where nobody can count them."""
+    return -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)
+
+
+def at_most(prompt: Prompt) -> int:
+    """What no tokenizer makes more of: a token for every byte."""
+    texts = [prompt] if isinstance(prompt, str) else [text_of(message.content) for message in prompt]
+    return sum(len(text.encode("utf-8", "replace")) for text in texts) + AROUND * (len(texts) + 1)
+
+
+def _estimated_prompt(prompt: Prompt) -> int:
+    texts = [prompt] if isinstance(prompt, str) else [text_of(message.content) for message in prompt]
+    return sum(map(estimate, texts)) + AROUND * (len(texts) + 1)
