@@ -327,9 +327,9 @@ def test_prompts_are_read_in_chunks_of_a_steady_size() -> None:
     assert chunk_for(1.0, 10) == 10
 
 
-async def test_what_is_said_to_a_process_that_has_ended_is_nobodys_failure() -> None:
-    process = await asyncio.to_thread(EngineProcess, "this")
-    await asyncio.to_thread(process.close)
+def test_what_is_said_to_a_process_that_has_ended_is_nobodys_failure() -> None:
+    process = EngineProcess("this")
+    process.close()
     reading, writing = os.pipe()
     os.close(reading)
     process._outbox.put({"cancel": 1})
