@@ -97,21 +97,43 @@ class Connection:
 
 
 class Announced(uvicorn.Server):
-    """uvicorn, with an event for when it listens."""
+    """uvicorn, with events in the place of the pauses after which it looks whether it listens, and whether it shall
+    end."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.listening = asyncio.Event()
+        self.listening, self._ending = asyncio.Event(), asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.listening.set()
 
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self._ending.wait()
+
+    def end(self) -> None:
+        """Let what runs be answered, and end."""
+        self.should_exit = True
+        self._ending.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await asyncio.sleep(0)  # In which idle connections are lost.
+        if self.server_state.connections or self.server_state.tasks:
+            await super().shutdown(sockets)
+            return
+        for server in self.servers:
+            server.close()
+            await server.wait_closed()
+        await self.lifespan.shutdown()
+
 
 class Service:
     """A running service."""
 
-    def __init__(self, app: FastAPI, server: uvicorn.Server, port: int) -> None:
+    def __init__(self, app: FastAPI, server: Announced, port: int) -> None:
         self.app = app
         self.server = server
         self.port = port
@@ -176,7 +198,7 @@ async def running(
             await asyncio.wait_for(ready.wait(), PATIENCE)
         yield Service(app, server, server.servers[0].sockets[0].getsockname()[1])
     finally:
-        server.should_exit = True
+        server.end()
         await asyncio.wait_for(serving, PATIENCE)
 
 

@@ -243,7 +243,7 @@ async def test_a_stream_that_the_end_of_the_service_breaks_off_ends_with_an_erro
         await client.head()
         await client.chunk()
         service.server.config.timeout_graceful_shutdown = 0
-        service.server.should_exit = True
+        service.server.end()
         assert await client.chunk() == b"data: [ERROR]\n\n"
         assert await client.chunk() == b""
     assert scripted.closed.is_set()

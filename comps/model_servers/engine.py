@@ -114,13 +114,11 @@ class EngineProcess:
         return Unreachable(f"the model's process has ended (exit code {self._process.poll()})")
 
     def _write(self, pipe: IO[bytes]) -> None:
-        with pipe:
+        # If the process is gone, the reading side tells everybody; the pipe, as it is closed, fails once more.
+        with suppress(OSError), pipe:
             while (message := self._outbox.get()) is not None:
-                try:
-                    pipe.write(json.dumps(message).encode() + b"\n")
-                    pipe.flush()
-                except OSError:
-                    return  # The process is gone: the reading side tells everybody.
+                pipe.write(json.dumps(message).encode() + b"\n")
+                pipe.flush()
 
     def _read(self, pipe: IO[bytes]) -> None:
         """Hand out what the engine says: a line holds all that one step brought, for all requests."""

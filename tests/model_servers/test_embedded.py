@@ -325,3 +325,12 @@ def test_prompts_are_read_in_chunks_of_a_steady_size() -> None:
     assert chunk_for(0.001, 512) == chunk_for(0.0011, 512) == 128
     assert chunk_for(1e-6, 512) == 512
     assert chunk_for(1.0, 10) == 10
+
+
+def test_what_is_said_to_a_process_that_has_ended_is_nobodys_failure() -> None:
+    process = EngineProcess("this")
+    process.close()
+    reading, writing = os.pipe()
+    os.close(reading)
+    process._outbox.put({"cancel": 1})
+    process._write(os.fdopen(writing, "wb"))
