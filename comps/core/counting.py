@@ -16,6 +16,7 @@ BYTES_PER_TOKEN = 3
 """An estimate's: English has 4 or more, Chinese 3 and less, so that what is estimated is rarely too little."""
 AROUND = 8
 """Tokens that a chat template may lay around a message."""
+_NO_SUCH_ROUTE = (404, 405, 501)
 _KEPT = 20_000
 """How many texts are remembered."""
 
@@ -28,10 +29,26 @@ class Counter:
     """
 
     def __init__(self, server: ModelServer) -> None:
-        self._server = server
-        self._seen: OrderedDict[bytes, int] = OrderedDict()
-        self.exact = isinstance(server, CountsTokens)
-        """Whether the model's own tokenizer counts; once it could not, everything is estimated."""
+        self.server = server
+        self.seen: OrderedDict[bytes, int] = OrderedDict()
+        self.can_count = isinstance(server, CountsTokens)
+
+    def count(self) -> Count:
+        """The count of one request."""
+        return Count(self)
+
+
+class Count:
+    """The count of one request: all of it by the served model's own tokenizer, or, once that could not, estimated.
+
+    Args:
+        counter: What is known of the model server.
+    """
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self.exact = counter.can_count
+        """Whether the model's own tokenizer has counted."""
 
     async def prompt_and_texts(self, prompt: Prompt, texts: Sequence[str]) -> tuple[int, list[int]]:
         """The tokens of a prompt as the model reads it, and those of each text, all asked for at once.
@@ -42,10 +59,10 @@ class Counter:
         if self.exact:
             try:
                 tokens, *others = await asyncio.gather(self._prompt(prompt), *map(self._text, texts))
-            except Refused as refused:
-                self.exact = refused.status not in (404, 405, 501)
-            except ModelServerError:  # Counting shall cost no request its answer.
-                pass
+            except ModelServerError as error:  # Counting shall cost no request its answer.
+                self.exact = False
+                if isinstance(error, Refused) and error.status in _NO_SUCH_ROUTE:
+                    self._counter.can_count = False
             else:
                 return tokens, others
         return _estimated_prompt(prompt), [estimate(text) for text in texts]
@@ -56,29 +73,36 @@ class Counter:
 
     async def text(self, text: str) -> int:
         """The tokens of a text."""
-        return await self._text(text) if self.exact else estimate(text)
+        if self.exact:
+            try:
+                return await self._text(text)
+            except ModelServerError:
+                self.exact = False
+        return estimate(text)
 
     async def _prompt(self, prompt: Prompt) -> int:
-        if isinstance(self._server, CountsPrompts):
-            return await self._server.count_prompt(prompt)
+        server = self._counter.server
+        if isinstance(server, CountsPrompts):
+            return await server.count_prompt(prompt)
         if isinstance(prompt, str):
             return await self._text(prompt) + AROUND
         texts = [text_of(message.content) for message in prompt]
         return sum(await asyncio.gather(*map(self._text, texts))) + AROUND * (len(texts) + 1)
 
     async def _text(self, text: str) -> int:
-        assert isinstance(self._server, CountsTokens)
+        server, seen = self._counter.server, self._counter.seen
+        assert isinstance(server, CountsTokens)
         key = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        if key in self._seen:
-            self._seen.move_to_end(key)
-            return self._seen[key]
+        if key in seen:
+            seen.move_to_end(key)
+            return seen[key]
         try:
-            tokens = await self._server.count_tokens(text)
+            tokens = await server.count_tokens(text)
         except PromptTooLong as error:  # It fits nowhere, so that it need not be counted.
             tokens = max(error.prompt_tokens, error.context_window + 1)
-        self._seen[key] = tokens
-        if len(self._seen) > _KEPT:
-            self._seen.popitem(last=False)
+        seen[key] = tokens
+        if len(seen) > _KEPT:
+            seen.popitem(last=False)
         return tokens
 
 

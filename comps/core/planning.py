@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from comps.core.budget import Share, Sharing, cut, share
-from comps.core.counting import AROUND, Counter, at_most
+from comps.core.counting import AROUND, Count, Counter, at_most
 from comps.core.ports import ModelServer
 from comps.core.prompts import as_context, build_prompt, chosen_template, text_of
 from comps.core.types import Document, DocumentUse, GenerationRequest, Message, Prompt, Report, Sampling
@@ -65,7 +65,8 @@ class Planner:
         bare = build_prompt(replace(request, prompt=question, documents=None if request.documents is None else ()))
         said = ["\n".join(text_of(message.content) for message in exchange) for exchange in exchanges]
         read = [as_context(document) + _JOINT for document in documents]
-        tokens, sizes = await self._counter.prompt_and_texts(bare, [*said, *read])
+        count = self._counter.count()
+        tokens, sizes = await count.prompt_and_texts(bare, [*said, *read])
         history = [size + AROUND * len(one) for size, one in zip(sizes, exchanges, strict=False)]
         texts = [size + 1 for size in sizes[len(exchanges) :]]
         asked = request.sampling.max_tokens
@@ -73,7 +74,7 @@ class Planner:
         kept = list(documents[: shared.whole])
         piece, piece_tokens = None, 0
         if shared.piece:
-            piece, piece_tokens = await self._piece(documents[shared.whole], texts[shared.whole], shared.piece)
+            piece, piece_tokens = await _piece(documents[shared.whole], texts[shared.whole], shared.piece, count)
             kept += [piece] if piece else []
         latest = [message for exchange in exchanges[len(exchanges) - shared.exchanges :] for message in exchange]
         prompt = build_prompt(
@@ -84,13 +85,13 @@ class Planner:
             )
         )
         # Together they may have a few tokens fewer than each by itself.
-        total = await self._counter.prompt(prompt)
+        total = await count.prompt(prompt)
         documents_tokens = sum(texts[: shared.whole]) + piece_tokens
         history_tokens = sum(history[len(history) - shared.exchanges :])
         most = asked if asked is None else min(asked, max(window - total, 1))
         report = Report(
             context_window=window,
-            counted="model" if self._counter.exact else "estimate",
+            counted="model" if count.exact else "estimate",
             documents=tuple(_uses(texts, shared, piece_tokens)),
             turns_dropped=sum(map(len, exchanges)) - len(latest),
             prompt_tokens=total,
@@ -101,16 +102,17 @@ class Planner:
         )
         return Plan(request, prompt, replace(request.sampling, max_tokens=most), report)
 
-    async def _piece(self, document: Document, tokens: int, most: int) -> tuple[Document | None, int]:
-        """The beginning of a document with at most so many tokens, and how many those are; None if there is none."""
-        length = int(len(document.text) * most / tokens * _CLOSE)
-        while text := cut(document.text, length):
-            piece = replace(document, text=text)
-            used = await self._counter.text(as_context(piece) + _JOINT) + 1
-            if used <= most:
-                return piece, used
-            length = min(int(len(text) * most / used * _CLOSE), len(text) - 1)
-        return None, 0
+
+async def _piece(document: Document, tokens: int, most: int, count: Count) -> tuple[Document | None, int]:
+    """The beginning of a document with at most so many tokens, and how many those are; None if there is none."""
+    length = int(len(document.text) * most / tokens * _CLOSE)
+    while text := cut(document.text, length):
+        piece = replace(document, text=text)
+        used = await count.text(as_context(piece) + _JOINT) + 1
+        if used <= most:
+            return piece, used
+        length = min(int(len(text) * most / used * _CLOSE), len(text) - 1)
+    return None, 0
 
 
 def _as_it_is(request: GenerationRequest, prompt: Prompt, window: int | None) -> Plan:

@@ -229,7 +229,7 @@ class MessagesCall(OpeaCall, ChatCall):
     def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
         if not (self._enterprise_rag or self._switches.output_guard):
             return super().reply(generations, stamp)
-        return {
+        reply = {
             "id": stamp.id,
             "text": generations[0].text,
             "prompt": next((text_of(body.content or "") for body in self.messages if body.role == "user"), ""),
@@ -238,6 +238,7 @@ class MessagesCall(OpeaCall, ChatCall):
             "output_guardrail_params": self.output_guardrail_params,
             "data": {"reranked_docs": [echoed(document) for document in self.sent_along()]},
         }
+        return self.with_report(reply, stamp)
 
     async def reply_stream(self, events: AsyncGenerator[Event], stamp: Stamp) -> AsyncGenerator[bytes]:
         async for item in super().reply_stream(events, stamp):

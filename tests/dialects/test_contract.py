@@ -471,6 +471,7 @@ ANYWAY: dict[str, list[JSON]] = {
     "clean_up_tokenization_spaces": [False],
     "dimensions": [2],
     "do_sample": [True, False],
+    "include_report": [False],
     "include_usage": [False],
     "input_data": [{"x": "y"}, {"1": 1}],  # Refused, as by the original, with the name of what is not in it.
     "language": ["auto", "en"],

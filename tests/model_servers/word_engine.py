@@ -43,9 +43,7 @@ class WordEngine:
         check_sampling(sampling)
         if sampling.seed == 13:
             raise InvalidRequest("13 brings bad luck", "seed")
-        if not isinstance(prompt, str):
-            prompt = " ".join(turn["content"] for turn in ControlTokens(["<end>"]).broken_up(prompt))
-        tokens, ends = self._tokens(prompt), set(self._tokens(END))
+        tokens, ends = self._read(prompt), set(self._tokens(END))
         room = room_for(len(tokens), sampling, self.context_window or 0)
         answer = Answer(number, tokens, room, sampling.stop, self._decode, ends, isinstance(prompt, str))
         self._running[number] = answer, tokens
@@ -55,6 +53,14 @@ class WordEngine:
 
     def cancel(self, number: int) -> None:
         self._running.pop(number, None)
+
+    def measure(self, prompt: str | list[dict[str, str]]) -> int:
+        return len(self._read(prompt))
+
+    def _read(self, prompt: str | list[dict[str, str]]) -> list[int]:
+        if not isinstance(prompt, str):
+            prompt = " ".join(turn["content"] for turn in ControlTokens(["<end>"]).broken_up(prompt))
+        return self._tokens(prompt)
 
     def count(self, text: str) -> int:
         return len(text.split())

@@ -1,0 +1,181 @@
+"""From a request to a prompt that fits: with a model server whose tokens are words, and four around a message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from comps.core.budget import USUAL, Sharing
+from comps.core.counting import estimate
+from comps.core.errors import InvalidRequest, PromptTooLong, Refused, Unreachable
+from comps.core.planning import Plan, Planner
+from comps.core.prompts import text_of
+from comps.core.types import Document, DocumentUse, GenerationRequest, Message, Prompt, Sampling
+from comps.model_servers.scripted import Scripted
+
+QUESTION = (Message("user", "where is the lantern ?"),)
+LIMIT = Sampling(max_tokens=50)
+
+
+class Words(Scripted):
+    """Counts words, and how often it was asked."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        super().__init__()
+        self.failure = failure
+        self.counted: list[str] = []
+
+    async def count_tokens(self, text: str) -> int:
+        self.counted.append(text)
+        if self.failure:
+            raise self.failure
+        return len(text.split())
+
+    async def count_prompt(self, prompt: Prompt) -> int:
+        if self.failure:
+            raise self.failure
+        return words_of(prompt)
+
+
+def words_of(prompt: Prompt) -> int:
+    if isinstance(prompt, str):
+        return len(prompt.split())
+    return sum(len(text_of(message.content).split()) + 4 for message in prompt)
+
+
+def documents(*sizes: int) -> tuple[Document, ...]:
+    """Documents of so many words, in sentences of ten."""
+    return tuple(
+        Document(" ".join(f"d{number}.{word}" + "." * (word % 10 == 9) for word in range(size)))
+        for number, size in enumerate(sizes)
+    )
+
+
+def request(
+    prompt: Prompt = QUESTION, found: Sequence[Document] | None = None, sampling: Sampling = LIMIT
+) -> GenerationRequest:
+    return GenerationRequest(prompt, None if found is None else tuple(found), sampling=sampling)
+
+
+async def planned(
+    asked: GenerationRequest, window: int | None, server: Scripted | None = None, sharing: Sharing = USUAL
+) -> Plan:
+    return await Planner(server or Words(), sharing).plan(asked, window)
+
+
+def texts_of(plan: Plan) -> list[str]:
+    assert not isinstance(plan.prompt, str)
+    return [text_of(message.content) for message in plan.prompt]
+
+
+def fates(plan: Plan) -> list[tuple[str, int | None]]:
+    return [(use.fate, use.tokens_used) for use in plan.report.documents]
+
+
+async def test_far_below_the_window_nothing_is_counted_and_nothing_changes() -> None:
+    server = Words()
+    plan = await planned(request(found=documents(20, 20)), 8192, server)
+    assert server.counted == []
+    assert plan.sampling == LIMIT
+    assert plan.report.counted == "not"
+    assert [use.fate for use in plan.report.documents] == ["kept", "kept"]
+
+
+async def test_a_window_that_nobody_knows_takes_everything() -> None:
+    plan = await planned(request(found=documents(10_000)), None)
+    assert plan.report.context_window is None
+    assert fates(plan) == [("kept", None)]
+
+
+async def test_of_too_many_documents_the_best_are_kept_one_is_cut_and_the_rest_named() -> None:
+    plan = await planned(request(found=documents(100, 100, 100, 100)), 320)
+    assert [use.fate for use in plan.report.documents] == ["kept", "kept", "cut", "dropped"]
+    assert plan.report.documents[3] == DocumentUse(4, "dropped", "it does not fit the context window", 101, 0)
+    text = texts_of(plan)[-1]
+    assert "d1.99." in text
+    assert "d2.0 " in text
+    assert "d3." not in text
+    assert text.rstrip().endswith("where is the lantern ?")
+
+
+async def test_a_cut_document_ends_with_a_sentence() -> None:
+    plan = await planned(request(found=documents(100, 100, 100)), 320)
+    text = texts_of(plan)[-1]
+    last = [word for word in text.split() if word.startswith("d2.")][-1]
+    assert last.endswith("9.")
+
+
+@pytest.mark.parametrize("window", [200, 257, 300, 333, 412])
+async def test_the_report_adds_up_to_the_tokens_of_the_prompt(window: int) -> None:
+    history = (Message("user", "a b c"), Message("assistant", "d e"), *QUESTION)
+    plan = await planned(request(history, documents(90, 70, 80, 60)), window)
+    report = plan.report
+    assert report.documents_tokens is not None
+    assert report.history_tokens is not None
+    assert report.question_tokens is not None
+    assert report.documents_tokens + report.history_tokens + report.question_tokens == report.prompt_tokens
+    assert report.prompt_tokens == words_of(plan.prompt)
+    assert sum(use.tokens_used or 0 for use in report.documents) == report.documents_tokens
+    assert plan.sampling.max_tokens == report.max_tokens
+    assert words_of(plan.prompt) + (report.max_tokens or 0) <= window
+
+
+async def test_the_answer_gets_what_is_left_and_no_more_than_was_asked() -> None:
+    plan = await planned(request(found=documents(100), sampling=Sampling(max_tokens=1000)), 400)
+    assert plan.report.prompt_tokens
+    assert plan.sampling.max_tokens == 400 - plan.report.prompt_tokens
+    plan = await planned(request(found=documents(100), sampling=Sampling(max_tokens=30)), 400)
+    assert plan.sampling.max_tokens == 30
+
+
+async def test_the_earliest_exchanges_give_way_whole_and_the_systems_message_never() -> None:
+    said = [Message(role, f"{number} " * 30) for number in range(3) for role in ("user", "assistant")]
+    plan = await planned(request((Message("system", "be brief"), *said, *QUESTION), documents(60)), 300)
+    kept = [text.split()[0] for text in texts_of(plan)[:-1]]
+    assert kept == ["be", "2", "2"]
+    assert plan.report.turns_dropped == 4
+    assert fates(plan) == [("kept", 61)]
+
+
+async def test_a_question_that_does_not_fit_is_refused_with_the_numbers() -> None:
+    with pytest.raises(PromptTooLong) as caught:
+        await planned(request((Message("user", "word " * 500),), documents(10)), 400)
+    assert caught.value.context_window == 400
+    assert caught.value.prompt_tokens > 500
+
+
+async def test_documents_seen_before_are_not_counted_again() -> None:
+    server = Words()
+    planner = Planner(server, USUAL)
+    for _ in range(2):
+        await planner.plan(request(found=documents(200, 200)), 480)
+    assert len(server.counted) == len(set(server.counted))
+
+
+async def test_where_nobody_counts_a_token_is_estimated_for_every_three_bytes() -> None:
+    plan = await planned(request(found=documents(100, 100)), 500, Scripted())
+    assert plan.report.counted == "estimate"
+    assert sum(map(estimate, texts_of(plan))) <= 450
+
+
+async def test_a_server_without_that_route_is_asked_once_and_one_that_fails_again() -> None:
+    missing, away = Words(Refused(404, "no")), Words(Unreachable("away"))
+    for server in (missing, away):
+        planner = Planner(server, USUAL)
+        for _ in range(2):
+            plan = await planner.plan(request(found=documents(100, 100)), 500)
+            assert plan.report.counted == "estimate"
+    assert len(missing.counted) < len(away.counted)
+
+
+async def test_a_template_of_the_request_and_its_language_stay_whichever_documents_are_kept() -> None:
+    asked = replace(request(found=documents(200, 200)), template="{context} | {question}")
+    plan = await planned(asked, 400)
+    assert " | where is the lantern ?" in texts_of(plan)[-1]
+
+
+async def test_documents_without_a_question_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="messages"):
+        await planned(request((Message("system", "a"),), documents(10)), 100)
