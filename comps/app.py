@@ -19,7 +19,13 @@ from comps.dialects import DIALECTS, llm_api, opea, open_dialect, openai, square
 from comps.dialects.base import Dialect
 from comps.dialects.conversations import Conversation, read_conversation
 from comps.dialects.llama import Limits
-from comps.model_servers import WITHOUT_ENGINE_SETTINGS, model_servers, open_model_server, through_framework
+from comps.model_servers import (
+    WITHOUT_ENGINE_SETTINGS,
+    model_servers,
+    open_model_server,
+    through_framework,
+    with_chat_template,
+)
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
 from comps.routes import Service
@@ -45,9 +51,8 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
     """
     generators = []
     for name, served in settings.models.items():
-        framework = served.model.framework
         opened = [servers[name]] if name in servers else _open_replicas(served)
-        replicas = [through_framework(server, framework, served.model.model_name) for server in opened]
+        replicas = [_as_set(server, served) for server in opened]
         generators.append(TextGenerator(replicas[0] if len(replicas) == 1 else Replicas(replicas, model=name), name))
     return Models(generators)
 
@@ -83,6 +88,18 @@ def _open_replicas(served: Served) -> list[ModelServer]:
             )
             for one in endpoints
         ]
+    except SettingsError as error:
+        raise SettingsError(f"[{served.section}] {error}") from None
+
+
+def _as_set(server: ModelServer, served: Served) -> ModelServer:
+    """The model server behind the framework and the chat template that are set for its model."""
+    model = served.model
+    through = through_framework(server, model.framework, model.model_name)
+    try:
+        if model.chat_template and model.model_server == "langchain":
+            raise SettingsError(f"chat_template = {model.chat_template}: a chat model takes no text to continue")
+        return with_chat_template(through, model.chat_template, model.model_name)
     except SettingsError as error:
         raise SettingsError(f"[{served.section}] {error}") from None
 

@@ -51,6 +51,7 @@ PACKAGES: dict[str, set[str]] = {
 # A vendor's package, and an HTTP client, stays inside its own file.
 VENDORS: dict[str, set[str]] = {
     "comps.model_servers.chat_openai": {"langchain_core", "langchain_openai", "pydantic"},
+    "comps.model_servers.chat_templates": {"jinja2"},
     "comps.model_servers.langchain": {"langchain_core", "pydantic"},
     "comps.model_servers.langchain_model": {"langchain_core", "pydantic"},
     "comps.model_servers.model_files": {"huggingface_hub"},
@@ -75,6 +76,7 @@ SDKS = {
     "openvino",
     "openvino_genai",
     "huggingface_hub",
+    "jinja2",
     "numpy",
     "llama_cpp",
     "torch",

@@ -65,6 +65,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "framework": ("Native", "native"),
     "model_server": ("Scripted", "scripted"),
     "model_server_endpoint": ("http://localhost:8080", "http://localhost:8080"),
+    "chat_template": ("llama-2", "llama-2"),
     "device": ("GPU", "GPU"),
     "api_key": ("hush", SecretStr("hush")),
     "token_url": ("https://login.example.com/token", "https://login.example.com/token"),

@@ -125,5 +125,19 @@ def text_of(content: str | list[JSON]) -> str:
     return "\n".join(str(part["text"]) for part in content if _is_text(part))
 
 
+def only_text(message: Message) -> str:
+    """The text of a message for a model that reads nothing else.
+
+    Raises:
+        InvalidRequest: There are parts that are no text.
+    """
+    if isinstance(message.content, str):
+        return message.content
+    foreign = next((part for part in message.content if part.get("type") != "text"), None)
+    if foreign is not None:
+        raise InvalidRequest(f"this model takes text only, no '{foreign.get('type')}'", "messages")
+    return "\n".join(part["text"] for part in message.content)
+
+
 def _is_text(part: JSON) -> bool:
     return isinstance(part, dict) and part.get("type") == "text" and "text" in part

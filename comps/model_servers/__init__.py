@@ -102,3 +102,16 @@ def through_framework(server: ModelServer, framework: str, model: str = "") -> M
         if getattr(server, ability, None) and not hasattr(through, ability):
             setattr(through, ability, getattr(server, ability))
     return through
+
+
+def with_chat_template(server: ModelServer, template: str, model: str) -> ModelServer:
+    """The same model server, which gets the conversations as text by a chat template of ours, unless that is empty.
+
+    Raises:
+        SettingsError: There is no such chat template, or none is known for `model`.
+    """
+    if not template:
+        return server
+    from comps.model_servers.chat_templates import Templated, chat_template
+
+    return Templated(server, chat_template(template, model))

@@ -26,8 +26,8 @@ from comps.core.errors import (
     Unreachable,
     no_room,
 )
-from comps.core.prompts import plain_roles, text_of
-from comps.core.types import JSON, Embeddings, Event, Finished, Message, ModelInfo, Prompt, Sampling, TextDelta, Usage
+from comps.core.prompts import only_text, plain_roles, text_of
+from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.engine import EngineProcess
 from comps.model_servers.model_files import find_model
 from comps.model_servers.target import Target
@@ -244,16 +244,7 @@ def _plain(prompt: Prompt) -> JSON:
     """The prompt as the engine's chat template takes it: text contents only."""
     if isinstance(prompt, str):
         return prompt
-    return [{"role": message.role, "content": _only_text(message)} for message in prompt]
-
-
-def _only_text(message: Message) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    foreign = next((part for part in message.content if part.get("type") != "text"), None)
-    if foreign is not None:
-        raise InvalidRequest(f"this model takes text only, no '{foreign.get('type')}'", "messages")
-    return "\n".join(part["text"] for part in message.content)
+    return [{"role": message.role, "content": only_text(message)} for message in prompt]
 
 
 def _error(part: dict[str, JSON], too_long: type[PromptTooLong]) -> Exception:

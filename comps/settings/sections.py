@@ -159,6 +159,12 @@ class Model(Section):
     context_window: int = key_of(
         0, "tokens that prompt and answer may have together; 0: ask the model server", "LLM_CONTEXT_WINDOW", ge=0
     )
+    chat_template: str = key_of(
+        "",
+        "how a conversation becomes text: auto (by model_name), a template that is here, or a .jinja file; empty: the "
+        "model server does it",
+        "LLM_CHAT_TEMPLATE",
+    )
     device: str = key_of("CPU", "where the model runs here: CPU, GPU or NPU", "LLM_DEVICE", min_length=1)
 
 

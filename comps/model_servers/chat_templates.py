@@ -1,0 +1,269 @@
+"""Conversations as text, by a chat template, for models and model servers that only continue text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from comps.core.errors import InvalidRequest, SettingsError
+from comps.core.ports import ABILITIES, CountsTokens, ModelServer
+from comps.core.prompts import only_text, plain_roles
+from comps.core.types import JSON, Event, Message, ModelInfo, Prompt, Sampling
+from comps.model_servers.chat_formats import FORMATS, Format
+
+_UNSEEN = (
+    "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff\ud800-\udfff"
+)
+"""What nobody sees and a tokenizer may leave out: control characters, Unicode's default ignorable ones, surrogates."""
+_LINE_START = rf"(?<![^\n\r\v\f\x85\u2028\u2029])[ \t\xa0{_UNSEEN}]*"
+_SPECIAL = rf"<[{_UNSEEN}]*[|｜][^<>|｜\s]{{1,64}}[|｜][{_UNSEEN}]*>"
+"""`<|im_end|>`, and DeepSeek's `<｜User｜>`."""
+_SPECIALS = ("<s>", "</s>", "<bos>", "<eos>", "<unk>", "<pad>")
+_BOS = tuple({form.bos for form in FORMATS.values() if form.bos})
+
+_TAG = re.compile(r"<[^<>\s]+>+|<<[^<>\s]+>>|\[[^\[\]\s]+\]")
+_ROLE = re.compile(r"(?:#+ ?)?\w+:(?=\s*$)")
+_SYSTEM, _USER, _ASSISTANT = "\ue000", "\ue001", "\ue002"
+"""Contents that no template writes itself."""
+
+_ONLY_IN_CHATS = frozenset(
+    (
+        "add_generation_prompt",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "function_call",
+        "functions",
+        "parallel_tool_calls",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+    )
+)
+"""Options that a text to continue has no place for."""
+_AROUND = 8
+"""Tokens left for those that a model server puts around a text."""
+
+
+class ChatTemplate:
+    """One chat template.
+
+    Args:
+        name: What the settings call it.
+        form: What it is; empty `stops` and `markers` are found out.
+        roles: Those that it knows; None leaves that to it.
+
+    Raises:
+        SettingsError: It is no Jinja template.
+    """
+
+    def __init__(self, name: str, form: Format, roles: Sequence[str] | None = ("system", "user", "assistant")) -> None:
+        self.name = name
+        self._form = form
+        self._roles = roles
+        try:
+            self._template = _environment().from_string(form.jinja)
+        except jinja2.TemplateSyntaxError as error:
+            raise SettingsError(f"chat_template = {name}: line {error.lineno}: {error.message}") from None
+        seen = self._seen()
+        self.stops = form.stops or _stops_in(seen)
+        """What an answer ends before."""
+        self._markers = _pattern(form.markers or _markers_in(seen))
+
+    def render(self, conversation: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The text that the model continues.
+
+        What opens or closes a turn is broken up where it stands in a content or a role. The token of the text's
+        beginning is left out: whoever reads the text puts it there.
+
+        Raises:
+            InvalidRequest: The template does not take such a conversation, or there are parts that are no text.
+        """
+        messages = [self._plain(message) for message in conversation]
+        try:
+            text = self._rendered(messages, add_generation_prompt)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise InvalidRequest(f"the chat template {self.name} does not take it: {error}", "messages") from None
+        return text.removeprefix(next((bos for bos in _BOS if text.startswith(bos)), ""))
+
+    def _plain(self, message: Message) -> dict[str, str]:
+        if self._roles is not None and message.role not in self._roles:
+            known = ", ".join(self._roles)
+            raise InvalidRequest(f"the chat template {self.name} knows no such role; known: {known}", "messages")
+        return {"role": self._broken_up(message.role), "content": self._broken_up(only_text(message))}
+
+    def _broken_up(self, text: str) -> str:
+        def broken(found: re.Match[str]) -> str:
+            before = found[1] or ""
+            mark = found[0][len(before) :]
+            return f"{before}{mark[0]} {mark[1:]}"
+
+        return self._markers.sub(broken, text)
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+        text: str = self._template.render(
+            messages=messages,
+            add_generation_prompt=add_generation_prompt,
+            bos_token=self._form.bos,
+            eos_token=self._form.eos,
+        )
+        return text
+
+    def _seen(self) -> str:
+        """What it writes around contents, with a system message if it takes one; empty if it takes neither."""
+        turns = [("user", _USER), ("assistant", _ASSISTANT), ("user", _USER)]
+        for conversation in ([("system", _SYSTEM), *turns], turns):
+            try:
+                return self._rendered([{"role": role, "content": content} for role, content in conversation], True)
+            except (jinja2.TemplateError, TypeError, ValueError):
+                continue
+        return ""
+
+
+class Templated:
+    """A model server that gets every conversation as text, by a chat template; text to continue passes as it is.
+
+    It can do all else that the model server can.
+    """
+
+    def __init__(self, server: ModelServer, template: ChatTemplate) -> None:
+        self._server = server
+        self._template = template
+        for ability in ABILITIES:
+            if method := getattr(server, ability, None):
+                setattr(self, ability, method)
+
+    async def describe(self) -> ModelInfo:
+        info = await self._server.describe()
+        lost = {name for name in info.capabilities if name in _ONLY_IN_CHATS or name.startswith("messages.")}
+        return replace(info, capabilities=info.capabilities - lost)
+
+    def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+        prompt = plain_roles(prompt)
+        if not isinstance(prompt, str):
+            if options.get("logprobs"):
+                raise InvalidRequest("there are none of a chat that goes to the model as text", "logprobs")
+            prompt = self._template.render(prompt)
+            sampling = replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *self._template.stops))))
+            options = {name: value for name, value in options.items() if name not in _ONLY_IN_CHATS}
+            if sampling.max_tokens is None:
+                return self._to_the_window(prompt, sampling, options)
+        return self._server.generate(prompt, sampling, options)
+
+    async def _to_the_window(self, text: str, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+        """An answer as long as that to a chat may be: OpenAI's completions end after 16 tokens if nobody says more."""
+        sampling = replace(sampling, max_tokens=await self._room(text))
+        async with aclosing(self._server.generate(text, sampling, options)) as events:
+            async for event in events:
+                yield event
+
+    async def _room(self, text: str) -> int | None:
+        """How many tokens an answer has room for, where no token is shorter than a byte; None if nobody knows."""
+        window = (await self._server.describe()).context_window
+        if window is None:
+            return None
+        if isinstance(self._server, CountsTokens):
+            tokens = await self._server.count_tokens(text)
+        else:
+            tokens = len(text.encode("utf-8", "replace"))
+        return max(window - tokens - _AROUND, 0) or None
+
+    async def aclose(self) -> None:
+        await self._server.aclose()
+
+
+def chat_template(wanted: str, model: str) -> ChatTemplate:
+    """The chat template that a setting names.
+
+    Args:
+        wanted: One of `FORMATS`, `auto` for that of the model, or the path of a Jinja file, which gets the tokens of
+            the text's ends from the model's format, if there is one.
+        model: The model's name, with or without its owner, or its path.
+
+    Raises:
+        SettingsError: There is none, or the file is no Jinja template.
+    """
+    known = f"known: {', '.join(FORMATS)}, or the path of a .jinja file"
+    own = _name_of(model)
+    if Path(wanted).suffix in (".jinja", ".jinja2", ".j2"):
+        tokens = FORMATS[own] if own else Format("", "")
+        return ChatTemplate(wanted, Format("", _read(wanted), tokens.bos, tokens.eos), roles=None)
+    if wanted == "auto":
+        if own is None:
+            raise SettingsError(f"chat_template = auto: none is known for the model {model}; {known}")
+        return ChatTemplate(own, FORMATS[own])
+    if wanted not in FORMATS:
+        raise SettingsError(f"chat_template = {wanted}: unknown; {known}")
+    return ChatTemplate(wanted, FORMATS[wanted])
+
+
+def _name_of(model: str) -> str | None:
+    """The name of a model's format."""
+    last = re.split(r"[/\\]", model.rstrip("/\\").lower())[-1]
+    return next((name for name, form in FORMATS.items() if re.match(form.models, last)), None)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except OSError as error:
+        raise SettingsError(f"chat_template = {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"chat_template = {path}: cannot be read: it is not UTF-8 text") from None
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What Hugging Face gives the templates of its models."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.globals.update(raise_exception=_raise, strftime_now=lambda form: datetime.now().strftime(form))
+    environment.filters["tojson"] = _json
+    return environment
+
+
+def _raise(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _markers_in(seen: str) -> set[str]:
+    """What opens and closes turns, told by what a template writes around contents."""
+    pieces = re.split(f"[{_SYSTEM}{_USER}{_ASSISTANT}]", seen)
+    return {mark for piece in pieces for mark in (*_TAG.findall(piece), *_ROLE.findall(piece))}
+
+
+def _stops_in(seen: str) -> tuple[str, ...]:
+    """What a template closes an answer with, if that is a mark."""
+    found = _TAG.match(seen.partition(_ASSISTANT)[2].lstrip())
+    return (found[0],) if found else ()
+
+
+def _pattern(markers: Iterable[str]) -> re.Pattern[str]:
+    r"""Any marker or special token, also with unseen characters within; group 1 is what is before it in its line."""
+    lines = {mark[1:] for mark in markers if mark.startswith("\n")}
+    anywhere = {*_SPECIALS, *markers} - {f"\n{mark}" for mark in lines} - lines
+    at_start = [f"({_LINE_START})(?:{_any_of(lines)})"] if lines else ["(?!)()"]
+    return re.compile("|".join([*at_start, _any_of(anywhere), _SPECIAL]))
+
+
+def _any_of(markers: Iterable[str]) -> str:
+    longest_first = sorted(markers, key=lambda mark: (-len(mark), mark))
+    return "|".join(_spelled(mark) for mark in longest_first)
+
+
+def _spelled(mark: str) -> str:
+    whole = r"(?<!\w)" if mark[0].isalnum() else ""
+    return whole + f"[{_UNSEEN}]*".join(map(re.escape, mark))
