@@ -9,7 +9,7 @@ CLIENTS := $(patsubst tests/clients/%.txt,.venv-clients/%/.installed,$(wildcard 
 export PIP_REQUIRE_VIRTUALENV = 1
 
 help: ## List the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 run: install ## Set up, then run the service (host, port and model: config.ini)
 	@$(BIN)/opea-llm serve --config config.ini
@@ -29,6 +29,9 @@ format: $(BIN)/.tested ## Put the code into its one style
 bench: $(BIN)/.tested ## Measure: ratios, side by side in one run
 	$(BIN)/python -m tests.benchmarks.batching
 	$(BIN)/python -m tests.benchmarks.frameworks
+
+bench-answers: $(BIN)/.tested ## Measure how many questions the embedded model answers from documents (minutes)
+	$(BIN)/python -m tests.benchmarks.answers
 
 live: $(BIN)/.tested ## Run the contract against real model servers; one of them: make live SERVER=vllm
 	@$(BIN)/python -m tests.live $(SERVER)
@@ -65,4 +68,4 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $<
 	@touch $@
 
-.PHONY: help run install test format bench live lock clean
+.PHONY: help run install test format bench bench-answers live lock clean
