@@ -414,3 +414,39 @@ async def test_a_client_that_breaks_off_its_own_request_hurts_nobody(monkeypatch
             await client.send("POST", PATH, b'{"query":', {"Content-Length": "100"})
         await until_idle(service)
         assert (await service.post(QUERY)).status == 200
+
+
+LANTERNS = [" ".join([f"Lantern {number} hangs in the harbour."] * 12) for number in range(4)]
+
+
+async def test_what_does_not_fit_the_window_is_reported_by_a_header_and_in_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Scripted([["one"]], context_window=580)
+    async with running(server, monkeypatch) as service:
+        body = {"query": "Where is lantern 2?", "documents": LANTERNS, "max_tokens": 20}
+        whole = await service.post({**body, "stream": False})
+        chat = await service.post({"messages": body["query"], "documents": LANTERNS, "max_tokens": 20})
+    (prompt, sampling, _), second = server.asked
+    assert second[0] == prompt
+    assert whole.headers["x-documents-used"] == chat.headers["x-documents-used"] == "1,2,3,4"
+    assert [use["fate"] for use in whole.json["report"]["documents"]] == ["kept", "kept", "kept", "cut"]
+    assert whole.json["report"] == chat.json["report"]
+    assert whole.json["report"]["max_tokens"] == sampling.max_tokens == 20
+    assert "Where is lantern 2?" in str(prompt)
+
+
+@pytest.mark.parametrize(
+    ("stream", "item"), [("bytes", b'event: report\ndata: {"'), ("openai", b'"choices":[],"report":{')]
+)
+async def test_a_stream_has_the_report_before_its_end_if_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, stream: str, item: bytes
+) -> None:
+    body = {"query": "?", "documents": LANTERNS[:1], "stream": True}
+    async with running(Scripted([["one"]]), monkeypatch, {"LLM_OPEA_STREAM": stream}) as service:
+        silent = await service.post(body)
+        asked = await service.post({**body, "include_report": True})
+    assert b"report" not in silent.body
+    assert silent.headers["x-documents-used"] == "1"
+    assert item in asked.chunks[-2]
+    assert asked.chunks[-1] == b"data: [DONE]\n\n"

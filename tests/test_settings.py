@@ -66,6 +66,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "model_server": ("Scripted", "scripted"),
     "model_server_endpoint": ("http://localhost:8080", "http://localhost:8080"),
     "chat_template": ("llama-2", "llama-2"),
+    "min_answer_tokens": ("64", 64),
+    "documents_first": ("true", True),
     "device": ("GPU", "GPU"),
     "api_key": ("hush", SecretStr("hush")),
     "token_url": ("https://login.example.com/token", "https://login.example.com/token"),

@@ -70,6 +70,8 @@ class Planner:
         history = [size + AROUND * len(one) for size, one in zip(sizes, exchanges, strict=False)]
         texts = [size + 1 for size in sizes[len(exchanges) :]]
         asked = request.sampling.max_tokens
+        if not count.exact:  # Nobody is refused by an estimate.
+            tokens = min(tokens, window - 1)
         shared = share(window, tokens, history, texts, self._sharing, asked)
         kept = list(documents[: shared.whole])
         piece, piece_tokens = None, 0
@@ -88,7 +90,8 @@ class Planner:
         total = await count.prompt(prompt)
         documents_tokens = sum(texts[: shared.whole]) + piece_tokens
         history_tokens = sum(history[len(history) - shared.exchanges :])
-        most = asked if asked is None else min(asked, max(window - total, 1))
+        least = 1 if count.exact else self._sharing.least_answer
+        most = asked if asked is None else min(asked, max(window - total, least))
         report = Report(
             context_window=window,
             counted="model" if count.exact else "estimate",

@@ -155,8 +155,8 @@ def report_object(report: Report) -> JSON:
 
 
 def says_something(report: Report) -> bool:
-    """Whether a client might miss it: there were documents, or it was close enough to the limit to be counted."""
-    return bool(report.documents) or report.counted != "not"
+    """Whether a client might miss it: it was close enough to the limit to be counted."""
+    return report.counted != "not"
 
 
 def chat_completion(generation: Generation, stamp: Stamp) -> JSON:

@@ -160,6 +160,12 @@ async def test_where_nobody_counts_a_token_is_estimated_for_every_three_bytes() 
     assert sum(map(estimate, texts_of(plan))) <= 450
 
 
+async def test_nobody_is_refused_by_an_estimate() -> None:
+    plan = await planned(request((Message("user", "word " * 200),), documents(10)), 300, Scripted())
+    assert fates(plan)[0][0] == "dropped"
+    assert plan.sampling.max_tokens == 50
+
+
 async def test_a_server_without_that_route_is_asked_once_and_one_that_fails_again() -> None:
     missing, away = Words(Refused(404, "no")), Words(Unreachable("away"))
     for server in (missing, away):

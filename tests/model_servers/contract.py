@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from comps.core.generator import collect
-from comps.core.ports import ModelServer
+from comps.core.ports import CountsPrompts, ModelServer
 from comps.core.types import JSON, Event, Finished, Message, Prompt, Sampling, TextDelta
 from comps.model_servers import FRAMEWORKS, through_framework
 
@@ -51,6 +51,8 @@ class Subject:
     """The context window that it says it has."""
     counts: bool = True
     """Whether it says how many tokens a streamed answer has."""
+    tokenizes: bool = True
+    """Whether it has the routes by which its kind counts tokens."""
     shows_stop: bool = False
     """Whether it shows the stop string that it ends at."""
 
@@ -122,6 +124,18 @@ class Contract:
         assert end.usage.prompt_tokens > 0
 
     @pytest.mark.check("stop")
+    @pytest.mark.check("tokens")
+    async def test_a_prompt_is_counted_as_the_model_reads_it(self, server: ModelServer, subject: Subject) -> None:
+        if not (subject.tokenizes and isinstance(subject.server, CountsPrompts)):
+            pytest.skip("this model server counts no prompts")
+        turns = (("user", "Hi"), ("assistant", "Yes?"), ("user", "What is rain?"))
+        conversation = tuple(Message(role, text) for role, text in turns)
+        prompts: tuple[Prompt, ...] = (QUESTION, conversation, "Once upon a time")
+        for prompt in prompts:
+            usage = (await collect(server.generate(prompt, GREEDY, {}))).usage
+            assert usage
+            assert await subject.server.count_prompt(prompt) == usage.prompt_tokens
+
     async def test_an_answer_that_ends_by_itself_says_stop(self, server: ModelServer) -> None:
         question = (Message("user", "What is the capital of France?"),)
         for seed in range(50):  # A random model ends at random: one time in a few hundred tokens.

@@ -49,7 +49,7 @@ async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
             server = await asyncio.to_thread(open_model_server, request.param, target)
             if isinstance(server, Loads):
                 await server.load()
-            yield Subject(server, 1000)
+            yield Subject(server, 1000, tokenizes=False)
             await server.aclose()
 
 
