@@ -36,7 +36,7 @@ async def subject(running_server: Running) -> AsyncIterator[Subject]:
     opened = open_model_server(server.kind, Target(running_server.model_name, running_server.url, engine=server.engine))
     if isinstance(opened, Loads):
         await opened.load()
-    yield Subject(opened, server.window, server.counts, server.shows_stop)
+    yield Subject(opened, server.window, counts=server.counts, shows_stop=server.shows_stop)
     await opened.aclose()
 
 
