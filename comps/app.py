@@ -56,7 +56,7 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
         replicas = [_as_set(server, served) for server in opened]
         server = replicas[0] if len(replicas) == 1 else Replicas(replicas, model=name)
         sharing = Sharing(served.model.min_answer_tokens, served.model.documents_first)
-        generators.append(TextGenerator(server, name, sharing))
+        generators.append(TextGenerator(server, name, sharing, served.model.nothing_found))
     return Models(generators)
 
 

@@ -178,10 +178,11 @@ def _stamp(info: ModelInfo, reports: Mapping[int, Report] = MappingProxyType({})
 
 
 def _documents_used(reports: Mapping[int, Report]) -> list[tuple[bytes, bytes]]:
-    """The header that names the documents in the prompt by their places in the request, if there were any."""
+    """The header that names the documents in the prompt by their places in the request, if any were looked for."""
     report = next(iter(reports.values()), Report())
     used = [str(use.number) for use in report.documents if use.fate != "dropped"]
-    return [(b"x-documents-used", ",".join(used).encode() or b"none")] if report.documents else []
+    told = report.documents or report.nothing_found
+    return [(b"x-documents-used", ",".join(used).encode() or b"none")] if told else []
 
 
 async def _stream(

@@ -450,3 +450,25 @@ async def test_a_stream_has_the_report_before_its_end_if_it_is_asked_for(
     assert silent.headers["x-documents-used"] == "1"
     assert item in asked.chunks[-2]
     assert asked.chunks[-1] == b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_where_nothing_was_found_the_settings_may_answer_and_no_model_is_asked(
+    monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    server = Scripted([["one"]])
+    async with running(server, monkeypatch, {"LLM_NOTHING_FOUND": "I found nothing."}) as service:
+        answer = await service.post({"query": "?", "documents": [], "stream": stream})
+        assert answer.headers["x-documents-used"] == "none"
+        assert b"I found nothing." in answer.body
+        assert server.asked == []
+        for body in ({"query": "?", "stream": stream}, {"query": "?", "documents": ["a"], "stream": stream}):
+            assert b"one" in (await service.post(body)).body
+
+
+async def test_unless_they_do_the_model_answers_and_the_header_says_that_nothing_was_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(Scripted([["one"]]), monkeypatch) as service:
+        answer = await service.post({"query": "?", "documents": [], "stream": False})
+    assert (answer.headers["x-documents-used"], answer.json["text"]) == ("none", "one")

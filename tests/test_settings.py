@@ -68,6 +68,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "chat_template": ("llama-2", "llama-2"),
     "min_answer_tokens": ("64", 64),
     "documents_first": ("true", True),
+    "nothing_found": ("I do not know.", "I do not know."),
     "device": ("GPU", "GPU"),
     "api_key": ("hush", SecretStr("hush")),
     "token_url": ("https://login.example.com/token", "https://login.example.com/token"),

@@ -24,6 +24,7 @@ from comps.core.types import (
     ModelInfo,
     Prompt,
     Sampling,
+    TextDelta,
     Usage,
     total,
 )
@@ -40,9 +41,10 @@ class TextGenerator:
         server: Where the tokens come from.
         model: The name callers know the model by; a request for any other is refused.
         sharing: How its context window is shared.
+        nothing_found: The answer where documents were looked for and there are none; empty: the model answers.
     """
 
-    def __init__(self, server: ModelServer, model: str, sharing: Sharing = USUAL) -> None:
+    def __init__(self, server: ModelServer, model: str, sharing: Sharing = USUAL, nothing_found: str = "") -> None:
         self.server = server
         self.model = model
         self._broken = ""
@@ -50,6 +52,7 @@ class TextGenerator:
         self._keeps_total = False
         """Whether the model server itself keeps prompt and answer within a limit."""
         self._planner = Planner(server, sharing)
+        self._nothing_found = nothing_found
 
     async def load(self) -> None:
         """Load the model, if there is something to load; where that fails, nobody waits for it any longer.
@@ -82,6 +85,8 @@ class TextGenerator:
 
     def answer(self, plan: Plan) -> AsyncGenerator[Event]:
         """The events of the answer to what was planned; closing them stops the model."""
+        if plan.report.nothing_found and self._nothing_found:
+            return _said(self._nothing_found)
         if plan.request.max_total_tokens is None:
             return self.server.generate(plan.prompt, plan.sampling, plan.request.options)
         return self._within(plan.request.max_total_tokens, plan.prompt, plan.request)
@@ -151,6 +156,12 @@ class TextGenerator:
     async def info(self) -> ModelInfo:
         """What it said of itself when it was last described: no request waits for that and then for its answer."""
         return self._info if self._info and not self._broken else await self.describe()
+
+
+async def _said(text: str) -> AsyncGenerator[Event]:
+    """An answer that no model makes."""
+    yield TextDelta(text)
+    yield Finished("stop", Usage(0, 0))
 
 
 class Models:

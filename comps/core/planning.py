@@ -96,6 +96,7 @@ class Planner:
             context_window=window,
             counted="model" if count.exact else "estimate",
             documents=tuple(_uses(texts, shared, piece_tokens)),
+            nothing_found=request.documents == (),
             turns_dropped=sum(map(len, exchanges)) - len(latest),
             prompt_tokens=total,
             documents_tokens=documents_tokens,
@@ -120,7 +121,12 @@ async def _piece(document: Document, tokens: int, most: int, count: Count) -> tu
 
 def _as_it_is(request: GenerationRequest, prompt: Prompt, window: int | None) -> Plan:
     documents = tuple(DocumentUse(number, "kept") for number, _ in enumerate(request.documents or (), 1))
-    report = Report(window, documents=documents, max_tokens=request.sampling.max_tokens)
+    report = Report(
+        window,
+        documents=documents,
+        nothing_found=request.documents == (),
+        max_tokens=request.sampling.max_tokens,
+    )
     return Plan(request, prompt, request.sampling, report)
 
 

@@ -107,6 +107,8 @@ class Report:
     """By whom: `model` (the served model's own tokenizer), `estimate` (a token for every three bytes), or `not`, where
     all surely fits."""
     documents: tuple[DocumentUse, ...] = ()
+    nothing_found: bool = False
+    """Whether documents were looked for, and there are none."""
     turns_dropped: int = 0
     """Of the messages before the question, the earliest."""
     prompt_tokens: int | None = None

@@ -170,6 +170,11 @@ class Model(Section):
         "earlier messages give way to all documents; otherwise to the best one alone, and the others to them",
         "LLM_DOCUMENTS_FIRST",
     )
+    nothing_found: str = key_of(
+        "",
+        "the answer where a search found no documents, for which no model is asked; empty: the model answers",
+        "LLM_NOTHING_FOUND",
+    )
     chat_template: str = key_of(
         "",
         "how a conversation becomes text: auto (by model_name), a template that is here, or a .jinja file; empty: the "
