@@ -143,7 +143,7 @@ def ask(
         start_log("WARNING", "")
         request = GenerationRequest(
             (Message("user", question),),
-            documents,
+            documents or None,
             sampling=Sampling(max_tokens=max_tokens, temperature=temperature),
             model=model,
         )
@@ -156,7 +156,11 @@ async def _ask(settings: Settings, request: GenerationRequest) -> None:
         if isinstance(generator.server, Loads):
             _say(f"Loading {_model(settings, generator.model)} …")
         await generator.load()
-        async with aclosing(generator.generate(request)) as events:
+        plan = await generator.plan(request)
+        for use in plan.report.documents:
+            if use.fate != "kept":
+                _say(f"[document {use.number} was {use.fate}: {use.reason}]")
+        async with aclosing(generator.answer(plan)) as events:
             async for event in events:
                 match event:
                     case TextDelta(text):

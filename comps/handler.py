@@ -140,7 +140,7 @@ class Handler:
         exchange.reason = reasons[0]
         headers.append((b"x-finish-reason", ",".join(reasons).encode()))
         document = call.reply(generations, _stamp(info, reports))
-        await reply.whole(200, call.style.encode(document), headers + _documents_used(reports))
+        await reply.whole(200, call.style.encode(document), headers + _reported(reports))
 
     def _ignored(self, call: Call, info: ModelInfo) -> list[tuple[bytes, bytes]]:
         """The header that names what the caller set and nothing comes of, if there is any."""
@@ -177,12 +177,18 @@ def _stamp(info: ModelInfo, reports: Mapping[int, Report] = MappingProxyType({})
     return Stamp(uuid4().hex, int(time()), info.name, reports)
 
 
-def _documents_used(reports: Mapping[int, Report]) -> list[tuple[bytes, bytes]]:
-    """The header that names the documents in the prompt by their places in the request, if any were looked for."""
+def _reported(reports: Mapping[int, Report]) -> list[tuple[bytes, bytes]]:
+    """The headers that name the documents in the prompt by their places in the request, if any were looked for, and how
+    many of the earlier messages each prompt has lost, if one has."""
+    headers = []
     report = next(iter(reports.values()), Report())
     used = [str(use.number) for use in report.documents if use.fate != "dropped"]
-    told = report.documents or report.nothing_found
-    return [(b"x-documents-used", ",".join(used).encode() or b"none")] if told else []
+    if report.documents or report.nothing_found:
+        headers.append((b"x-documents-used", ",".join(used).encode() or b"none"))
+    dropped = [report.turns_dropped for _, report in sorted(reports.items())]
+    if any(dropped):
+        headers.append((b"x-turns-dropped", ",".join(map(str, dropped)).encode()))
+    return headers
 
 
 async def _stream(
@@ -199,7 +205,7 @@ async def _stream(
         if first is None:
             raise ModelServerError("the model server gave an empty answer")
         exchange.first_token()
-        await reply.start_stream(call.media_type, headers + _documents_used(stamp.reports))
+        await reply.start_stream(call.media_type, headers + _reported(stamp.reports))
         async with aclosing(call.reply_stream(_watched(first, events, exchange), stamp)) as items:
             async for item in items:
                 await reply.item(item)

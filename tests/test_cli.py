@@ -394,6 +394,22 @@ def test_ask_does_not_blame_its_limit_for_what_the_context_window_cut(
     assert capsys.readouterr() == ("one\n", "[cut short: length]\n")
 
 
+def test_ask_says_which_documents_do_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    files = [tmp_path / f"{number}.txt" for number in range(3)]
+    for file in files:
+        file.write_text("A lantern hangs in the harbour. " * 20)
+    server = Scripted([["one"]], context_window=500)
+    monkeypatch.setattr(comps.cli, "open_models", lambda _: Models([TextGenerator(server, "small")]))
+    comps.cli.ask("?", files, max_tokens=3)
+    why = "fit the context window]\n"
+    assert capsys.readouterr() == (
+        "one\n",
+        f"[document 2 was cut: the rest does not {why}[document 3 was dropped: it does not {why}",
+    )
+
+
 class Full(Scripted):
     """A model server whose context window has room for one token."""
 

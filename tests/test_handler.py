@@ -472,3 +472,19 @@ async def test_unless_they_do_the_model_answers_and_the_header_says_that_nothing
     async with running(Scripted([["one"]]), monkeypatch) as service:
         answer = await service.post({"query": "?", "documents": [], "stream": False})
     assert (answer.headers["x-documents-used"], answer.json["text"]) == ("none", "one")
+
+
+async def test_earlier_messages_that_do_not_fit_are_counted_in_a_header_whatever_the_dialect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = [{"role": role, "content": "word " * 100} for role in ("user", "assistant")]
+    short, long = [{"role": "user", "content": "a"}], [*said, *said, {"role": "user", "content": "b"}]
+    server = Scripted([["one"]], context_window=800)
+    async with running(server, monkeypatch) as service:
+        chat = await service.post({"messages": long})
+        dialogs = await service.post({"input_data": {"input_string": [short, long]}}, "/chat")
+        fits = await service.post({"messages": short})
+    assert chat.headers["x-turns-dropped"] == "2"
+    assert dialogs.headers["x-turns-dropped"] == "0,2"
+    assert "x-turns-dropped" not in fits.headers
+    assert [len(prompt) for prompt, _, _ in server.asked] == [3, 1, 3, 1]
