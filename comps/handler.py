@@ -19,7 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 from comps.admission import Admission, Party
 from comps.core.errors import BodyTooLarge, InvalidRequest, LLMError, ModelServerError, PromptTooLong, Unreachable
-from comps.core.generator import Models, TextGenerator, at_once, collect, together
+from comps.core.generator import Models, TextGenerator, collect, together
+from comps.core.tasks import at_once
 from comps.core.types import Event, Finished, GenerationRequest, ModelInfo, Report, Usage, total
 from comps.dialects.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall
 from comps.dialects.desk import Desk, Misread

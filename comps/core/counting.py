@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from itertools import accumulate, takewhile
 
 from comps.core.errors import ModelServerError, PromptTooLong, Refused
 from comps.core.ports import CountsPrompts, CountsTokens, ModelServer
 from comps.core.prompts import text_of
+from comps.core.tasks import at_once
 from comps.core.types import Prompt
 
 BYTES_PER_TOKEN = 3
 """An estimate's: English has 4 or more, Chinese 3 and less, so that what is estimated is rarely too little."""
+_MOST_BYTES_PER_TOKEN = 8
+"""Of a text of some length: English has about 4, and hardly any has more."""
 AROUND = 8
 """Tokens that a chat template may lay around a message."""
 _NO_SUCH_ROUTE = (404, 405, 501)
@@ -58,7 +61,7 @@ class Count:
         """
         if self.exact:
             try:
-                tokens, *others = await asyncio.gather(self._prompt(prompt), *map(self._text, texts))
+                tokens, *others = await at_once([self._prompt(prompt), *map(self._text, texts)])
             except ModelServerError as error:  # Counting shall cost no request its answer.
                 self.exact = False
                 if isinstance(error, Refused) and error.status in _NO_SUCH_ROUTE:
@@ -87,7 +90,7 @@ class Count:
         if isinstance(prompt, str):
             return await self._text(prompt) + AROUND
         texts = [text_of(message.content) for message in prompt]
-        return sum(await asyncio.gather(*map(self._text, texts))) + AROUND * (len(texts) + 1)
+        return sum(await at_once([*map(self._text, texts)])) + AROUND * (len(texts) + 1)
 
     async def _text(self, text: str) -> int:
         server, seen = self._counter.server, self._counter.seen
@@ -115,6 +118,14 @@ def at_most(prompt: Prompt) -> int:
     """What no tokenizer makes more of: a token for every byte."""
     texts = [prompt] if isinstance(prompt, str) else [text_of(message.content) for message in prompt]
     return sum(len(text.encode("utf-8", "replace")) for text in texts) + AROUND * (len(texts) + 1)
+
+
+def may_fit(texts: Iterable[str], window: int) -> int:
+    """How many of them, one after the other, might fit a context window of so many tokens, the last one in part."""
+    lengths = [len(text) for text in texts]
+    begins = accumulate(lengths, initial=0)
+    near = takewhile(lambda begin: begin <= window * _MOST_BYTES_PER_TOKEN, begins)
+    return min(len(lengths), sum(1 for _ in near))
 
 
 def _estimated_prompt(prompt: Prompt) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from comps.core.budget import USUAL, Sharing
 from comps.core.deltas import join_extra
@@ -14,6 +14,7 @@ from comps.core.errors import InvalidRequest, ModelServerError, UnknownModel, no
 from comps.core.planning import Plan, Planner
 from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
 from comps.core.prompts import text_of
+from comps.core.tasks import at_once
 from comps.core.types import (
     JSON,
     Embeddings,
@@ -265,18 +266,6 @@ async def together(answers: Sequence[AsyncGenerator[Event]], choices: int = 1) -
     finally:
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
-
-
-async def at_once(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all the work, done at the same time; if one fails, the others stop, and have stopped when it
-    raises."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _broken_off() -> ModelServerError:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from comps.core.budget import Share, Sharing, cut, share
-from comps.core.counting import AROUND, Count, Counter, at_most
+from comps.core.counting import AROUND, Count, Counter, at_most, may_fit
 from comps.core.ports import ModelServer
 from comps.core.prompts import as_context, build_prompt, chosen_template, text_of
 from comps.core.types import Document, DocumentUse, GenerationRequest, Message, Prompt, Report, Sampling
@@ -63,8 +63,12 @@ class Planner:
         request = replace(request, template=chosen_template(request))
         question, exchanges = _divided(request.prompt)
         bare = build_prompt(replace(request, prompt=question, documents=None if request.documents is None else ()))
+        earlier = len(exchanges)
         said = ["\n".join(text_of(message.content) for message in exchange) for exchange in exchanges]
         read = [as_context(document) + _JOINT for document in documents]
+        # What cannot fit in any case is not counted: that of a whole library would hold up everybody else.
+        said, read = said[earlier - may_fit(reversed(said), window) :], read[: may_fit(read, window)]
+        turns, exchanges = sum(map(len, exchanges)), exchanges[earlier - len(said) :]
         count = self._counter.count()
         tokens, sizes = await count.prompt_and_texts(bare, [*said, *read])
         history = [size + AROUND * len(one) for size, one in zip(sizes, exchanges, strict=False)]
@@ -95,9 +99,9 @@ class Planner:
         report = Report(
             context_window=window,
             counted="model" if count.exact else "estimate",
-            documents=tuple(_uses(texts, shared, piece_tokens)),
+            documents=tuple(_uses(texts, len(documents), shared, piece_tokens)),
             nothing_found=request.documents == (),
-            turns_dropped=sum(map(len, exchanges)) - len(latest),
+            turns_dropped=turns - len(latest),
             prompt_tokens=total,
             documents_tokens=documents_tokens,
             history_tokens=history_tokens,
@@ -130,9 +134,10 @@ def _as_it_is(request: GenerationRequest, prompt: Prompt, window: int | None) ->
     return Plan(request, prompt, request.sampling, report)
 
 
-def _uses(sizes: Sequence[int], shared: Share, piece: int) -> list[DocumentUse]:
+def _uses(sizes: Sequence[int], documents: int, shared: Share, piece: int) -> list[DocumentUse]:
     uses = []
-    for place, size in enumerate(sizes):
+    for place in range(documents):
+        size = sizes[place] if place < len(sizes) else None
         if place < shared.whole:
             uses.append(DocumentUse(place + 1, "kept", "", size, size))
         elif place == shared.whole and piece:

@@ -10,8 +10,9 @@ from contextlib import aclosing
 import pytest
 
 from comps.core.errors import InvalidRequest, ModelServerError, SettingsError, UnknownModel, Unreachable, no_room
-from comps.core.generator import Models, TextGenerator, at_once, collect, together
+from comps.core.generator import Models, TextGenerator, collect, together
 from comps.core.prompts import RAG_TEMPLATES, fill
+from comps.core.tasks import at_once
 from comps.core.types import (
     JSON,
     Document,

@@ -154,6 +154,29 @@ async def test_documents_seen_before_are_not_counted_again() -> None:
     assert len(server.counted) == len(set(server.counted))
 
 
+async def test_of_a_library_only_what_might_fit_is_counted_and_the_rest_is_named_as_dropped() -> None:
+    server = Words()
+    plan = await planned(request(found=documents(*[50] * 1000)), 300, server)
+    assert len(server.counted) < 20
+    assert len(plan.report.documents) == 1000
+    assert plan.report.documents[-1] == DocumentUse(1000, "dropped", "it does not fit the context window", None, 0)
+    assert fates(plan)[:4] == [("kept", 51)] * 4
+
+
+async def test_a_document_that_is_far_too_long_is_cut_all_the_same() -> None:
+    plan = await planned(request(found=documents(20, 5000, 20)), 300)
+    assert [use.fate for use in plan.report.documents] == ["kept", "cut", "dropped"]
+
+
+async def test_of_a_long_history_only_what_might_fit_is_counted_and_all_that_is_lost_is_told() -> None:
+    server = Words()
+    said = [Message(role, f"{number} " * 30) for number in range(1000) for role in ("user", "assistant")]
+    plan = await planned(request((*said, *QUESTION)), 300, server)
+    assert len(server.counted) < 50
+    assert plan.report.turns_dropped == 2000 - (len(plan.prompt) - 1)
+    assert texts_of(plan)[-2].startswith("999 ")
+
+
 async def test_where_nobody_counts_a_token_is_estimated_for_every_three_bytes() -> None:
     plan = await planned(request(found=documents(100, 100)), 500, Scripted())
     assert plan.report.counted == "estimate"
