@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from comps.admission import Admission, Party
 from comps.core.errors import BodyTooLarge, InvalidRequest, LLMError, ModelServerError, PromptTooLong, Unreachable
 from comps.core.generator import Models, TextGenerator, collect, together
+from comps.core.planning import settled
 from comps.core.tasks import at_once
 from comps.core.types import Event, Finished, GenerationRequest, ModelInfo, Report, Usage, total
 from comps.dialects.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall
@@ -166,6 +167,8 @@ async def _in_place(
         reports[number] = plan.report
         async with aclosing(model.answer(plan)) as events:
             async for event in events:
+                if isinstance(event, Finished):
+                    reports[number] = settled(reports[number], event.usage)
                 yield event
 
 

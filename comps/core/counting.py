@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import accumulate, takewhile
 
@@ -11,7 +11,7 @@ from comps.core.errors import ModelServerError, PromptTooLong, Refused
 from comps.core.ports import CountsPrompts, CountsTokens, ModelServer
 from comps.core.prompts import text_of
 from comps.core.tasks import at_once
-from comps.core.types import Prompt
+from comps.core.types import JSON, Prompt
 
 BYTES_PER_TOKEN = 3
 """An estimate's: English has 4 or more, Chinese 3 and less, so that what is estimated is rarely too little."""
@@ -53,7 +53,9 @@ class Count:
         self.exact = counter.can_count
         """Whether the model's own tokenizer has counted."""
 
-    async def prompt_and_texts(self, prompt: Prompt, texts: Sequence[str]) -> tuple[int, list[int]]:
+    async def prompt_and_texts(
+        self, prompt: Prompt, options: Mapping[str, JSON], texts: Sequence[str]
+    ) -> tuple[int, list[int]]:
         """The tokens of a prompt as the model reads it, and those of each text, all asked for at once.
 
         Raises:
@@ -61,7 +63,7 @@ class Count:
         """
         if self.exact:
             try:
-                tokens, *others = await at_once([self._prompt(prompt), *map(self._text, texts)])
+                tokens, *others = await at_once([self._prompt(prompt, options), *map(self._text, texts)])
             except ModelServerError as error:  # Counting shall cost no request its answer.
                 self.exact = False
                 if isinstance(error, Refused) and error.status in _NO_SUCH_ROUTE:
@@ -70,9 +72,9 @@ class Count:
                 return tokens, others
         return _estimated_prompt(prompt), [estimate(text) for text in texts]
 
-    async def prompt(self, prompt: Prompt) -> int:
+    async def prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         """The tokens of a prompt as the model reads it."""
-        return (await self.prompt_and_texts(prompt, ()))[0]
+        return (await self.prompt_and_texts(prompt, options, ()))[0]
 
     async def text(self, text: str) -> int:
         """The tokens of a text."""
@@ -83,10 +85,10 @@ class Count:
                 self.exact = False
         return estimate(text)
 
-    async def _prompt(self, prompt: Prompt) -> int:
+    async def _prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         server = self._counter.server
         if isinstance(server, CountsPrompts):
-            return await server.count_prompt(prompt)
+            return await server.count_prompt(prompt, options)
         if isinstance(prompt, str):
             return await self._text(prompt) + AROUND
         texts = [text_of(message.content) for message in prompt]

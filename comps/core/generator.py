@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TypeVar
@@ -13,7 +13,7 @@ from comps.core.deltas import join_extra
 from comps.core.errors import InvalidRequest, ModelServerError, UnknownModel, no_room
 from comps.core.planning import Plan, Planner
 from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
-from comps.core.prompts import text_of
+from comps.core.prompts import HOUSE, Templates, text_of
 from comps.core.tasks import at_once
 from comps.core.types import (
     JSON,
@@ -43,16 +43,26 @@ class TextGenerator:
         model: The name callers know the model by; a request for any other is refused.
         sharing: How its context window is shared.
         nothing_found: The answer where documents were looked for and there are none; empty: the model answers.
+        templates: How questions and documents become prompts.
+        harmless: Makes a text of somebody's one that neither opens nor closes a turn.
     """
 
-    def __init__(self, server: ModelServer, model: str, sharing: Sharing = USUAL, nothing_found: str = "") -> None:
+    def __init__(
+        self,
+        server: ModelServer,
+        model: str,
+        sharing: Sharing = USUAL,
+        nothing_found: str = "",
+        templates: Templates = HOUSE,
+        harmless: Callable[[str], str] = str,
+    ) -> None:
         self.server = server
         self.model = model
         self._broken = ""
         self._info: ModelInfo | None = None
         self._keeps_total = False
         """Whether the model server itself keeps prompt and answer within a limit."""
-        self._planner = Planner(server, sharing)
+        self._planner = Planner(server, sharing, templates, harmless)
         self._nothing_found = nothing_found
 
     async def load(self) -> None:
@@ -79,17 +89,18 @@ class TextGenerator:
             async for event in events:
                 yield event
 
-    async def plan(self, request: GenerationRequest) -> Plan:
+    async def plan(self, request: GenerationRequest, *, to_the_token: bool = False) -> Plan:
         """What the model server is asked for a request, and what became of the request on the way; see `Planner`."""
         self._usable(request.model)
-        return await self._planner.plan(request, (await self.info()).context_window)
+        window = (await self.info()).context_window
+        return await self._planner.plan(request, window, to_the_token=to_the_token)
 
     def answer(self, plan: Plan) -> AsyncGenerator[Event]:
         """The events of the answer to what was planned; closing them stops the model."""
         if plan.report.nothing_found and self._nothing_found:
             return _said(self._nothing_found)
         if plan.request.max_total_tokens is None:
-            return self.server.generate(plan.prompt, plan.sampling, plan.request.options)
+            return self.server.generate(plan.prompt, plan.sampling, plan.options)
         return self._within(plan.request.max_total_tokens, plan.prompt, plan.request)
 
     async def _within(self, most: int, prompt: Prompt, request: GenerationRequest) -> AsyncGenerator[Event]:

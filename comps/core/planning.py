@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from comps.core.budget import Share, Sharing, cut, share
+from comps.core.budget import USUAL, Share, Sharing, cut, share
 from comps.core.counting import AROUND, Count, Counter, at_most, may_fit
 from comps.core.ports import ModelServer
-from comps.core.prompts import as_context, build_prompt, chosen_template, text_of
-from comps.core.types import Document, DocumentUse, GenerationRequest, Message, Prompt, Report, Sampling
+from comps.core.prompts import (
+    HOUSE,
+    Templates,
+    as_context,
+    build_prompt,
+    chosen_template,
+    made_harmless,
+    numbered,
+    text_of,
+)
+from comps.core.types import JSON, Document, DocumentUse, GenerationRequest, Message, Prompt, Report, Sampling, Usage
 
 _JOINT = "\n\n"
 """Behind a document; where two texts meet, a token may come apart, which is counted as one more."""
@@ -24,7 +33,12 @@ class Plan:
     request: GenerationRequest
     prompt: Prompt
     sampling: Sampling
+    options: Mapping[str, JSON]
     report: Report
+    documents: tuple[Document, ...] = ()
+    """Those that the model is given, as it is given them."""
+    numbered: bool = False
+    """Whether the model can tell them by their numbers."""
 
 
 class Planner:
@@ -33,105 +47,136 @@ class Planner:
     Args:
         server: Whose model answers.
         sharing: How to share its context window.
+        templates: How questions and documents become prompts.
+        harmless: Makes a text of somebody's one that neither opens nor closes a turn.
     """
 
-    def __init__(self, server: ModelServer, sharing: Sharing) -> None:
+    def __init__(
+        self,
+        server: ModelServer,
+        sharing: Sharing = USUAL,
+        templates: Templates = HOUSE,
+        harmless: Callable[[str], str] = str,
+    ) -> None:
         self._counter = Counter(server)
         self._sharing = sharing
+        self._templates = templates
+        self._harmless = harmless
 
-    async def plan(self, request: GenerationRequest, window: int | None) -> Plan:
+    async def plan(self, request: GenerationRequest, window: int | None, *, to_the_token: bool = False) -> Plan:
         """What to ask the model server for a request.
 
         Args:
             request: It.
             window: The model's context window, in tokens; None if nobody knows it: then nothing gives way.
+            to_the_token: Count the whole prompt, too, where it is not sure to fit. Otherwise the sum of its parts is
+                taken, which may be a few tokens more, so that counting costs a single round trip.
 
         Raises:
             InvalidRequest: There are documents, but no question (`PromptTooLong` if that alone fills the window).
         """
-        prompt = build_prompt(request)
-        asked = request.sampling.max_tokens
+        if request.documents:
+            request = replace(request, documents=numbered(request.documents))
+        prompt = build_prompt(request, self._templates)
         # Who limits prompt and answer together has the model server keep to it.
-        if window is None or request.max_total_tokens is not None or not _is_text(prompt):
-            return _as_it_is(request, prompt, window)
-        if at_most(prompt) + (asked or self._sharing.least_answer) <= window:
-            return _as_it_is(request, prompt, window)
-        return await self._fitted(request, window)
+        counted = window is not None and request.max_total_tokens is None and _is_text(prompt)
+        asked = request.sampling.max_tokens
+        if window is None or not counted or at_most(prompt) + (asked or self._sharing.least_answer) <= window:
+            request = made_harmless(request, self._harmless)
+            return self._as_it_is(request, build_prompt(request, self._templates), window)
+        return await self._fitted(request, window, to_the_token)
 
-    async def _fitted(self, request: GenerationRequest, window: int) -> Plan:
-        documents = request.documents or ()
-        request = replace(request, template=chosen_template(request))
+    async def _fitted(self, request: GenerationRequest, window: int, to_the_token: bool) -> Plan:
+        given = request.documents or ()
+        request = replace(request, template=chosen_template(request, self._templates))
         question, exchanges = _divided(request.prompt)
-        bare = build_prompt(replace(request, prompt=question, documents=None if request.documents is None else ()))
-        earlier = len(exchanges)
+        # What cannot fit in any case is not looked at: a whole library would hold up everybody else.
         said = ["\n".join(text_of(message.content) for message in exchange) for exchange in exchanges]
-        read = [as_context(document) + _JOINT for document in documents]
-        # What cannot fit in any case is not counted: that of a whole library would hold up everybody else.
-        said, read = said[earlier - may_fit(reversed(said), window) :], read[: may_fit(read, window)]
-        turns, exchanges = sum(map(len, exchanges)), exchanges[earlier - len(said) :]
+        earlier = sum(map(len, exchanges))
+        exchanges = exchanges[len(said) - may_fit(reversed(said), window) :]
+        near = given[: may_fit((document.text for document in given), window)]
+        turns = [message for exchange in exchanges for message in exchange]
+        request = replace(request, prompt=_with(question, turns), documents=near if given else request.documents)
+        request = made_harmless(request, self._harmless)
+        question, exchanges = _divided(request.prompt)
+        documents = request.documents or ()
+
+        none = None if request.documents is None else ()
+        bare = build_prompt(replace(request, prompt=question, documents=none), self._templates)
+        said = ["\n".join(text_of(message.content) for message in exchange) for exchange in exchanges]
+        read = [as_context(document, self._templates) + _JOINT for document in documents]
         count = self._counter.count()
-        tokens, sizes = await count.prompt_and_texts(bare, [*said, *read])
+        tokens, sizes = await count.prompt_and_texts(bare, request.options, [*said, *read])
         history = [size + AROUND * len(one) for size, one in zip(sizes, exchanges, strict=False)]
-        texts = [size + 1 for size in sizes[len(exchanges) :]]
+        texts = sizes[len(exchanges) :]
         asked = request.sampling.max_tokens
         if not count.exact:  # Nobody is refused by an estimate.
             tokens = min(tokens, window - 1)
-        shared = share(window, tokens, history, texts, self._sharing, asked)
+        shared = share(window, tokens, history, [size + 1 for size in texts], self._sharing, asked)
         kept = list(documents[: shared.whole])
         piece, piece_tokens = None, 0
         if shared.piece:
-            piece, piece_tokens = await _piece(documents[shared.whole], texts[shared.whole], shared.piece, count)
+            piece, piece_tokens = await self._piece(documents[shared.whole], texts[shared.whole], shared.piece, count)
             kept += [piece] if piece else []
         latest = [message for exchange in exchanges[len(exchanges) - shared.exchanges :] for message in exchange]
-        prompt = build_prompt(
-            replace(
-                request,
-                prompt=_with(question, latest),
-                documents=None if request.documents is None else tuple(kept),
-            )
-        )
-        # Together they may have a few tokens fewer than each by itself.
-        total = await count.prompt(prompt)
+        request = replace(request, prompt=_with(question, latest), documents=tuple(kept) if documents else none)
+        prompt = build_prompt(request, self._templates)
         documents_tokens = sum(texts[: shared.whole]) + piece_tokens
         history_tokens = sum(history[len(history) - shared.exchanges :])
-        least = 1 if count.exact else self._sharing.least_answer
-        most = asked if asked is None else min(asked, max(window - total, least))
         report = Report(
             context_window=window,
             counted="model" if count.exact else "estimate",
-            documents=tuple(_uses(texts, len(documents), shared, piece_tokens)),
-            nothing_found=request.documents == (),
-            turns_dropped=turns - len(latest),
-            prompt_tokens=total,
+            documents=tuple(_uses(texts, len(given), shared, piece_tokens)),
+            nothing_found=request.documents == () and not given,
+            turns_dropped=earlier - len(latest),
+            prompt_tokens=tokens + len(kept) + documents_tokens + history_tokens,
             documents_tokens=documents_tokens,
             history_tokens=history_tokens,
-            question_tokens=total - documents_tokens - history_tokens,
-            max_tokens=most,
+            question_tokens=tokens + len(kept),
         )
-        return Plan(request, prompt, replace(request.sampling, max_tokens=most), report)
+        if to_the_token:
+            report = settled(report, Usage(await count.prompt(prompt, request.options), 0))
+        if asked is not None:
+            least = 1 if count.exact else self._sharing.least_answer
+            most = min(asked, max(window - (report.prompt_tokens or 0), least))
+            report = replace(report, max_tokens=most)
+        sampling = replace(request.sampling, max_tokens=report.max_tokens)
+        return Plan(request, prompt, sampling, request.options, report, tuple(kept), self._templates.numbered)
+
+    async def _piece(self, document: Document, tokens: int, most: int, count: Count) -> tuple[Document | None, int]:
+        """The beginning of a document with at most so many tokens, and how many those are; None if there is none."""
+        length = int(len(document.text) * most / tokens * _CLOSE)
+        while text := cut(document.text, length):
+            piece = replace(document, text=text)
+            used = await count.text(as_context(piece, self._templates) + _JOINT)
+            if used < most:
+                return piece, used
+            length = min(int(len(text) * most / used * _CLOSE), len(text) - 1)
+        return None, 0
+
+    def _as_it_is(self, request: GenerationRequest, prompt: Prompt, window: int | None) -> Plan:
+        documents = request.documents or ()
+        report = Report(
+            window,
+            documents=tuple(DocumentUse(place, "kept") for place, _ in enumerate(documents, 1)),
+            nothing_found=request.documents == (),
+            max_tokens=request.sampling.max_tokens,
+        )
+        return Plan(request, prompt, request.sampling, request.options, report, documents, self._templates.numbered)
 
 
-async def _piece(document: Document, tokens: int, most: int, count: Count) -> tuple[Document | None, int]:
-    """The beginning of a document with at most so many tokens, and how many those are; None if there is none."""
-    length = int(len(document.text) * most / tokens * _CLOSE)
-    while text := cut(document.text, length):
-        piece = replace(document, text=text)
-        used = await count.text(as_context(piece) + _JOINT) + 1
-        if used <= most:
-            return piece, used
-        length = min(int(len(text) * most / used * _CLOSE), len(text) - 1)
-    return None, 0
-
-
-def _as_it_is(request: GenerationRequest, prompt: Prompt, window: int | None) -> Plan:
-    documents = tuple(DocumentUse(number, "kept") for number, _ in enumerate(request.documents or (), 1))
-    report = Report(
-        window,
-        documents=documents,
-        nothing_found=request.documents == (),
-        max_tokens=request.sampling.max_tokens,
-    )
-    return Plan(request, prompt, request.sampling, report)
+def settled(report: Report, usage: Usage | None) -> Report:
+    """A report with what the model server has counted itself, which beats all sums. What is around the messages of the
+    history was only estimated, so that these make up for the difference, else the question does."""
+    if usage is None or not usage.prompt_tokens:
+        return report
+    settled = replace(report, prompt_tokens=usage.prompt_tokens)
+    if report.prompt_tokens is None or report.question_tokens is None:
+        return settled
+    over = report.prompt_tokens - usage.prompt_tokens
+    if report.history_tokens and over <= report.history_tokens:
+        return replace(settled, history_tokens=report.history_tokens - over)
+    return replace(settled, question_tokens=report.question_tokens - over)
 
 
 def _uses(sizes: Sequence[int], documents: int, shared: Share, piece: int) -> list[DocumentUse]:

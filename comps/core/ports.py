@@ -67,12 +67,25 @@ class CountsTokens(Protocol):
 class CountsPrompts(CountsTokens, Protocol):
     """A model server that can also count a whole prompt."""
 
-    async def count_prompt(self, prompt: Prompt) -> int:
+    async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         """The tokens that the model would read: those of the chat template and the special ones are among them.
+
+        Args:
+            prompt: As for `generate`.
+            options: As for `generate`; some of them (tools) are part of what is read.
 
         Raises:
             InvalidRequest: It cannot be served (`PromptTooLong` for the window).
         """
+        ...
+
+
+@runtime_checkable
+class Renders(Protocol):
+    """A model server that can tell what text a prompt becomes for the model."""
+
+    async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
+        """The text that the model would read, in its chat template; see `CountsPrompts.count_prompt`."""
         ...
 
 
@@ -90,5 +103,5 @@ class Embeds(Protocol):
         ...
 
 
-ABILITIES = ("load", "count_tokens", "count_prompt", "embed")
+ABILITIES = ("load", "count_tokens", "count_prompt", "render", "embed")
 """The methods of the optional abilities, by which it is told whether a model server has one."""

@@ -7,8 +7,8 @@ server's prefix cache can be of use.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from comps.core.errors import InvalidRequest
 from comps.core.types import JSON, Document, GenerationRequest, Message, Prompt
@@ -24,7 +24,10 @@ RAG_TEMPLATES = {
     ),
 }
 
+DOCUMENT_TEMPLATE = "[{number}] {title}\n{text}"
+
 _PLACEHOLDER = re.compile(r"\{(context|question)\}")
+_FIELD = re.compile(r"\{(\w+)\}")
 _CJK = re.compile("[\u4e00-\u9fff]")
 _LOOKED_AT = 20_000
 """Of so many characters the language is told."""
@@ -32,7 +35,29 @@ _CHINESE_SHARE = 0.3
 """From this share of Chinese characters on, a context is Chinese: OPEA's own rule."""
 
 
-def build_prompt(request: GenerationRequest) -> Prompt:
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """How questions and documents become prompts.
+
+    Attributes:
+        rag: Templates with `{context}` and `{question}`, by language.
+        document: A document in the context, with `{number}`, `{title}`, `{text}`, and any name in its metadata. A line
+            none of whose fields has a value is left out.
+    """
+
+    rag: Mapping[str, str] = field(default_factory=lambda: RAG_TEMPLATES)
+    document: str = DOCUMENT_TEMPLATE
+
+    @property
+    def numbered(self) -> bool:
+        """Whether a model can tell the documents by their numbers."""
+        return "{number}" in self.document
+
+
+HOUSE = Templates()
+
+
+def build_prompt(request: GenerationRequest, templates: Templates = HOUSE) -> Prompt:
     """The prompt that the model gets: what was asked, with every document in it.
 
     Text to continue stays text, and a conversation a conversation, in which the documents go into the last user turn
@@ -43,12 +68,62 @@ def build_prompt(request: GenerationRequest) -> Prompt:
     """
     if request.documents is None and request.template is None:
         return request.prompt
-    context = _join(request.documents or ())
+    documents = request.documents or ()
+    if any(document.number is None for document in documents):
+        documents = numbered(documents)
+    context = "\n\n".join(as_context(document, templates) for document in documents)
     if isinstance(request.prompt, str):
         if not _is_wrapped(request):
             return request.prompt
-        return fill(_template(request, context), context, request.prompt)
-    return _into_conversation(request, request.prompt, context)
+        return fill(_template(request, context, templates), context, request.prompt)
+    return _into_conversation(request, request.prompt, context, templates)
+
+
+def numbered(documents: Sequence[Document]) -> tuple[Document, ...]:
+    """The documents with their numbers: the `citation_id`s of the caller, if there is another for each, else their
+    places."""
+    own = [document.metadata.get("citation_id") for document in documents]
+    given = [one for one in own if isinstance(one, int) and not isinstance(one, bool) and one > 0]
+    called = given if len(set(given)) == len(documents) else range(1, len(documents) + 1)
+    return tuple(replace(document, number=number) for document, number in zip(documents, called, strict=True))
+
+
+def made_harmless(request: GenerationRequest, harmless: Callable[[str], str]) -> GenerationRequest:
+    """The request with every text in it made harmless, but for one to continue: that may hold turns of the caller's."""
+
+    def document(one: Document) -> Document:
+        metadata = {name: harmless(value) if isinstance(value, str) else value for name, value in one.metadata.items()}
+        return replace(one, text=harmless(one.text), title=harmless(one.title), metadata=metadata)
+
+    def content(said: str | list[JSON]) -> str | list[JSON]:
+        if isinstance(said, str):
+            return harmless(said)
+        return [{**part, "text": harmless(part["text"])} if _is_text(part) else part for part in said]
+
+    if request.documents:
+        request = replace(request, documents=tuple(map(document, request.documents)))
+    if isinstance(request.prompt, str):
+        return request
+    return replace(
+        request,
+        prompt=tuple(replace(message, content=content(message.content)) for message in request.prompt),
+        template=request.template and harmless(request.template),
+    )
+
+
+def as_context(document: Document, templates: Templates = HOUSE) -> str:
+    """A document as the model reads it."""
+    values = {name: str(value) for name, value in document.metadata.items() if isinstance(value, str | int | float)}
+    values |= {"number": str(document.number), "title": document.title, "text": document.text}
+    lines = []
+    for line in templates.document.splitlines(keepends=True):
+        fields = [values.get(name, "") for name in _FIELD.findall(line)]
+        if fields and not any(fields):
+            continue
+        filled = _FIELD.sub(lambda found: values.get(found[1], ""), line)
+        # Where what a line ends with is missing, the next one goes on there.
+        lines.append(filled.rstrip("\n") if line.endswith("}\n") and not fields[-1] else filled)
+    return "".join(lines)
 
 
 def _is_wrapped(request: GenerationRequest) -> bool:
@@ -69,34 +144,28 @@ def fill(template: str, context: str, question: str) -> str:
     return _PLACEHOLDER.sub(lambda found: values[found[1]], template)
 
 
-def _join(documents: Sequence[Document]) -> str:
-    return "\n\n".join(map(as_context, documents))
-
-
-def as_context(document: Document) -> str:
-    """A document as the model reads it."""
-    return f"{document.title}\n{document.text}" if document.title else document.text
-
-
-def chosen_template(request: GenerationRequest) -> str | None:
+def chosen_template(request: GenerationRequest, templates: Templates = HOUSE) -> str | None:
     """The template that is laid around the question, whichever of the documents are kept; None if none is."""
     asking = not isinstance(request.prompt, str) and any(map(_asks_for_context, request.prompt))
     if not _is_wrapped(request) or (asking and request.template is None):
         return None
-    return _template(request, _join(request.documents or ()))
+    context = "\n\n".join(f"{document.title}\n{document.text}" for document in request.documents or ())
+    return _template(request, context, templates)
 
 
-def _template(request: GenerationRequest, context: str) -> str:
+def _template(request: GenerationRequest, context: str, templates: Templates) -> str:
     if request.template is not None:
         return request.template
-    if request.language in RAG_TEMPLATES:
-        return RAG_TEMPLATES[request.language]
+    if request.language in templates.rag:
+        return templates.rag[request.language]
     beginning = context[:_LOOKED_AT]
     chinese = bool(context) and len(_CJK.findall(beginning)) >= _CHINESE_SHARE * len(beginning)
-    return RAG_TEMPLATES["zh" if chinese else "en"]
+    return templates.rag["zh" if chinese else "en"]
 
 
-def _into_conversation(request: GenerationRequest, messages: tuple[Message, ...], context: str) -> Prompt:
+def _into_conversation(
+    request: GenerationRequest, messages: tuple[Message, ...], context: str, templates: Templates
+) -> Prompt:
     asking = any(_asks_for_context(message) for message in messages)
     if asking:
         messages = tuple(_with_context(one, context) if _asks_for_context(one) else one for one in messages)
@@ -106,7 +175,7 @@ def _into_conversation(request: GenerationRequest, messages: tuple[Message, ...]
     if last is None:
         raise InvalidRequest("documents need a message of role 'user' to go with", "messages")
     turn = messages[last]
-    filled = fill(_template(request, context), context, text_of(turn.content))
+    filled = fill(_template(request, context, templates), context, text_of(turn.content))
     content: str | list[JSON] = filled
     if not isinstance(turn.content, str):
         content = [{"type": "text", "text": filled}, *(part for part in turn.content if not _is_text(part))]

@@ -34,6 +34,8 @@ class Document:
     text: str
     title: str = ""
     metadata: Mapping[str, JSON] = field(default_factory=dict)
+    number: int | None = None
+    """What it is called by in the prompt and in the marks of an answer; None: not yet decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,13 @@ class Report:
     """With the templates around it, and the system's messages."""
     max_tokens: int | None = None
     """The most that the answer may have; None: the model server decides."""
+
+    @property
+    def headroom(self) -> int | None:
+        """What neither the prompt nor the answer needs; None if one of them is not known."""
+        if self.context_window is None or self.prompt_tokens is None or self.max_tokens is None:
+            return None
+        return self.context_window - self.prompt_tokens - self.max_tokens
 
 
 @dataclass(frozen=True, slots=True)

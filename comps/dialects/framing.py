@@ -151,7 +151,7 @@ def _besides(extra: Mapping[str, JSON]) -> tuple[bytes, bytes]:
 
 def report_object(report: Report) -> JSON:
     """What became of a request on its way into a prompt, for a client; sizes are in tokens."""
-    return asdict(report)
+    return {**asdict(report), "headroom": report.headroom}
 
 
 def says_something(report: Report) -> bool:

@@ -147,9 +147,9 @@ class Templated:
         if isinstance(server, CountsPrompts):
             self.count_prompt = self._count_prompt
 
-    async def _count_prompt(self, prompt: Prompt) -> int:
+    async def _count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         assert isinstance(self._server, CountsPrompts)
-        return await self._server.count_prompt(self._text(plain_roles(prompt)))
+        return await self._server.count_prompt(self._text(plain_roles(prompt)), {})
 
     def _text(self, prompt: Prompt) -> str:
         return prompt if isinstance(prompt, str) else self._template.render(prompt)

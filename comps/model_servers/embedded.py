@@ -192,7 +192,7 @@ class Embedded:
         self._refuse_long_texts([text])
         return int((await self._ask({"count": text}))["count"])
 
-    async def count_prompt(self, prompt: Prompt) -> int:
+    async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         """See `CountsPrompts`."""
         self._refuse_far_too_long(prompt, None)
         return int((await self._ask({"measure": _plain(plain_roles(prompt))}))["count"])

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import takewhile
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
 _OPTIONS = frozenset(("tools", "tool_choice", "tool_prompt", "response_format", "logprobs", "top_logprobs"))
+_READ = ("tools", "tool_choice", "tool_prompt")
+"""Of these, what is part of what the model reads."""
 """What only the Messages API knows."""
 _NOT_IN_MESSAGES = ("top_k", "typical_p", "repetition_penalty")
 _REASONS = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
@@ -83,10 +86,11 @@ class TGI(OpenAIAPI):
         with sensible():
             return len(await self._tokenize(text)) - len(await self._specials())
 
-    async def count_prompt(self, prompt: Prompt) -> int:
+    async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         prompt = plain_roles(prompt)
+        read = {name: options[name] for name in _READ if options.get(name)}
         with sensible():
-            inputs = await self._inputs(prompt)
+            inputs = await self._inputs(prompt, read)
             if inputs is None:
                 raise Refused(404, "this server renders no conversation")
             return len(await self._tokenize(inputs))
@@ -201,14 +205,14 @@ class TGI(OpenAIAPI):
         """As many as the server takes; all of them are looked for here."""
         return [stop for stop in sampling.stop if stop][: self._max_stops]
 
-    async def _inputs(self, prompt: Prompt) -> str | None:
+    async def _inputs(self, prompt: Prompt, read: Mapping[str, JSON] = MappingProxyType({})) -> str | None:
         """A prompt as the server's model reads it; None if the server cannot say so.
 
         The server puts its special tokens before every text, so those that the chat template put there are left out.
         """
         if isinstance(prompt, str):
             return prompt
-        body = {"messages": [wire_message(message) for message in prompt]}
+        body = {"messages": [wire_message(message) for message in prompt], **read}
         with sensible():
             try:
                 rendered = await self.http.post("/chat_tokenize", body)

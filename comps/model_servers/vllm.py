@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from comps.core.types import JSON, Prompt
 from comps.model_servers.http import sensible
 from comps.model_servers.openai_api import OPENAI_OPTIONS, OpenAIAPI, wire_message
@@ -63,6 +65,10 @@ _UNKNOWN = frozenset(
 """Of OpenAI's, what vLLM passes over without a word."""
 
 
+_READ = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+"""Options that are part of what the model reads."""
+
+
 class VLLM(OpenAIAPI):
     """https://docs.vllm.ai/en/stable/serving/openai_compatible_server.html"""
 
@@ -72,10 +78,11 @@ class VLLM(OpenAIAPI):
     async def count_tokens(self, text: str) -> int:
         return await self._count({"prompt": text, "add_special_tokens": False})
 
-    async def count_prompt(self, prompt: Prompt) -> int:
+    async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
+        read = {name: options[name] for name in _READ if name in options}
         if isinstance(prompt, str):
             return await self._count({"prompt": prompt})
-        return await self._count({"messages": [wire_message(message) for message in prompt]})
+        return await self._count({"messages": [wire_message(message) for message in prompt], **read})
 
     async def _count(self, asked: dict[str, JSON]) -> int:
         with sensible():

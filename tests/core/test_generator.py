@@ -66,7 +66,7 @@ async def test_documents_reach_the_model_server() -> None:
     request = GenerationRequest((Message("user", "Why?"),), (Document("Because."),))
     await collect(TextGenerator(server, "m").generate(request))
     [(prompt, _, _)] = server.asked
-    assert prompt == (Message("user", fill(RAG_TEMPLATES["en"], "Because.", "Why?")),)
+    assert prompt == (Message("user", fill(RAG_TEMPLATES["en"], "[1] Because.", "Why?")),)
 
 
 async def test_a_request_that_makes_no_prompt_does_not_reach_the_model_server() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,13 +12,14 @@ import pytest
 from comps.core.budget import USUAL, Sharing
 from comps.core.counting import estimate
 from comps.core.errors import InvalidRequest, PromptTooLong, Refused, Unreachable
-from comps.core.planning import Plan, Planner
-from comps.core.prompts import text_of
-from comps.core.types import Document, DocumentUse, GenerationRequest, Message, Prompt, Sampling
+from comps.core.planning import Plan, Planner, settled
+from comps.core.prompts import Templates, text_of
+from comps.core.types import JSON, Document, DocumentUse, GenerationRequest, Message, Prompt, Report, Sampling, Usage
 from comps.model_servers.scripted import Scripted
 
 QUESTION = (Message("user", "where is the lantern ?"),)
 LIMIT = Sampling(max_tokens=50)
+PLAIN = Templates(document="{title}\n{text}")
 
 
 class Words(Scripted):
@@ -26,17 +29,30 @@ class Words(Scripted):
         super().__init__()
         self.failure = failure
         self.counted: list[str] = []
+        self.trips = 0
+        """How often it was asked something while it had nothing else to answer."""
+        self._answering = 0
+
+    @asynccontextmanager
+    async def _asked(self) -> AsyncIterator[None]:
+        self.trips += not self._answering
+        self._answering += 1
+        await asyncio.sleep(0)
+        yield
+        self._answering -= 1
 
     async def count_tokens(self, text: str) -> int:
         self.counted.append(text)
         if self.failure:
             raise self.failure
-        return len(text.split())
+        async with self._asked():
+            return len(text.split())
 
-    async def count_prompt(self, prompt: Prompt) -> int:
+    async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         if self.failure:
             raise self.failure
-        return words_of(prompt)
+        async with self._asked():
+            return words_of(prompt)
 
 
 def words_of(prompt: Prompt) -> int:
@@ -60,9 +76,13 @@ def request(
 
 
 async def planned(
-    asked: GenerationRequest, window: int | None, server: Scripted | None = None, sharing: Sharing = USUAL
+    asked: GenerationRequest,
+    window: int | None,
+    server: Scripted | None = None,
+    sharing: Sharing = USUAL,
+    to_the_token: bool = False,
 ) -> Plan:
-    return await Planner(server or Words(), sharing).plan(asked, window)
+    return await Planner(server or Words(), sharing, PLAIN).plan(asked, window, to_the_token=to_the_token)
 
 
 def texts_of(plan: Plan) -> list[str]:
@@ -92,7 +112,7 @@ async def test_a_window_that_nobody_knows_takes_everything() -> None:
 async def test_of_too_many_documents_the_best_are_kept_one_is_cut_and_the_rest_named() -> None:
     plan = await planned(request(found=documents(100, 100, 100, 100)), 320)
     assert [use.fate for use in plan.report.documents] == ["kept", "kept", "cut", "dropped"]
-    assert plan.report.documents[3] == DocumentUse(4, "dropped", "it does not fit the context window", 101, 0)
+    assert plan.report.documents[3] == DocumentUse(4, "dropped", "it does not fit the context window", 100, 0)
     text = texts_of(plan)[-1]
     assert "d1.99." in text
     assert "d2.0 " in text
@@ -108,18 +128,45 @@ async def test_a_cut_document_ends_with_a_sentence() -> None:
 
 
 @pytest.mark.parametrize("window", [200, 257, 300, 333, 412])
-async def test_the_report_adds_up_to_the_tokens_of_the_prompt(window: int) -> None:
-    history = (Message("user", "a b c"), Message("assistant", "d e"), *QUESTION)
-    plan = await planned(request(history, documents(90, 70, 80, 60)), window)
+@pytest.mark.parametrize("counted", ["before", "by the model server", "not"])
+@pytest.mark.parametrize("history", [(), (Message("user", "a b c"), Message("assistant", "d e"))])
+async def test_the_report_adds_up_to_the_tokens_of_the_prompt(
+    window: int, counted: str, history: tuple[Message, ...]
+) -> None:
+    asked = request((*history, *QUESTION), documents(90, 70, 80, 60))
+    plan = await planned(asked, window, to_the_token=counted == "before")
     report = plan.report
+    if counted == "by the model server":
+        report = settled(report, Usage(words_of(plan.prompt), 50))
     assert report.documents_tokens is not None
     assert report.history_tokens is not None
     assert report.question_tokens is not None
+    assert report.prompt_tokens is not None
     assert report.documents_tokens + report.history_tokens + report.question_tokens == report.prompt_tokens
-    assert report.prompt_tokens == words_of(plan.prompt)
+    if counted == "not":
+        assert 0 <= report.prompt_tokens - words_of(plan.prompt) <= 20
+    else:
+        assert report.prompt_tokens == words_of(plan.prompt)
     assert sum(use.tokens_used or 0 for use in report.documents) == report.documents_tokens
     assert plan.sampling.max_tokens == report.max_tokens
     assert words_of(plan.prompt) + (report.max_tokens or 0) <= window
+    assert report.headroom == window - report.prompt_tokens - (report.max_tokens or 0)
+
+
+async def test_what_is_sure_to_fit_has_the_tokens_that_the_model_server_counted() -> None:
+    report = settled((await planned(request(found=documents(20)), 8192)).report, Usage(77, 5))
+    assert report == Report(8192, documents=(DocumentUse(1, "kept"),), prompt_tokens=77, max_tokens=50)
+
+
+async def test_counting_costs_one_round_trip_and_one_more_where_a_document_is_cut_for_the_first_time() -> None:
+    server = Words()
+    planner = Planner(server)
+    trips = []
+    for sizes in ((200, 210), (200, 210), (200,), (170, 10)):
+        before = server.trips
+        await planner.plan(request(found=[Document("word " * size) for size in sizes]), 380)
+        trips.append(server.trips - before)
+    assert trips == [2, 1, 1, 1]
 
 
 async def test_the_answer_gets_what_is_left_and_no_more_than_was_asked() -> None:
@@ -136,7 +183,7 @@ async def test_the_earliest_exchanges_give_way_whole_and_the_systems_message_nev
     kept = [text.split()[0] for text in texts_of(plan)[:-1]]
     assert kept == ["be", "2", "2"]
     assert plan.report.turns_dropped == 4
-    assert fates(plan) == [("kept", 61)]
+    assert fates(plan) == [("kept", 60)]
 
 
 async def test_a_question_that_does_not_fit_is_refused_with_the_numbers() -> None:
@@ -160,7 +207,7 @@ async def test_of_a_library_only_what_might_fit_is_counted_and_the_rest_is_named
     assert len(server.counted) < 20
     assert len(plan.report.documents) == 1000
     assert plan.report.documents[-1] == DocumentUse(1000, "dropped", "it does not fit the context window", None, 0)
-    assert fates(plan)[:4] == [("kept", 51)] * 4
+    assert fates(plan)[:4] == [("kept", 50)] * 4
 
 
 async def test_a_document_that_is_far_too_long_is_cut_all_the_same() -> None:

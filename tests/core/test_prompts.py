@@ -5,11 +5,20 @@ from __future__ import annotations
 import pytest
 
 from comps.core.errors import InvalidRequest
-from comps.core.prompts import RAG_TEMPLATES, build_prompt, fill, text_of
+from comps.core.prompts import HOUSE, RAG_TEMPLATES, Templates, fill, made_harmless, text_of
+from comps.core.prompts import build_prompt as _build_prompt
 from comps.core.types import JSON, Document, GenerationRequest, Message, Prompt
 
 TRICKY = "Answer {question} from {context}, {other}, {}, {0.__class__}, }} and {{question}}."
 """A document that looks like a template."""
+
+
+PLAIN = Templates(document="{title}\n{text}")
+"""Documents as they are, so that what is around them is seen."""
+
+
+def build_prompt(request: GenerationRequest, templates: Templates = PLAIN) -> Prompt:
+    return _build_prompt(request, templates)
 
 
 def as_text(prompt: Prompt) -> str:
@@ -262,3 +271,64 @@ def test_a_system_turn_that_asks_for_the_context_gets_it_beside_a_template_of_th
     conversation = (Message("system", "Know: {context}"), Message("user", "Why?"))
     prompt = build_prompt(GenerationRequest(conversation, (Document("fact"),), template="{question} Briefly."))
     assert prompt == (Message("system", "Know: fact"), Message("user", "fact\n\nWhy? Briefly."))
+
+
+# documents
+
+
+def context_of(*documents: Document, template: str = HOUSE.document) -> str:
+    """What a model reads of documents, without what is around them."""
+    request = GenerationRequest("", documents, template="{context}{question}")
+    return as_text(build_prompt(request, Templates(document=template)))
+
+
+def test_documents_are_numbered_and_have_their_titles() -> None:
+    assert context_of(Document("one", "First"), Document("two")) == "[1] First\none\n\n[2] two"
+
+
+def test_documents_are_called_by_the_callers_citation_ids_where_each_has_another() -> None:
+    ours = [Document("one", metadata={"citation_id": 7}), Document("two", metadata={"citation_id": 3})]
+    assert context_of(*ours) == "[7] one\n\n[3] two"
+
+
+@pytest.mark.parametrize("other", [7, None, 0, -1, "8", True, 1.5])
+def test_documents_are_called_by_their_places_where_the_citation_ids_tell_them_not_apart(other: JSON) -> None:
+    ours = [Document("one", metadata={"citation_id": 7}), Document("two", metadata={"citation_id": other})]
+    assert context_of(*ours) == "[1] one\n\n[2] two"
+
+
+def test_a_document_template_shows_metadata_and_leaves_out_lines_that_would_say_nothing() -> None:
+    template = "{title} ({number})\nFrom: {url}, page {page}\nBy: {author}\n{text}"
+    shown = Document("text", "A", {"url": "https://a.example", "page": 3, "tags": ["x"]})
+    assert context_of(shown, template=template) == "A (1)\nFrom: https://a.example, page 3\ntext"
+    assert context_of(Document("text"), template=template) == " (1)\ntext"
+
+
+def test_a_document_that_looks_like_a_template_is_shown_as_it_is() -> None:
+    tricky = Document("{title} {number} {question}", "{text}", {"url": "{title}"})
+    assert context_of(tricky, template="{url} {title}\n{text}") == "{title} {text}\n{title} {number} {question}"
+
+
+# made_harmless
+
+
+def shouted(text: str) -> str:
+    return text.upper()
+
+
+def test_every_text_of_a_conversation_is_made_harmless() -> None:
+    parts: list[JSON] = [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    document = Document("text", "title", {"url": "u", "page": 1})
+    asked = GenerationRequest((Message("system", "be"), Message("user", parts)), (document,), template="t {question}")
+    assert made_harmless(asked, shouted) == GenerationRequest(
+        (Message("system", "BE"), Message("user", [{"type": "text", "text": "SEE"}, parts[1]])),
+        (Document("TEXT", "TITLE", {"url": "U", "page": 1}),),
+        template="T {QUESTION}",
+    )
+
+
+def test_text_to_continue_is_the_callers_own_and_its_documents_are_not() -> None:
+    asked = GenerationRequest("[INST] why [/INST]", (Document("text"),), template="[INST] {context} {question}")
+    harmless = made_harmless(asked, shouted)
+    assert (harmless.prompt, harmless.template) == (asked.prompt, asked.template)
+    assert harmless.documents == (Document("TEXT"),)
