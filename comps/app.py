@@ -26,6 +26,7 @@ from comps.model_servers import (
     open_model_server,
     through_framework,
     with_chat_template,
+    with_tokenizer,
 )
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
@@ -96,10 +97,11 @@ def _open_replicas(served: Served) -> list[ModelServer]:
 
 
 def _as_set(server: ModelServer, served: Served) -> ModelServer:
-    """The model server behind the framework and the chat template that are set for its model."""
+    """The model server behind the framework, the tokenizer and the chat template that are set for its model."""
     model = served.model
     through = through_framework(server, model.framework, model.model_name)
     try:
+        through = with_tokenizer(through, model.tokenizer_file)
         if model.chat_template and model.model_server == "langchain":
             raise SettingsError(f"chat_template = {model.chat_template}: a chat model takes no text to continue")
         return with_chat_template(through, model.chat_template, model.model_name)

@@ -55,6 +55,7 @@ VENDORS: dict[str, set[str]] = {
     "comps.model_servers.langchain": {"langchain_core", "pydantic"},
     "comps.model_servers.langchain_model": {"langchain_core", "pydantic"},
     "comps.model_servers.model_files": {"huggingface_hub"},
+    "comps.model_servers.tokenizer_file": {"tokenizers"},
     "comps.model_servers.http": {"aiohttp", "async_timeout", "orjson"},
     "comps.model_servers.oauth": {"aiohttp", "orjson"},
     "comps.model_servers.openai_api": {"langchain_core", "orjson"},

@@ -66,6 +66,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "model_server": ("Scripted", "scripted"),
     "model_server_endpoint": ("http://localhost:8080", "http://localhost:8080"),
     "chat_template": ("llama-2", "llama-2"),
+    "tokenizer_file": (__file__, __file__),
     "min_answer_tokens": ("64", 64),
     "documents_first": ("true", True),
     "nothing_found": ("I do not know.", "I do not know."),

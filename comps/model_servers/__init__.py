@@ -104,6 +104,19 @@ def through_framework(server: ModelServer, framework: str, model: str = "") -> M
     return through
 
 
+def with_tokenizer(server: ModelServer, file: str) -> ModelServer:
+    """The same model server, whose tokens are counted here by a tokenizer.json, unless `file` is empty.
+
+    Raises:
+        SettingsError: It is no such file.
+    """
+    if not file:
+        return server
+    from comps.model_servers.tokenizer_file import WithTokenizer
+
+    return WithTokenizer(server, file)
+
+
 def with_chat_template(server: ModelServer, template: str, model: str) -> ModelServer:
     """The same model server, which gets the conversations as text by a chat template of ours, unless that is empty.
 

@@ -159,6 +159,11 @@ class Model(Section):
     context_window: int = key_of(
         0, "tokens that prompt and answer may have together; 0: ask the model server", "LLM_CONTEXT_WINDOW", ge=0
     )
+    tokenizer_file: ExistingFile = key_of(
+        "",
+        "the model's tokenizer.json, by which to count here; empty: the model server counts, or it is estimated",
+        "LLM_TOKENIZER_FILE",
+    )
     min_answer_tokens: int = key_of(
         256,
         "tokens that stay free for an answer, if it may have so many, before documents and earlier messages give way",

@@ -1,0 +1,70 @@
+"""Tokens counted here, by the served model's own tokenizer.json, for a model server that counts none or is far away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+
+from tokenizers import Tokenizer
+
+from comps.core.counting import AROUND
+from comps.core.errors import SettingsError
+from comps.core.ports import ABILITIES, CountsPrompts, ModelServer
+from comps.core.prompts import text_of
+from comps.core.types import JSON, Event, ModelInfo, Prompt, Sampling
+
+_LONG = 20_000
+"""Characters that take some milliseconds: more is counted in a thread."""
+
+
+class WithTokenizer:
+    """A model server whose tokens are counted here; it can do all else that it could before.
+
+    A conversation is still counted by a server that can, which knows its chat template.
+
+    Args:
+        server: Who answers.
+        file: The path of its model's tokenizer.json.
+
+    Raises:
+        SettingsError: There is no such file, or it is no tokenizer.
+    """
+
+    def __init__(self, server: ModelServer, file: str) -> None:
+        self._server = server
+        try:
+            self._tokenizer = Tokenizer.from_file(file)
+        except Exception as error:  # The library raises nothing narrower.
+            raise SettingsError(f"tokenizer_file = {file}: no tokenizer.json of Hugging Face's: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        for ability in ABILITIES:
+            if (method := getattr(server, ability, None)) and not hasattr(self, ability):
+                setattr(self, ability, method)
+
+    async def count_tokens(self, text: str) -> int:
+        """See `CountsTokens`."""
+        return await self._count(text, special=False)
+
+    async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
+        """See `CountsPrompts`; what a chat template unknown here lays around a message is estimated."""
+        if isinstance(prompt, str):
+            return await self._count(prompt, special=True)
+        if isinstance(self._server, CountsPrompts):
+            return await self._server.count_prompt(prompt, options)
+        return sum([await self.count_tokens(text_of(one.content)) for one in prompt]) + AROUND * (len(prompt) + 1)
+
+    async def _count(self, text: str, special: bool) -> int:
+        def counted() -> int:
+            return len(self._tokenizer.encode(text.encode("utf-8", "replace").decode(), add_special_tokens=special))
+
+        return await asyncio.to_thread(counted) if len(text) > _LONG else counted()
+
+    async def describe(self) -> ModelInfo:
+        return await self._server.describe()
+
+    def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+        return self._server.generate(prompt, sampling, options)
+
+    async def aclose(self) -> None:
+        await self._server.aclose()

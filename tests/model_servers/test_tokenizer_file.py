@@ -1,0 +1,86 @@
+"""Tokens counted by a file: those of the served model, whatever the model server can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from comps.app import open_models, read_settings
+from comps.core.counting import AROUND
+from comps.core.errors import SettingsError
+from comps.core.ports import CountsPrompts, CountsTokens, Embeds
+from comps.core.types import Message
+from comps.model_servers import with_chat_template, with_tokenizer
+from comps.model_servers.scripted import Scripted
+from tests.model_servers.tgi_stand_in import tokenizer
+from tests.service import Able, running
+
+TEXT = "Deep learning is a part of machine learning, isn't it? 深度学习 🌊"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A byte-level tokenizer that puts one special token before every text."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer().save(str(path))
+    return str(path)
+
+
+def tokens(text: str) -> int:
+    return len(tokenizer().encode(text, add_special_tokens=False))
+
+
+async def test_a_text_is_counted_without_special_tokens_and_one_to_continue_with_them(file: str) -> None:
+    server = with_tokenizer(Scripted(), file)
+    assert isinstance(server, CountsPrompts)
+    assert await server.count_tokens(TEXT) == tokens(TEXT)
+    assert await server.count_tokens(TEXT * 500) == tokens(TEXT * 500)
+    assert await server.count_prompt(TEXT, {}) == len(tokenizer().encode(TEXT)) == tokens(TEXT) + 1
+
+
+async def test_a_chat_template_of_ours_is_counted_with_all_that_it_writes(file: str) -> None:
+    server = with_chat_template(with_tokenizer(Scripted(), file), "chatml", "")
+    assert isinstance(server, CountsPrompts)
+    written = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    assert await server.count_prompt((Message("user", "Why?"),), {}) == tokens(written) + 1
+
+
+async def test_a_chat_template_of_nobody_knows_whose_is_estimated(file: str) -> None:
+    server = with_tokenizer(Scripted(), file)
+    assert isinstance(server, CountsPrompts)
+    conversation = (Message("system", "Be brief."), Message("user", [{"type": "text", "text": TEXT}]))
+    assert await server.count_prompt(conversation, {}) == tokens("Be brief.") + tokens(TEXT) + 3 * AROUND
+
+
+async def test_all_else_stays_as_it_was(file: str) -> None:
+    server = with_tokenizer(Able(), file)
+    assert isinstance(server, Embeds)
+    assert not isinstance(with_tokenizer(Scripted(), file), Embeds)
+    assert await server.describe() == await Able().describe()
+    plain = Scripted()
+    assert with_tokenizer(plain, "") is plain
+    assert not isinstance(plain, CountsTokens)
+
+
+async def test_the_service_counts_by_the_file_what_its_model_server_cannot_count(
+    file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {"LLM_TOKENIZER_FILE": file, "LLM_CHAT_TEMPLATE": "chatml"}
+    server = Scripted(context_window=600)
+    async with running(server, monkeypatch, environment) as service:
+        body = {"query": "Why?", "documents": ["A sentence of some words. " * 3] * 9, "stream": False}
+        report = (await service.post(body)).json["report"]
+    assert report["counted"] == "model"
+    prompt, sampling, _ = server.asked[0]
+    assert isinstance(prompt, str)
+    assert 580 < len(tokenizer().encode(prompt)) + (sampling.max_tokens or 0) <= 600
+    assert {"kept", "dropped"} <= {use["fate"] for use in report["documents"]}
+
+
+def test_a_file_that_is_no_tokenizer_is_a_setting_s_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setenv("LLM_TOKENIZER_FILE", str(tmp_path / "tokenizer.json"))
+    monkeypatch.setenv("MODEL_SERVER", "scripted")
+    with pytest.raises(SettingsError, match=r"^\[Model\] tokenizer_file = .*: no tokenizer.json"):
+        open_models(read_settings(None))
