@@ -12,20 +12,21 @@ from dataclasses import replace
 from time import time
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 from uuid import uuid4
 
+from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from comps.admission import Admission, Party
 from comps.core.errors import BodyTooLarge, InvalidRequest, LLMError, ModelServerError, PromptTooLong, Unreachable
-from comps.core.generator import Models, TextGenerator, collect, together
+from comps.core.generator import Models, Preview, TextGenerator, collect, together
 from comps.core.planning import settled
 from comps.core.tasks import at_once
-from comps.core.types import Event, Finished, GenerationRequest, ModelInfo, Report, Usage, total
+from comps.core.types import JSON, Event, Finished, GenerationRequest, ModelInfo, Report, Usage, total
 from comps.dialects.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall
-from comps.dialects.desk import Desk, Misread
-from comps.dialects.framing import Stamp
+from comps.dialects.desk import Desk, EveryDesk, Misread
+from comps.dialects.framing import Stamp, preview_object
 from comps.telemetry import Exchange, Telemetry, log
 
 _JSON_TYPE = (b"content-type", b"application/json")
@@ -71,9 +72,11 @@ class Handler:
         call: Call | None = None
         with self._telemetry.exchange(self.desk.path) as exchange:
             try:
-                call = self.desk.read(await _body(scope, receive, self._max_body), scope.get("path_params", {}))
+                desk, variables = self._desk_for(scope)
+                style = desk.style
+                call = desk.read(await _body(scope, receive, self._max_body), variables)
                 style = call.style
-                await _unless_gone(receive, self._answer(call, reply, exchange))
+                await _unless_gone(receive, self._answer(call, desk, reply, exchange))
                 exchange.outcome = "200"
             except ClientGone:
                 exchange.outcome = "gone"
@@ -102,7 +105,11 @@ class Handler:
         headers = [] if error.retry_after is None else [(b"retry-after", str(error.retry_after).encode())]
         await reply.whole(style.status(error), style.encode(style.error(error)), headers)
 
-    async def _answer(self, call: Call, reply: _Reply, exchange: Exchange) -> None:
+    def _desk_for(self, scope: Scope) -> tuple[Desk, Mapping[str, str]]:
+        """Where the body of a request is read, and what its path says."""
+        return self.desk, scope.get("path_params", {})
+
+    async def _answer(self, call: Call, desk: Desk, reply: _Reply, exchange: Exchange) -> None:
         party = Party(self._admission)
         if isinstance(call, GenerationCall):
             await self._generate(call, party, reply, exchange)
@@ -146,8 +153,7 @@ class Handler:
 
     def _ignored(self, call: Call, info: ModelInfo) -> list[tuple[bytes, bytes]]:
         """The header that names what the caller set and nothing comes of, if there is any."""
-        misnamed = ["model"] if call.wanted_model not in (None, "", info.name) else []
-        names = misnamed + call.ignored(info.capabilities)
+        names = _ignored_names(call, info)
         if not names:
             return []
         if self._strict:
@@ -156,6 +162,63 @@ class Handler:
         if len(listed) > _LONGEST_HEADER:
             listed = listed[:_LONGEST_HEADER] + "..."
         return [(b"x-ignored-params", listed.encode())]
+
+
+class PromptHandler(Handler):
+    """Tells of every body that asks for text what would be asked of the model, and has nothing generated.
+
+    Args:
+        desk: Reads them all; the query `route` of a request names the path whose desk reads its body alone.
+        model_servers: Who answers for each model, as it is told.
+        common: What every `Handler` needs.
+    """
+
+    desk: EveryDesk
+
+    def __init__(self, desk: EveryDesk, model_servers: Mapping[str, JSON], **common: Any) -> None:
+        super().__init__(desk, **common)
+        self._model_servers = model_servers
+        self._routes = [(desk, *compile_path(desk.path)) for desk in desk.desks]
+
+    def _desk_for(self, scope: Scope) -> tuple[Desk, Mapping[str, str]]:
+        named = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get("route")
+        if named is None:
+            return self.desk, {}
+        for desk, pattern, _, convertors in self._routes:
+            if found := pattern.match(named[0]):
+                return desk, {name: convertors[name].convert(value) for name, value in found.groupdict().items()}
+        known = ", ".join(shown for _, _, shown, _ in self._routes)
+        raise InvalidRequest(f"no text is generated at '{named[0]}'; known: {known}", "route")
+
+    async def _answer(self, call: Call, desk: Desk, reply: _Reply, exchange: Exchange) -> None:
+        assert isinstance(call, GenerationCall)
+        requests = call.requests()
+        model = self._models.named(call.wanted_model, call.any_model)
+        info = await model.info()
+        party = Party(self._admission)
+
+        async def previewed(request: GenerationRequest) -> Preview:
+            async with party.place():
+                return await model.preview(_honoured(request, info))
+
+        previews = await at_once([previewed(request) for request in requests])
+        owner = desk.owner(call) if isinstance(desk, EveryDesk) else desk
+        document = {
+            "model": info.name,
+            "model_server": self._model_servers[info.name],
+            "dialect": next(dialect.name for kind, dialect in owner.calls if kind is type(call)),
+            "route": next(shown for desk, _, shown, _ in self._routes if desk is owner),
+            "stream": call.streamed,
+            "ignored": _ignored_names(call, info),
+            "prompts": [preview_object(preview) for preview in previews],
+        }
+        await reply.whole(200, call.style.encode(document), [])
+
+
+def _ignored_names(call: Call, info: ModelInfo) -> list[str]:
+    """What the caller set and nothing comes of."""
+    misnamed = ["model"] if call.wanted_model not in (None, "", info.name) else []
+    return misnamed + call.ignored(info.capabilities)
 
 
 async def _in_place(

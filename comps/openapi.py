@@ -10,11 +10,17 @@ from fastapi import FastAPI
 
 from comps.core.types import JSON
 from comps.dialects.base import STATUS, Call, EmbeddingCall, GenerationCall, TokenCountCall
-from comps.dialects.desk import Desk
+from comps.dialects.desk import Desk, EveryDesk
 
 
-def describe_bodies(app: FastAPI, desks: list[Desk]) -> None:
-    """Show every body, with its example, in the application's OpenAPI document."""
+def describe_bodies(app: FastAPI, desks: list[Desk], every: EveryDesk) -> None:
+    """Show every body, with its example, in the application's OpenAPI document.
+
+    Args:
+        app: The application.
+        desks: All that is read.
+        every: Where it is told what would be asked of the model.
+    """
     plain: Callable[[], dict[str, Any]] = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -25,6 +31,7 @@ def describe_bodies(app: FastAPI, desks: list[Desk]) -> None:
             for path, operations in document["paths"].items():
                 for operation in operations.values():
                     operation["parameters"] = [_parameter(name) for name in re.findall(r"\{(\w+)\}", path)]
+            document["paths"][every.path] = {"post": _preview(every, document)}
             app.openapi_schema = document
         return app.openapi_schema
 
@@ -40,14 +47,23 @@ def _parameter(name: str) -> JSON:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
+def _preview(every: EveryDesk, document: dict[str, Any]) -> JSON:
+    operation = _operation(every, document)
+    first = _operation(every.desks[0], document)["requestBody"]["content"]["application/json"]
+    operation["requestBody"]["content"]["application/json"]["examples"] = first["examples"]
+    operation["responses"]["200"] = {"description": "The prompts, and all that would be asked with them"}
+    route = {"name": "route", "in": "query", "schema": {"type": "string"}, "description": _ROUTE}
+    return {**operation, "summary": "Show what would be asked of the model, and ask nothing", "parameters": [route]}
+
+
 def _operation(desk: Desk, document: dict[str, Any]) -> JSON:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    names = []
+    names: dict[str, None] = {}
     for call, _ in desk.calls:
         schema = call.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[call.__name__] = schema
-        names.append(call.__name__)
+        names[call.__name__] = None
     examples = {
         f"{call.__name__}-{number}": {"summary": summary, "value": body}
         for call, _ in desk.calls
@@ -70,4 +86,8 @@ _SUMMARIES: dict[type[Call], str] = {
     TokenCountCall: "Count the tokens of a text",
 }
 """By what a path is asked for; a path is for one kind of work."""
+_ROUTE = (
+    "The path at which the body would be posted (/generate, /api/mymodel/worker_generate …); left out: the first that "
+    "finds nothing wrong with it, /v1/chat/completions before all others."
+)
 _RESPONSES = {200: "The answer, whole (JSON) or streamed", 429: "Too many requests at once"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -18,15 +19,17 @@ from starlette.routing import Route
 from comps.admission import Admission
 from comps.core.errors import InvalidRequest, LLMError
 from comps.core.generator import Models, TextGenerator
-from comps.core.types import ModelInfo
-from comps.dialects.base import Dialect, House, Text
-from comps.dialects.desk import Desk
-from comps.handler import Handler
+from comps.core.types import JSON, ModelInfo
+from comps.dialects.base import Dialect, GenerationCall, House, Text
+from comps.dialects.desk import Desk, EveryDesk
+from comps.handler import Handler, PromptHandler
 from comps.openapi import describe_bodies
-from comps.settings import Settings
+from comps.settings import Model, Settings
 from comps.telemetry import Telemetry, gpus, log
 
 MEGABYTE = 1_000_000
+PROMPT = "/v1/prompt"
+_CREDENTIALS = re.compile(r"//[^/?#]*@")
 
 
 class Service:
@@ -95,16 +98,20 @@ class Service:
         """All routes: with a body, by path; without one, from the first dialect that has them; and our own."""
         paths = list(dict.fromkeys(path for dialect in self.dialects for path in dialect.calls))
         desks = [Desk(path, self.dialects) for path in paths]
-        for desk in desks:
-            handler = Handler(
-                desk,
-                self.models,
-                self.admission,
-                self.telemetry,
-                max_body=self.settings.microservice.max_body_mb * MEGABYTE,
-                strict=self.settings.dialects.strict,
-            )
-            app.router.routes.append(Route(desk.path, handler, methods=["POST"]))
+        # Nearly all that is asked is asked there.
+        generating = sorted(filter(_generates, desks), key=lambda desk: desk.path != "/v1/chat/completions")
+        every = EveryDesk(PROMPT, self.dialects, generating)
+        common: dict[str, Any] = {
+            "models": self.models,
+            "admission": self.admission,
+            "telemetry": self.telemetry,
+            "max_body": self.settings.microservice.max_body_mb * MEGABYTE,
+            "strict": self.settings.dialects.strict,
+        }
+        servers = {name: _model_server(served.model) for name, served in self.settings.models.items()}
+        handlers = [Handler(desk, **common) for desk in desks]
+        for handler in [*handlers, PromptHandler(every, servers, **common)]:
+            app.router.routes.append(Route(handler.desk.path, handler, methods=["POST"]))
         app.add_api_route("/", self._front, methods=["GET"], summary="A page for browsers, an answer for probes")
         app.add_api_route("/health", _alive, methods=["GET"], summary="Liveness: 200 as long as the service runs")
         app.add_api_route("/metrics", self._metrics, methods=["GET"], summary="Prometheus metrics")
@@ -114,7 +121,7 @@ class Service:
                 summary = self._owner(route).facts[route].tell.__doc__
                 app.add_api_route(path, self._telling(route), methods=[method], summary=summary)
         app.add_exception_handler(HTTPException, self._no_such_route)
-        describe_bodies(app, desks)
+        describe_bodies(app, desks, every)
 
     def _has(self, route: str) -> bool:
         return any(route in dialect.facts for dialect in self.dialects)
@@ -164,6 +171,17 @@ class Service:
         said = InvalidRequest(f"{request.method} {request.url.path}: {error.detail}; GET /docs shows what there is")
         style = self.dialects[0].style
         return Response(style.encode(style.error(said)), error.status_code, error.headers, "application/json")
+
+
+def _generates(desk: Desk) -> bool:
+    return issubclass(desk.calls[0][0], GenerationCall)
+
+
+def _model_server(model: Model) -> JSON:
+    """Who answers for a model, as callers may know it: a URL without credentials and query, and no path of a file."""
+    urls = [_CREDENTIALS.sub("//", url.strip()).partition("?")[0] for url in model.model_server_endpoint.split(",")]
+    endpoint = ", ".join(urls) if "://" in model.model_server_endpoint else None
+    return {"kind": model.model_server, "endpoint": endpoint, "framework": model.framework}
 
 
 async def _state(generator: TextGenerator) -> tuple[ModelInfo, LLMError | None]:

@@ -19,7 +19,7 @@ _MOST_BYTES_PER_TOKEN = 8
 """Of a text of some length: English has about 4, and hardly any has more."""
 AROUND = 8
 """Tokens that a chat template may lay around a message."""
-_NO_SUCH_ROUTE = (404, 405, 501)
+NO_SUCH_ROUTE = (404, 405, 501)
 _KEPT = 20_000
 """How many texts are remembered."""
 
@@ -66,7 +66,7 @@ class Count:
                 tokens, *others = await at_once([self._prompt(prompt, options), *map(self._text, texts)])
             except ModelServerError as error:  # Counting shall cost no request its answer.
                 self.exact = False
-                if isinstance(error, Refused) and error.status in _NO_SUCH_ROUTE:
+                if isinstance(error, Refused) and error.status in NO_SUCH_ROUTE:
                     self._counter.can_count = False
             else:
                 return tokens, others

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from comps.core.budget import USUAL, Sharing
+from comps.core.counting import NO_SUCH_ROUTE
 from comps.core.deltas import join_extra
-from comps.core.errors import InvalidRequest, ModelServerError, UnknownModel, no_room
+from comps.core.errors import InvalidRequest, ModelServerError, Refused, UnknownModel, no_room
 from comps.core.planning import Plan, Planner
-from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
+from comps.core.ports import CountsPrompts, CountsTokens, Embeds, Loads, ModelServer, Renders, Translates
 from comps.core.prompts import HOUSE, Templates, text_of
 from comps.core.tasks import at_once
 from comps.core.types import (
@@ -33,6 +34,19 @@ from comps.core.types import (
 T = TypeVar("T")
 
 _TOTAL = "max_total_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What the model server would be asked for a request."""
+
+    plan: Plan
+    rendered: str | None
+    """The text that the model would read; None if nobody knows its chat template."""
+    sampling: Sampling
+    options: Mapping[str, JSON]
+    answer: str | None
+    """What would be answered without asking it; None: it would be asked."""
 
 
 class TextGenerator:
@@ -97,11 +111,52 @@ class TextGenerator:
 
     def answer(self, plan: Plan) -> AsyncGenerator[Event]:
         """The events of the answer to what was planned; closing them stops the model."""
-        if plan.report.nothing_found and self._nothing_found:
-            return _said(self._nothing_found)
+        if (text := self._known(plan)) is not None:
+            return _said(text)
         if plan.request.max_total_tokens is None:
             return self.server.generate(plan.prompt, plan.sampling, plan.options)
         return self._within(plan.request.max_total_tokens, plan.prompt, plan.request)
+
+    def _known(self, plan: Plan) -> str | None:
+        """The answer that is known without a model, if there is one."""
+        return (self._nothing_found or None) if plan.report.nothing_found else None
+
+    async def preview(self, request: GenerationRequest) -> Preview:
+        """What the model server would be asked for a request, counted to the token; nothing is generated.
+
+        Raises:
+            InvalidRequest: As an answer would.
+            ModelServerError: The model server cannot say how the prompt is rendered.
+        """
+        plan = await self.plan(request, to_the_token=True)
+        asked = plan.prompt, await self._sampling(plan), plan.options
+        _, sampling, options = await self.server.translated(*asked) if isinstance(self.server, Translates) else asked
+        return Preview(plan, await self._rendered(plan), sampling, options, self._known(plan))
+
+    async def _rendered(self, plan: Plan) -> str | None:
+        if isinstance(plan.prompt, str):
+            return plan.prompt
+        try:
+            return await self.server.render(plan.prompt, plan.options) if isinstance(self.server, Renders) else None
+        except Refused as refused:
+            if refused.status not in NO_SUCH_ROUTE:
+                raise
+            return None
+
+    async def _sampling(self, plan: Plan) -> Sampling:
+        """The sampling that `answer` asks for in the end."""
+        most = plan.request.max_total_tokens
+        if most is None:
+            return plan.sampling
+        try:
+            limited = await self._limited(most, plan.prompt, plan.sampling)
+            if self._keeps_total and isinstance(self.server, CountsPrompts):
+                tokens = await self.server.count_prompt(plan.prompt, plan.options)
+                if tokens >= most:
+                    raise no_room(tokens, most)
+            return limited
+        except InvalidRequest as error:
+            return _one_token(error, plan.request)
 
     async def _within(self, most: int, prompt: Prompt, request: GenerationRequest) -> AsyncGenerator[Event]:
         """An answer that has, together with the prompt, so many tokens at most."""
@@ -112,11 +167,7 @@ class TextGenerator:
                     yield event
             return
         except InvalidRequest as error:
-            if error.field != _TOTAL:
-                raise
-            if not request.total_is_default:
-                raise InvalidRequest(error.args[0], request.total_field) from None
-        one = replace(request.sampling, max_tokens=1)
+            one = _one_token(error, request)
         async with aclosing(self.server.generate(prompt, one, request.options)) as events:
             async for event in events:
                 yield event
@@ -168,6 +219,16 @@ class TextGenerator:
     async def info(self) -> ModelInfo:
         """What it said of itself when it was last described: no request waits for that and then for its answer."""
         return self._info if self._info and not self._broken else await self.describe()
+
+
+def _one_token(error: InvalidRequest, request: GenerationRequest) -> Sampling:
+    """The sampling for a prompt that fills what it may have together with the answer; raises if that is no reason to
+    answer it all the same."""
+    if error.field != _TOTAL:
+        raise error
+    if not request.total_is_default:
+        raise InvalidRequest(error.args[0], request.total_field) from None
+    return replace(request.sampling, max_tokens=1)
 
 
 async def _said(text: str) -> AsyncGenerator[Event]:

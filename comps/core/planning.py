@@ -69,8 +69,9 @@ class Planner:
         Args:
             request: It.
             window: The model's context window, in tokens; None if nobody knows it: then nothing gives way.
-            to_the_token: Count the whole prompt, too, where it is not sure to fit. Otherwise the sum of its parts is
-                taken, which may be a few tokens more, so that counting costs a single round trip.
+            to_the_token: Count all there is to count, for the report; what is asked is the same. Otherwise nothing is
+                counted that is sure to fit, and of the rest the sum of its parts is taken, which may be a few tokens
+                more, so that counting costs a single round trip.
 
         Raises:
             InvalidRequest: There are documents, but no question (`PromptTooLong` if that alone fills the window).
@@ -82,9 +83,21 @@ class Planner:
         counted = window is not None and request.max_total_tokens is None and _is_text(prompt)
         asked = request.sampling.max_tokens
         if window is None or not counted or at_most(prompt) + (asked or self._sharing.least_answer) <= window:
-            request = made_harmless(request, self._harmless)
-            return self._as_it_is(request, build_prompt(request, self._templates), window)
+            harmless = made_harmless(request, self._harmless)
+            plan = self._as_it_is(harmless, build_prompt(harmless, self._templates), window)
+            if not to_the_token or not _is_text(prompt):
+                return plan
+            detailed = await self._fitted(request, window, True) if window and counted else plan
+            same = detailed is not plan and (detailed.prompt, detailed.sampling) == (plan.prompt, plan.sampling)
+            return detailed if same else await self._counted(plan)
         return await self._fitted(request, window, to_the_token)
+
+    async def _counted(self, plan: Plan) -> Plan:
+        """The plan with the tokens of its prompt in the report."""
+        count = self._counter.count()
+        tokens = await count.prompt(plan.prompt, plan.options)
+        counted = "model" if count.exact else "estimate"
+        return replace(plan, report=replace(plan.report, counted=counted, prompt_tokens=tokens))
 
     async def _fitted(self, request: GenerationRequest, window: int, to_the_token: bool) -> Plan:
         given = request.documents or ()
@@ -134,12 +147,12 @@ class Planner:
             history_tokens=history_tokens,
             question_tokens=tokens + len(kept),
         )
-        if to_the_token:
-            report = settled(report, Usage(await count.prompt(prompt, request.options), 0))
         if asked is not None:
             least = 1 if count.exact else self._sharing.least_answer
             most = min(asked, max(window - (report.prompt_tokens or 0), least))
             report = replace(report, max_tokens=most)
+        if to_the_token:
+            report = settled(report, Usage(await count.prompt(prompt, request.options), 0))
         sampling = replace(request.sampling, max_tokens=report.max_tokens)
         return Plan(request, prompt, sampling, request.options, report, tuple(kept), self._templates.numbered)
 

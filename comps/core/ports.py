@@ -85,7 +85,29 @@ class Renders(Protocol):
     """A model server that can tell what text a prompt becomes for the model."""
 
     async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
-        """The text that the model would read, in its chat template; see `CountsPrompts.count_prompt`."""
+        """The text that the model would read, in its chat template; see `CountsPrompts.count_prompt`.
+
+        What its tokenizer lays before every text (`<s>`) is no part of it, and text to continue is itself.
+
+        Raises:
+            InvalidRequest: It cannot be served.
+            Refused: With 404: nobody knows the chat template.
+        """
+        ...
+
+
+@runtime_checkable
+class Translates(Protocol):
+    """A model server that asks another one for something else than it is asked for."""
+
+    async def translated(
+        self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
+    ) -> tuple[Prompt, Sampling, Mapping[str, JSON]]:
+        """What that one is asked; see `ModelServer.generate`.
+
+        Raises:
+            InvalidRequest: It cannot be said to that one.
+        """
         ...
 
 
@@ -103,5 +125,5 @@ class Embeds(Protocol):
         ...
 
 
-ABILITIES = ("load", "count_tokens", "count_prompt", "render", "embed")
+ABILITIES = ("load", "count_tokens", "count_prompt", "render", "translated", "embed")
 """The methods of the optional abilities, by which it is told whether a model server has one."""

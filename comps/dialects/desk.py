@@ -72,17 +72,48 @@ class Desk:
             raise Misread(_malformed(said, *(_MISSING if document is None else problem)), self.style)
         if too_much := _too_much(document):
             raise Misread(too_much, self.style)
-        document = {**document, **path}
+        return self._understand({**document, **path})
+
+    def _understand(self, document: dict[str, JSON]) -> Call:
         for call, dialect in self.calls:
             if call.marker is None or len(self.calls) == 1 or document.get(call.marker) is not None:
-                try:
-                    return call.model_validate(document, context=dialect.switches)
-                except ValidationError as error:
-                    raise Misread(_explain(error), call.style) from None
+                return _validated(document, call, dialect)
         wanted = [str(call.marker) for call, _ in self.calls]
         missing = [{"type": "missing", "loc": (marker,), "msg": "Field required", "input": {}} for marker in wanted]
         markers = " or ".join(f"'{marker}'" for marker in wanted)
         raise Misread(Malformed(f"the question is missing: {markers} is required", "body", missing), self.style)
+
+
+@dataclass(frozen=True)
+class EveryDesk(Desk):
+    """A path that reads all that is read at other desks, each body as the first of them that finds nothing wrong with
+    it; a call without a marker only where there is no other.
+
+    Attributes:
+        desks: Those; the first of them says what is wrong with a body that has no marker of any.
+    """
+
+    desks: Sequence[Desk] = ()
+
+    @cached_property
+    def calls(self) -> list[tuple[type[Call], Dialect]]:
+        return [one for desk in self.desks for one in desk.calls]
+
+    def owner(self, call: Call) -> Desk:
+        """The desk at which a body was read."""
+        return next(desk for desk in self.desks if any(kind is type(call) for kind, _ in desk.calls))
+
+    def _understand(self, document: dict[str, JSON]) -> Call:
+        wrong: Misread | None = None
+        for call, dialect in self.calls:
+            if call.marker is not None and document.get(call.marker) is not None:
+                try:
+                    return _validated(document, call, dialect)
+                except Misread as misread:
+                    wrong = wrong or misread
+        if wrong:
+            raise wrong
+        return self.desks[0]._understand(document)
 
 
 class Misread(Exception):
@@ -92,6 +123,13 @@ class Misread(Exception):
         super().__init__(str(error))
         self.error = error
         self.style = style
+
+
+def _validated(document: dict[str, JSON], call: type[Call], dialect: Dialect) -> Call:
+    try:
+        return call.model_validate(document, context=dialect.switches)
+    except ValidationError as error:
+        raise Misread(_explain(error), call.style) from None
 
 
 _MOST_VALUES = 100_000

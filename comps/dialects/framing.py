@@ -13,7 +13,8 @@ from typing import Any
 import orjson
 
 from comps.core.errors import InvalidRequest, LLMError, Malformed, Overloaded, PromptTooLong, UnknownModel
-from comps.core.types import JSON, Event, Finished, Generation, Report, TextDelta, Usage, total
+from comps.core.generator import Preview
+from comps.core.types import JSON, Event, Finished, Generation, Message, Report, TextDelta, Usage, total
 
 DONE = b"data: [DONE]\n\n"
 SSE = "text/event-stream; charset=utf-8"
@@ -152,6 +153,26 @@ def _besides(extra: Mapping[str, JSON]) -> tuple[bytes, bytes]:
 def report_object(report: Report) -> JSON:
     """What became of a request on its way into a prompt, for a client; sizes are in tokens."""
     return {**asdict(report), "headroom": report.headroom}
+
+
+def preview_object(preview: Preview) -> JSON:
+    """What the model server would be asked, for a client: the messages, or the text to continue, and all that goes with
+    it."""
+    prompt = preview.plan.prompt
+    messages = [] if isinstance(prompt, str) else [_message(message) for message in prompt]
+    sampling = {name: value for name, value in asdict(preview.sampling).items() if value not in (None, ())}
+    return {
+        **({"prompt": prompt} if isinstance(prompt, str) else {"messages": messages}),
+        "rendered": preview.rendered,
+        "sampling": sampling,
+        "options": dict(preview.options),
+        "report": report_object(preview.plan.report),
+        "answer": preview.answer,
+    }
+
+
+def _message(message: Message) -> JSON:
+    return {"role": message.role, "content": message.content, **message.extra}
 
 
 def says_something(report: Report) -> bool:

@@ -141,17 +141,21 @@ class Templated:
         self._server = server
         self._template = template
         for ability in ABILITIES:
-            if method := getattr(server, ability, None):
+            if (method := getattr(server, ability, None)) and not hasattr(self, ability):
                 setattr(self, ability, method)
-
         if isinstance(server, CountsPrompts):
             self.count_prompt = self._count_prompt
 
     async def _count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         assert isinstance(self._server, CountsPrompts)
-        return await self._server.count_prompt(self._text(plain_roles(prompt)), {})
+        return await self._server.count_prompt(self._text(prompt), {})
+
+    async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
+        """See `Renders`."""
+        return self._text(prompt)
 
     def _text(self, prompt: Prompt) -> str:
+        prompt = plain_roles(prompt)
         return prompt if isinstance(prompt, str) else self._template.render(prompt)
 
     async def describe(self) -> ModelInfo:
@@ -159,24 +163,28 @@ class Templated:
         lost = {name for name in info.capabilities if name in _ONLY_IN_CHATS or name.startswith("messages.")}
         return replace(info, capabilities=info.capabilities - lost)
 
-    def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        prompt = plain_roles(prompt)
-        if not isinstance(prompt, str):
-            if options.get("logprobs"):
-                raise InvalidRequest("there are none of a chat that goes to the model as text", "logprobs")
-            prompt = self._template.render(prompt)
-            sampling = replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *self._template.stops))))
-            options = {name: value for name, value in options.items() if name not in _ONLY_IN_CHATS}
-            if sampling.max_tokens is None:
-                return self._to_the_window(prompt, sampling, options)
-        return self._server.generate(prompt, sampling, options)
-
-    async def _to_the_window(self, text: str, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        """An answer as long as that to a chat may be: OpenAI's completions end after 16 tokens if nobody says more."""
-        sampling = replace(sampling, max_tokens=await self._room(text))
-        async with aclosing(self._server.generate(text, sampling, options)) as events:
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+        asked = await self.translated(prompt, sampling, options)
+        async with aclosing(self._server.generate(*asked)) as events:
             async for event in events:
                 yield event
+
+    async def translated(
+        self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
+    ) -> tuple[Prompt, Sampling, Mapping[str, JSON]]:
+        """See `Translates`.
+
+        An answer may be as long as that to a chat: OpenAI's completions end after 16 tokens if nobody says more.
+        """
+        if isinstance(prompt, str):
+            return prompt, sampling, options
+        if options.get("logprobs"):
+            raise InvalidRequest("there are none of a chat that goes to the model as text", "logprobs")
+        text = self._text(prompt)
+        stop = tuple(dict.fromkeys((*sampling.stop, *self._template.stops)))
+        most = await self._room(text) if sampling.max_tokens is None else sampling.max_tokens
+        kept = {name: value for name, value in options.items() if name not in _ONLY_IN_CHATS}
+        return text, replace(sampling, stop=stop, max_tokens=most), kept
 
     async def _room(self, text: str) -> int | None:
         """How many tokens an answer has room for, where no token is shorter than a byte; None if nobody knows."""

@@ -197,6 +197,13 @@ class Embedded:
         self._refuse_far_too_long(prompt, None)
         return int((await self._ask({"measure": _plain(plain_roles(prompt))}))["count"])
 
+    async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
+        """See `Renders`."""
+        if isinstance(prompt, str):
+            return prompt
+        self._refuse_far_too_long(prompt, None)
+        return str((await self._ask({"render": _plain(plain_roles(prompt))}))["text"])
+
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """See `Embeds`; a vector is the mean of the last hidden states over a text's tokens, of length 1."""
         self._refuse_long_texts(texts)

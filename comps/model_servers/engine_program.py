@@ -5,6 +5,7 @@ Input, a JSON line each:
     {"id": n, "generate": {"prompt": text | messages, "sampling": {…}}}
     {"id": n, "count": text}
     {"id": n, "measure": text | messages}
+    {"id": n, "render": messages}
     {"id": n, "embed": [text, …]}
     {"cancel": n}
 Output, a JSON line a step, a list of parts:
@@ -12,6 +13,7 @@ Output, a JSON line a step, a list of parts:
     {"id": n, "text": piece}
     {"id": n, "text": piece, "reason": "stop" | "length", "usage": [prompt, completion], "last": true}
     {"id": n, "count": tokens, "last": true}
+    {"id": n, "text": rendered, "last": true}
     {"id": n, "vectors": [[number, …], …], "prompt_tokens": tokens, "last": true}
     {"id": n, "error": text, "field"?: name, "too_long"?: [prompt, window], "last": true}
     {"id": n, "error": text, "setting": true, "last": true}                   not loaded for a setting that is wrong
@@ -65,6 +67,10 @@ class Engine(Protocol):
 
     def measure(self, prompt: str | list[dict[str, str]]) -> int:
         """The tokens that would be read of a prompt to generate from; raises like `start`."""
+        ...
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """The text that would be read of a conversation; raises like `start`."""
         ...
 
     def step(self) -> list[Part]:
@@ -170,6 +176,8 @@ def _take(engine: Engine, message: dict[str, JSON], waiting: set[int]) -> Part |
             return {"id": number, "count": engine.count(message["count"]), "last": True}
         if "measure" in message:
             return {"id": number, "count": engine.measure(message["measure"]), "last": True}
+        if "render" in message:
+            return {"id": number, "text": engine.render(message["render"]), "last": True}
         if "generate" in message:
             sampling = message["generate"]["sampling"]
             sampling = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})

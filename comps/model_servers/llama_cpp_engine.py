@@ -284,7 +284,7 @@ class Engine:
         format_name = options.pop("chat_format", None)
         at_once = _at_once(options)
         self._context = Context(model, at_once, options)
-        self._render = _chat_template(self._context.llama, format_name)
+        self._in_template = _chat_template(self._context.llama, format_name)
         self._controls = ControlTokens(self._context.controls)
         # llama.cpp rounds the cells up, and an answer that went on into what is over would not be what was asked for.
         self._window = min(options["n_ctx"] or self._context.cells, self._context.cells)
@@ -343,10 +343,14 @@ class Engine:
     def measure(self, prompt: str | list[dict[str, str]]) -> int:
         return len(self._read(prompt)[0])
 
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """The conversation in the chat template, without the token that the model wants before every text."""
+        return self._in_template(self._controls.broken_up(messages))[0]
+
     def _read(self, prompt: str | list[dict[str, str]]) -> tuple[list[int], list[str]]:
         """The tokens of a prompt, and what its answer ends before."""
         text, stops, begin = (
-            (prompt, [], True) if isinstance(prompt, str) else self._render(self._controls.broken_up(prompt))
+            (prompt, [], True) if isinstance(prompt, str) else self._in_template(self._controls.broken_up(prompt))
         )
         tokens = self._context.tokenize(text, special=True)
         return (self._context.bos + tokens if begin and tokens[:1] != self._context.bos else tokens), stops

@@ -126,7 +126,7 @@ class Engine:
 
     def _read(self, prompt: str | list[dict[str, str]]) -> Any:
         """The tokens of a prompt, in an array."""
-        text = prompt if isinstance(prompt, str) else self._render(prompt)
+        text = prompt if isinstance(prompt, str) else self.render(prompt)
         return self._encode(text, special=isinstance(prompt, str))
 
     def _encode(self, text: str, special: bool) -> Any:
@@ -142,7 +142,7 @@ class Engine:
     def _ids(self, text: str, special: bool) -> Any:
         return self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].copy()
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
+    def render(self, messages: list[dict[str, str]]) -> str:
         """The conversation in the model's own chat template."""
         turns = self._controls.broken_up(messages)
         return str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True))

@@ -87,13 +87,18 @@ class TGI(OpenAIAPI):
             return len(await self._tokenize(text)) - len(await self._specials())
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
-        prompt = plain_roles(prompt)
+        inputs = await self.render(prompt, options)
+        with sensible():
+            return len(await self._tokenize(inputs))
+
+    async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
+        """See `Renders`; this is the text that the server is sent."""
         read = {name: options[name] for name in _READ if options.get(name)}
         with sensible():
-            inputs = await self._inputs(prompt, read)
-            if inputs is None:
-                raise Refused(404, "this server renders no conversation")
-            return len(await self._tokenize(inputs))
+            inputs = await self._inputs(plain_roles(prompt), read)
+        if inputs is None:
+            raise Refused(404, "this server renders no conversation")
+        return inputs
 
     def chat_model(self, model: str = "") -> BaseChatModel:
         """LangChain's chat model for TGI, over this."""

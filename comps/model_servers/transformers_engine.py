@@ -303,20 +303,19 @@ class Engine:
         return neutral if default is None else default
 
     def _read(self, prompt: str | list[dict[str, str]]) -> list[int]:
-        return self._continued(prompt) if isinstance(prompt, str) else self._asked(prompt)
+        return self._continued(prompt) if isinstance(prompt, str) else self._encode(self.render(prompt), special=False)
 
-    def _asked(self, messages: list[dict[str, str]]) -> list[int]:
-        """The tokens of a conversation in the model's own chat template."""
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """The conversation in the model's own chat template."""
         if not self._tokenizer.chat_template:
             raise InvalidRequest(
                 "the model has no chat template, so it continues texts and answers no conversation", "messages"
             )
         turns = self._controls.broken_up(messages)
         try:
-            text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            return str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
         except TemplateError as error:  # The template itself says what it does not take.
             raise InvalidRequest(str(error), "messages") from None
-        return self._encode(text, special=False)
 
     def _continued(self, text: str) -> list[int]:
         bos = self._tokenizer.bos_token

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from comps.core.types import JSON, Prompt
+from comps.core.types import JSON, Message, Prompt
 from comps.model_servers.http import sensible
 from comps.model_servers.openai_api import OPENAI_OPTIONS, OpenAIAPI, wire_message
 
@@ -79,11 +80,25 @@ class VLLM(OpenAIAPI):
         return await self._count({"prompt": text, "add_special_tokens": False})
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
-        read = {name: options[name] for name in _READ if name in options}
+        return await self._count({"prompt": prompt} if isinstance(prompt, str) else _chat(prompt, options))
+
+    async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
+        """See `Renders`: the text of the tokens that the chat template makes."""
         if isinstance(prompt, str):
-            return await self._count({"prompt": prompt})
-        return await self._count({"messages": [wire_message(message) for message in prompt], **read})
+            return prompt
+        with sensible():
+            tokens = (await self._tokenizer("/tokenize", _chat(prompt, options)))["tokens"]
+            return str((await self._tokenizer("/detokenize", {"tokens": tokens}))["prompt"])
 
     async def _count(self, asked: dict[str, JSON]) -> int:
         with sensible():
-            return int((await self.http.post("/tokenize", {"model": self._model_name, **asked}))["count"])
+            return int((await self._tokenizer("/tokenize", asked))["count"])
+
+    async def _tokenizer(self, route: str, asked: dict[str, JSON]) -> Any:
+        return await self.http.post(route, {"model": self._model_name, **asked})
+
+
+def _chat(messages: Sequence[Message], options: Mapping[str, JSON]) -> dict[str, JSON]:
+    """What of a conversation is told to the tokenizer's routes."""
+    read = {name: options[name] for name in _READ if name in options}
+    return {"messages": [wire_message(message) for message in messages], **read}

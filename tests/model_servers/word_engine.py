@@ -58,9 +58,10 @@ class WordEngine:
         return len(self._read(prompt))
 
     def _read(self, prompt: str | list[dict[str, str]]) -> list[int]:
-        if not isinstance(prompt, str):
-            prompt = " ".join(turn["content"] for turn in ControlTokens(["<end>"]).broken_up(prompt))
-        return self._tokens(prompt)
+        return self._tokens(prompt if isinstance(prompt, str) else self.render(prompt))
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        return " ".join(turn["content"] for turn in ControlTokens(["<end>"]).broken_up(messages))
 
     def count(self, text: str) -> int:
         return len(text.split())
