@@ -45,6 +45,7 @@ class TextGenerator:
         nothing_found: The answer where documents were looked for and there are none; empty: the model answers.
         templates: How questions and documents become prompts.
         harmless: Makes a text of somebody's one that neither opens nor closes a turn.
+        native: Leave it to the model's own chat template to write documents down, if it does.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class TextGenerator:
         nothing_found: str = "",
         templates: Templates = HOUSE,
         harmless: Callable[[str], str] = str,
+        native: bool = False,
     ) -> None:
         self.server = server
         self.model = model
@@ -62,7 +64,7 @@ class TextGenerator:
         self._info: ModelInfo | None = None
         self._keeps_total = False
         """Whether the model server itself keeps prompt and answer within a limit."""
-        self._planner = Planner(server, sharing, templates, harmless)
+        self._planner = Planner(server, sharing, templates, harmless, native)
         self._nothing_found = nothing_found
 
     async def load(self) -> None:

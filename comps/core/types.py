@@ -111,6 +111,8 @@ class Report:
     documents: tuple[DocumentUse, ...] = ()
     nothing_found: bool = False
     """Whether documents were looked for, and there are none."""
+    native: bool = False
+    """Whether the documents went beside the messages, for the model's own chat template to write them down."""
     turns_dropped: int = 0
     """Of the messages before the question, the earliest."""
     prompt_tokens: int | None = None

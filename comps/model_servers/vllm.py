@@ -80,6 +80,9 @@ class VLLM(OpenAIAPI):
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         read = {name: options[name] for name in _READ if name in options}
+        if "documents" in options:  # This route has no field of that name, as the one for chats does.
+            arguments = read.get("chat_template_kwargs") or {}
+            read["chat_template_kwargs"] = {**arguments, "documents": options["documents"]}
         if isinstance(prompt, str):
             return await self._count({"prompt": prompt})
         return await self._count({"messages": [wire_message(message) for message in prompt], **read})
