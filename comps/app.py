@@ -57,7 +57,8 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
         replicas = [_as_set(server, served) for server in opened]
         server = replicas[0] if len(replicas) == 1 else Replicas(replicas, model=name)
         sharing = Sharing(served.model.min_answer_tokens, served.model.documents_first)
-        generators.append(TextGenerator(server, name, sharing, served.model.nothing_found))
+        native = _native_documents(served)
+        generators.append(TextGenerator(server, name, sharing, served.model.nothing_found, native=native))
     return Models(generators)
 
 
@@ -107,6 +108,19 @@ def _as_set(server: ModelServer, served: Served) -> ModelServer:
         return with_chat_template(through, model.chat_template, model.model_name)
     except SettingsError as error:
         raise SettingsError(f"[{served.section}] {error}") from None
+
+
+def _native_documents(served: Served) -> bool:
+    """Whether documents go beside the messages.
+
+    Raises:
+        SettingsError: They should, but cannot.
+    """
+    model = served.model
+    if model.native_documents and (model.model_server != "vllm" or model.chat_template):
+        why = "chat_template writes them down" if model.chat_template else f"{model.model_server} takes none"
+        raise SettingsError(f"[{served.section}] native_documents = true: {why}")
+    return model.native_documents
 
 
 def replicas_of(generator: TextGenerator) -> Sequence[ModelServer]:

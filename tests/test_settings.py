@@ -69,6 +69,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "tokenizer_file": (__file__, __file__),
     "min_answer_tokens": ("64", 64),
     "documents_first": ("true", True),
+    "native_documents": ("true", True),
     "nothing_found": ("I do not know.", "I do not know."),
     "device": ("GPU", "GPU"),
     "api_key": ("hush", SecretStr("hush")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
@@ -116,9 +117,10 @@ def estimate(text: str) -> int:
     return -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)
 
 
-def at_most(prompt: Prompt) -> int:
-    """What no tokenizer makes more of: a token for every byte."""
+def at_most(prompt: Prompt, options: Mapping[str, JSON]) -> int:
+    """What no tokenizer makes more of: a token for every byte, whatever of the options is read."""
     texts = [prompt] if isinstance(prompt, str) else [text_of(message.content) for message in prompt]
+    texts += [json.dumps(options)] if options else []
     return sum(len(text.encode("utf-8", "replace")) for text in texts) + AROUND * (len(texts) + 1)
 
 

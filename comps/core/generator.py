@@ -41,6 +41,8 @@ class Preview:
     """What the model server would be asked for a request."""
 
     plan: Plan
+    prompt: Prompt
+    """A conversation, unless that is text in the plan."""
     rendered: str | None
     """The text that the model would read; None if nobody knows its chat template."""
     sampling: Sampling
@@ -59,6 +61,7 @@ class TextGenerator:
         nothing_found: The answer where documents were looked for and there are none; empty: the model answers.
         templates: How questions and documents become prompts.
         harmless: Makes a text of somebody's one that neither opens nor closes a turn.
+        native: Leave it to the model's own chat template to write documents down, if it does.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class TextGenerator:
         nothing_found: str = "",
         templates: Templates = HOUSE,
         harmless: Callable[[str], str] = str,
+        native: bool = False,
     ) -> None:
         self.server = server
         self.model = model
@@ -76,7 +80,7 @@ class TextGenerator:
         self._info: ModelInfo | None = None
         self._keeps_total = False
         """Whether the model server itself keeps prompt and answer within a limit."""
-        self._planner = Planner(server, sharing, templates, harmless)
+        self._planner = Planner(server, sharing, templates, harmless, native)
         self._nothing_found = nothing_found
 
     async def load(self) -> None:
@@ -129,9 +133,12 @@ class TextGenerator:
             ModelServerError: The model server cannot say how the prompt is rendered.
         """
         plan = await self.plan(request, to_the_token=True)
-        asked = plan.prompt, await self._sampling(plan), plan.options
-        _, sampling, options = await self.server.translated(*asked) if isinstance(self.server, Translates) else asked
-        return Preview(plan, await self._rendered(plan), sampling, options, self._known(plan))
+        sampling = await self._sampling(plan)
+        prompt, options = plan.prompt, plan.options
+        if isinstance(self.server, Translates):
+            told, sampling, options = await self.server.translated(prompt, sampling, options)
+            prompt = prompt if isinstance(told, str) else told
+        return Preview(plan, prompt, await self._rendered(plan), sampling, options, self._known(plan))
 
     async def _rendered(self, plan: Plan) -> str | None:
         if isinstance(plan.prompt, str):

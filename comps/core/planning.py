@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from comps.core.budget import USUAL, Share, Sharing, cut, share
 from comps.core.counting import AROUND, Count, Counter, at_most, may_fit
+from comps.core.layout import Beside, InText, Layout, find_beside
 from comps.core.ports import ModelServer
-from comps.core.prompts import (
-    HOUSE,
-    Templates,
-    as_context,
-    build_prompt,
-    chosen_template,
-    made_harmless,
-    numbered,
-    text_of,
-)
+from comps.core.prompts import HOUSE, Templates, chosen_template, made_harmless, numbered, text_of
 from comps.core.types import JSON, Document, DocumentUse, GenerationRequest, Message, Prompt, Report, Sampling, Usage
 
-_JOINT = "\n\n"
-"""Behind a document; where two texts meet, a token may come apart, which is counted as one more."""
+log = logging.getLogger("opea_llm")
+
 _CLOSE = 0.97
 """Of the characters that a piece of a document may have by its share of tokens: some of them are dearer than others."""
 
@@ -49,6 +42,7 @@ class Planner:
         sharing: How to share its context window.
         templates: How questions and documents become prompts.
         harmless: Makes a text of somebody's one that neither opens nor closes a turn.
+        native: Leave it to the model's own chat template to write documents down, if it does.
     """
 
     def __init__(
@@ -57,11 +51,14 @@ class Planner:
         sharing: Sharing = USUAL,
         templates: Templates = HOUSE,
         harmless: Callable[[str], str] = str,
+        native: bool = False,
     ) -> None:
         self._counter = Counter(server)
         self._sharing = sharing
-        self._templates = templates
+        self._in_text = InText(templates)
         self._harmless = harmless
+        self._native = native
+        self._beside: Beside | None = None
 
     async def plan(self, request: GenerationRequest, window: int | None, *, to_the_token: bool = False) -> Plan:
         """What to ask the model server for a request.
@@ -78,19 +75,21 @@ class Planner:
         """
         if request.documents:
             request = replace(request, documents=numbered(request.documents))
-        prompt = build_prompt(request, self._templates)
+        layout = await self._layout(request)
+        prompt, options = layout.lay(request)
         # Who limits prompt and answer together has the model server keep to it.
         counted = window is not None and request.max_total_tokens is None and _is_text(prompt)
         asked = request.sampling.max_tokens
-        if window is None or not counted or at_most(prompt) + (asked or self._sharing.least_answer) <= window:
-            harmless = made_harmless(request, self._harmless)
-            plan = self._as_it_is(harmless, build_prompt(harmless, self._templates), window)
+        if window is None or not counted or at_most(prompt, options) + (asked or self._sharing.least_answer) <= window:
+            plan = _as_it_is(made_harmless(request, self._harmless), layout, window)
             if not to_the_token or not _is_text(prompt):
                 return plan
-            detailed = await self._fitted(request, window, True) if window and counted else plan
-            same = detailed is not plan and (detailed.prompt, detailed.sampling) == (plan.prompt, plan.sampling)
-            return detailed if same else await self._counted(plan)
-        return await self._fitted(request, window, to_the_token)
+            if window is not None and counted:
+                detailed = await self._fitted(request, layout, window, True)
+                if detailed == replace(plan, report=detailed.report, request=detailed.request):
+                    return detailed
+            return await self._counted(plan)
+        return await self._fitted(request, layout, window, to_the_token)
 
     async def _counted(self, plan: Plan) -> Plan:
         """The plan with the tokens of its prompt in the report."""
@@ -99,9 +98,20 @@ class Planner:
         counted = "model" if count.exact else "estimate"
         return replace(plan, report=replace(plan.report, counted=counted, prompt_tokens=tokens))
 
-    async def _fitted(self, request: GenerationRequest, window: int, to_the_token: bool) -> Plan:
+    async def _layout(self, request: GenerationRequest) -> Layout:
+        if not (self._native and Beside.suits(request)):
+            return self._in_text
+        if self._beside is None:
+            count = self._counter.count()
+            self._beside = await find_beside(count)
+            if self._beside is None and count.exact:
+                self._native = False
+                log.warning("native_documents: the model's chat template takes none, so they are in the prompt's text")
+        return self._beside or self._in_text
+
+    async def _fitted(self, request: GenerationRequest, layout: Layout, window: int, to_the_token: bool) -> Plan:
         given = request.documents or ()
-        request = replace(request, template=chosen_template(request, self._templates))
+        request = replace(request, template=chosen_template(request, self._in_text.templates))
         question, exchanges = _divided(request.prompt)
         # What cannot fit in any case is not looked at: a whole library would hold up everybody else.
         said = ["\n".join(text_of(message.content) for message in exchange) for exchange in exchanges]
@@ -115,9 +125,9 @@ class Planner:
         documents = request.documents or ()
 
         none = None if request.documents is None else ()
-        bare = build_prompt(replace(request, prompt=question, documents=none), self._templates)
+        bare, _ = layout.lay(replace(request, prompt=question, documents=none))
         said = ["\n".join(text_of(message.content) for message in exchange) for exchange in exchanges]
-        read = [as_context(document, self._templates) + _JOINT for document in documents]
+        read = [layout.read(document) for document in documents]
         count = self._counter.count()
         tokens, sizes = await count.prompt_and_texts(bare, request.options, [*said, *read])
         history = [size + AROUND * len(one) for size, one in zip(sizes, exchanges, strict=False)]
@@ -125,15 +135,18 @@ class Planner:
         asked = request.sampling.max_tokens
         if not count.exact:  # Nobody is refused by an estimate.
             tokens = min(tokens, window - 1)
-        shared = share(window, tokens, history, [size + 1 for size in texts], self._sharing, asked)
+        sizes = [size + layout.around for size in texts]
+        shared = share(window, tokens, history, sizes, self._sharing, asked)
         kept = list(documents[: shared.whole])
         piece, piece_tokens = None, 0
         if shared.piece:
-            piece, piece_tokens = await self._piece(documents[shared.whole], texts[shared.whole], shared.piece, count)
+            room = shared.piece - layout.around
+            piece, piece_tokens = await _piece(documents[shared.whole], layout, texts[shared.whole], room, count)
             kept += [piece] if piece else []
         latest = [message for exchange in exchanges[len(exchanges) - shared.exchanges :] for message in exchange]
         request = replace(request, prompt=_with(question, latest), documents=tuple(kept) if documents else none)
-        prompt = build_prompt(request, self._templates)
+        prompt, options = layout.lay(request)
+        around = len(kept) * layout.around
         documents_tokens = sum(texts[: shared.whole]) + piece_tokens
         history_tokens = sum(history[len(history) - shared.exchanges :])
         report = Report(
@@ -142,40 +155,47 @@ class Planner:
             documents=tuple(_uses(texts, len(given), shared, piece_tokens)),
             nothing_found=request.documents == () and not given,
             turns_dropped=earlier - len(latest),
-            prompt_tokens=tokens + len(kept) + documents_tokens + history_tokens,
+            native=isinstance(layout, Beside),
+            prompt_tokens=tokens + around + documents_tokens + history_tokens,
             documents_tokens=documents_tokens,
             history_tokens=history_tokens,
-            question_tokens=tokens + len(kept),
+            question_tokens=tokens + around,
         )
         if asked is not None:
             least = 1 if count.exact else self._sharing.least_answer
             most = min(asked, max(window - (report.prompt_tokens or 0), least))
             report = replace(report, max_tokens=most)
         if to_the_token:
-            report = settled(report, Usage(await count.prompt(prompt, request.options), 0))
+            report = settled(report, Usage(await count.prompt(prompt, options), 0))
         sampling = replace(request.sampling, max_tokens=report.max_tokens)
-        return Plan(request, prompt, sampling, request.options, report, tuple(kept), self._templates.numbered)
+        return Plan(request, prompt, sampling, options, report, tuple(kept), layout.numbered)
 
-    async def _piece(self, document: Document, tokens: int, most: int, count: Count) -> tuple[Document | None, int]:
-        """The beginning of a document with at most so many tokens, and how many those are; None if there is none."""
-        length = int(len(document.text) * most / tokens * _CLOSE)
-        while text := cut(document.text, length):
-            piece = replace(document, text=text)
-            used = await count.text(as_context(piece, self._templates) + _JOINT)
-            if used < most:
-                return piece, used
-            length = min(int(len(text) * most / used * _CLOSE), len(text) - 1)
-        return None, 0
 
-    def _as_it_is(self, request: GenerationRequest, prompt: Prompt, window: int | None) -> Plan:
-        documents = request.documents or ()
-        report = Report(
-            window,
-            documents=tuple(DocumentUse(place, "kept") for place, _ in enumerate(documents, 1)),
-            nothing_found=request.documents == (),
-            max_tokens=request.sampling.max_tokens,
-        )
-        return Plan(request, prompt, request.sampling, request.options, report, documents, self._templates.numbered)
+async def _piece(
+    document: Document, layout: Layout, tokens: int, most: int, count: Count
+) -> tuple[Document | None, int]:
+    """The beginning of a document with at most so many tokens, and how many those are; None if there is none."""
+    length = int(len(document.text) * most / tokens * _CLOSE)
+    while text := cut(document.text, length):
+        piece = replace(document, text=text)
+        used = await count.text(layout.read(piece))
+        if used <= most:
+            return piece, used
+        length = min(int(len(text) * most / used * _CLOSE), len(text) - 1)
+    return None, 0
+
+
+def _as_it_is(request: GenerationRequest, layout: Layout, window: int | None) -> Plan:
+    documents = request.documents or ()
+    prompt, options = layout.lay(request)
+    report = Report(
+        window,
+        documents=tuple(DocumentUse(place, "kept") for place, _ in enumerate(documents, 1)),
+        nothing_found=request.documents == (),
+        native=isinstance(layout, Beside),
+        max_tokens=request.sampling.max_tokens,
+    )
+    return Plan(request, prompt, request.sampling, options, report, documents, layout.numbered)
 
 
 def settled(report: Report, usage: Usage | None) -> Report:

@@ -146,7 +146,7 @@ def fill(template: str, context: str, question: str) -> str:
 
 def chosen_template(request: GenerationRequest, templates: Templates = HOUSE) -> str | None:
     """The template that is laid around the question, whichever of the documents are kept; None if none is."""
-    asking = not isinstance(request.prompt, str) and any(map(_asks_for_context, request.prompt))
+    asking = not isinstance(request.prompt, str) and any(map(asks_for_context, request.prompt))
     if not _is_wrapped(request) or (asking and request.template is None):
         return None
     context = "\n\n".join(f"{document.title}\n{document.text}" for document in request.documents or ())
@@ -166,9 +166,9 @@ def _template(request: GenerationRequest, context: str, templates: Templates) ->
 def _into_conversation(
     request: GenerationRequest, messages: tuple[Message, ...], context: str, templates: Templates
 ) -> Prompt:
-    asking = any(_asks_for_context(message) for message in messages)
+    asking = any(asks_for_context(message) for message in messages)
     if asking:
-        messages = tuple(_with_context(one, context) if _asks_for_context(one) else one for one in messages)
+        messages = tuple(_with_context(one, context) if asks_for_context(one) else one for one in messages)
     if not _is_wrapped(request) or (asking and request.template is None):
         return messages
     last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
@@ -182,7 +182,8 @@ def _into_conversation(
     return (*messages[:last], replace(turn, content=content), *messages[last + 1 :])
 
 
-def _asks_for_context(message: Message) -> bool:
+def asks_for_context(message: Message) -> bool:
+    """Whether documents belong into this message."""
     return (
         message.role in ("system", "developer") and isinstance(message.content, str) and "{context}" in message.content
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -60,6 +61,12 @@ class Sampling:
     """The most tokens of the prompt, chat template included, and the answer together, at least 1."""
 
 
+def only(sampling: Sampling, names: AbstractSet[str]) -> Sampling:
+    """The sampling without the fields that have other names."""
+    kept = {name: getattr(sampling, name) for name in Sampling.__dataclass_fields__ if name in names}
+    return Sampling(**kept)
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One question, in the words of the core."""
@@ -111,6 +118,8 @@ class Report:
     documents: tuple[DocumentUse, ...] = ()
     nothing_found: bool = False
     """Whether documents were looked for, and there are none."""
+    native: bool = False
+    """Whether the documents went beside the messages, for the model's own chat template to write them down."""
     turns_dropped: int = 0
     """Of the messages before the question, the earliest."""
     prompt_tokens: int | None = None

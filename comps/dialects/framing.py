@@ -158,7 +158,7 @@ def report_object(report: Report) -> JSON:
 def preview_object(preview: Preview) -> JSON:
     """What the model server would be asked, for a client: the messages, or the text to continue, and all that goes with
     it."""
-    prompt = preview.plan.prompt
+    prompt = preview.prompt
     messages = [] if isinstance(prompt, str) else [_message(message) for message in prompt]
     sampling = {name: value for name, value in asdict(preview.sampling).items() if value not in (None, ())}
     return {

@@ -16,7 +16,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from comps.core.errors import InvalidRequest, SettingsError
-from comps.core.ports import ABILITIES, CountsPrompts, CountsTokens, ModelServer
+from comps.core.ports import ABILITIES, CountsPrompts, CountsTokens, ModelServer, Translates
 from comps.core.prompts import only_text, plain_roles
 from comps.core.types import JSON, Event, Message, ModelInfo, Prompt, Sampling
 from comps.model_servers.chat_formats import FORMATS, Format
@@ -164,7 +164,7 @@ class Templated:
         return replace(info, capabilities=info.capabilities - lost)
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        asked = await self.translated(prompt, sampling, options)
+        asked = await self._as_text(prompt, sampling, options)
         async with aclosing(self._server.generate(*asked)) as events:
             async for event in events:
                 yield event
@@ -172,10 +172,15 @@ class Templated:
     async def translated(
         self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
     ) -> tuple[Prompt, Sampling, Mapping[str, JSON]]:
-        """See `Translates`.
+        """See `Translates`."""
+        asked = await self._as_text(prompt, sampling, options)
+        return await self._server.translated(*asked) if isinstance(self._server, Translates) else asked
 
-        An answer may be as long as that to a chat: OpenAI's completions end after 16 tokens if nobody says more.
-        """
+    async def _as_text(
+        self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
+    ) -> tuple[str, Sampling, Mapping[str, JSON]]:
+        """What is asked of whoever continues text. An answer may be as long as that to a chat: OpenAI's completions end
+        after 16 tokens if nobody says more."""
         if isinstance(prompt, str):
             return prompt, sampling, options
         if options.get("logprobs"):

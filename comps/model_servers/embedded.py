@@ -197,6 +197,12 @@ class Embedded:
         self._refuse_far_too_long(prompt, None)
         return int((await self._ask({"measure": _plain(plain_roles(prompt))}))["count"])
 
+    async def translated(
+        self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
+    ) -> tuple[Prompt, Sampling, Mapping[str, JSON]]:
+        """See `Translates`."""
+        return plain_roles(prompt), sampling, {}
+
     async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
         """See `Renders`."""
         if isinstance(prompt, str):

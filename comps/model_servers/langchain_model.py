@@ -26,7 +26,7 @@ from comps.core.errors import (
     Timeout,
     Unreachable,
 )
-from comps.core.types import JSON, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta
+from comps.core.types import JSON, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, only
 from comps.model_servers.langchain import FOR_MESSAGES, events_of, to_langchain
 from comps.model_servers.target import Access, Target
 from comps.model_servers.text import StopStrings
@@ -132,6 +132,13 @@ class LangChainModel:
             async with aclosing(events_of(messages)) as events:
                 async for event in _ended(events, StopStrings(sampling.stop), most):
                     yield event
+
+    async def translated(
+        self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
+    ) -> tuple[Prompt, Sampling, Mapping[str, JSON]]:
+        """See `Translates`."""
+        told = {name: value for name, value in options.items() if name in self._of_calls}
+        return prompt, only(sampling, {"stop", *self._fields, *self._of_calls}), told
 
     async def aclose(self) -> None:
         """LangChain knows no way to close a chat model; most keep a client that can be closed."""

@@ -28,6 +28,7 @@ from comps.core.types import (
     Sampling,
     TextDelta,
     Usage,
+    only,
 )
 from comps.model_servers.http import HTTP, checked_url, error_message, sensible
 from comps.model_servers.oauth import heard
@@ -202,6 +203,12 @@ class OpenAIAPI:
             **asked,
         }
         return f"{self._api}/{'completions' if 'prompt' in asked else 'chat/completions'}", body
+
+    async def translated(
+        self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
+    ) -> tuple[Prompt, Sampling, Mapping[str, JSON]]:
+        """See `Translates`."""
+        return prompt, only(sampling, self.honoured), options
 
     def chat_model(self, model: str = "") -> BaseChatModel:
         """LangChain's chat model for OpenAI's API, over this."""

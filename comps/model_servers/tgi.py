@@ -17,7 +17,7 @@ import orjson
 
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, PromptTooLong, Refused
 from comps.core.prompts import plain_roles
-from comps.core.types import JSON, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
+from comps.core.types import JSON, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage, only
 from comps.model_servers.http import error_message, sensible
 from comps.model_servers.openai_api import OpenAIAPI, wire_message
 from comps.model_servers.text import StopStrings
@@ -71,7 +71,7 @@ class TGI(OpenAIAPI):
         )
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        wanted = _in_its_words({name: value for name, value in options.items() if name in _OPTIONS and value})
+        wanted = _wanted(options)
         if wanted and isinstance(prompt, str):
             raise InvalidRequest("the model server knows it for conversations only, not for text", min(wanted))
         prompt = plain_roles(prompt)
@@ -99,6 +99,14 @@ class TGI(OpenAIAPI):
         if inputs is None:
             raise Refused(404, "this server renders no conversation")
         return inputs
+
+    async def translated(
+        self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
+    ) -> tuple[Prompt, Sampling, Mapping[str, JSON]]:
+        """See `Translates`."""
+        sent = {**self._parameters(sampling), **({"temperature": 0} if sampling.temperature == 0 else {})}
+        sampling = replace(only(sampling, sent.keys() | {"max_tokens"}), stop=tuple(self._stops(sampling)))
+        return plain_roles(prompt), sampling, _wanted(options)
 
     def chat_model(self, model: str = "") -> BaseChatModel:
         """LangChain's chat model for TGI, over this."""
@@ -260,6 +268,11 @@ def _has_other_parts(prompt: Prompt) -> bool:
         if not isinstance(message.content, str)
         for part in message.content
     )
+
+
+def _wanted(options: Mapping[str, JSON]) -> dict[str, JSON]:
+    """The options that say something to the server, as it has them."""
+    return _in_its_words({name: value for name, value in options.items() if name in _OPTIONS and value})
 
 
 def _in_its_words(options: dict[str, JSON]) -> dict[str, JSON]:

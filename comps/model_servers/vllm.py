@@ -101,4 +101,7 @@ class VLLM(OpenAIAPI):
 def _chat(messages: Sequence[Message], options: Mapping[str, JSON]) -> dict[str, JSON]:
     """What of a conversation is told to the tokenizer's routes."""
     read = {name: options[name] for name in _READ if name in options}
+    if "documents" in options:  # These routes have no field of that name, as the one for chats does.
+        arguments = read.get("chat_template_kwargs") or {}
+        read["chat_template_kwargs"] = {**arguments, "documents": options["documents"]}
     return {"messages": [wire_message(message) for message in messages], **read}

@@ -175,6 +175,11 @@ class Model(Section):
         "earlier messages give way to all documents; otherwise to the best one alone, and the others to them",
         "LLM_DOCUMENTS_FIRST",
     )
+    native_documents: bool = key_of(
+        False,
+        "vllm: leave it to the model's own chat template to write the documents down, if it does",
+        "LLM_NATIVE_DOCUMENTS",
+    )
     nothing_found: str = key_of(
         "",
         "the answer where a search found no documents, for which no model is asked; empty: the model answers",

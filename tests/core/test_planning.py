@@ -255,3 +255,93 @@ async def test_a_template_of_the_request_and_its_language_stay_whichever_documen
 async def test_documents_without_a_question_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="messages"):
         await planned(request((Message("system", "a"),), documents(10)), 100)
+
+
+# beside the messages
+
+
+class Native(Words):
+    """Its chat template writes documents down, each with six words around it, or takes none."""
+
+    def __init__(self, takes: bool = True, failure: Exception | None = None) -> None:
+        super().__init__(failure)
+        self.takes = takes
+        self.prompts = 0
+
+    async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
+        self.prompts += 1
+        tokens = await super().count_prompt(prompt, options)
+        if self.takes:
+            beside = options.get("documents") or []
+            tokens += sum(len(f"{one['title']} {one['text']}".split()) + 6 for one in beside)
+        return tokens
+
+
+def native(server: Scripted) -> Planner:
+    return Planner(server, native=True)
+
+
+async def test_documents_go_beside_the_messages_where_the_chat_template_takes_them() -> None:
+    found = (Document("text one", "First", {"url": "u", "page": 3}), Document("text two"))
+    plan = await native(Native()).plan(replace(request(found=found), options={"tools": ["t"]}), 8192)
+    assert plan.prompt == QUESTION
+    assert plan.options == {
+        "tools": ["t"],
+        "documents": [
+            {"doc_id": "1", "title": "First", "text": "text one", "url": "u"},
+            {"doc_id": "2", "title": "", "text": "text two"},
+        ],
+    }
+    assert plan.report.native
+
+
+async def test_of_too_many_documents_beside_the_messages_the_best_are_kept_and_all_fits() -> None:
+    server = Native()
+    plan = await native(server).plan(request(found=documents(100, 100, 100)), 300, to_the_token=True)
+    assert [use.fate for use in plan.report.documents] == ["kept", "kept", "cut"]
+    assert plan.report.prompt_tokens == await server.count_prompt(plan.prompt, plan.options)
+    assert plan.report.prompt_tokens + (plan.sampling.max_tokens or 0) <= 300
+    assert plan.report.headroom is not None
+    assert plan.report.headroom < 20
+    assert [one["text"] for one in plan.options["documents"]] == [one.text for one in plan.documents]
+
+
+async def test_a_chat_template_that_takes_no_documents_leaves_them_in_the_text_and_is_asked_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = Native(takes=False)
+    planner = native(server)
+    for _ in range(2):
+        plan = await planner.plan(request(found=documents(20)), 8192)
+        assert "d0.19." in texts_of(plan)[-1]
+        assert plan.options == {}
+        assert not plan.report.native
+    assert server.prompts == 2
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("server", [Scripted(), Native(failure=Unreachable("away"))])
+async def test_where_nobody_can_tell_documents_stay_in_the_text(server: Scripted) -> None:
+    plan = await native(server).plan(request(found=documents(20)), 8192)
+    assert "d0.19." in texts_of(plan)[-1]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        replace(request(found=documents(20)), template="{context} {question}"),
+        request((Message("system", "Know: {context}"), *QUESTION), documents(20)),
+        request("where is", documents(20)),
+        request(found=[]),
+        request(),
+    ],
+)
+async def test_documents_with_a_place_of_their_own_in_the_text_stay_there(asked: GenerationRequest) -> None:
+    server = Native()
+    assert (await native(server).plan(asked, 8192)).options == {}
+    assert server.prompts == 0
+
+
+async def test_what_is_sure_to_fit_counts_tools_and_documents_beside_the_messages() -> None:
+    asked = replace(request(), options={"tools": ["word " * 100]})
+    assert (await planned(asked, 500)).report.counted == "model"

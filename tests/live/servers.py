@@ -74,6 +74,7 @@ SERVERS = {
         window=1024,
         working="vllm:num_requests_running",
         generated="vllm:generation_tokens_total",
+        more=("tests/live/test_vllm.py",),
     ),
     "llama_server": Server(
         "openai_api",

@@ -22,7 +22,7 @@ from comps.core.errors import (
     Unreachable,
 )
 from comps.core.generator import collect
-from comps.core.types import Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
+from comps.core.types import JSON, Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers import FRAMEWORKS, through_framework
 from comps.model_servers.langchain import ChatModelServer, wait_for
 from comps.model_servers.openai_api import OpenAIAPI
@@ -513,3 +513,23 @@ def test_an_endpoint_that_cannot_be_asked_says_what_is_wrong_with_it(
 
 def test_a_target_does_not_show_its_key() -> None:
     assert "secret" not in repr(Target("m", access=Access(api_key="secret")))
+
+
+async def test_documents_beside_the_messages_reach_vllms_chat_and_its_tokenizer() -> None:
+    documents = [{"doc_id": "1", "title": "", "text": "rain"}]
+    options: dict[str, JSON] = {"documents": documents, "chat_template_kwargs": {"a": 1}, "tools": [{}], "min_p": 0.1}
+    tokenized = Reply([b'{"count": 7, "max_model_len": 1024, "tokens": []}'])
+    async with replaying({CHAT: sse(delta("a", "stop")), "/tokenize": tokenized}) as replay:
+        server = VLLM("m", replay.url)
+        assert await server.count_prompt(QUESTION, options) == 7
+        await collect(server.generate(QUESTION, Sampling(), options))
+        await server.aclose()
+    counted, asked = [body for _, _, body in replay.asked]
+    assert counted == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "tools": [{}],
+        "chat_template_kwargs": {"a": 1, "documents": documents},
+    }
+    assert asked["documents"] == documents
+    assert asked["chat_template_kwargs"] == {"a": 1}

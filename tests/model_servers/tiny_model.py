@@ -15,6 +15,10 @@ from typing import Any
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>"]
 CHAT_TEMPLATE = """\
 {{- bos_token }}
+{%- for document in documents or [] %}
+    {{- "<|start_header_id|>document " + document.doc_id + "<|end_header_id|>\\n\\n" + document.title + "\\n" }}
+    {{- document.text + "<|eot_id|>" }}
+{%- endfor %}
 {%- for message in messages %}
     {{- "<|start_header_id|>" + message.role + "<|end_header_id|>\\n\\n" + message.content | trim + "<|eot_id|>" }}
 {%- endfor %}
