@@ -26,7 +26,7 @@ from comps.core.tasks import at_once
 from comps.core.types import JSON, Event, Finished, GenerationRequest, ModelInfo, Report, Usage, total
 from comps.dialects.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall
 from comps.dialects.desk import Desk, EveryDesk, Misread
-from comps.dialects.framing import Stamp, preview_object
+from comps.dialects.framing import Stamp, preview_document
 from comps.telemetry import Exchange, Telemetry, log
 
 _JSON_TYPE = (b"content-type", b"application/json")
@@ -203,16 +203,15 @@ class PromptHandler(Handler):
 
         previews = await at_once([previewed(request) for request in requests])
         owner = desk.owner(call) if isinstance(desk, EveryDesk) else desk
-        document = {
+        of_all = {
             "model": info.name,
             "model_server": self._model_servers[info.name],
             "dialect": next(dialect.name for kind, dialect in owner.calls if kind is type(call)),
             "route": next(shown for desk, _, shown, _ in self._routes if desk is owner),
             "stream": call.streamed,
             "ignored": _ignored_names(call, info),
-            "prompts": [preview_object(preview) for preview in previews],
         }
-        await reply.whole(200, call.style.encode(document), [])
+        await reply.whole(200, preview_document(of_all, previews), [])
 
 
 def _ignored_names(call: Call, info: ModelInfo) -> list[str]:

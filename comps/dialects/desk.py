@@ -11,9 +11,9 @@ from functools import cached_property
 import orjson
 from pydantic import ValidationError
 
-from comps.core.errors import Malformed
+from comps.core.errors import InvalidRequest, Malformed
 from comps.core.types import JSON
-from comps.dialects.base import Call, Dialect, Style
+from comps.dialects.base import Call, Dialect, GenerationCall, Style
 from comps.dialects.bodies import MOST
 
 
@@ -108,7 +108,7 @@ class EveryDesk(Desk):
         for call, dialect in self.calls:
             if call.marker is not None and document.get(call.marker) is not None:
                 try:
-                    return _validated(document, call, dialect)
+                    return _sensible(_validated(document, call, dialect))
                 except Misread as misread:
                     wrong = wrong or misread
         if wrong:
@@ -119,10 +119,20 @@ class EveryDesk(Desk):
 class Misread(Exception):
     """A body that is no call: what is wrong with it, and how its dialect says so."""
 
-    def __init__(self, error: Malformed, style: Style) -> None:
+    def __init__(self, error: InvalidRequest, style: Style) -> None:
         super().__init__(str(error))
         self.error = error
         self.style = style
+
+
+def _sensible(call: Call) -> Call:
+    """The call, unless its fields make no sense together."""
+    try:
+        if isinstance(call, GenerationCall):
+            call.requests()
+    except InvalidRequest as error:
+        raise Misread(error, call.style) from None
+    return call
 
 
 def _validated(document: dict[str, JSON], call: type[Call], dialect: Dialect) -> Call:

@@ -155,9 +155,13 @@ def report_object(report: Report) -> JSON:
     return {**asdict(report), "headroom": report.headroom}
 
 
-def preview_object(preview: Preview) -> JSON:
-    """What the model server would be asked, for a client: the messages, or the text to continue, and all that goes with
-    it."""
+def preview_document(of_all: Mapping[str, JSON], previews: Sequence[Preview]) -> bytes:
+    """What the model server would be asked for the requests of a body, and what is true of all of them; plain JSON,
+    whatever the dialect's own is."""
+    return orjson.dumps({**of_all, "prompts": [_preview_object(preview) for preview in previews]})
+
+
+def _preview_object(preview: Preview) -> JSON:
     prompt = preview.prompt
     messages = [] if isinstance(prompt, str) else [_message(message) for message in prompt]
     sampling = {name: value for name, value in asdict(preview.sampling).items() if value not in (None, ())}
