@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from comps.core.generator import collect
-from comps.core.ports import CountsPrompts, ModelServer
+from comps.core.ports import CountsPrompts, CountsTokens, ModelServer, Renders
 from comps.core.types import JSON, Event, Finished, Message, Prompt, Sampling, TextDelta
 from comps.model_servers import FRAMEWORKS, through_framework
 
@@ -134,6 +134,22 @@ class Contract:
             usage = (await collect(server.generate(prompt, GREEDY, {}))).usage
             assert usage
             assert await subject.server.count_prompt(prompt, {}) == usage.prompt_tokens
+
+    @pytest.mark.check("tokens")
+    async def test_a_conversation_renders_as_the_text_that_the_model_reads(
+        self, server: ModelServer, subject: Subject
+    ) -> None:
+        if not (subject.tokenizes and isinstance(server, Renders) and isinstance(server, CountsTokens)):
+            pytest.skip("this model server renders no prompts")
+        turns = (("user", "Hi"), ("assistant", "Yes?"), ("user", "What is rain?"))
+        conversation = tuple(Message(role, text) for role, text in turns)
+        rendered = await server.render(conversation, {})
+        assert [text for _, text in turns] == sorted((text for _, text in turns), key=rendered.index)
+        usage = (await collect(server.generate(conversation, GREEDY, {}))).usage
+        assert usage
+        # What the tokenizer lays before every text is not in it.
+        assert usage.prompt_tokens - await server.count_tokens(rendered) in (0, 1)
+        assert await server.render("Once upon a time", {}) == "Once upon a time"
 
     @pytest.mark.check("stop")
     async def test_an_answer_that_ends_by_itself_says_stop(self, server: ModelServer) -> None:

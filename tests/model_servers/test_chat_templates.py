@@ -17,11 +17,12 @@ import pytest
 from comps.app import open_models, read_settings
 from comps.core.errors import InvalidRequest, SettingsError
 from comps.core.generator import collect
-from comps.core.ports import CountsTokens, Embeds, Loads
+from comps.core.ports import CountsTokens, Embeds, Loads, Renders, Translates
 from comps.core.types import Message, ModelInfo, Sampling
 from comps.model_servers import with_chat_template
 from comps.model_servers.chat_formats import FORMATS
 from comps.model_servers.chat_templates import ChatTemplate, chat_template
+from comps.model_servers.replicas import Replicas
 from comps.model_servers.scripted import Scripted
 from tests.service import Able, running
 
@@ -293,6 +294,18 @@ async def test_a_conversation_is_text_to_the_model_server_and_ends_where_the_tem
     )
     assert sampling == Sampling(max_tokens=9, stop=("STOP", "<|im_end|>", "<|endoftext|>"))
     assert passed == {"user": "ann"}
+
+
+async def test_what_a_conversation_becomes_can_be_told_beforehand() -> None:
+    server = Scripted(context_window=200)
+    replicas = Replicas([with_chat_template(server, "chatml", "")])
+    asked = (messages(("developer", "Be kind."), ("user", "Really?")), Sampling(), {"tools": [], "user": "ann"})
+    assert isinstance(replicas, Renders)
+    assert isinstance(replicas, Translates)
+    told = await replicas.translated(*asked)
+    await collect(replicas.generate(*asked))
+    assert server.asked == [told]
+    assert await replicas.render(asked[0], {}) == told[0]
 
 
 @pytest.mark.parametrize(

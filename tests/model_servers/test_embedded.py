@@ -118,6 +118,15 @@ async def test_tokens_are_counted_by_the_engine(words: Words) -> None:
     assert await words.count_tokens("one two three") == 3
 
 
+async def test_a_conversation_is_rendered_by_the_engine_and_a_text_is_itself(words: Words) -> None:
+    said = (Message("developer", "be <end> brief"), Message("user", "why"))
+    assert await words.render(said, {}) == "be < end> brief why"
+    assert await words.render("as <end> it is", {}) == "as <end> it is"
+    with pytest.raises(PromptTooLong, match="at least 50000 tokens"):
+        await words.render((Message("user", "b" * 1_000_000),), {})
+    assert (await words.translated(said, Sampling(), {}))[0] == (Message("system", "be <end> brief"), said[1])
+
+
 async def test_a_step_that_fails_fails_all_its_answers() -> None:
     server = Words("words", context_window=10_000_000)
     await server.load()

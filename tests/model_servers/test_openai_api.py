@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -533,3 +533,27 @@ async def test_documents_beside_the_messages_reach_vllms_chat_and_its_tokenizer(
     }
     assert asked["documents"] == documents
     assert asked["chat_template_kwargs"] == {"a": 1}
+
+
+async def test_vllm_renders_a_conversation_by_its_tokenizer() -> None:
+    tokenized = Reply([b'{"count": 2, "max_model_len": 1024, "tokens": [5, 6]}'])
+    replies = {"/tokenize": tokenized, "/detokenize": Reply([b'{"prompt": "<user>Hi"}'])}
+    async with replaying(replies) as replay:
+        server = VLLM("m", replay.url)
+        assert await server.render(QUESTION, {"tools": [{}], "n": 2}) == "<user>Hi"
+        assert await server.render("Once", {}) == "Once"
+        await server.aclose()
+    asked = {path: body for path, _, body in replay.asked}
+    assert asked == {
+        "/tokenize": {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "tools": [{}]},
+        "/detokenize": {"model": "m", "tokens": [5, 6]},
+    }
+
+
+async def test_sampling_that_the_server_does_not_know_is_not_sent_and_said_not_to_be() -> None:
+    sampling = Sampling(max_tokens=3, top_k=4, stop=("x",))
+    for server, top_k in ((OpenAIAPI("m", "http://x"), None), (VLLM("m", "http://x"), 4)):
+        _, told, _ = await server.translated(QUESTION, sampling, {})
+        assert told == replace(sampling, top_k=top_k)
+        assert server.request(QUESTION, sampling, {})[1].get("top_k") == top_k
+        await server.aclose()

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, PromptTooLong, Unreachable
+from comps.core.errors import (
+    InvalidRequest,
+    LLMError,
+    ModelServerError,
+    Overloaded,
+    PromptTooLong,
+    Refused,
+    Unreachable,
+)
 from comps.core.generator import collect
 from comps.core.ports import CountsTokens, Embeds, ModelServer
 from comps.core.types import Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
@@ -514,3 +522,20 @@ async def test_both_frameworks_give_the_same_events(stand_in: StandIn, options: 
         stand_in, lambda server: ThroughLangChain(server.chat_model("tgi"), server), options=options
     )
     assert native == langchain
+
+
+async def test_a_conversation_renders_as_what_the_server_is_sent(stand_in: StandIn) -> None:
+    server = TGI("tgi", stand_in.url)
+    rendered = await server.render(QUESTION, {})
+    await collect(server.generate(QUESTION, GREEDY, {}))
+    await server.aclose()
+    assert stand_in.bodies("/generate_stream")[0]["inputs"] == rendered
+
+
+async def test_an_older_server_renders_no_conversation() -> None:
+    async with standing_in(Model(missing=frozenset({"/chat_tokenize"}))) as older:
+        server = TGI("tgi", older.url)
+        with pytest.raises(Refused) as caught:
+            await server.render(QUESTION, {})
+        await server.aclose()
+    assert caught.value.status == 404
