@@ -1,4 +1,5 @@
-"""The command opea-llm: serve, ask, check. It reads the settings, and turns errors into one line and an exit code."""
+"""The command opea-llm: serve, ask, prompt, check. It reads the settings, and turns errors into one line and an exit
+code."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from socket import socket
@@ -19,8 +21,10 @@ import uvicorn
 
 from comps.app import example, make_app, open_models, read_settings, replicas_of
 from comps.core.errors import LLMError, SettingsError
+from comps.core.generator import TextGenerator
 from comps.core.ports import Loads, ModelServer
 from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
+from comps.preview import Shown, show
 from comps.settings import Settings
 from comps.telemetry import start_log
 
@@ -41,6 +45,12 @@ ConfigFile = Annotated[
         "--config", "-c", help="The settings file, or llm-api's config.yaml; config.ini of this folder if left out."
     ),
 ]
+
+Question = Annotated[str, typer.Argument(help="What to ask.")]
+Documents = Annotated[
+    list[Path] | None, typer.Option("--document", "-d", help="A text file to answer from; may be given repeatedly.")
+]
+MaxTokens = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
 
 
 @cli.command()
@@ -123,11 +133,9 @@ def _model(settings: Settings, name: str) -> str:
 
 @cli.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="What to ask.")],
-    document: Annotated[
-        list[Path] | None, typer.Option("--document", "-d", help="A text file to answer from; may be given repeatedly.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 512,
+    question: Question,
+    document: Documents = None,
+    max_tokens: MaxTokens = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.0,
     model: Annotated[
         str | None, typer.Option(help="Which of the models to ask; the one of [Model] if left out.")
@@ -136,26 +144,24 @@ def ask(
 ) -> None:
     """Answer one question here in the terminal, from documents if there are any, without a service."""
     with _told():
-        if not question.strip():
-            raise SettingsError("the question is empty")
-        documents = tuple(Document(_read(path), path.name) for path in document or ())
+        request = _request(question, document, max_tokens, temperature)
         settings = _settings(config)
         start_log("WARNING", "")
-        request = GenerationRequest(
-            (Message("user", question),),
-            documents or None,
-            sampling=Sampling(max_tokens=max_tokens, temperature=temperature),
-            model=model,
-        )
-        _run(_ask(settings, request))
+        _run(_ask(settings, replace(request, model=model)))
+
+
+def _request(question: str, document: list[Path] | None, max_tokens: int, temperature: float) -> GenerationRequest:
+    if not question.strip():
+        raise SettingsError("the question is empty")
+    documents = tuple(Document(_read(path), path.name) for path in document or ())
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+    return GenerationRequest((Message("user", question),), documents or None, sampling=sampling)
 
 
 async def _ask(settings: Settings, request: GenerationRequest) -> None:
     generator = open_models(settings).named(request.model)
     try:
-        if isinstance(generator.server, Loads):
-            _say(f"Loading {_model(settings, generator.model)} …")
-        await generator.load()
+        await _load(settings, generator)
         plan = await generator.plan(request)
         for use in plan.report.documents:
             if use.fate != "kept":
@@ -172,6 +178,44 @@ async def _ask(settings: Settings, request: GenerationRequest) -> None:
                             _say(f"[cut short: {reason}{'; --max-tokens allows more' if reached else ''}]")
     finally:
         await generator.server.aclose()
+
+
+@cli.command()
+def prompt(
+    question: Question,
+    document: Documents = None,
+    max_tokens: MaxTokens = 512,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="For which of the models; given twice, the two are side by side; [Model] if left out."),
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Show what `ask` would ask: the prompt, and what of the documents has room in it; no model answers."""
+    with _told():
+        request = _request(question, document, max_tokens, 0.0)
+        settings = _settings(config)
+        start_log("WARNING", "")
+        _run(_preview(settings, request, list(dict.fromkeys(model or [""]))))
+
+
+async def _preview(settings: Settings, request: GenerationRequest, names: Sequence[str]) -> None:
+    models = open_models(settings)
+    shown = []
+    for generator in [models.named(name) for name in names]:
+        try:
+            await _load(settings, generator)
+            preview = await generator.preview(request)
+        finally:
+            await generator.server.aclose()
+        shown.append(Shown(_model(settings, generator.model), request.documents or (), preview))
+    show(shown)
+
+
+async def _load(settings: Settings, generator: TextGenerator) -> None:
+    if isinstance(generator.server, Loads):
+        _say(f"Loading {_model(settings, generator.model)} …")
+    await generator.load()
 
 
 @cli.command()

@@ -259,11 +259,11 @@ def test_a_model_that_is_not_there_ends_the_service_with_one_message() -> None:
         ({"LLM_DIALECTS": "opea,klingon"}, ("environment LLM_DIALECTS", "klingon")),
     ],
 )
-@pytest.mark.parametrize("what", ["serve", "check", "ask"])
+@pytest.mark.parametrize("what", ["serve", "check", "ask", "prompt"])
 def test_a_wrong_setting_is_one_line_and_exit_code_2(
     what: str, environment: dict[str, str], named: tuple[str, ...]
 ) -> None:
-    done = command(what, *(["?"] if what == "ask" else []), environment=environment)
+    done = command(what, *(["?"] if what in ("ask", "prompt") else []), environment=environment)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert all(name in line for name in named)
@@ -437,6 +437,84 @@ def test_ask_answers_from_documents_and_the_folder_it_is_run_in_lends_it_no_modu
     )
     assert done.returncode == 0, done.stderr
     assert "96" in done.stdout
+
+
+def three_documents(folder: Path) -> list[str]:
+    """The arguments that name three files of a hundred tokens and more."""
+    for number in range(1, 4):
+        (folder / f"{number}.txt").write_text(f"Lantern {number} hangs in the harbour. " * 10)
+    return [argument for number in range(1, 4) for argument in ("-d", str(folder / f"{number}.txt"))]
+
+
+SMALL_AND_LARGE = (
+    "[Model]\nmodel_server=scripted\nmodel_name=small\ncontext_window=300\n[Model.large]\ncontext_window=9000\n"
+)
+
+
+def test_prompt_shows_what_would_be_asked_and_where_something_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "config.ini").write_text(SMALL_AND_LARGE)
+    done = command("prompt", "Where [is] it?", *three_documents(tmp_path), "--max-tokens", "50", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    heading, report, shown = done.stdout.split("\n\n", 2)
+    assert heading == "small (scripted, langchain)"
+    facts = {line[:16].strip(): line[16:] for line in report.splitlines() if not line.startswith("document")}
+    assert facts["context window"] == "300 tokens"
+    assert facts["sampling"] == "max_tokens = 50, temperature = 0.0"
+    numbers = re.fullmatch(r"(\d+) tokens \(question (\d+), documents (\d+)\)", facts["prompt"])
+    assert numbers
+    prompt, question, documents = map(int, numbers.groups())
+    assert prompt == question + documents
+    assert facts["headroom"] == f"{300 - prompt - 50} tokens"
+    fates = [line.split()[2:5] for line in report.splitlines() if line.startswith("document")]
+    assert [(name, fate) for name, fate, _ in fates] == [("1.txt", "kept"), ("2.txt", "cut"), ("3.txt", "dropped")]
+    (missing,) = re.findall(
+        r"harbour\.\n\[\.\.\. document 2 \(2\.txt\) is cut: (\d+) tokens missing\]\n"
+        r"\[\.\.\. document 3 \(3\.txt\) is dropped: \d+ tokens missing\]\n\nQuestion: Where \[is\] it\?\n$",
+        shown,
+    )
+    (used, size) = re.findall(r"cut +(\d+) of (\d+) tokens", report)[0]
+    assert int(missing) == int(size) - int(used)
+    assert shown.startswith("user:\nAnswer the question")
+    assert "Lantern 3" not in shown
+
+
+def test_prompt_shows_two_models_side_by_side_in_colour_and_elsewhere_one_after_the_other(tmp_path: Path) -> None:
+    (tmp_path / "config.ini").write_text(SMALL_AND_LARGE)
+    models = ("--model", "small", "--model", "large")
+    arguments = ("prompt", "Where?", *three_documents(tmp_path), "--max-tokens", "50", *models)
+    terminal = command(*arguments, cwd=tmp_path, environment={"FORCE_COLOR": "1", "COLUMNS": "150", "TERM": "xterm"})
+    first, *lines = terminal.stdout.splitlines()
+    assert re.search("small.*large", first)
+    assert any("\x1b[33mcut" in line and "\x1b[32mkept" in line for line in lines)
+    piped = command(*arguments, cwd=tmp_path)
+    assert "\x1b" not in piped.stdout
+    assert re.findall(r"^(\w+) \(scripted", piped.stdout, re.MULTILINE) == ["small", "large"]
+    assert piped.stdout.count("Lantern 3 hangs") == 10
+
+
+def test_prompt_shows_the_embedded_model_s_own_template_and_its_tokens(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Rain.")
+    done = command("prompt", "Why?", "-d", str(tmp_path / "a.txt"))
+    assert done.returncode == 0
+    assert done.stderr == "Loading SmolLM2-135M-Instruct (openvino, langchain) …\n"
+    assert "counted         by the model's own tokenizer\n" in done.stdout
+    assert "\n\n<|im_start|>system\n" in done.stdout
+    assert "[1] a.txt\nRain.\n\nQuestion: Why?<|im_end|>\n<|im_start|>assistant\n" in done.stdout
+
+
+def test_prompt_gives_a_terminal_no_commands_from_a_document(tmp_path: Path) -> None:
+    (tmp_path / "evil.txt").write_text("a\x1b[2Jb\x9b2Jc\x07[red]d")
+    arguments = ("prompt", "?", "-d", str(tmp_path / "evil.txt"))
+    environment = {"MODEL_SERVER": "scripted", "FORCE_COLOR": "1", "TERM": "xterm"}
+    shown = command(*arguments, environment=environment)
+    assert "a␛[2Jb\ufffd2Jc␇[red]d" in shown.stdout
+
+
+def test_prompt_names_a_model_that_is_not_there_before_it_loads_one(tmp_path: Path) -> None:
+    (tmp_path / "config.ini").write_text(SMALL_AND_LARGE)
+    done = command("prompt", "?", "--model", "small", "--model", "huge", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "opea-llm: model: 'huge' is not served here; known: small, large\n"
 
 
 def test_ask_names_a_document_that_cannot_be_read(tmp_path: Path) -> None:

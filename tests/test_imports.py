@@ -31,7 +31,8 @@ ROOMS: dict[str, set[str]] = {
     "openapi": {"core", "dialects", "handler"},
     "routes": {"core", "dialects", "settings", "admission", "telemetry", "handler", "openapi"},
     "app": {"core", "dialects", "model_servers", "settings", "routes"},
-    "cli": {"app", "settings", "core", "telemetry"},
+    "preview": {"core"},
+    "cli": {"app", "settings", "core", "telemetry", "preview"},
     "__main__": {"cli"},
 }
 
@@ -45,6 +46,7 @@ PACKAGES: dict[str, set[str]] = {
     "openapi": {"fastapi"},
     "routes": {"fastapi", "starlette"},
     "app": {"fastapi", "fastapi_offline"},
+    "preview": {"rich"},
     "cli": {"typer", "uvicorn"},
 }
 

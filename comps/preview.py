@@ -1,0 +1,142 @@
+"""Previews in the terminal: the report, and the prompt with its cuts to be seen; in a pipe the same as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from comps.core.generator import Preview
+from comps.core.prompts import text_of
+from comps.core.types import Document, DocumentUse, Report
+
+_FATES = {"kept": "green", "cut": "yellow", "dropped": "red"}
+_HEADING, _TEMPLATE, _MARK = "bold", "dim cyan", "bold reverse yellow"
+_COUNTED = {"model": "by the model's own tokenizer", "estimate": "estimated: nobody here has the model's tokenizer"}
+_SEEN = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    **dict.fromkeys(range(127, 160), 0xFFFD),
+}
+"""What would be a command to a terminal, and what is shown for it."""
+
+Pieces: TypeAlias = list[tuple[str, str]]
+"""Texts and their styles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What is shown of one model.
+
+    Attributes:
+        heading: Which model.
+        documents: As they came.
+        preview: What became of them.
+    """
+
+    heading: str
+    documents: Sequence[Document]
+    preview: Preview
+
+
+def show(models: Sequence[Shown]) -> None:
+    """Print previews: in a terminal coloured, several side by side; elsewhere as they are, one after the other."""
+    console = Console(highlight=False)
+    parts = [([(one.heading, _HEADING)], _report(one), _prompt(one)) for one in models]
+    if not console.is_terminal:
+        print("\n\n".join("".join(text for text, _ in part) for one in parts for part in one))
+        return
+    grid = Table.grid(*([""] * len(parts)), padding=(0, 2), expand=True)
+    for column in grid.columns:
+        column.ratio, column.overflow = 1, "fold"
+    for row in zip(*parts, strict=True):
+        grid.add_row(*map(_coloured, row))
+        grid.add_row()
+    console.print(grid)
+
+
+def _coloured(pieces: Pieces) -> Text:
+    """The text, in which every character that would be a command to the terminal is one that is seen."""
+    return Text.assemble(*((text.translate(_SEEN), style) for text, style in pieces))
+
+
+def _report(shown: Shown) -> Pieces:
+    pieces = [(f"{name:<16}{value}\n", "") for name, value in _facts(shown.preview)]
+    width = max((len(document.title) for document in shown.documents), default=0)
+    for use, document in zip(shown.preview.plan.report.documents, shown.documents, strict=True):
+        pieces.append((f"document {use.number:<3}{document.title:<{width}}  ", ""))
+        pieces += [(f"{use.fate:<8}", _FATES[use.fate]), (f"{_size(use)}\n", "")]
+    last, style = pieces.pop()
+    return [*pieces, (last.rstrip(), style)]
+
+
+def _facts(preview: Preview) -> Iterator[tuple[str, str]]:
+    report = preview.plan.report
+    yield "context window", _tokens(report.context_window)
+    yield "prompt", _tokens(report.prompt_tokens) + _parts(report)
+    yield "answer", "at most " + _tokens(preview.sampling.max_tokens)
+    if report.headroom is not None:
+        yield "headroom", _tokens(report.headroom)
+    if report.counted in _COUNTED:
+        yield "counted", _COUNTED[report.counted]
+    sampling = {name: value for name, value in asdict(preview.sampling).items() if value not in (None, ())}
+    yield "sampling", ", ".join(f"{name} = {value}" for name, value in sampling.items())
+
+
+def _parts(report: Report) -> str:
+    parts = {
+        "question": report.question_tokens,
+        "history": report.history_tokens or None,
+        "documents": report.documents_tokens or None,
+    }
+    told = [f"{name} {tokens}" for name, tokens in parts.items() if tokens is not None]
+    return f" ({', '.join(told)})" if told else ""
+
+
+def _tokens(tokens: int | None) -> str:
+    return "unknown" if tokens is None else f"{tokens} token{'' if tokens == 1 else 's'}"
+
+
+def _size(use: DocumentUse) -> str:
+    why = f": {use.reason}" if use.reason else ""
+    if use.tokens is None:
+        return why.removeprefix(": ")
+    return f"{use.tokens_used} of {_tokens(use.tokens)}{why}" if use.fate == "cut" else f"{_tokens(use.tokens)}{why}"
+
+
+def _prompt(shown: Shown) -> Pieces:
+    """The text that the model would read, or else the messages, with a mark where something is missing."""
+    prompt, rendered = shown.preview.prompt, shown.preview.rendered
+    turns = [] if isinstance(prompt, str) else [(one.role, text_of(one.content)) for one in prompt]
+    text = "\n\n".join(f"{role}:\n{said}" for role, said in turns) if rendered is None else rendered
+    pieces: Pieces = []
+    at = 0
+    for said in [said for _, said in turns] or [text]:
+        if (begin := text.find(said, at)) >= 0:
+            pieces += [(text[at:begin], _TEMPLATE), *_with_marks(shown, said)]
+            at = begin + len(said)
+    pieces.append((text[at:], _TEMPLATE))
+    if not any(style == _MARK for _, style in pieces):  # The template has changed what was said.
+        pieces += [(mark, _MARK) for mark in _marks(shown)]
+    return [(text.encode("utf-8", "replace").decode(), style) for text, style in pieces]
+
+
+def _with_marks(shown: Shown, said: str) -> Pieces:
+    """What is said in a message, with the marks behind the last document, if that is in it."""
+    given = shown.preview.plan.documents
+    before, found, behind = said.rpartition(given[-1].text) if given else ("", "", said)
+    return [(before + found, ""), *((mark, _MARK) for mark in _marks(shown) if found), (behind, "")]
+
+
+def _marks(shown: Shown) -> Iterator[str]:
+    for use, document in zip(shown.preview.plan.report.documents, shown.documents, strict=True):
+        named = f"document {use.number}{f' ({document.title})' if document.title else ''}"
+        if use.fate == "cut":
+            missing = (use.tokens or 0) - (use.tokens_used or 0)
+            yield f"\n[... {named} is cut: {_tokens(missing)} missing]"
+        elif use.fate == "dropped":
+            size = f": {_tokens(use.tokens)} missing" if use.tokens is not None else ""
+            yield f"\n[... {named} is dropped{size}]"
