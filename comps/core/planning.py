@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -160,6 +161,9 @@ async def _piece(
     document: Document, layout: Layout, tokens: int, most: int, count: Count
 ) -> tuple[Document | None, int]:
     """The beginning of a document with at most so many tokens, and how many those are; None if there is none."""
+    read = layout.read(document)
+    if ends := count.ends(read):
+        return _piece_found(document, read.rfind(document.text), ends, most)
     length = int(len(document.text) * most / tokens * _CLOSE)
     while text := cut(document.text, length):
         piece = replace(document, text=text)
@@ -168,6 +172,19 @@ async def _piece(
             return piece, used
         length = min(int(len(text) * most / used * _CLOSE), len(text) - 1)
     return None, 0
+
+
+def _piece_found(document: Document, begin: int, ends: Sequence[int], most: int) -> tuple[Document | None, int]:
+    """The same where it is known where the tokens end of what is read, in which the document's text begins at a place.
+
+    What is behind the text comes behind its piece as well, and one token more than before where they meet.
+    """
+    behind = len(ends) - bisect_right(ends, begin + len(document.text)) + 1
+    if most <= behind:
+        return None, 0
+    text = cut(document.text, max(ends[most - behind - 1] - begin, 0))
+    used = bisect_right(ends, begin + len(text)) + behind
+    return (replace(document, text=text), used) if text else (None, 0)
 
 
 def _as_it_is(request: GenerationRequest, layout: Layout, window: int | None) -> Plan:

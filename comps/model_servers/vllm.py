@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from comps.core.errors import ModelServerError
 from comps.core.types import JSON, Prompt
 from comps.model_servers.http import sensible
 from comps.model_servers.openai_api import OPENAI_OPTIONS, OpenAIAPI, wire_message
+from comps.model_servers.token_strings import ends_of
 
 VLLM_OPTIONS = frozenset(
     (
@@ -77,6 +79,15 @@ class VLLM(OpenAIAPI):
 
     async def count_tokens(self, text: str) -> int:
         return await self._count({"prompt": text, "add_special_tokens": False})
+
+    async def token_ends(self, text: str) -> Sequence[int]:
+        asked = {"model": self._model_name, "prompt": text, "add_special_tokens": False, "return_token_strs": True}
+        with sensible():
+            strings = (await self.http.post("/tokenize", asked))["token_strs"]
+            ends = ends_of(strings, text)
+        if ends is None:
+            raise ModelServerError("its tokens are not spelled in a way that is known here")
+        return ends
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         read = {name: options[name] for name in _READ if name in options}

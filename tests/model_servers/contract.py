@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from comps.core.generator import collect
-from comps.core.ports import CountsPrompts, ModelServer
+from comps.core.ports import CountsPrompts, FindsTokens, ModelServer
 from comps.core.types import JSON, Event, Finished, Message, Prompt, Sampling, TextDelta
 from comps.model_servers import FRAMEWORKS, through_framework
 
@@ -134,6 +134,18 @@ class Contract:
             usage = (await collect(server.generate(prompt, GREEDY, {}))).usage
             assert usage
             assert await subject.server.count_prompt(prompt, {}) == usage.prompt_tokens
+
+    @pytest.mark.check("tokens")
+    async def test_it_tells_where_in_a_text_its_tokens_are(self, server: ModelServer, subject: Subject) -> None:
+        if not (subject.tokenizes and isinstance(subject.server, FindsTokens)):
+            pytest.skip("this model server does not tell where tokens are")
+        text = "What is Deep Learning? Ça, c'est 深度学习 🌊.\n\nAnd more."
+        ends = await subject.server.token_ends(text)
+        assert len(ends) == await subject.server.count_tokens(text)
+        assert list(ends) == sorted(ends)
+        assert ends[-1] == len(text)
+        before = text[: ends[4]]
+        assert list(await subject.server.token_ends(before)) == list(ends[:5])
 
     @pytest.mark.check("stop")
     async def test_an_answer_that_ends_by_itself_says_stop(self, server: ModelServer) -> None:
