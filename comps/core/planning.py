@@ -39,6 +39,8 @@ class Plan:
     """Those that the model is given, as it is given them."""
     numbered: bool = False
     """Whether the model can tell them by their numbers."""
+    sources: tuple[Document, ...] = ()
+    """The same documents as the caller sent them, to be cited."""
 
 
 class Planner:
@@ -77,14 +79,17 @@ class Planner:
         """
         if request.documents:
             request = replace(request, documents=numbered(request.documents))
+        sources = request.documents or ()
         prompt = build_prompt(request, self._templates)
         # Who limits prompt and answer together has the model server keep to it.
         counted = window is not None and request.max_total_tokens is None and _is_text(prompt)
         asked = request.sampling.max_tokens
         if window is None or not counted or at_most(prompt) + (asked or self._sharing.least_answer) <= window:
             request = made_harmless(request, self._harmless)
-            return self._as_it_is(request, build_prompt(request, self._templates), window)
-        return await self._fitted(request, window, to_the_token)
+            plan = self._as_it_is(request, build_prompt(request, self._templates), window)
+        else:
+            plan = await self._fitted(request, window, to_the_token)
+        return replace(plan, sources=sources[: len(plan.documents)])
 
     async def _fitted(self, request: GenerationRequest, window: int, to_the_token: bool) -> Plan:
         given = request.documents or ()
