@@ -217,8 +217,9 @@ class ChatCall(OpenAICall):
     @cached_property
     def written(self) -> tuple[Document, ...]:
         # Enterprise-RAG has written its documents into the messages already, and sends them along to be echoed.
+        if not (along := self.sent_along()):
+            return ()
         said = "\n".join(text_of(body.content or "") for body in self.messages)
-        along = self.sent_along()
         if len(said) * len(along) > _MOST_COMPARED:
             return ()
         return tuple(document for document in along if document.text in said)
