@@ -33,6 +33,8 @@ class Plan:
     """Those that the model is given, as it is given them."""
     numbered: bool = False
     """Whether the model can tell them by their numbers."""
+    sources: tuple[Document, ...] = ()
+    """The same documents as the caller sent them, to be cited."""
 
 
 class Planner:
@@ -75,14 +77,17 @@ class Planner:
         """
         if request.documents:
             request = replace(request, documents=numbered(request.documents))
+        sources = request.documents or ()
         layout = await self._layout(request)
         prompt, options = layout.lay(request)
         # Who limits prompt and answer together has the model server keep to it.
         counted = window is not None and request.max_total_tokens is None and _is_text(prompt)
         asked = request.sampling.max_tokens
         if window is None or not counted or at_most(prompt, options) + (asked or self._sharing.least_answer) <= window:
-            return _as_it_is(made_harmless(request, self._harmless), layout, window)
-        return await self._fitted(request, layout, window, to_the_token)
+            plan = _as_it_is(made_harmless(request, self._harmless), layout, window)
+        else:
+            plan = await self._fitted(request, layout, window, to_the_token)
+        return replace(plan, sources=sources[: len(plan.documents)])
 
     async def _layout(self, request: GenerationRequest) -> Layout:
         if not (self._native and Beside.suits(request)):

@@ -82,10 +82,15 @@ def build_prompt(request: GenerationRequest, templates: Templates = HOUSE) -> Pr
 def numbered(documents: Sequence[Document]) -> tuple[Document, ...]:
     """The documents with their numbers: the `citation_id`s of the caller, if there is another for each, else their
     places."""
-    own = [document.metadata.get("citation_id") for document in documents]
-    given = [one for one in own if isinstance(one, int) and not isinstance(one, bool) and one > 0]
+    given = [one for document in documents if (one := own_number(document)) is not None]
     called = given if len(set(given)) == len(documents) else range(1, len(documents) + 1)
     return tuple(replace(document, number=number) for document, number in zip(documents, called, strict=True))
+
+
+def own_number(document: Document) -> int | None:
+    """The `citation_id` of the caller, if a mark can say it."""
+    own = document.metadata.get("citation_id")
+    return own if isinstance(own, int) and not isinstance(own, bool) and own > 0 else None
 
 
 def made_harmless(request: GenerationRequest, harmless: Callable[[str], str]) -> GenerationRequest:

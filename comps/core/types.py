@@ -81,6 +81,8 @@ class GenerationRequest:
     model: str | None = None
     options: Mapping[str, JSON] = field(default_factory=dict)
     """Fields only an OpenAI-speaking model server knows: tools, response_format, logprobs, n …"""
+    quoted: tuple[Document, ...] = ()
+    """Documents that the caller has written into the prompt already, under their `citation_id`s."""
 
 
 @dataclass(frozen=True, slots=True)
