@@ -22,6 +22,7 @@ from comps.dialects.conversations import Conversation, read_conversation
 from comps.dialects.llama import Limits
 from comps.model_servers import (
     WITHOUT_ENGINE_SETTINGS,
+    harmless_for,
     model_servers,
     open_model_server,
     through_framework,
@@ -57,7 +58,8 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
         replicas = [_as_set(server, served) for server in opened]
         server = replicas[0] if len(replicas) == 1 else Replicas(replicas, model=name)
         sharing = Sharing(served.model.min_answer_tokens, served.model.documents_first)
-        generators.append(TextGenerator(server, name, sharing, served.model.nothing_found))
+        harmless = harmless_for(served.model.chat_template, served.model.model_name)
+        generators.append(TextGenerator(server, name, sharing, served.model.nothing_found, harmless=harmless))
     return Models(generators)
 
 

@@ -60,7 +60,7 @@ class Planner:
     ) -> None:
         self._counter = Counter(server)
         self._sharing = sharing
-        self._templates = templates
+        self._templates = replace(templates, harmless=harmless)
         self._harmless = harmless
 
     async def plan(self, request: GenerationRequest, window: int | None, *, to_the_token: bool = False) -> Plan:
