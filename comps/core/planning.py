@@ -88,7 +88,7 @@ class Planner:
 
     async def _fitted(self, request: GenerationRequest, window: int, to_the_token: bool) -> Plan:
         given = request.documents or ()
-        request = replace(request, template=chosen_template(request, self._templates))
+        template = chosen_template(request, self._templates)
         question, exchanges = _divided(request.prompt)
         # What cannot fit in any case is not looked at: a whole library would hold up everybody else.
         said = ["\n".join(text_of(message.content) for message in exchange) for exchange in exchanges]
@@ -98,6 +98,8 @@ class Planner:
         turns = [message for exchange in exchanges for message in exchange]
         request = replace(request, prompt=_with(question, turns), documents=near if given else request.documents)
         request = made_harmless(request, self._harmless)
+        if request.template is None:
+            request = replace(request, template=template)
         question, exchanges = _divided(request.prompt)
         documents = request.documents or ()
 

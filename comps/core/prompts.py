@@ -24,6 +24,9 @@ RAG_TEMPLATES = {
     ),
 }
 
+AUTO = "auto"
+"""The language that goes by the documents: Chinese where they are, else English."""
+
 DOCUMENT_TEMPLATE = "[{number}] {title}\n{text}"
 
 _PLACEHOLDER = re.compile(r"\{(context|question)\}")
@@ -69,8 +72,11 @@ def build_prompt(request: GenerationRequest, templates: Templates = HOUSE) -> Pr
     (or where a system turn asks for them with `{context}`, which gives way to nothing where a search found nothing).
 
     Raises:
-        InvalidRequest: There are documents, but no user turn to lay them before.
+        InvalidRequest: There are documents, but no user turn to lay them before; or no template for the language.
     """
+    if request.language not in (AUTO, *templates.rag):
+        known = ", ".join([AUTO, *sorted(templates.rag)])
+        raise InvalidRequest(f"there is no prompt template for '{request.language}'; known: {known}", "language")
     if request.documents is None and request.template is None:
         return request.prompt
     documents = request.documents or ()
