@@ -60,6 +60,7 @@ class Planner:
     ) -> None:
         self._counter = Counter(server)
         self._sharing = sharing
+        self._as_written = templates
         self._templates = replace(templates, harmless=harmless)
         self._harmless = harmless
 
@@ -77,7 +78,7 @@ class Planner:
         """
         if request.documents:
             request = replace(request, documents=numbered(request.documents))
-        prompt = build_prompt(request, self._templates)
+        prompt = build_prompt(request, self._as_written)
         # Who limits prompt and answer together has the model server keep to it.
         counted = window is not None and request.max_total_tokens is None and _is_text(prompt)
         asked = request.sampling.max_tokens

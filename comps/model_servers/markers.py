@@ -20,8 +20,10 @@ _UNSEEN = (
 _ANY_UNSEEN = f"[{_UNSEEN}]*"
 _LINE_START = rf"[\n\r\v\f\x85\u2028\u2029][ \t\xa0{_UNSEEN}]*"
 _INNER = r"[^<>|｜ \t\n\r]+"
-_SPECIAL = rf"{_ANY_UNSEEN}[|｜]{_INNER}(?:[|｜]{_ANY_UNSEEN})?>|{_INNER}[|｜]{_ANY_UNSEEN}>"
-"""What is behind the `<` of `<|im_end|>`, DeepSeek's `<｜User｜>`, and Gemma 4's `<|turn>` and `<turn|>`."""
+_SPECIAL = rf"[|｜]{_INNER}(?:[|｜]{_ANY_UNSEEN})?>"
+"""What is behind the `<` of `<|im_end|>`, DeepSeek's `<｜User｜>`, and Gemma 4's `<|turn>`."""
+_SPECIAL_END = rf"{_INNER}[|｜]{_ANY_UNSEEN}>"
+"""What is behind that of Gemma 4's `<turn|>`."""
 _SPECIALS = ("<s>", "</s>", "<bos>", "<eos>", "<unk>", "<pad>")
 
 _OF_NO_FORMAT = (
@@ -66,7 +68,7 @@ def breaking_up(markers: Collection[str]) -> Callable[[str], str]:
     def broken_up(text: str) -> str:
         for pattern, broken in patterns:  # Each finds one character, and writes one text: Python is fast at that.
             text = pattern.sub(broken, text)
-        return at_lines.sub(r"\g<0> ", f"\n{text}")[1:] if at_lines else text
+        return at_lines.sub(lambda begin: f"{begin[0]} ", f"\n{text}")[1:] if at_lines else text
 
     return broken_up
 
@@ -76,8 +78,10 @@ def _heads(marks: Iterable[str]) -> dict[str, str]:
     heads = {}
     for first, rests in _by_first(marks).items():
         at_word = rf"(?<!\w{first})" if first.isalnum() else ""
-        special = f"|{_SPECIAL}" if first == "<" else ""
-        heads[first] = f"{re.escape(first)}{at_word}(?={_ANY_UNSEEN}{_any_of(rests)}{special})"
+        behind = f"{_ANY_UNSEEN}{_any_of(rests)}"
+        if first == "<":
+            behind = f"{_ANY_UNSEEN}(?:{_any_of(rests)}|{_SPECIAL})|{_SPECIAL_END}"
+        heads[first] = f"{re.escape(first)}{at_word}(?={behind})"
     return heads
 
 
