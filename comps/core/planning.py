@@ -58,7 +58,8 @@ class Planner:
     ) -> None:
         self._counter = Counter(server)
         self._sharing = sharing
-        self._in_text = InText(templates)
+        self._as_written = InText(templates)
+        self._in_text = InText(replace(templates, harmless=harmless))
         self._harmless = harmless
         self._native = native
         self._beside: Beside | None = None
@@ -79,15 +80,25 @@ class Planner:
             request = replace(request, documents=numbered(request.documents))
         sources = request.documents or ()
         layout = await self._layout(request)
-        prompt, options = layout.lay(request)
-        # Who limits prompt and answer together has the model server keep to it.
-        counted = window is not None and request.max_total_tokens is None and _is_text(prompt)
-        asked = request.sampling.max_tokens
-        if window is None or not counted or at_most(prompt, options) + (asked or self._sharing.least_answer) <= window:
-            plan = _as_it_is(made_harmless(request, self._harmless), layout, window)
-        else:
-            plan = await self._fitted(request, layout, window, to_the_token)
+        # Before any text is looked at: that of a whole library would hold up everybody else.
+        as_written = self._as_written if layout is self._in_text else layout
+        if self._is_sure_to_fit(as_written.lay(request), request, window):
+            harmless = made_harmless(request, self._harmless)
+            laid = layout.lay(harmless)
+            if self._is_sure_to_fit(laid, request, window):
+                return _as_it_is(harmless, laid, layout, sources, window)
+        assert window is not None
+        plan = await self._fitted(request, layout, window, to_the_token)
         return replace(plan, sources=sources[: len(plan.documents)])
+
+    def _is_sure_to_fit(
+        self, laid: tuple[Prompt, Mapping[str, JSON]], request: GenerationRequest, window: int | None
+    ) -> bool:
+        """Whether nothing need be counted; who limits prompt and answer together has the model server keep to it."""
+        prompt, options = laid
+        if window is None or request.max_total_tokens is not None or not _is_text(prompt):
+            return True
+        return at_most(prompt, options) + (request.sampling.max_tokens or self._sharing.least_answer) <= window
 
     async def _layout(self, request: GenerationRequest) -> Layout:
         if not (self._native and Beside.suits(request)):
@@ -102,7 +113,7 @@ class Planner:
 
     async def _fitted(self, request: GenerationRequest, layout: Layout, window: int, to_the_token: bool) -> Plan:
         given = request.documents or ()
-        request = replace(request, template=chosen_template(request, self._in_text.templates))
+        template = chosen_template(request, self._in_text.templates)
         question, exchanges = _divided(request.prompt)
         # What cannot fit in any case is not looked at: a whole library would hold up everybody else.
         said = ["\n".join(text_of(message.content) for message in exchange) for exchange in exchanges]
@@ -112,6 +123,8 @@ class Planner:
         turns = [message for exchange in exchanges for message in exchange]
         request = replace(request, prompt=_with(question, turns), documents=near if given else request.documents)
         request = made_harmless(request, self._harmless)
+        if request.template is None:
+            request = replace(request, template=template)
         question, exchanges = _divided(request.prompt)
         documents = request.documents or ()
 
@@ -192,9 +205,15 @@ def _piece_found(document: Document, begin: int, ends: Sequence[int], most: int)
     return (replace(document, text=text), used) if text else (None, 0)
 
 
-def _as_it_is(request: GenerationRequest, layout: Layout, window: int | None) -> Plan:
+def _as_it_is(
+    request: GenerationRequest,
+    laid: tuple[Prompt, Mapping[str, JSON]],
+    layout: Layout,
+    sources: tuple[Document, ...],
+    window: int | None,
+) -> Plan:
+    prompt, options = laid
     documents = request.documents or ()
-    prompt, options = layout.lay(request)
     report = Report(
         window,
         documents=tuple(DocumentUse(place, "kept") for place, _ in enumerate(documents, 1)),
@@ -202,7 +221,7 @@ def _as_it_is(request: GenerationRequest, layout: Layout, window: int | None) ->
         native=isinstance(layout, Beside),
         max_tokens=request.sampling.max_tokens,
     )
-    return Plan(request, prompt, request.sampling, options, report, documents, layout.numbered)
+    return Plan(request, prompt, request.sampling, options, report, documents, layout.numbered, sources)
 
 
 def settled(report: Report, usage: Usage | None) -> Report:

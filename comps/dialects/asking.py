@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
@@ -121,7 +121,9 @@ class DocumentsCall(SampledCall):
     top_n: int | None = Field(None, gt=0, description="How many of retrieved_docs are taken; 1 if left out.")
     data: DataBody | None = Field(None, description="Enterprise-RAG 2: may hold reranked_docs.")
     chat_template: str | None = Field(None, description="A prompt template with {context} and {question}.")
-    language: Literal["auto", "en", "zh"] | None = Field(None, description="Of the default prompt template.")
+    language: str | None = Field(
+        None, description="Of the default prompt template: auto (by the documents), en, zh, or another of the settings."
+    )
     include_report: bool | None = Field(None, description="Say in a stream, too, what became of the documents.")
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
