@@ -15,6 +15,7 @@ from comps.core.budget import Sharing
 from comps.core.errors import LLMError, SettingsError
 from comps.core.generator import Models, TextGenerator
 from comps.core.ports import ModelServer
+from comps.core.prompts import Templates
 from comps.core.types import JSON
 from comps.dialects import DIALECTS, llm_api, opea, open_dialect, openai, square
 from comps.dialects.base import Dialect
@@ -22,6 +23,7 @@ from comps.dialects.conversations import Conversation, read_conversation
 from comps.dialects.llama import Limits
 from comps.model_servers import (
     WITHOUT_ENGINE_SETTINGS,
+    harmless_for,
     model_servers,
     open_model_server,
     through_framework,
@@ -31,7 +33,7 @@ from comps.model_servers import (
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
 from comps.routes import Service
-from comps.settings import CONVERSATION, Served, Settings, load_settings
+from comps.settings import CONVERSATION, Served, Settings, load_settings, read_templates
 
 
 def read_settings(file: Path | None) -> Settings:
@@ -57,9 +59,25 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
         replicas = [_as_set(server, served) for server in opened]
         server = replicas[0] if len(replicas) == 1 else Replicas(replicas, model=name)
         sharing = Sharing(served.model.min_answer_tokens, served.model.documents_first)
-        native = _native_documents(served)
-        generators.append(TextGenerator(server, name, sharing, served.model.nothing_found, native=native))
+        generators.append(
+            TextGenerator(
+                server,
+                name,
+                sharing,
+                served.model.nothing_found,
+                templates=_templates(served),
+                harmless=harmless_for(served.model.chat_template, served.model.model_name),
+                native=_native_documents(served),
+            )
+        )
     return Models(generators)
+
+
+def _templates(served: Served) -> Templates:
+    try:
+        return read_templates(served.model.prompt_templates)
+    except SettingsError as error:
+        raise SettingsError(f"[{served.section}] {error}") from None
 
 
 def _open_replicas(served: Served) -> list[ModelServer]:

@@ -227,6 +227,39 @@ async def test_openais_sdk_gets_several_choices_with_their_logprobs(monkeypatch:
     assert [(one.index, one.finish_reason) for one in pieces[4:]] == [(0, "stop"), (1, "length")]
 
 
+async def test_openais_sdk_gets_what_an_answer_cites(monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [
+        {"text": "96 GB", "title": "Gaudi 2", "metadata": {"url": "http://a"}},
+        {"text": "Flour", "metadata": {"bucket_name": "b", "object_name": "o"}},
+        "Paris",
+    ]
+    asked: dict[str, Any] = {"model": "scripted", "messages": ASKED, "extra_body": {"documents": documents}}
+    answers = Scripted([["96 GB [", "1][2", ", 3]", " [4]."]])
+    async with running(answers, monkeypatch) as service, client(service) as sdk, httpx.AsyncClient() as http:
+        whole = (await sdk.chat.completions.create(**asked)).choices[0].message
+        async with sdk.chat.completions.stream(**asked) as stream:
+            gathered = (await stream.get_final_completion()).choices[0].message
+        chat = ChatOpenAI(
+            base_url=f"{service.url}/v1", api_key=SecretStr("none"), http_async_client=http, model="scripted"
+        )
+        pieces = [piece.text async for piece in chat.astream("?", extra_body={"documents": documents})]
+    assert "".join(pieces) == whole.content == gathered.content == "96 GB [1][2, 3] [4]."
+    for message in (whole, gathered):
+        assert message.content
+        assert message.annotations
+        first, *others = message.annotations
+        link = first.url_citation
+        assert message.content[link.start_index : link.end_index] == "[1]"
+        assert (first.type, link.title, link.url) == ("url_citation", "Gaudi 2", "http://a")
+        told = [one.to_dict() for one in others]
+        assert [one["type"] for one in told] == ["file_citation", "document_citation"]
+        assert told[0]["file_citation"] == {
+            **{"start_index": 9, "end_index": 15, "title": "", "number": 2},
+            **{"bucket_name": "b", "object_name": "o"},
+        }
+        assert (message.model_extra or {})["unknown_citations"] == [4]
+
+
 async def test_langchains_chat_model_calls_tools_and_fills_in_schemas(monkeypatch: pytest.MonkeyPatch) -> None:
     called = sse(
         {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, **CALL}]}, "finish_reason": "tool_calls"}]}

@@ -296,7 +296,7 @@ DEEP = b'{"query":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         (b'{"query": ""}', "query"),
         (b'{"query": " \\n"}', "query"),
         (b'{"query": 5}', "query"),
-        (b'{"query": "\\ud800"}', "body"),
+        (b'{"query": "\\ud800"}', "query"),
         (b'{"initial_query": ""}', "initial_query"),
         (b'{"messages": []}', "messages"),
         (b'{"messages": ""}', "messages"),
@@ -336,6 +336,10 @@ DEEP = b'{"query":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         (b'{"initial_query": "x", "retrieved_docs": [{"text": "a"}], "top_n": 0}', "top_n"),
         (b'{"messages": "x", "data": {"reranked_docs": [{}]}}', "data.reranked_docs.0.text"),
         (DEEP, "body"),
+        (b'{"messages": [{"role": "user", "content": "x", "a": ' + b"[" * 900 + b"]" * 900 + b"}]}", "messages"),
+        (b'{"query": "x", "documents": ["a", "\\udc00"]}', "documents.1"),
+        (b'{"query": "x", "documents": [{"text": "a", "metadata": {"url": "\\ud800"}}]}', "documents.0.metadata.url"),
+        (b'{"query": "x", "documents": [{"text": "a", "metadata": {"b": {"\\ud800": 1}}}]}', "documents.0.metadata.b"),
     ],
 )
 async def test_bad_input_is_a_400_that_names_the_field(

@@ -71,6 +71,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "documents_first": ("true", True),
     "native_documents": ("true", True),
     "nothing_found": ("I do not know.", "I do not know."),
+    "prompt_templates": ("/etc/prompts", "/etc/prompts"),
     "device": ("GPU", "GPU"),
     "api_key": ("hush", SecretStr("hush")),
     "token_url": ("https://login.example.com/token", "https://login.example.com/token"),

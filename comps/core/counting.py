@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate, takewhile
 
 from comps.core.errors import ModelServerError, PromptTooLong, Refused
-from comps.core.ports import CountsPrompts, CountsTokens, ModelServer
+from comps.core.ports import CountsPrompts, CountsTokens, FindsTokens, ModelServer
 from comps.core.prompts import text_of
 from comps.core.tasks import at_once
 from comps.core.types import JSON, Prompt
@@ -25,6 +28,13 @@ _KEPT = 20_000
 """How many texts are remembered."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    tokens: int
+    ends: Sequence[int] | None = None
+    """Where they end, in characters; None: nobody said."""
+
+
 class Counter:
     """Counts for one model server, and remembers texts that it has counted.
 
@@ -34,8 +44,9 @@ class Counter:
 
     def __init__(self, server: ModelServer) -> None:
         self.server = server
-        self.seen: OrderedDict[bytes, int] = OrderedDict()
+        self.seen: OrderedDict[bytes, _Counted] = OrderedDict()
         self.can_count = isinstance(server, CountsTokens)
+        self.can_find = isinstance(server, FindsTokens)
 
     def count(self) -> Count:
         """The count of one request."""
@@ -95,21 +106,38 @@ class Count:
         texts = [text_of(message.content) for message in prompt]
         return sum(await at_once([*map(self._text, texts)])) + AROUND * (len(texts) + 1)
 
+    def ends(self, text: str) -> Sequence[int] | None:
+        """Where the tokens of a text that was counted end, in characters; None if nobody said."""
+        counted = self._counter.seen.get(_key(text))
+        return counted.ends if counted else None
+
     async def _text(self, text: str) -> int:
-        server, seen = self._counter.server, self._counter.seen
-        assert isinstance(server, CountsTokens)
-        key = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        seen, key = self._counter.seen, _key(text)
         if key in seen:
             seen.move_to_end(key)
-            return seen[key]
+            return seen[key].tokens
         try:
-            tokens = await server.count_tokens(text)
+            seen[key] = await self._counted(text)
         except PromptTooLong as error:  # It fits nowhere, so that it need not be counted.
-            tokens = max(error.prompt_tokens, error.context_window + 1)
-        seen[key] = tokens
+            seen[key] = _Counted(max(error.prompt_tokens, error.context_window + 1))
         if len(seen) > _KEPT:
             seen.popitem(last=False)
-        return tokens
+        return seen[key].tokens
+
+    async def _counted(self, text: str) -> _Counted:
+        server = self._counter.server
+        if self._counter.can_find and isinstance(server, FindsTokens):
+            with suppress(ModelServerError):
+                ends = array("L", await server.token_ends(text))
+                return _Counted(len(ends), ends)
+        assert isinstance(server, CountsTokens)
+        counted = _Counted(await server.count_tokens(text))
+        self._counter.can_find = False  # It counts, so that it is there, and still it could not say where.
+        return counted
+
+
+def _key(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def estimate(text: str) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from comps.core.budget import USUAL, Sharing
+from comps.core.citations import by_number, with_citations
 from comps.core.counting import NO_SUCH_ROUTE
 from comps.core.deltas import join_extra
 from comps.core.errors import InvalidRequest, ModelServerError, Refused, UnknownModel, no_room
@@ -114,9 +115,16 @@ class TextGenerator:
         return await self._planner.plan(request, window, to_the_token=to_the_token)
 
     def answer(self, plan: Plan) -> AsyncGenerator[Event]:
-        """The events of the answer to what was planned; closing them stops the model."""
+        """The events of the answer to what was planned, with what it cites; closing them stops the model."""
         if (text := self._known(plan)) is not None:
             return _said(text)
+        events = self._answer(plan)
+        if given := by_number(plan.sources if plan.numbered else (), plan.request.quoted):
+            echoed = plan.prompt if plan.options.get("echo") and isinstance(plan.prompt, str) else ""
+            return with_citations(events, given, echoed)
+        return events
+
+    def _answer(self, plan: Plan) -> AsyncGenerator[Event]:
         if plan.request.max_total_tokens is None:
             return self.server.generate(plan.prompt, plan.sampling, plan.options)
         return self._within(plan.request.max_total_tokens, plan.prompt, plan.request)

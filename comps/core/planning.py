@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -32,6 +33,8 @@ class Plan:
     """Those that the model is given, as it is given them."""
     numbered: bool = False
     """Whether the model can tell them by their numbers."""
+    sources: tuple[Document, ...] = ()
+    """The same documents as the caller sent them, to be cited."""
 
 
 class Planner:
@@ -55,7 +58,8 @@ class Planner:
     ) -> None:
         self._counter = Counter(server)
         self._sharing = sharing
-        self._in_text = InText(templates)
+        self._as_written = InText(templates)
+        self._in_text = InText(replace(templates, harmless=harmless))
         self._harmless = harmless
         self._native = native
         self._beside: Beside | None = None
@@ -75,28 +79,40 @@ class Planner:
         """
         if request.documents:
             request = replace(request, documents=numbered(request.documents))
+        sources = request.documents or ()
         layout = await self._layout(request)
-        prompt, options = layout.lay(request)
-        # Who limits prompt and answer together has the model server keep to it.
-        counted = window is not None and request.max_total_tokens is None and _is_text(prompt)
-        asked = request.sampling.max_tokens
-        if window is None or not counted or at_most(prompt, options) + (asked or self._sharing.least_answer) <= window:
-            plan = _as_it_is(made_harmless(request, self._harmless), layout, window)
-            if not to_the_token or not _is_text(prompt):
-                return plan
-            if window is not None and counted:
-                detailed = await self._fitted(request, layout, window, True)
-                if detailed == replace(plan, report=detailed.report, request=detailed.request):
-                    return detailed
-            return await self._counted(plan)
-        return await self._fitted(request, layout, window, to_the_token)
+        # Before any text is looked at: that of a whole library would hold up everybody else.
+        as_written = self._as_written if layout is self._in_text else layout
+        if self._is_sure_to_fit(as_written.lay(request), request, window):
+            harmless = made_harmless(request, self._harmless)
+            laid = layout.lay(harmless)
+            if self._is_sure_to_fit(laid, request, window):
+                plan = _as_it_is(harmless, laid, layout, sources, window)
+                return await self._counted(plan, request, layout) if to_the_token and _is_text(laid[0]) else plan
+        assert window is not None
+        plan = await self._fitted(request, layout, window, to_the_token)
+        return replace(plan, sources=sources[: len(plan.documents)])
 
-    async def _counted(self, plan: Plan) -> Plan:
-        """The plan with the tokens of its prompt in the report."""
+    def _is_sure_to_fit(
+        self, laid: tuple[Prompt, Mapping[str, JSON]], request: GenerationRequest, window: int | None
+    ) -> bool:
+        """Whether nothing need be counted; who limits prompt and answer together has the model server keep to it."""
+        prompt, options = laid
+        if window is None or request.max_total_tokens is not None or not _is_text(prompt):
+            return True
+        return at_most(prompt, options) + (request.sampling.max_tokens or self._sharing.least_answer) <= window
+
+    async def _counted(self, plan: Plan, request: GenerationRequest, layout: Layout) -> Plan:
+        """The plan of a request that is sure to fit, with all in its report counted."""
+        report = plan.report
+        if report.context_window is not None and request.max_total_tokens is None:
+            detailed = await self._fitted(request, layout, report.context_window, to_the_token=True)
+            if (detailed.prompt, detailed.sampling, detailed.options) == (plan.prompt, plan.sampling, plan.options):
+                return replace(plan, report=detailed.report)
         count = self._counter.count()
         tokens = await count.prompt(plan.prompt, plan.options)
         counted = "model" if count.exact else "estimate"
-        return replace(plan, report=replace(plan.report, counted=counted, prompt_tokens=tokens))
+        return replace(plan, report=replace(report, counted=counted, prompt_tokens=tokens))
 
     async def _layout(self, request: GenerationRequest) -> Layout:
         if not (self._native and Beside.suits(request)):
@@ -111,7 +127,7 @@ class Planner:
 
     async def _fitted(self, request: GenerationRequest, layout: Layout, window: int, to_the_token: bool) -> Plan:
         given = request.documents or ()
-        request = replace(request, template=chosen_template(request, self._in_text.templates))
+        template = chosen_template(request, self._in_text.templates)
         question, exchanges = _divided(request.prompt)
         # What cannot fit in any case is not looked at: a whole library would hold up everybody else.
         said = ["\n".join(text_of(message.content) for message in exchange) for exchange in exchanges]
@@ -121,6 +137,8 @@ class Planner:
         turns = [message for exchange in exchanges for message in exchange]
         request = replace(request, prompt=_with(question, turns), documents=near if given else request.documents)
         request = made_harmless(request, self._harmless)
+        if request.template is None:
+            request = replace(request, template=template)
         question, exchanges = _divided(request.prompt)
         documents = request.documents or ()
 
@@ -175,6 +193,9 @@ async def _piece(
     document: Document, layout: Layout, tokens: int, most: int, count: Count
 ) -> tuple[Document | None, int]:
     """The beginning of a document with at most so many tokens, and how many those are; None if there is none."""
+    read = layout.read(document)
+    if ends := count.ends(read):
+        return _piece_found(document, read.rfind(document.text), ends, most)
     length = int(len(document.text) * most / tokens * _CLOSE)
     while text := cut(document.text, length):
         piece = replace(document, text=text)
@@ -185,9 +206,28 @@ async def _piece(
     return None, 0
 
 
-def _as_it_is(request: GenerationRequest, layout: Layout, window: int | None) -> Plan:
+def _piece_found(document: Document, begin: int, ends: Sequence[int], most: int) -> tuple[Document | None, int]:
+    """The same where it is known where the tokens end of what is read, in which the document's text begins at a place.
+
+    What is behind the text comes behind its piece as well, and one token more than before where they meet.
+    """
+    behind = len(ends) - bisect_right(ends, begin + len(document.text)) + 1
+    if most <= behind:
+        return None, 0
+    text = cut(document.text, max(ends[most - behind - 1] - begin, 0))
+    used = bisect_right(ends, begin + len(text)) + behind
+    return (replace(document, text=text), used) if text else (None, 0)
+
+
+def _as_it_is(
+    request: GenerationRequest,
+    laid: tuple[Prompt, Mapping[str, JSON]],
+    layout: Layout,
+    sources: tuple[Document, ...],
+    window: int | None,
+) -> Plan:
+    prompt, options = laid
     documents = request.documents or ()
-    prompt, options = layout.lay(request)
     report = Report(
         window,
         documents=tuple(DocumentUse(place, "kept") for place, _ in enumerate(documents, 1)),
@@ -195,7 +235,7 @@ def _as_it_is(request: GenerationRequest, layout: Layout, window: int | None) ->
         native=isinstance(layout, Beside),
         max_tokens=request.sampling.max_tokens,
     )
-    return Plan(request, prompt, request.sampling, options, report, documents, layout.numbered)
+    return Plan(request, prompt, request.sampling, options, report, documents, layout.numbered, sources)
 
 
 def settled(report: Report, usage: Usage | None) -> Report:

@@ -64,6 +64,23 @@ class CountsTokens(Protocol):
 
 
 @runtime_checkable
+class FindsTokens(CountsTokens, Protocol):
+    """A model server that can also tell where in a text its tokens are, so that it need not count what is cut from
+    it."""
+
+    async def token_ends(self, text: str) -> Sequence[int]:
+        """Where each token of `text` ends, in characters from its beginning.
+
+        One that ends within a character may be said to end where that begins, or where it ends.
+
+        Raises:
+            InvalidRequest: It is too long to be counted (`TextTooLong`).
+            ModelServerError: Nobody can tell.
+        """
+        ...
+
+
+@runtime_checkable
 class CountsPrompts(CountsTokens, Protocol):
     """A model server that can also count a whole prompt."""
 
@@ -125,5 +142,5 @@ class Embeds(Protocol):
         ...
 
 
-ABILITIES = ("load", "count_tokens", "count_prompt", "render", "translated", "embed")
+ABILITIES = ("load", "count_tokens", "token_ends", "count_prompt", "render", "translated", "embed")
 """The methods of the optional abilities, by which it is told whether a model server has one."""

@@ -24,11 +24,16 @@ RAG_TEMPLATES = {
     ),
 }
 
+AUTO = "auto"
+"""The language that goes by the documents: Chinese where they are, else English."""
+
 DOCUMENT_TEMPLATE = "[{number}] {title}\n{text}"
 
 _PLACEHOLDER = re.compile(r"\{(context|question)\}")
 _FIELD = re.compile(r"\{(\w+)\}")
 _CJK = re.compile("[\u4e00-\u9fff]")
+_TEXTS = ("text", "refusal", "thinking")
+"""What parts of a content call the text that they hold."""
 _LOOKED_AT = 20_000
 """Of so many characters the language is told."""
 _CHINESE_SHARE = 0.3
@@ -43,10 +48,13 @@ class Templates:
         rag: Templates with `{context}` and `{question}`, by language.
         document: A document in the context, with `{number}`, `{title}`, `{text}`, and any name in its metadata. A line
             none of whose fields has a value is left out.
+        harmless: Makes a text one that neither opens nor closes a turn: a document is looked at as the model reads it,
+            too, since what its fields hold may be harmless until they stand side by side.
     """
 
     rag: Mapping[str, str] = field(default_factory=lambda: RAG_TEMPLATES)
     document: str = DOCUMENT_TEMPLATE
+    harmless: Callable[[str], str] = str
 
     @property
     def numbered(self) -> bool:
@@ -64,8 +72,11 @@ def build_prompt(request: GenerationRequest, templates: Templates = HOUSE) -> Pr
     (or where a system turn asks for them with `{context}`, which gives way to nothing where a search found nothing).
 
     Raises:
-        InvalidRequest: There are documents, but no user turn to lay them before.
+        InvalidRequest: There are documents, but no user turn to lay them before; or no template for the language.
     """
+    if request.language not in (AUTO, *templates.rag):
+        known = ", ".join([AUTO, *sorted(templates.rag)])
+        raise InvalidRequest(f"there is no prompt template for '{request.language}'; known: {known}", "language")
     if request.documents is None and request.template is None:
         return request.prompt
     documents = request.documents or ()
@@ -82,33 +93,45 @@ def build_prompt(request: GenerationRequest, templates: Templates = HOUSE) -> Pr
 def numbered(documents: Sequence[Document]) -> tuple[Document, ...]:
     """The documents with their numbers: the `citation_id`s of the caller, if there is another for each, else their
     places."""
-    own = [document.metadata.get("citation_id") for document in documents]
-    given = [one for one in own if isinstance(one, int) and not isinstance(one, bool) and one > 0]
+    given = [one for document in documents if (one := own_number(document)) is not None]
     called = given if len(set(given)) == len(documents) else range(1, len(documents) + 1)
     return tuple(replace(document, number=number) for document, number in zip(documents, called, strict=True))
+
+
+def own_number(document: Document) -> int | None:
+    """The `citation_id` of the caller, if a mark can say it."""
+    own = document.metadata.get("citation_id")
+    return own if isinstance(own, int) and not isinstance(own, bool) and own > 0 else None
 
 
 def made_harmless(request: GenerationRequest, harmless: Callable[[str], str]) -> GenerationRequest:
     """The request with every text in it made harmless, but for one to continue: that may hold turns of the caller's."""
 
-    def document(one: Document) -> Document:
-        metadata = {name: harmless(value) if isinstance(value, str) else value for name, value in one.metadata.items()}
-        return replace(one, text=harmless(one.text), title=harmless(one.title), metadata=metadata)
+    def each(value: JSON) -> JSON:
+        if isinstance(value, str):
+            return harmless(value)
+        if isinstance(value, dict):
+            return {name: each(one) for name, one in value.items()}
+        return [each(one) for one in value] if isinstance(value, list) else value
 
-    def content(said: str | list[JSON]) -> str | list[JSON]:
-        if isinstance(said, str):
-            return harmless(said)
-        return [{**part, "text": harmless(part["text"])} if _is_text(part) else part for part in said]
+    def part(one: JSON) -> JSON:
+        # What is no text, such as the URL of a picture, is not for reading.
+        texts = {name: one[name] for name in _TEXTS if isinstance(one.get(name), str)}
+        return {**one, **each(texts)}
+
+    def message(one: Message) -> Message:
+        content = harmless(one.content) if isinstance(one.content, str) else [part(each) for each in one.content]
+        return replace(one, content=content, extra=each(dict(one.extra)))
+
+    def document(one: Document) -> Document:
+        return replace(one, text=harmless(one.text), title=harmless(one.title), metadata=each(dict(one.metadata)))
 
     if request.documents:
         request = replace(request, documents=tuple(map(document, request.documents)))
     if isinstance(request.prompt, str):
         return request
-    return replace(
-        request,
-        prompt=tuple(replace(message, content=content(message.content)) for message in request.prompt),
-        template=request.template and harmless(request.template),
-    )
+    prompt = tuple(map(message, request.prompt))
+    return replace(request, prompt=prompt, template=request.template and harmless(request.template))
 
 
 def as_context(document: Document, templates: Templates = HOUSE) -> str:
@@ -123,7 +146,7 @@ def as_context(document: Document, templates: Templates = HOUSE) -> str:
         filled = _FIELD.sub(lambda found: values.get(found[1], ""), line)
         # Where what a line ends with is missing, the next one goes on there.
         lines.append(filled.rstrip("\n") if line.endswith("}\n") and not fields[-1] else filled)
-    return "".join(lines)
+    return templates.harmless("".join(lines))
 
 
 def _is_wrapped(request: GenerationRequest) -> bool:

@@ -75,9 +75,9 @@ class GenerationRequest:
     documents: tuple[Document, ...] | None = None
     """None if there was no word of any; empty where a search for them found none."""
     template: str | None = None
-    """A prompt template with `{context}` and `{question}`; None takes the house's own."""
+    """A prompt template with `{context}` and `{question}`; None takes that of the language."""
     language: str = "auto"
-    """Of the house's own template: `en`, `zh`, or `auto` to go by the documents."""
+    """Of the template, where the request has none: one that the settings know, or `auto` to go by the documents."""
     sampling: Sampling = Sampling()
     max_total_tokens: int | None = None
     """The most tokens of prompt and answer together, at least 1; where the model server cannot count, of the answer."""
@@ -88,6 +88,8 @@ class GenerationRequest:
     model: str | None = None
     options: Mapping[str, JSON] = field(default_factory=dict)
     """Fields only an OpenAI-speaking model server knows: tools, response_format, logprobs, n …"""
+    quoted: tuple[Document, ...] = ()
+    """Documents that the caller has written into the prompt already, under their `citation_id`s."""
 
 
 @dataclass(frozen=True, slots=True)

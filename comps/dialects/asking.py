@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
@@ -121,7 +121,9 @@ class DocumentsCall(SampledCall):
     top_n: int | None = Field(None, gt=0, description="How many of retrieved_docs are taken; 1 if left out.")
     data: DataBody | None = Field(None, description="Enterprise-RAG 2: may hold reranked_docs.")
     chat_template: str | None = Field(None, description="A prompt template with {context} and {question}.")
-    language: Literal["auto", "en", "zh"] | None = Field(None, description="Of the default prompt template.")
+    language: str | None = Field(
+        None, description="Of the default prompt template: auto (by the documents), en, zh, or another of the settings."
+    )
     include_report: bool | None = Field(None, description="Say in a stream, too, what became of the documents.")
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
@@ -136,16 +138,23 @@ class DocumentsCall(SampledCall):
         return {**reply, "report": report_object(told[0])} if told else reply
 
     def gathered(self) -> tuple[Document, ...] | None:
-        """The documents of all fields, best first; None if none of the fields is there."""
+        """The documents of all fields, best first; None if there is no such field, or the messages hold them all."""
         fields = (self.documents, self.reranked_docs, self.retrieved_docs, self.data and self.data.reranked_docs)
         if all(field is None for field in fields):
             return None
         bodies = (self.documents or []) + (self.reranked_docs or []) + (self.retrieved_docs or [])[: self.top_n or 1]
-        return (*(document for body in bodies for document in body.documents()), *self.unwritten())
+        found = (*(document for body in bodies for document in body.documents()), *self.unwritten())
+        return found if found or not self.written else None
+
+    @property
+    def written(self) -> tuple[Document, ...]:
+        """Those of the documents in `data` that the messages hold already."""
+        return ()
 
     def unwritten(self) -> list[Document]:
-        """Those of the documents in `data` that the prompt does not hold yet."""
-        return self.sent_along()
+        """The others of them."""
+        texts = {document.text for document in self.written}
+        return [document for document in self.sent_along() if document.text not in texts]
 
     def sent_along(self) -> list[Document]:
         """The documents in `data`."""

@@ -110,6 +110,8 @@ def echoed(document: Document) -> JSON:
     known = document.metadata
     scores = {"vector_distance": 1.0, "reranker_score": 0.0, "citation_id": 0}
     echoed = {"text": document.text, **{name: known.get(name, default) for name, default in scores.items()}}
+    if document.title:
+        echoed["title"] = document.title
     if "url" in known:
         return {"type": "link", "url": known["url"], **echoed}
     if "bucket_name" in known and "object_name" in known:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,12 +57,14 @@ class Desk:
 
     def _look_for_the_field(self, body: bytes, path: Mapping[str, str]) -> None:
         """Raise what is wrong with the field that makes the body no JSON, if it is one that Python's parser lets by:
-        NaN, say."""
+        NaN, say, or half a character."""
         try:
             document = json.loads(body)
         except (ValueError, RecursionError):
             return
-        self._interpret(document, path)
+        call = self._interpret(document, path)
+        if half := _half_a_character(document):
+            raise Misread(half, call.style)
 
     def _interpret(self, document: JSON, path: Mapping[str, str]) -> Call:
         if not isinstance(document, dict):
@@ -144,6 +146,8 @@ def _validated(document: dict[str, JSON], call: type[Call], dialect: Dialect) ->
 
 _MOST_VALUES = 100_000
 """Of a whole body. To check each of more, and to say what is wrong with it, would hold up everybody else."""
+_DEEPEST = 100
+"""Of values within values: what goes through them, here and in JSON's writers, goes no deeper than some hundreds."""
 
 
 def _too_much(document: JSON) -> Malformed | None:
@@ -155,14 +159,38 @@ def _too_much(document: JSON) -> Malformed | None:
         if not isinstance(value, dict | list):
             continue
         values += len(value)
+        if len(place) > _DEEPEST:
+            problem = {"type": "too_deep", "loc": place[:1], "msg": f"Value should have at most {_DEEPEST} levels"}
+            return Malformed(f"it has values within values; {_DEEPEST} levels are read", str(place[0]), [problem])
         if len(value) > MOST or values > _MOST_VALUES:
             most = f"at most {MOST} items" if len(value) > MOST else f"at most {_MOST_VALUES} values in all"
             field = ".".join(map(str, place)) or "body"
             problem = {"type": "too_long", "loc": place, "msg": f"Value should have {most}"}
             return Malformed(f"it has {len(value)} items; {most} are read", field, [problem])
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        inside += [((*place, name), one) for name, one in items if isinstance(one, dict | list)]
+        inside += [((*place, name), one) for name, one in _items(value) if isinstance(one, dict | list)]
     return None
+
+
+def _half_a_character(document: JSON) -> Malformed | None:
+    """What is wrong with a body in which there is half of a surrogate pair without the other half."""
+    inside: list[tuple[tuple[str | int, ...], JSON]] = [((), document)]
+    while inside:
+        place, value = inside.pop()
+        texts = [value] if isinstance(value, str) else value if isinstance(value, dict) else ()
+        if half := next((found for text in texts if (found := _SURROGATE.search(text))), None):
+            said = f"\\u{ord(half[0]):x} (character {half.start()}) is half of a character"
+            field = ".".join(map(str, place)) or "body"
+            return Malformed(said, field, [{"type": "string_unicode", "loc": place, "msg": said}])
+        if isinstance(value, dict | list):
+            inside += [((*place, name), one) for name, one in _items(value)]
+    return None
+
+
+def _items(value: dict[str, JSON] | list[JSON]) -> Iterable[tuple[str | int, JSON]]:
+    return value.items() if isinstance(value, dict) else enumerate(value)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _not_json(body: bytes, error: orjson.JSONDecodeError) -> Malformed:

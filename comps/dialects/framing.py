@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from comps.core.citations import ANNOTATIONS, UNKNOWN
 from comps.core.errors import InvalidRequest, LLMError, Malformed, Overloaded, PromptTooLong, UnknownModel
 from comps.core.generator import Preview
 from comps.core.types import JSON, Event, Finished, Generation, Message, Report, TextDelta, Usage, total
@@ -48,17 +49,23 @@ def comment(text: str) -> bytes:
 async def repr_stream(
     events: AsyncGenerator[Event], spell: Callable[[str], str], reports: Mapping[int, Report] | None = None
 ) -> AsyncGenerator[bytes]:
-    """OPEA's own stream: a Python literal an event, and before the end, if wanted, reports as events of that type.
+    """OPEA's own stream: a Python literal an event, and before the end, if reports are wanted, what the answer cites
+    and these, as events of those types.
 
     Its clients know no place for a finish reason, so an answer that was cut short says so in a comment behind the end,
     where none of them reads on.
     """
     finished: Finished | None = None
+    found: dict[str, JSON] = {}
     async for event in events:
         if isinstance(event, Finished):
             finished = event
         elif event.text:
             yield sse(spell(event.text).encode())
+        elif event.extra:
+            found = cited(event.extra) or found
+    if reports is not None and found:
+        yield b"event: annotations\n" + sse(orjson.dumps(found))
     for report in (reports or {}).values():
         yield b"event: report\n" + sse(orjson.dumps(report_object(report)))
     yield DONE
@@ -81,13 +88,18 @@ async def chat_chunks(
     async for event in events:
         if isinstance(event, TextDelta):
             before = begun.get(event.choice)
+            has_begun = before is not None
             if before is None:
                 before = chunk.opening(event.choice) + b'"delta":{"role":"assistant","content":'
                 begun[event.choice] = chunk.opening(event.choice) + b'"delta":{"content":'
             if event.extra:
                 further, logprobs = _besides(event.extra)
-                text = orjson.dumps(event.text or None)
-                yield before + text + further + b'},"logprobs":' + logprobs + chunk.unfinished
+                if further and not event.text and has_begun:
+                    # OPEA's pipelines take a content that is there for a text.
+                    delta = chunk.opening(event.choice) + b'"delta":{' + further[1:]
+                else:
+                    delta = before + orjson.dumps(event.text or None) + further
+                yield delta + b'},"logprobs":' + logprobs + chunk.unfinished
             else:
                 yield before + orjson.dumps(event.text) + b'},"logprobs":null' + chunk.unfinished
         else:
@@ -148,6 +160,11 @@ def _besides(extra: Mapping[str, JSON]) -> tuple[bytes, bytes]:
     it."""
     fields = {name: value for name, value in extra.items() if name != "logprobs"}
     return b"," + orjson.dumps(fields)[1:-1] if fields else b"", orjson.dumps(extra.get("logprobs"))
+
+
+def cited(extra: Mapping[str, JSON] | None) -> dict[str, JSON]:
+    """What the answer cites, of what came beside it."""
+    return {name: extra[name] for name in (ANNOTATIONS, UNKNOWN) if extra.get(name)} if extra else {}
 
 
 def report_object(report: Report) -> JSON:

@@ -146,12 +146,12 @@ class StreamedLLMAPICall(LLMAPICall):
         if before:
             yield text_event(before)
         async for event in events:
-            if isinstance(event, TextDelta):
+            if isinstance(event, Finished):
+                finished = event
+            elif event.text:
                 # A line break of two characters may come in two pieces.
                 yield text_event(event.text.removeprefix("\n") if within_line_break else event.text)
                 within_line_break = event.text.endswith("\r")
-            else:
-                finished = event
         if behind:
             yield text_event(behind)
         if finished and finished.reason != "stop":

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Literal
 import orjson
 from pydantic import Field, PrivateAttr
 
+from comps.core.citations import cited_numbers
 from comps.core.errors import LLMError
-from comps.core.prompts import text_of
-from comps.core.types import JSON, Event, Generation, GenerationRequest, Message, Sampling
+from comps.core.prompts import numbered, own_number, text_of
+from comps.core.types import JSON, Event, Generation, GenerationRequest, Message, Sampling, TextDelta
 from comps.dialects import framing
 from comps.dialects.asking import DocumentsCall
 from comps.dialects.base import Dialect, Fact, House, Style
@@ -117,7 +118,8 @@ class _Question(OpeaCall):
         ]
 
     def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
-        document = {"id": stamp.id, "text": generations[0].text, "prompt": self.question}
+        said = generations[0]
+        document = {"id": stamp.id, "text": said.text, "prompt": self.question, **framing.cited(said.extra)}
         document = self.with_report(document, stamp)
         if self._switches.output_guard:
             guard = self.output_guardrail_params
@@ -236,16 +238,33 @@ class MessagesCall(OpeaCall, ChatCall):
             "stream": self._asked_to_stream,
             "choices": [framing.chat_choice(choice, index) for index, choice in enumerate(generations[0].choices)],
             "output_guardrail_params": self.output_guardrail_params,
-            "data": {"reranked_docs": [echoed(document) for document in self.sent_along()]},
+            "data": self._sources(set().union(*(cited_numbers(choice.extra) for choice in generations[0].choices))),
         }
         return self.with_report(reply, stamp)
 
     async def reply_stream(self, events: AsyncGenerator[Event], stamp: Stamp) -> AsyncGenerator[bytes]:
-        async for item in super().reply_stream(events, stamp):
+        has_tail = self._enterprise_rag and self.data is not None
+        numbers: set[int] = set()
+        async for item in super().reply_stream(_noting(events, numbers) if has_tail else events, stamp):
             yield item
-        if self._enterprise_rag and self.data is not None:
-            tail = {"reranked_docs": [echoed(document) for document in self.sent_along()]}
-            yield b"json: " + orjson.dumps(tail) + b"\n\n"
+        if has_tail:
+            yield b"json: " + orjson.dumps(self._sources(numbers)) + b"\n\n"
+
+    def _sources(self, cited: AbstractSet[int]) -> JSON:
+        """Of the documents that were sent along those that the answer cites; all of them where it cites none, so that
+        there is always something to show."""
+        ours = {document.text: document.number for document in numbered(self.gathered() or ())}
+        along = self.sent_along()
+        chosen = [document for document in along if ours.get(document.text, own_number(document)) in cited]
+        return {"reranked_docs": [echoed(document) for document in chosen or along]}
+
+
+async def _noting(events: AsyncGenerator[Event], numbers: set[int]) -> AsyncGenerator[Event]:
+    """The events; the numbers of the documents that they cite go into `numbers`."""
+    async for event in events:
+        if isinstance(event, TextDelta) and event.extra:
+            numbers |= cited_numbers(event.extra)
+        yield event
 
 
 def _health_check(house: House) -> JSON:

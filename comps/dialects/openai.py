@@ -13,6 +13,7 @@ from base64 import b64encode
 from collections.abc import AsyncGenerator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
@@ -129,6 +130,7 @@ class OpenAICall(DocumentsCall):
             language=self.language or "auto",
             sampling=self.sampling(),
             options=self.options(),
+            quoted=self.written,
         )
 
     def options(self) -> dict[str, JSON]:
@@ -212,13 +214,15 @@ class ChatCall(OpenAICall):
             raise InvalidRequest("it needs logprobs to be true", "top_logprobs")
         return [self.asking(tuple(message.message() for message in self.messages))]
 
-    def unwritten(self) -> list[Document]:
+    @cached_property
+    def written(self) -> tuple[Document, ...]:
         # Enterprise-RAG has written its documents into the messages already, and sends them along to be echoed.
+        if not (along := self.sent_along()):
+            return ()
         said = "\n".join(text_of(body.content or "") for body in self.messages)
-        along = self.sent_along()
         if len(said) * len(along) > _MOST_COMPARED:
-            return along
-        return [document for document in along if document.text not in said]
+            return ()
+        return tuple(document for document in along if document.text in said)
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         lost = super().ignored(capabilities)

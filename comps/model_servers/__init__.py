@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -128,3 +129,12 @@ def with_chat_template(server: ModelServer, template: str, model: str) -> ModelS
     from comps.model_servers.chat_templates import Templated, chat_template
 
     return Templated(server, chat_template(template, model))
+
+
+def harmless_for(template: str, model: str) -> Callable[[str], str]:
+    """What makes any text one that neither opens nor closes a turn of the model, whoever applies its chat template;
+    see `with_chat_template`."""
+    from comps.model_servers.chat_templates import markers_of
+    from comps.model_servers.markers import breaking_up
+
+    return breaking_up(markers_of(template, model))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime
@@ -20,23 +20,13 @@ from comps.core.ports import ABILITIES, CountsPrompts, CountsTokens, ModelServer
 from comps.core.prompts import only_text, plain_roles
 from comps.core.types import JSON, Event, Message, ModelInfo, Prompt, Sampling
 from comps.model_servers.chat_formats import FORMATS, Format
+from comps.model_servers.markers import OF_ANY_MODEL, markers_in, tag_at
 
-_UNSEEN = (
-    "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
-    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
-    "\U000e0000-\U000e0fff\ud800-\udfff"
-)
-"""What nobody sees and a tokenizer may leave out: control characters, Unicode's default ignorable ones, surrogates."""
-_LINE_START = rf"(?<![^\n\r\v\f\x85\u2028\u2029])[ \t\xa0{_UNSEEN}]*"
-_SPECIAL = rf"<[{_UNSEEN}]*[|｜][^<>|｜\s]{{1,64}}[|｜][{_UNSEEN}]*>"
-"""`<|im_end|>`, and DeepSeek's `<｜User｜>`."""
-_SPECIALS = ("<s>", "</s>", "<bos>", "<eos>", "<unk>", "<pad>")
 _BOS = tuple({form.bos for form in FORMATS.values() if form.bos})
 
-_TAG = re.compile(r"<[^<>\s]+>+|<<[^<>\s]+>>|\[[^\[\]\s]+\]")
-_ROLE = re.compile(r"(?:#+ ?)?\w+:(?=\s*$)")
 _SYSTEM, _USER, _ASSISTANT = "\ue000", "\ue001", "\ue002"
 """Contents that no template writes itself."""
+_CONTENT = re.compile(f"[{_SYSTEM}{_USER}{_ASSISTANT}]")
 
 _ONLY_IN_CHATS = frozenset(
     (
@@ -79,13 +69,14 @@ class ChatTemplate:
         seen = self._seen()
         self.stops = form.stops or _stops_in(seen)
         """What an answer ends before."""
-        self._markers = _pattern(form.markers or _markers_in(seen))
+        self.markers = form.markers or tuple(markers_in(_CONTENT.split(seen)))
+        """What opens or closes a turn, besides special tokens."""
 
     def render(self, conversation: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The text that the model continues.
 
-        What opens or closes a turn is broken up where it stands in a content or a role. The token of the text's
-        beginning is left out: whoever reads the text puts it there.
+        Contents are written as they are: what opens or closes a turn has been broken up in them (see `markers`). The
+        token of the text's beginning is left out: whoever reads the text puts it there.
 
         Raises:
             InvalidRequest: The template does not take such a conversation, or there are parts that are no text.
@@ -101,15 +92,7 @@ class ChatTemplate:
         if self._roles is not None and message.role not in self._roles:
             known = ", ".join(self._roles)
             raise InvalidRequest(f"the chat template {self.name} knows no such role; known: {known}", "messages")
-        return {"role": self._broken_up(message.role), "content": self._broken_up(only_text(message))}
-
-    def _broken_up(self, text: str) -> str:
-        def broken(found: re.Match[str]) -> str:
-            before = found[1] or ""
-            mark = found[0][len(before) :]
-            return f"{before}{mark[0]} {mark[1:]}"
-
-        return self._markers.sub(broken, text)
+        return {"role": message.role, "content": only_text(message)}
 
     def _rendered(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
         text: str = self._template.render(
@@ -231,6 +214,22 @@ def chat_template(wanted: str, model: str) -> ChatTemplate:
     return ChatTemplate(wanted, FORMATS[wanted])
 
 
+def markers_of(wanted: str, model: str) -> Collection[str]:
+    """What opens or closes a turn, besides special tokens, whoever applies the model's chat template.
+
+    Args:
+        wanted: As for `chat_template`; empty where that is not this service.
+        model: The model's name, with or without its owner, or its path. One that is not known may have any template.
+
+    Raises:
+        SettingsError: There is no such chat template.
+    """
+    if wanted not in ("", "auto"):
+        return chat_template(wanted, model).markers
+    own = _name_of(model)
+    return FORMATS[own].markers if own else OF_ANY_MODEL
+
+
 def _name_of(model: str) -> str | None:
     """The name of a model's format."""
     last = re.split(r"[/\\]", model.rstrip("/\\").lower())[-1]
@@ -262,31 +261,7 @@ def _json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
-def _markers_in(seen: str) -> set[str]:
-    """What opens and closes turns, told by what a template writes around contents."""
-    pieces = re.split(f"[{_SYSTEM}{_USER}{_ASSISTANT}]", seen)
-    return {mark for piece in pieces for mark in (*_TAG.findall(piece), *_ROLE.findall(piece))}
-
-
 def _stops_in(seen: str) -> tuple[str, ...]:
     """What a template closes an answer with, if that is a mark."""
-    found = _TAG.match(seen.partition(_ASSISTANT)[2].lstrip())
-    return (found[0],) if found else ()
-
-
-def _pattern(markers: Iterable[str]) -> re.Pattern[str]:
-    r"""Any marker or special token, also with unseen characters within; group 1 is what is before it in its line."""
-    lines = {mark[1:] for mark in markers if mark.startswith("\n")}
-    anywhere = {*_SPECIALS, *markers} - {f"\n{mark}" for mark in lines} - lines
-    at_start = [f"({_LINE_START})(?:{_any_of(lines)})"] if lines else ["(?!)()"]
-    return re.compile("|".join([*at_start, _any_of(anywhere), _SPECIAL]))
-
-
-def _any_of(markers: Iterable[str]) -> str:
-    longest_first = sorted(markers, key=lambda mark: (-len(mark), mark))
-    return "|".join(_spelled(mark) for mark in longest_first)
-
-
-def _spelled(mark: str) -> str:
-    whole = r"(?<!\w)" if mark[0].isalnum() else ""
-    return whole + f"[{_UNSEEN}]*".join(map(re.escape, mark))
+    found = tag_at(seen.partition(_ASSISTANT)[2].lstrip())
+    return (found,) if found else ()

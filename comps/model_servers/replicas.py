@@ -84,7 +84,7 @@ class Replicas:
         # An ability is told by its method, so there is one only where it is true.
         if self._with("load"):
             self.__dict__["load"] = self._load
-        for ability in ("count_tokens", "count_prompt", "render", "translated", "embed"):
+        for ability in ("count_tokens", "token_ends", "count_prompt", "render", "translated", "embed"):
             if self._with(ability):
                 self.__dict__[ability] = partial(self._ask, ability)
 

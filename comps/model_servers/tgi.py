@@ -6,7 +6,7 @@ What is known here of TGI is read in its router: https://github.com/huggingface/
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import takewhile
@@ -21,6 +21,7 @@ from comps.core.types import JSON, Event, Finished, ModelInfo, Prompt, Sampling,
 from comps.model_servers.http import error_message, sensible
 from comps.model_servers.openai_api import OpenAIAPI, wire_message
 from comps.model_servers.text import StopStrings
+from comps.model_servers.token_strings import in_characters
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -85,6 +86,18 @@ class TGI(OpenAIAPI):
     async def count_tokens(self, text: str) -> int:
         with sensible():
             return len(await self._tokenize(text)) - len(await self._specials())
+
+    async def token_ends(self, text: str) -> Sequence[int]:
+        with sensible():
+            special = len(await self._specials())
+            tokens = (await self.http.post("/tokenize", {"inputs": text}))[special:]
+            ends = [int(token["stop"]) for token in tokens]
+        length = len(text.encode("utf-8", "replace"))
+        if ends and ends[-1] == length:
+            return in_characters(ends, text)
+        if ends and ends[-1] != len(text):  # A tokenizer that does not say where its tokens are.
+            raise ModelServerError("it does not say where in a text its tokens are")
+        return ends
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         inputs = await self.render(prompt, options)

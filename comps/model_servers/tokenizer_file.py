@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from comps.core.counting import AROUND
 from comps.core.errors import SettingsError
@@ -44,21 +44,26 @@ class WithTokenizer:
 
     async def count_tokens(self, text: str) -> int:
         """See `CountsTokens`."""
-        return await self._count(text, special=False)
+        return len(await self._encoded(text, special=False))
+
+    async def token_ends(self, text: str) -> Sequence[int]:
+        """See `FindsTokens`."""
+        encoding = await self._encoded(text, special=False)
+        return [end for _, end in encoding.offsets]
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         """See `CountsPrompts`; what a chat template unknown here lays around a message is estimated."""
         if isinstance(prompt, str):
-            return await self._count(prompt, special=True)
+            return len(await self._encoded(prompt, special=True))
         if isinstance(self._server, CountsPrompts):
             return await self._server.count_prompt(prompt, options)
         return sum([await self.count_tokens(text_of(one.content)) for one in prompt]) + AROUND * (len(prompt) + 1)
 
-    async def _count(self, text: str, special: bool) -> int:
-        def counted() -> int:
-            return len(self._tokenizer.encode(text.encode("utf-8", "replace").decode(), add_special_tokens=special))
+    async def _encoded(self, text: str, special: bool) -> Encoding:
+        def encoded() -> Encoding:
+            return self._tokenizer.encode(text.encode("utf-8", "replace").decode(), add_special_tokens=special)
 
-        return await asyncio.to_thread(counted) if len(text) > _LONG else counted()
+        return await asyncio.to_thread(encoded) if len(text) > _LONG else encoded()
 
     async def describe(self) -> ModelInfo:
         return await self._server.describe()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from comps.core.errors import ModelServerError
 from comps.core.types import JSON, Message, Prompt
 from comps.model_servers.http import sensible
 from comps.model_servers.openai_api import OPENAI_OPTIONS, OpenAIAPI, wire_message
+from comps.model_servers.token_strings import ends_of
 
 VLLM_OPTIONS = frozenset(
     (
@@ -78,6 +80,15 @@ class VLLM(OpenAIAPI):
 
     async def count_tokens(self, text: str) -> int:
         return await self._count({"prompt": text, "add_special_tokens": False})
+
+    async def token_ends(self, text: str) -> Sequence[int]:
+        asked = {"prompt": text, "add_special_tokens": False, "return_token_strs": True}
+        with sensible():
+            strings = (await self._tokenizer("/tokenize", asked))["token_strs"]
+            ends = ends_of(strings, text)
+        if ends is None:
+            raise ModelServerError("its tokens are not spelled in a way that is known here")
+        return ends
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         return await self._count({"prompt": prompt} if isinstance(prompt, str) else _chat(prompt, options))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comps.settings.loading import CONVERSATION, Served, Settings, load_settings
 from comps.settings.part import Setting
+from comps.settings.prompt_templates import read_templates
 from comps.settings.sections import SECTIONS, Dialects, Model, Section
 from comps.settings.variables import environment_names
 
@@ -18,4 +19,5 @@ __all__ = [
     "Settings",
     "environment_names",
     "load_settings",
+    "read_templates",
 ]

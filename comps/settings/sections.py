@@ -191,6 +191,11 @@ class Model(Section):
         "model server does it",
         "LLM_CHAT_TEMPLATE",
     )
+    prompt_templates: str = key_of(
+        "",
+        "a folder with prompt templates: en.txt, zh.txt or another language's, and document.txt; empty: ours",
+        "LLM_PROMPT_TEMPLATES",
+    )
     device: str = key_of("CPU", "where the model runs here: CPU, GPU or NPU", "LLM_DEVICE", min_length=1)
 
 

@@ -61,33 +61,23 @@ class Fact:
     text: str
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a question and its documents become a prompt."""
-
-    template: str | None
-    """As `chat_template`; None is the house's own."""
-    title: str = "{title}"
-    """Of a document, in which `{title}` and `{number}` are replaced."""
-
-
-LAYOUTS: Mapping[str, Layout] = {
-    "house": Layout(None),
-    "short": Layout("{context}\n\nQuestion: {question}\nAnswer in a few words."),
-    "last": Layout(
+PROMPTS: Mapping[str, str | None] = {
+    "house": None,
+    "bare": "{context}\n\n{question}",
+    "short": "{context}\n\nQuestion: {question}\nAnswer in a few words.",
+    "above": "{context}\n\nUse the search results above to answer the question.\n\nQuestion: {question}",
+    "plain": "Answer the question with the search results.\n\nSearch results:\n{context}\n\nQuestion: {question}",
+    "begun": "Answer the question with the search results.\n\n{context}\n\nQuestion: {question}\nAnswer:",
+    "last": (
         "Search results:\n{context}\n\nAnswer the question in one sentence, using only the search results above. "
         "If they do not say it, answer that you do not know.\n\nQuestion: {question}\nAnswer:"
     ),
-    "twice": Layout(
-        "Question: {question}\n\nSearch results:\n{context}\n\nAnswer the question in one short sentence with what "
-        "the search results say.\n\nQuestion: {question}"
+    "cite": (
+        "Answer the question with what the search results say about it, and put the number of the result behind what "
+        "it says, like this: [1]. If they say nothing, answer that you do not know.\n\nSearch results:\n{context}\n\n"
+        "Question: {question}"
     ),
-    "numbered": Layout(
-        "Answer the question in one sentence with what the search results say, and name the number of the result "
-        "that says it, such as [2].\n\nSearch results:\n{context}\n\nQuestion: {question}",
-        title="[{number}] {title}",
-    ),
-    "long": Layout(
+    "long": (
         "You are a careful assistant who answers questions from search results. Read all of them, find the one that "
         "is about what is asked, and answer with the name, number or date that it says, exactly as it is written "
         "there. Do not add anything that the search results do not say, do not repeat them, and keep the answer to "
@@ -95,6 +85,7 @@ LAYOUTS: Mapping[str, Layout] = {
         "### Question\n{question}"
     ),
 }
+"""What is posted as `chat_template`; None is the house's own."""
 
 
 def read_facts() -> list[Fact]:
@@ -134,21 +125,19 @@ def in_order(order: str, given: Sequence[Fact], draw: int) -> list[Fact]:
     return list(given) if order == "best" else random.Random(f"{draw} {given[0].title}").sample(given, len(given))
 
 
-def body(layout: Layout, given: Sequence[Fact], question: str, sampling: Mapping[str, JSON]) -> JSON:
+def body(template: str | None, given: Sequence[Fact], question: str, sampling: Mapping[str, JSON]) -> JSON:
     """What is posted."""
-    titles = [layout.title.format(title=fact.title, number=number) for number, fact in enumerate(given, 1)]
-    documents = [{"title": title, "text": fact.text} for title, fact in zip(titles, given, strict=True)]
     return {
         "query": question,
-        "documents": documents,
-        "chat_template": layout.template,
+        "documents": [{"title": fact.title, "text": fact.text} for fact in given],
+        "chat_template": template,
         "stream": False,
         **sampling,
     }
 
 
 class Tally:
-    """The answers of one layout, order and sampling."""
+    """The answers of one prompt, order and sampling."""
 
     def __init__(self) -> None:
         self._right: dict[int, list[bool]] = defaultdict(list)
@@ -194,7 +183,7 @@ class Evaluation:
         self._given = [with_others(fact, everything) for fact in facts]
 
     async def rows(self, name: str, order: str) -> Iterator[str]:
-        """The rows of the table for a layout and an order, one for each sampling.
+        """The rows of the table for a prompt and an order, one for each sampling.
 
         All draws and samplings of some questions come before the next questions, so that the prompts that they share
         are read once where the model server has a prefix cache.
@@ -213,7 +202,7 @@ class Evaluation:
     ) -> None:
         fields = {**SAMPLINGS[sampling], "max_tokens": self._max_tokens, "seed": draw}
         before = await self._tokens()
-        bodies = [body(LAYOUTS[name], in_order(order, facts, draw), facts[0].question, fields) for facts in given]
+        bodies = [body(PROMPTS[name], in_order(order, facts, draw), facts[0].question, fields) for facts in given]
         answers = await asyncio.gather(*map(self._answer, bodies))
         right = [contains(answer, facts[0]) for answer, facts in zip(answers, given, strict=True)]
         tally.add(draw, right, await self._tokens() - before)
@@ -250,7 +239,7 @@ async def evaluate(options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch)
         print("| prompt | documents | sampling | answered | lowest - highest draw | tokens of an answer |")
         print("|---|---|---|---|---|---|", flush=True)
         started = time.perf_counter()
-        for name in LAYOUTS if "all" in options.prompt else options.prompt:
+        for name in PROMPTS if "all" in options.prompt else options.prompt:
             for order in ORDERS if options.order == "all" else (options.order,):
                 for row in await evaluation.rows(name, order):
                     print(row, flush=True)
@@ -266,7 +255,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--questions", type=int, default=64, help="how many questions are asked")
     add("--draws", type=int, default=2, help="how often each is asked where chance has a part")
     add("--max-tokens", type=int, default=48, help="the longest answer")
-    add("--prompt", nargs="+", choices=[*LAYOUTS, "all"], default=["house"], help="the prompts to compare")
+    add("--prompt", nargs="+", choices=[*PROMPTS, "all"], default=["house"], help="the prompts to compare")
     add("--order", choices=[*ORDERS, "all"], default="best", help="the document with the answer first, or anywhere")
     add("--model", default=os.environ.get(VARIABLES["model"], BUNDLED_MODEL), help="the model's name")
     add("--server", help="what runs it: one of the service's model servers")

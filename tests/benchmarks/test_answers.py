@@ -10,7 +10,7 @@ import pytest
 
 from tests.benchmarks.answers import (
     DOCUMENTS,
-    LAYOUTS,
+    PROMPTS,
     Fact,
     Tally,
     body,
@@ -101,16 +101,17 @@ def test_a_part_of_another_word_or_number_is_no_fact(accepted: str, answer: str)
     assert not contains(answer, fact(accepted))
 
 
-def test_a_body_has_the_documents_in_their_order_as_the_layout_titles_them() -> None:
+def test_a_body_has_the_documents_in_their_order() -> None:
     given = with_others(FACTS[0], FACTS)
-    asked = body(LAYOUTS["numbered"], given, given[0].question, {"seed": 1})
-    assert [one["title"] for one in asked["documents"]][:2] == [f"[1] {given[0].title}", f"[2] {given[1].title}"]
-    assert (asked["query"], asked["seed"]) == (given[0].question, 1)
-    assert body(LAYOUTS["house"], given, given[0].question, {})["chat_template"] is None
+    asked = body(PROMPTS["short"], given, given[0].question, {"seed": 1})
+    assert [one["title"] for one in asked["documents"]] == [one.title for one in given]
+    assert (asked["query"], asked["chat_template"]) == (given[0].question, PROMPTS["short"])
+    assert asked["seed"] == 1
+    assert body(PROMPTS["house"], given, given[0].question, {})["chat_template"] is None
 
 
 def test_a_template_says_where_documents_and_question_go() -> None:
-    for template in filter(None, (layout.template for layout in LAYOUTS.values())):
+    for template in filter(None, PROMPTS.values()):
         assert template.count("{context}") == 1
         assert "{question}" in template
 
@@ -128,12 +129,12 @@ async def test_any_model_of_the_service_can_be_asked(
     answers = tmp_path / "answers.json"
     answers.write_text(json.dumps([["It is", " 742."]]), "utf-8")
     arguments = ["--questions", "2", "--model", "m", "--server", "scripted", "--endpoint", str(answers)]
-    await evaluate(parsed([*arguments, "--prompt", "short", "numbered", "--order", "all"]), monkeypatch)
+    await evaluate(parsed([*arguments, "--prompt", "short", "cite", "--order", "all"]), monkeypatch)
     heading, _, _, _, *rows, _, took = capsys.readouterr().out.splitlines()
     assert heading == "m: 2 questions, each with 8 documents; draws: 2"
     assert rows == [
         f"| {name} | {order} | {sampling} | 50% | {spread} | 2 |"
-        for name in ("short", "numbered")
+        for name in ("short", "cite")
         for order in ("best", "shuffled")
         for sampling in ("default", "greedy")
         for spread in ["one draw" if (order, sampling) == ("best", "greedy") else "50% - 50%"]

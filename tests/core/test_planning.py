@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 
 from comps.core.budget import USUAL, Sharing
 from comps.core.counting import estimate
-from comps.core.errors import InvalidRequest, PromptTooLong, Refused, Unreachable
+from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, Refused, Unreachable
 from comps.core.planning import Plan, Planner, settled
 from comps.core.prompts import Templates, text_of
 from comps.core.types import JSON, Document, DocumentUse, GenerationRequest, Message, Prompt, Report, Sampling, Usage
@@ -180,6 +181,44 @@ async def test_counting_costs_one_round_trip_and_one_more_where_a_document_is_cu
         await planner.plan(request(found=[Document("word " * size) for size in sizes]), 380)
         trips.append(server.trips - before)
     assert trips == [2, 1, 1, 1]
+
+
+class Finding(Words):
+    """Tells where its words end, too."""
+
+    async def token_ends(self, text: str) -> Sequence[int]:
+        async with self._asked():
+            return [found.end() for found in re.finditer(r"\S+", text)]
+
+
+@pytest.mark.parametrize("template", ["{title}\n{text}", "<{number}> {text} (from {url})"])
+@pytest.mark.parametrize("window", [260, 300, 333, 350, 380])
+async def test_a_cut_costs_no_round_trip_where_it_is_known_where_tokens_are(window: int, template: str) -> None:
+    server = Finding()
+    found = [replace(one, metadata={"url": "https://a.example"}) for one in documents(150, 170, 20)]
+    plan = await Planner(server, templates=Templates(document=template)).plan(request(found=found), window)
+    assert server.trips == 1
+    assert "cut" in [use.fate for use in plan.report.documents]
+    assert plan.documents[-1].text.endswith("9.")
+    spare = window - words_of(plan.prompt) - 50
+    assert 0 <= spare < 20
+    assert texts_of(plan)[-1].count("(from https://a.example)") == len(plan.documents) * template.count("(from")
+
+
+async def test_a_server_that_cannot_tell_where_tokens_are_is_asked_once() -> None:
+    class Lost(Words):
+        finds = 0
+
+        async def token_ends(self, text: str) -> Sequence[int]:
+            self.finds += 1
+            raise ModelServerError("nobody knows")
+
+    server = Lost()
+    planner = Planner(server)
+    for _ in range(2):
+        plan = await planner.plan(request(found=documents(100, 200)), 300)
+        assert plan.report.counted == "model"
+    assert server.finds == 2
 
 
 async def test_the_answer_gets_what_is_left_and_no_more_than_was_asked() -> None:

@@ -317,11 +317,19 @@ def shouted(text: str) -> str:
 
 
 def test_every_text_of_a_conversation_is_made_harmless() -> None:
-    parts: list[JSON] = [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    picture = {"type": "image_url", "image_url": {"url": "x"}}
+    parts: list[JSON] = [{"type": "text", "text": "see"}, {"type": "refusal", "refusal": "no"}, picture]
     document = Document("text", "title", {"url": "u", "page": 1})
-    asked = GenerationRequest((Message("system", "be"), Message("user", parts)), (document,), template="t {question}")
+    called = {"name": "ann", "tool_calls": [{"function": {"arguments": "a"}, "index": 0}]}
+    turns = (Message("system", "be"), Message("user", parts), Message("assistant", "", called))
+    asked = GenerationRequest(turns, (document,), template="t {question}")
+    shouted_call = {"name": "ANN", "tool_calls": [{"function": {"arguments": "A"}, "index": 0}]}
     assert made_harmless(asked, shouted) == GenerationRequest(
-        (Message("system", "BE"), Message("user", [{"type": "text", "text": "SEE"}, parts[1]])),
+        (
+            Message("system", "BE"),
+            Message("user", [{"type": "text", "text": "SEE"}, {"type": "refusal", "refusal": "NO"}, parts[2]]),
+            Message("assistant", "", shouted_call),
+        ),
         (Document("TEXT", "TITLE", {"url": "U", "page": 1}),),
         template="T {QUESTION}",
     )
@@ -332,3 +340,8 @@ def test_text_to_continue_is_the_callers_own_and_its_documents_are_not() -> None
     harmless = made_harmless(asked, shouted)
     assert (harmless.prompt, harmless.template) == (asked.prompt, asked.template)
     assert harmless.documents == (Document("TEXT"),)
+
+
+def test_what_is_harmless_until_it_stands_side_by_side_is_made_harmless_in_the_context() -> None:
+    templates = Templates(document="{title}{text}", harmless=lambda text: text.replace("<s>", "< s>"))
+    assert _build_prompt(GenerationRequest("Why?", (Document("s>", "<"),), "{context}"), templates) == "< s>\n\nWhy?"

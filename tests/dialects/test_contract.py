@@ -31,10 +31,11 @@ from comps.core.errors import (
     UnknownModel,
     Unreachable,
 )
-from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling
+from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta
 from comps.dialects import DIALECTS, open_dialect
 from comps.dialects.asking import matters
 from comps.dialects.base import Call, Dialect, GenerationCall, TokenCountCall
+from comps.dialects.framing import Stamp
 from comps.model_servers.scripted import Scripted
 from tests.service import PATIENCE, Able, Answer, Connection, Service, running, until_idle, until_in_flight
 
@@ -139,6 +140,23 @@ class Cut(Scripted):
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
         async for event in super().generate(prompt, sampling, options):
             yield Finished("length", event.usage) if isinstance(event, Finished) else event
+
+
+@STREAMS
+async def test_what_comes_without_text_is_an_item_of_its_own_or_none(kind: Kind) -> None:
+    async def items(*events: Event) -> list[bytes]:
+        async def play() -> AsyncGenerator[Event]:
+            for event in events:
+                yield event
+
+        call = kind.call.model_validate({**kind.bodies(streamed=True)[0], **kind.variables})
+        assert isinstance(call, GenerationCall)
+        return [item async for item in call.reply_stream(play(), Stamp("0" * 32, 1, "m"))]
+
+    begun, beside, end = TextDelta("Deep"), TextDelta("", extra={"annotations": [{"type": "x"}]}), Finished("stop")
+    plain, with_it = await items(begun, end), await items(begun, beside, end)
+    assert [item for item in with_it if b"annotations" not in item] == plain
+    assert len(with_it) - len(plain) == (1 if b'"choices":' in plain[0] else 0)
 
 
 # How they fail.

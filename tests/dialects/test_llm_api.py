@@ -280,7 +280,7 @@ def test_an_event_is_the_raw_text_line_by_line(text: str, event: bytes) -> None:
 
 
 async def test_a_line_break_that_comes_in_two_pieces_is_one() -> None:
-    assert await streamed({}, "a\r", "\nb\n", "\nc") == [
+    assert await streamed({}, "a\r", "", "\nb\n", "\nc") == [
         b"data: a\r\ndata: \r\n\r\n",
         b"data: b\r\ndata: \r\n\r\n",
         b"data: \r\ndata: c\r\n\r\n",

@@ -9,7 +9,9 @@ from typing import Any
 import orjson
 import pytest
 
+from comps.core.citations import by_number, citations, with_citations
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong
+from comps.core.prompts import numbered
 from comps.core.types import (
     Document,
     Event,
@@ -63,6 +65,22 @@ async def play(*events: Event) -> AsyncGenerator[Event]:
         yield event
 
 
+CITED: dict[str, Any] = {
+    "annotations": [
+        {
+            "type": "url_citation",
+            "url_citation": {"start_index": 5, "end_index": 8, "title": "T", "url": "http://a", "number": 3},
+        }
+    ],
+    "unknown_citations": [9],
+}
+
+
+async def cited(body: Any, switches: Switches = NORMAL) -> list[bytes]:
+    events = play(TextDelta("Deep [3][9]"), TextDelta("", extra=CITED), Finished("stop", Usage(5, 2)))
+    return [item async for item in read(body, switches).reply_stream(events, STAMP)]
+
+
 async def streamed(body: Any, switches: Switches = NORMAL, reason: str = "stop") -> list[bytes]:
     events = play(TextDelta(" Deep"), TextDelta("'n\" ü\n"), Finished(reason, Usage(5, 2)))
     return [item async for item in read(body, switches).reply_stream(events, STAMP)]
@@ -112,7 +130,9 @@ def test_what_stands_beside_a_documents_text_is_kept_as_metadata() -> None:
 
 def test_documents_that_the_messages_quote_already_are_not_written_twice() -> None:
     messages = [{"role": "system", "content": "Answer from: one, two"}, {"role": "user", "content": "?"}]
-    assert request({"messages": messages, "data": {"reranked_docs": E2_DOCS}}).documents == ()
+    asked = request({"messages": messages, "data": {"reranked_docs": E2_DOCS}})
+    assert asked.documents is None  # Which is not: nothing was found.
+    assert [document.text for document in asked.quoted] == ["one", "two"]
 
 
 def test_a_document_is_not_taken_for_written_because_its_text_occurs_somewhere() -> None:
@@ -334,6 +354,89 @@ async def test_enterprise_rags_stream_ends_with_the_documents_that_were_sent() -
     assert done == b"data: [DONE]\n\n"
     assert tail.startswith(b"json: ")
     assert json.loads(tail.removeprefix(b"json: ")) == {"reranked_docs": E2_ECHO}
+
+
+E2_WRITTEN = {
+    "messages": [{"role": "system", "content": "[3] (http://a)\nContent: one\n\n[4] (b/o)\nContent: two"}],
+    "data": {
+        "user_prompt": "?",
+        "reranked_docs": [
+            E2_DOCS[0],
+            {"text": "two", "title": "B", "metadata": {"bucket_name": "b", "object_name": "o", "citation_id": 4}},
+            {"text": "Content", "metadata": {"url": "http://a", "citation_id": 3}},
+        ],
+    },
+}
+E2_RAG = Switches(messages="enterprise_rag")
+
+
+@pytest.mark.parametrize(
+    ("said", "texts"),
+    [
+        ("Deep [3].", ["one", "Content"]),
+        ("Deep [4].", ["two"]),
+        ("Deep [4][3][9].", ["one", "two", "Content"]),
+        ("Deep [9].", ["one", "two", "Content"]),
+        ("Deep.", ["one", "two", "Content"]),
+    ],
+)
+async def test_enterprise_rag_gets_the_documents_that_the_answer_cites_or_else_all(said: str, texts: list[str]) -> None:
+    call = read(E2_WRITTEN, E2_RAG)
+    (asked,) = call.requests()
+    given = by_number((), asked.quoted)
+    events = with_citations(play(TextDelta(said), Finished("stop")), given)
+    *_, done, tail = [item async for item in call.reply_stream(events, STAMP)]
+    whole = call.reply([Generation(said, "stop", extra=citations(said, given))], STAMP)
+    assert done == b"data: [DONE]\n\n"
+    assert whole["data"] == json.loads(tail.removeprefix(b"json: "))
+    assert [document["text"] for document in whole["data"]["reranked_docs"]] == texts
+
+
+def test_a_document_that_goes_back_to_enterprise_rag_keeps_its_title_if_it_has_one() -> None:
+    answer = whole(E2_WRITTEN, E2_RAG)
+    assert [document.get("title") for document in answer["data"]["reranked_docs"]] == [None, "B", None]
+
+
+def test_documents_that_are_new_to_enterprise_rags_messages_are_cited_by_their_numbers_in_the_prompt() -> None:
+    call = read({"messages": "?", "data": {"reranked_docs": ["one", "two"]}}, E2_RAG)
+    extra = citations("[2]", by_number(numbered(call.requests()[0].documents or ())))
+    answer = call.reply([Generation("[2]", "stop", extra=extra)], STAMP)
+    assert [document["text"] for document in answer["data"]["reranked_docs"]] == ["two"]
+
+
+@pytest.mark.parametrize("spelling", ["bytes", "text"])
+async def test_a_stream_of_literals_says_what_is_cited_only_to_those_who_ask(spelling: Any) -> None:
+    switches = Switches(stream=spelling)
+    literal = b"data: b'Deep [3][9]'\n\n" if spelling == "bytes" else b"data: 'Deep [3][9]'\n\n"
+    assert await cited({"query": "?"}, switches) == [literal, b"data: [DONE]\n\n"]
+    assert await cited({"query": "?", "include_report": True}, switches) == [
+        literal,
+        b"event: annotations\ndata: " + orjson.dumps(CITED) + b"\n\n",
+        b"data: [DONE]\n\n",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "switches"), [({"query": "?"}, Switches(stream="openai")), ({"messages": "?"}, Switches())]
+)
+async def test_openais_chunks_say_what_is_cited_before_the_end(body: Any, switches: Switches) -> None:
+    _, said, end, _ = await cited(body, switches)
+    head = f'data: {{"id":"chatcmpl-{STAMP.id}","object":"chat.completion.chunk","created":1700000000,"model":"tiny",'
+    delta = b'"choices":[{"index":0,"delta":' + orjson.dumps(CITED)
+    assert said == head.encode() + delta + b',"logprobs":null,"finish_reason":null}]}\n\n'
+    assert b'"finish_reason":"stop"' in end
+
+
+@pytest.mark.parametrize("body", [{"query": "Q"}, {"initial_query": "Q"}])
+def test_a_whole_answer_to_a_question_says_what_it_cites(body: Any) -> None:
+    answer = read(body).reply([Generation("Deep [3][9]", "stop", extra=CITED)], STAMP)
+    assert answer == {"id": STAMP.id, "text": "Deep [3][9]", "prompt": "Q", **CITED}
+
+
+@pytest.mark.parametrize("switches", [NORMAL, E2_RAG])
+def test_a_whole_answer_to_a_conversation_says_in_its_message_what_it_cites(switches: Switches) -> None:
+    answer = read({"messages": "?"}, switches).reply([Generation("Deep [3][9]", "stop", extra=CITED)], STAMP)
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "Deep [3][9]", **CITED}
 
 
 async def test_without_data_enterprise_rags_stream_has_no_tail() -> None:

@@ -310,7 +310,7 @@ async def test_what_comes_with_a_piece_is_where_openai_has_it() -> None:
             "finish_reason": None,
         },
         {"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [1]}, "finish_reason": None},
-        {"index": 0, "delta": {"content": None, "tool_calls": [call]}, "logprobs": None, "finish_reason": None},
+        {"index": 0, "delta": {"tool_calls": [call]}, "logprobs": None, "finish_reason": None},
         {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "tool_calls"},
     ]
 
@@ -564,3 +564,59 @@ async def test_where_streaming_is_switched_off_an_answer_is_whole(monkeypatch: p
         answer = await service.post({**QUESTION, "prompt": "a", "stream": True}, path)
     assert answer.headers["content-type"] == "application/json"
     assert answer.json["choices"][0]["finish_reason"] == "stop"
+
+
+CITED: dict[str, Any] = {
+    "annotations": [
+        {
+            "type": "document_citation",
+            "document_citation": {"start_index": 3, "end_index": 6, "title": "T", "number": 1},
+        }
+    ],
+    "unknown_citations": [9],
+}
+
+
+def test_a_text_that_is_continued_says_in_its_choice_what_it_cites() -> None:
+    said = Generation("No [1][9]", "stop", extra=CITED)
+    (choice,) = read({"prompt": "a"}, TEXT).reply([said], STAMP)["choices"]
+    assert choice == {"index": 0, "text": "No [1][9]", "logprobs": None, **CITED, "finish_reason": "stop"}
+
+
+async def test_a_streamed_text_says_in_its_choice_what_it_cites() -> None:
+    events = TextDelta("No [1][9]"), TextDelta("", extra=CITED), Finished("stop")
+    _, said, end = choices(await streamed({"prompt": "a"}, *events, path=TEXT))
+    assert said == {"index": 0, "text": "", **CITED, "logprobs": None, "finish_reason": None}
+    assert end["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_each_choice_cites_is_said_with_it_whatever_the_framework(
+    monkeypatch: pytest.MonkeyPatch, framework: str, stream: bool
+) -> None:
+    pieces = [(0, "It has 96 GB ["), (1, "Bread [2"), (0, "1"), (1, "]."), (0, "].")]
+    said = sse(
+        *({"choices": [{"index": index, "delta": {"content": text}}]} for index, text in pieces),
+        *({"choices": [{"index": index, "delta": {}, "finish_reason": "stop"}]} for index in (0, 1)),
+    )
+    replies: dict[str, Reply | list[Reply]] = {"/v1/models": Reply([b'{"data": []}']), CHAT: said}
+    documents = [{"text": "96 GB", "title": "Gaudi 2", "metadata": {"url": "http://a", "citation_id": 1}}]
+    async with replaying(replies) as replay:
+        server = open_model_server("vllm", Target("m", replay.url))
+        async with running(server, monkeypatch, {"LLM_NAME": "m", "FRAMEWORK": framework}) as service:
+            answer = await service.post({**QUESTION, "documents": documents, "n": 2, "stream": stream})
+    link = {"start_index": 13, "end_index": 16, "title": "Gaudi 2", "url": "http://a", "number": 1, "citation_id": 1}
+    first = {"annotations": [{"type": "url_citation", "url_citation": link}]}
+    second = {"unknown_citations": [2]}
+    if stream:
+        told = choices([item.decode() for item in answer.chunks])
+        tails = [[one for one in told if one["index"] == index][-2:] for index in (0, 1)]
+        assert [tail[0]["delta"] for tail in tails] == [first, second]
+        assert [tail[1]["finish_reason"] for tail in tails] == ["stop", "stop"]
+    else:
+        messages = [choice["message"] for choice in answer.json["choices"]]
+        assert messages == [
+            {"role": "assistant", "content": "It has 96 GB [1].", **first},
+            {"role": "assistant", "content": "Bread [2].", **second},
+        ]

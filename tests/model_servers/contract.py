@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from comps.core.generator import collect
-from comps.core.ports import CountsPrompts, CountsTokens, ModelServer, Renders
+from comps.core.ports import CountsPrompts, CountsTokens, FindsTokens, ModelServer, Renders
 from comps.core.types import JSON, Event, Finished, Message, Prompt, Sampling, TextDelta
 from comps.model_servers import FRAMEWORKS, through_framework
 
@@ -150,6 +150,18 @@ class Contract:
         # What the tokenizer lays before every text is not in it.
         assert usage.prompt_tokens - await server.count_tokens(rendered) in (0, 1)
         assert await server.render("Once upon a time", {}) == "Once upon a time"
+
+    @pytest.mark.check("tokens")
+    async def test_it_tells_where_in_a_text_its_tokens_are(self, server: ModelServer, subject: Subject) -> None:
+        if not (subject.tokenizes and isinstance(subject.server, FindsTokens)):
+            pytest.skip("this model server does not tell where tokens are")
+        text = "What is Deep Learning? Ça, c'est 深度学习 🌊.\n\nAnd more."
+        ends = await subject.server.token_ends(text)
+        assert len(ends) == await subject.server.count_tokens(text)
+        assert list(ends) == sorted(ends)
+        assert ends[-1] == len(text)
+        before = text[: ends[4]]
+        assert list(await subject.server.token_ends(before)) == list(ends[:5])
 
     @pytest.mark.check("stop")
     async def test_an_answer_that_ends_by_itself_says_stop(self, server: ModelServer) -> None:

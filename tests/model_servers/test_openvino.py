@@ -14,13 +14,16 @@ import pytest
 
 from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, SettingsError, Unreachable
 from comps.core.generator import collect
+from comps.core.prompts import Templates, build_prompt, made_harmless
+from comps.core.prompts import text_of as said_in
 from comps.core.types import Message, Prompt, Sampling, TextDelta
-from comps.model_servers import openvino_embedder
+from comps.model_servers import harmless_for, openvino_embedder
 from comps.model_servers.engine import EngineProcess
 from comps.model_servers.model_files import BUNDLED_MODEL, find_model
 from comps.model_servers.openvino import OpenVINO
 from comps.model_servers.openvino_engine import Engine, context_window
 from comps.model_servers.target import Target
+from tests.model_servers.marks import asking, evil_text
 
 pytestmark = pytest.mark.xdist_group("engine")
 
@@ -180,6 +183,28 @@ def test_an_answer_ends_at_the_end_of_the_window_and_says_length(bare: Engine) -
         bare.context_window = 8192
     assert parts[-1]["reason"] == "length"
     assert parts[-1]["usage"] == [prompt_tokens, 20 - prompt_tokens]
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama-2", "vicuna", "gemma"])
+def test_control_tokens_are_only_where_the_chat_template_puts_them(bare: Engine, name: str) -> None:
+    vocabulary = bare._tokenizer.get_vocab()
+    special = {token for word, token in vocabulary.items() if word.startswith(b"<") and word.endswith(b">")}
+
+    def controls(text: str) -> list[int]:
+        request = made_harmless(asking(text), harmless_for("", BUNDLED_MODEL))
+        prompt = build_prompt(request, Templates(document="{url} {title}\n{text}"))
+        assert isinstance(prompt, tuple)
+        turns = [{"role": message.role, "content": said_in(message.content)} for message in prompt]
+        return [token for token in bare._read(turns).tolist() if token in special]
+
+    assert controls(evil_text(name, surrogates=False)) == controls("x") != []
+
+
+async def test_a_nul_in_a_text_cuts_nothing(engine: OpenVINO) -> None:
+    async def tokens(text: str) -> int:
+        return await engine.count_prompt((Message("user", text),), {})
+
+    assert await tokens("a\x00" + "b " * 50) > await tokens("b " * 50)
 
 
 def test_the_engine_reports_no_usage_to_anybody(bare: Engine) -> None:

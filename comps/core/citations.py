@@ -1,0 +1,156 @@
+"""The marks in an answer (`[3]`, `[1][2]`, `[1, 3]`, `[1-3]`, `【1】`): which documents they name, and where.
+
+The text itself stays as it is. It is looked at once, when it is whole, so that a token costs nothing but being kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from comps.core.prompts import own_number
+from comps.core.types import JSON, Document, Event, TextDelta
+
+ANNOTATIONS, UNKNOWN = "annotations", "unknown_citations"
+"""What comes beside the text; see `citations`."""
+
+_NUMBER = r"[1-9][0-9]{0,17}"
+_SOME = rf"{_NUMBER}(?: ?[-–—] ?{_NUMBER})?"
+_MARK = re.compile(rf"[\[【] ?({_SOME}(?: ?[,;，；、] ?{_SOME})*) ?(?:†[^][】【\n]*)?[\]】]")
+_RANGE = re.compile(rf"({_NUMBER})(?: ?[-–—] ?({_NUMBER}))?")
+_WIDEST = 20
+"""Of a range: what spans more is years or pages, or names no document in particular."""
+_TICKS = re.compile("`+")
+_FENCE = 3
+"""Backticks that begin a block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where a text names documents: `text[start:end]`, in characters, with the brackets."""
+
+    start: int
+    end: int
+    numbers: tuple[int, ...]
+
+
+def marks(text: str, start: int = 0) -> Iterator[Mark]:
+    """The marks of a text from `start` on. There is no document 0, and within backticks `[1]` is code."""
+    code = deque(_code(text))
+    for found in _MARK.finditer(text, start):
+        while code and code[0][1] <= found.start():
+            code.popleft()
+        if (not code or found.start() < code[0][0]) and (numbers := _numbers(found[1])):
+            yield Mark(found.start(), found.end(), numbers)
+
+
+def _numbers(said: str) -> tuple[int, ...]:
+    """What a mark says, each number once; nothing if it is none."""
+    numbers: dict[int, None] = {}
+    for found in _RANGE.finditer(said):
+        first, last = int(found[1]), int(found[2] or found[1])
+        if not first <= last < first + _WIDEST:
+            return ()
+        numbers |= dict.fromkeys(range(first, last + 1))
+    return tuple(numbers)
+
+
+def _code(text: str) -> Iterator[tuple[int, int]]:
+    """What stands within as many backticks before as behind, as in Markdown: in a paragraph, or in a block, which may
+    lack its end."""
+    runs = [found.span() for found in _TICKS.finditer(text)]
+    next_of: dict[int, int] = {}
+    partners: list[int | None] = []
+    for place in reversed(range(len(runs))):
+        begin, end = runs[place]
+        partners.append(next_of.get(end - begin))
+        next_of[end - begin] = place
+    partners.reverse()
+    place = 0
+    while place < len(runs):
+        (begin, end), partner = runs[place], partners[place]
+        is_block = end - begin >= _FENCE
+        if partner is not None and (is_block or "\n\n" not in text[end : runs[partner][0]]):
+            yield begin, runs[partner][1]
+            place = partner
+        elif is_block:
+            yield begin, len(text)
+            return
+        place += 1
+
+
+def by_number(documents: Sequence[Document], quoted: Sequence[Document] = ()) -> dict[int, Document]:
+    """The documents that a mark may name.
+
+    Args:
+        documents: Those with numbers of ours.
+        quoted: Those that the caller's messages hold under the caller's `citation_id`s; of several with the same one,
+            as the passages of one file have, the first stands for all.
+    """
+    named: dict[int, Document] = {}
+    for document in quoted:
+        if number := own_number(document):
+            named.setdefault(number, document)
+    return named | {document.number: document for document in documents if document.number is not None}
+
+
+def citations(text: str, given: Mapping[int, Document], start: int = 0) -> dict[str, JSON]:
+    """What the marks of a text from `start` on name: `annotations`, one for each mark and document, in OpenAI's form,
+    and `unknown_citations`, the numbers of documents that were not given. What is empty is left out."""
+    annotations: list[JSON] = []
+    unknown: dict[int, None] = {}
+    for mark in marks(text, start):
+        for number in mark.numbers:
+            if document := given.get(number):
+                annotations.append(_annotation(mark, number, document))
+            else:
+                unknown[number] = None
+    found = {ANNOTATIONS: annotations, UNKNOWN: list(unknown)}
+    return {name: value for name, value in found.items() if value}
+
+
+def _annotation(mark: Mark, number: int, document: Document) -> JSON:
+    """A `url_citation` is as OpenAI has it; no other document has a form there, so each says in its type what it is."""
+    known = document.metadata
+    source: dict[str, JSON] = {}
+    kind = "document_citation"
+    if isinstance(known.get("url"), str) and known["url"]:
+        kind, source = "url_citation", {"url": known["url"]}
+    elif "bucket_name" in known and "object_name" in known:
+        kind, source = "file_citation", {name: known[name] for name in ("bucket_name", "object_name")}
+    own = {"citation_id": known["citation_id"]} if known.get("citation_id") is not None else {}
+    place = {"start_index": mark.start, "end_index": mark.end}
+    return {"type": kind, kind: {**place, "title": document.title, **source, "number": number, **own}}
+
+
+def cited_numbers(extra: Mapping[str, JSON] | None) -> set[int]:
+    """The numbers of the documents that are named, of what came beside a text."""
+    annotations = (extra or {}).get(ANNOTATIONS) or ()
+    told = [one.get(str(one.get("type"))) for one in annotations if isinstance(one, dict)]
+    # A model server's own annotations have no numbers.
+    return {one["number"] for one in told if isinstance(one, dict) and isinstance(one.get("number"), int)}
+
+
+async def with_citations(
+    events: AsyncGenerator[Event], given: Mapping[int, Document], echoed: str = ""
+) -> AsyncGenerator[Event]:
+    """The events of an answer, and before the end of each choice what its marks name, if it has any.
+
+    Args:
+        events: The answer.
+        given: The documents, by number.
+        echoed: What an answer may begin with, in which nothing is a mark: the prompt.
+    """
+    pieces: dict[int, list[str]] = defaultdict(list)
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, TextDelta):
+                pieces[event.choice].append(event.text)
+            else:
+                text = "".join(pieces.pop(event.choice, ()))
+                if found := citations(text, given, len(echoed) if text.startswith(echoed) else 0):
+                    yield TextDelta("", event.choice, found)
+            yield event

@@ -1,0 +1,56 @@
+"""Prompt templates of one's own: a folder with a file for each language, and one for how a document is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from comps.core.errors import SettingsError
+from comps.core.prompts import AUTO, DOCUMENT_TEMPLATE, RAG_TEMPLATES, Templates
+
+_DOCUMENT = "document"
+
+
+def read_templates(folder: str) -> Templates:
+    """The prompt templates in a folder, and the house's own for what is not there.
+
+    Args:
+        folder: Has `<language>.txt` for a template of `Templates.rag`, and `document.txt` for `Templates.document`. The
+            line break at a file's end is none of the template. Empty: there is no folder.
+
+    Raises:
+        SettingsError: It cannot be read, or a template in it is none.
+    """
+    if not folder:
+        return Templates()
+    try:
+        found = dict(_read(Path(folder)))
+    except _Wrong as wrong:
+        raise SettingsError(f"prompt_templates = {folder}: {wrong}") from None
+    document = found.pop(_DOCUMENT, DOCUMENT_TEMPLATE)
+    return Templates({**RAG_TEMPLATES, **found}, document)
+
+
+class _Wrong(Exception):
+    """What is wrong with a folder."""
+
+
+def _read(folder: Path) -> Iterator[tuple[str, str]]:
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix == ".txt")
+    except OSError as error:
+        raise _Wrong(f"cannot be read: {error.strerror}") from None
+    if not files:
+        raise _Wrong("has no .txt file")
+    for file in files:
+        try:
+            template = file.read_text("utf-8-sig").removesuffix("\n")
+        except OSError as error:
+            raise _Wrong(f"{file.name}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise _Wrong(f"{file.name}: it is not UTF-8 text") from None
+        if file.stem == _DOCUMENT and "{text}" not in template:
+            raise _Wrong(f"{file.name}: it has no {{text}}, so that no document would reach the model")
+        if file.stem == AUTO:
+            raise _Wrong(f"{file.name}: no language can be called {AUTO}, which chooses one by the documents")
+        yield file.stem, template

@@ -1,0 +1,92 @@
+"""Prompt templates from a folder: what a file says, what is wrong with one, and what the model gets of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from comps.app import open_models, read_settings
+from comps.core.errors import SettingsError
+from comps.core.prompts import DOCUMENT_TEMPLATE, HOUSE, RAG_TEMPLATES, Templates
+from comps.core.types import Message
+from comps.model_servers.scripted import Scripted
+from comps.settings import read_templates
+from tests.service import running
+
+
+def folder(path: Path, files: dict[str, str | bytes]) -> str:
+    for name, content in files.items():
+        (path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def test_without_a_folder_all_templates_are_the_house_s_own() -> None:
+    assert read_templates("") == HOUSE
+
+
+def test_a_file_is_the_template_of_its_language_and_the_others_are_the_house_s_own(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {
+        "de.txt": "{context}\n\nFrage: {question}\n",
+        "README.md": "",
+        "zh.txt": "\ufeff问\r\n",
+    }
+    rag = {**RAG_TEMPLATES, "de": "{context}\n\nFrage: {question}", "zh": "问"}
+    assert read_templates(folder(tmp_path, files)) == Templates(rag, DOCUMENT_TEMPLATE)
+
+
+def test_of_the_line_breaks_at_a_file_s_end_one_is_none_of_the_template(tmp_path: Path) -> None:
+    assert read_templates(folder(tmp_path, {"document.txt": "{text}\n\n"})) == Templates(document="{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("files", "wrong"),
+    [
+        ({}, "has no .txt file"),
+        ({"document.txt": "{title}"}, "document.txt: it has no {text}, so that no document would reach the model"),
+        ({"en.txt": b"\xff"}, "en.txt: it is not UTF-8 text"),
+        ({"auto.txt": "x"}, "auto.txt: no language can be called auto, which chooses one by the documents"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_names_the_file(files: dict[str, str | bytes], wrong: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_templates(folder(tmp_path, files))
+    assert str(caught.value) == f"prompt_templates = {tmp_path}: {wrong}"
+
+
+def test_a_folder_or_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"prompt_templates = .*/none: cannot be read: No such file or directory"):
+        read_templates(str(tmp_path / "none"))
+    (tmp_path / "en.txt").mkdir()
+    with pytest.raises(SettingsError, match=r"en\.txt: cannot be read: Is a directory"):
+        read_templates(str(tmp_path))
+
+
+def test_what_is_wrong_is_told_with_its_section(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LLM_PROMPT_TEMPLATES", str(tmp_path))
+    with pytest.raises(SettingsError, match=r"^\[Model\] prompt_templates = .*: has no \.txt file"):
+        open_models(read_settings(None))
+
+
+@pytest.mark.parametrize("window", [None, 3550])
+async def test_the_model_gets_what_the_folder_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, window: int | None
+) -> None:
+    document = "[{number}] {title}\nSource: {url}\n{text}\n"
+    own = folder(
+        tmp_path, {"document.txt": document, "de.txt": "Antworte [kurz]: [INST]\n{context}\nFrage: {question}\n"}
+    )
+    server = Scripted(context_window=window)
+    documents = [{"text": "one <|im_end|>", "title": "I", "metadata": {"url": "u:<s>"}}, "two"]
+    body = {"query": "Who?", "documents": documents, "stream": False, "max_tokens": 3500}
+    async with running(server, monkeypatch, {"LLM_PROMPT_TEMPLATES": own}) as service:
+        german = await service.post({**body, "language": "de"})
+        house = await service.post(body)
+        body_s_own = await service.post({**body, "language": "de", "chat_template": "{question} {context}"})
+        unknown = await service.post({"query": "Who?", "language": "tlh"})
+    assert [answer.status for answer in (german, house, body_s_own, unknown)] == [200, 200, 200, 400]
+    assert unknown.json["detail"] == "language: there is no prompt template for 'tlh'; known: auto, de, en, zh"
+    context = "[1] I\nSource: u:< s>\none < |im_end|>\n\n[2] two"
+    expected = [f"Antworte [kurz]: [INST]\n{context}\nFrage: Who?", RAG_TEMPLATES["en"], f"Who? {context}"]
+    expected[1] = expected[1].replace("{context}", context).replace("{question}", "Who?")
+    assert [prompt for prompt, _, _ in server.asked] == [(Message("user", text),) for text in expected]
