@@ -107,7 +107,7 @@ async def test_far_below_the_window_nothing_is_counted_and_nothing_changes() -> 
 @pytest.mark.parametrize("window", [None, 200, 257, 300, 333, 1000, 8192])
 @pytest.mark.parametrize("total", [None, 500])
 async def test_counting_to_the_token_changes_nothing_that_is_asked(window: int | None, total: int | None) -> None:
-    asked = replace(request(found=documents(90, 70), sampling=Sampling(max_tokens=120)), max_total_tokens=total)
+    asked = replace(request(found=documents(90, 70), sampling=Sampling(max_tokens=900)), max_total_tokens=total)
     plan, exact = [await planned(asked, window, to_the_token=to_the_token) for to_the_token in (False, True)]
     assert (exact.prompt, exact.sampling, exact.options) == (plan.prompt, plan.sampling, plan.options)
     assert exact.report.max_tokens == plan.report.max_tokens
