@@ -45,10 +45,8 @@ class Share:
 
     exchanges: int
     """Of the history, so many of the latest."""
-    whole: int
-    """Of the documents, so many of the best."""
-    piece: int
-    """Tokens that the next document may have; 0: none of it."""
+    room: int
+    """Tokens that documents may have."""
 
 
 def share(
@@ -73,9 +71,7 @@ def share(
     room = window - question - kept_free
     before = sum(documents if sharing.documents_first else documents[:1])
     exchanges, said = _as_many(list(reversed(history)), max(room - before, 0))
-    whole, read = _as_many(documents, room - said)
-    left = room - said - read
-    return Share(exchanges, whole, left if whole < len(documents) and left >= LEAST_PIECE else 0)
+    return Share(exchanges, room - said)
 
 
 def _as_many(sizes: Sequence[int], room: int) -> tuple[int, int]:

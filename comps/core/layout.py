@@ -34,6 +34,10 @@ class Layout(Protocol):
         """The prompt and the options that the model server gets."""
         ...
 
+    def times(self, request: GenerationRequest) -> int:
+        """In how many places the model reads each document."""
+        ...
+
     def read(self, document: Document) -> str:
         """What the model reads of a document."""
         ...
@@ -52,6 +56,12 @@ class InText:
 
     def lay(self, request: GenerationRequest) -> tuple[Prompt, Mapping[str, JSON]]:
         return build_prompt(request, self.templates), request.options
+
+    def times(self, request: GenerationRequest) -> int:
+        asking = 0
+        if not isinstance(request.prompt, str):
+            asking = sum(str(one.content).count("{context}") for one in request.prompt if asks_for_context(one))
+        return asking + (0 if request.template is None else max(request.template.count("{context}"), 1)) or 1
 
     def read(self, document: Document) -> str:
         return as_context(document, self.templates) + _JOINT
@@ -76,13 +86,22 @@ class Beside:
         prompt = build_prompt(replace(request, documents=None, template=None))
         return prompt, {**request.options, "documents": [_as_object(one) for one in request.documents or ()]}
 
+    def times(self, request: GenerationRequest) -> int:
+        return 1
+
     def read(self, document: Document) -> str:
-        return "\n".join(value for name, value in _as_object(document).items() if name != "doc_id")
+        further = (f"{name}: {value}" for name, value in _metadata(document).items())
+        return "\n".join((*further, document.title, document.text))
+
+
+def _metadata(document: Document) -> dict[str, str]:
+    """What of it is text; with a name that is none, it could be anything to a template."""
+    named = {name: value for name, value in document.metadata.items() if name.isidentifier()}
+    return {name: value for name, value in named.items() if isinstance(value, str)}
 
 
 def _as_object(document: Document) -> dict[str, str]:
-    metadata = {name: value for name, value in document.metadata.items() if isinstance(value, str)}
-    return {**metadata, "doc_id": str(document.number), "title": document.title, "text": document.text}
+    return {**_metadata(document), "doc_id": str(document.number), "title": document.title, "text": document.text}
 
 
 async def find_beside(count: Count) -> Beside | None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from comps.core.budget import USUAL, Share, Sharing, cut, share
-from comps.core.counting import AROUND, Count, Counter, at_most, may_fit
+from comps.core.budget import LEAST_PIECE, USUAL, Sharing, cut, share
+from comps.core.counting import AROUND, Count, Counter, at_least, at_most, longest_text, may_fit, text_read
+from comps.core.errors import PromptTooLong
 from comps.core.layout import Beside, InText, Layout, find_beside
 from comps.core.ports import ModelServer
-from comps.core.prompts import HOUSE, Templates, chosen_template, made_harmless, numbered, text_of
-from comps.core.types import JSON, Document, DocumentUse, GenerationRequest, Message, Prompt, Report, Sampling, Usage
+from comps.core.prompts import HOUSE, Templates, chosen_template, made_harmless, numbered
+from comps.core.types import JSON, Document, DocumentUse, GenerationRequest, Prompt, Report, Sampling, Usage
 
 log = logging.getLogger("opea_llm")
 
 _CLOSE = 0.97
 """Of the characters that a piece of a document may have by its share of tokens: some of them are dearer than others."""
+_SURE = 3
+"""Quarters of what is estimated that a prompt has for sure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,30 +80,38 @@ class Planner:
         Raises:
             InvalidRequest: There are documents, but no question (`PromptTooLong` if that alone fills the window).
         """
-        if request.documents:
-            request = replace(request, documents=numbered(request.documents))
-        sources = request.documents or ()
+        given = numbered(request.documents or ())
+        if request.documents is not None:
+            request = replace(request, documents=tuple(one for one in given if not _is_empty(one)))
         layout = await self._layout(request)
         # Before any text is looked at: that of a whole library would hold up everybody else.
         as_written = self._as_written if layout is self._in_text else layout
+        plan: Plan | None = None
         if self._is_sure_to_fit(as_written.lay(request), request, window):
-            harmless = made_harmless(request, self._harmless)
-            laid = layout.lay(harmless)
-            if self._is_sure_to_fit(laid, request, window):
-                plan = _as_it_is(harmless, laid, layout, sources, window)
-                return await self._counted(plan, request, layout) if to_the_token and _is_text(laid[0]) else plan
-        assert window is not None
-        plan = await self._fitted(request, layout, window, to_the_token)
-        return replace(plan, sources=sources[: len(plan.documents)])
+            plan = _as_it_is(made_harmless(request, self._harmless), layout, window)
+            if not self._is_sure_to_fit((plan.prompt, plan.options), request, window):
+                plan = None
+        if plan is None:
+            assert window is not None
+            plan = await self._fitted(request, layout, window, to_the_token)
+        elif to_the_token:
+            plan = await self._counted(plan, request, layout)
+        kept = {document.number for document in plan.documents}
+        uses = iter(plan.report.documents)
+        told = tuple(
+            DocumentUse(place, "dropped", "it is empty", 0, 0) if _is_empty(one) else replace(next(uses), number=place)
+            for place, one in enumerate(given, 1)
+        )
+        sources = tuple(one for one in given if one.number in kept)
+        return replace(plan, report=replace(plan.report, documents=told), sources=sources)
 
     def _is_sure_to_fit(
         self, laid: tuple[Prompt, Mapping[str, JSON]], request: GenerationRequest, window: int | None
     ) -> bool:
         """Whether nothing need be counted; who limits prompt and answer together has the model server keep to it."""
-        prompt, options = laid
-        if window is None or request.max_total_tokens is not None or not _is_text(prompt):
+        if window is None or request.max_total_tokens is not None:
             return True
-        return at_most(prompt, options) + (request.sampling.max_tokens or self._sharing.least_answer) <= window
+        return at_most(*laid) + (request.sampling.max_tokens or self._sharing.least_answer) <= window
 
     async def _counted(self, plan: Plan, request: GenerationRequest, layout: Layout) -> Plan:
         """The plan of a request that is sure to fit, with all in its report counted."""
@@ -126,67 +137,159 @@ class Planner:
         return self._beside or self._in_text
 
     async def _fitted(self, request: GenerationRequest, layout: Layout, window: int, to_the_token: bool) -> Plan:
-        given = request.documents or ()
-        template = chosen_template(request, self._in_text.templates)
-        question, exchanges = _divided(request.prompt)
-        # What cannot fit in any case is not looked at: a whole library would hold up everybody else.
-        said = ["\n".join(text_of(message.content) for message in exchange) for exchange in exchanges]
-        earlier = sum(map(len, exchanges))
-        exchanges = exchanges[len(said) - may_fit(reversed(said), window) :]
-        near = given[: may_fit((document.text for document in given), window)]
-        turns = [message for exchange in exchanges for message in exchange]
-        request = replace(request, prompt=_with(question, turns), documents=near if given else request.documents)
-        request = made_harmless(request, self._harmless)
-        if request.template is None:
-            request = replace(request, template=template)
-        question, exchanges = _divided(request.prompt)
         documents = request.documents or ()
-
-        none = None if request.documents is None else ()
-        bare, _ = layout.lay(replace(request, prompt=question, documents=none))
-        said = ["\n".join(text_of(message.content) for message in exchange) for exchange in exchanges]
-        read = [layout.read(document) for document in documents]
+        near = made_harmless(self._near(request, window), self._harmless)
+        if near.template is None:
+            near = replace(near, template=chosen_template(request, self._in_text.templates))
+        exchanges = _exchanges(near.prompt)
         count = self._counter.count()
-        tokens, sizes = await count.prompt_and_texts(bare, request.options, [*said, *read])
-        history = [size + AROUND * len(one) for size, one in zip(sizes, exchanges, strict=False)]
-        texts = sizes[len(exchanges) :]
-        asked = request.sampling.max_tokens
+        sizes = await _sizes(near, exchanges, layout, count)
+        question, history = sizes.question, sizes.history
         if not count.exact:  # Nobody is refused by an estimate.
-            tokens = min(tokens, window - 1)
-        sizes = [size + layout.around for size in texts]
-        shared = share(window, tokens, history, sizes, self._sharing, asked)
-        kept = list(documents[: shared.whole])
-        piece, piece_tokens = None, 0
-        if shared.piece:
-            room = shared.piece - layout.around
-            piece, piece_tokens = await _piece(documents[shared.whole], layout, texts[shared.whole], room, count)
-            kept += [piece] if piece else []
-        latest = [message for exchange in exchanges[len(exchanges) - shared.exchanges :] for message in exchange]
-        request = replace(request, prompt=_with(question, latest), documents=tuple(kept) if documents else none)
-        prompt, options = layout.lay(request)
-        around = len(kept) * layout.around
-        documents_tokens = sum(texts[: shared.whole]) + piece_tokens
-        history_tokens = sum(history[len(history) - shared.exchanges :])
+            question = min(question, window - 1)
+        times = layout.times(near)
+        weights = [(size + layout.around) * times for size in sizes.documents]
+        asked = near.sampling.max_tokens
+        shared = share(window, question, history, weights, self._sharing, asked)
+        packed = await _packed(near.documents or (), sizes.documents, shared.room, layout, times, count)
+        dropped = exchanges[: len(exchanges) - shared.exchanges]
+        kept = replace(
+            near,
+            prompt=_without(near.prompt, {place for exchange in dropped for place in exchange}),
+            documents=None if near.documents is None else packed.documents,
+        )
+        prompt, options = layout.lay(kept)
+        around = len(packed.kept) * layout.around * times
+        uses = tuple(_uses(documents, near.documents or (), sizes.documents, packed))
+        history_tokens = sum(history[len(dropped) :])
         report = Report(
             context_window=window,
             counted="model" if count.exact else "estimate",
-            documents=tuple(_uses(texts, len(given), shared, piece_tokens)),
-            nothing_found=request.documents == () and not given,
-            turns_dropped=earlier - len(latest),
+            documents=uses,
+            nothing_found=request.documents == (),
+            turns_dropped=len(request.prompt) - len(kept.prompt),
             native=isinstance(layout, Beside),
-            prompt_tokens=tokens + around + documents_tokens + history_tokens,
-            documents_tokens=documents_tokens,
+            prompt_tokens=question + around + packed.tokens + history_tokens,
+            documents_tokens=packed.tokens,
             history_tokens=history_tokens,
-            question_tokens=tokens + around,
+            question_tokens=question + around,
         )
         if asked is not None:
-            least = 1 if count.exact else self._sharing.least_answer
-            most = min(asked, max(window - (report.prompt_tokens or 0), least))
-            report = replace(report, max_tokens=most)
+            report = replace(report, max_tokens=min(asked, self._room(report, count)))
         if to_the_token:
             report = settled(report, Usage(await count.prompt(prompt, options), 0))
-        sampling = replace(request.sampling, max_tokens=report.max_tokens)
-        return Plan(request, prompt, sampling, options, report, tuple(kept), layout.numbered)
+        sampling = replace(kept.sampling, max_tokens=report.max_tokens)
+        return Plan(kept, prompt, sampling, options, report, kept.documents or (), layout.numbered)
+
+    def _near(self, request: GenerationRequest, window: int) -> GenerationRequest:
+        """The request without what cannot fit in any case: a whole library would hold up everybody else.
+
+        Raises:
+            PromptTooLong: The question cannot.
+        """
+        exchanges = _exchanges(request.prompt)
+        earlier = [place for exchange in exchanges for place in exchange]
+        least = at_least(_without(request.prompt, set(earlier)))
+        if least >= window:
+            raise PromptTooLong(least, window, at_least=True)
+        said = [_said(request.prompt, exchange) for exchange in exchanges]
+        far = exchanges[: len(exchanges) - may_fit(reversed(said), window)]
+        prompt = _without(request.prompt, {place for exchange in far for place in exchange})
+        if request.documents is None:
+            return replace(request, prompt=prompt)
+        documents = tuple(_beginning(one, window) for one in request.documents)
+        # One of them may turn out to have no beginning that says something, and leave its room to those behind it.
+        return replace(
+            request, prompt=prompt, documents=documents[: may_fit((one.text for one in documents), 2 * window)]
+        )
+
+    def _room(self, report: Report, count: Count) -> int:
+        """How many tokens there are for the answer, at least 1."""
+        window, prompt = report.context_window or 0, report.prompt_tokens or 0
+        if count.exact:
+            return max(window - prompt, 1)
+        # An estimate is too much rather than too little: it shall leave nobody without an answer.
+        return max(window - prompt, min(self._sharing.least_answer, window - prompt * _SURE // 4), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """How many tokens the parts of a request have."""
+
+    question: int
+    """With all that is always there: the templates, the system's messages, what is beside the messages."""
+    history: list[int]
+    """Of each exchange, with what a chat template may lay around its messages."""
+    documents: list[int]
+
+
+async def _sizes(
+    request: GenerationRequest, exchanges: Sequence[Sequence[int]], layout: Layout, count: Count
+) -> _Sizes:
+    earlier = {place for exchange in exchanges for place in exchange}
+    none = None if request.documents is None else ()
+    bare, _ = layout.lay(replace(request, prompt=_without(request.prompt, earlier), documents=none))
+    said = [_said(request.prompt, exchange) for exchange in exchanges]
+    read = [layout.read(document) for document in request.documents or ()]
+    question, sizes = await count.prompt_and_texts(bare, request.options, [*said, *read])
+    history = [size + AROUND * len(one) for size, one in zip(sizes, exchanges, strict=False)]
+    return _Sizes(question, history, sizes[len(exchanges) :])
+
+
+@dataclass(slots=True)
+class _Packed:
+    """The documents that fit."""
+
+    kept: dict[int, tuple[Document, int]] = field(default_factory=dict)
+    """As the model gets them, with their tokens, by place."""
+    uncut: set[int] = field(default_factory=set)
+    """The places of those that do not fit, and have no beginning that says something, such as a sentence."""
+
+    @property
+    def documents(self) -> tuple[Document, ...]:
+        return tuple(document for document, _ in self.kept.values())
+
+    @property
+    def tokens(self) -> int:
+        return sum(tokens for _, tokens in self.kept.values())
+
+
+async def _packed(
+    documents: Sequence[Document], sizes: Sequence[int], room: int, layout: Layout, times: int, count: Count
+) -> _Packed:
+    """Pack the documents, the best first: whole ones as long as they fit, then the beginning of one."""
+    packed = _Packed()
+    for place, (document, size) in enumerate(zip(documents, sizes, strict=True)):
+        most = room // times - layout.around
+        if size <= most:
+            packed.kept[place] = document, size * times
+            room -= (size + layout.around) * times
+            continue
+        if most < LEAST_PIECE:
+            break
+        piece, tokens = await _piece(document, layout, size, most, count)
+        if piece:
+            packed.kept[place] = piece, tokens * times
+            break
+        packed.uncut.add(place)
+    return packed
+
+
+def _uses(
+    documents: Sequence[Document], near: Sequence[Document], sizes: Sequence[int], packed: _Packed
+) -> Iterator[DocumentUse]:
+    """What became of the documents, of which those that are near were looked at."""
+    for place, document in enumerate(documents):
+        # Of one that is too long for any window, only the beginning was counted.
+        size = sizes[place] if place < len(near) and len(document.text) <= len(near[place].text) else None
+        kept, tokens = packed.kept.get(place, (None, 0))
+        if kept is None:
+            why = "not even a sentence of it fits" if place in packed.uncut else "it does not fit the context window"
+            yield DocumentUse(place + 1, "dropped", why, size, 0)
+        elif size is not None and kept is near[place]:
+            yield DocumentUse(place + 1, "kept", "", size, tokens)
+        else:
+            yield DocumentUse(place + 1, "cut", "the rest does not fit the context window", size, tokens)
 
 
 async def _piece(
@@ -219,14 +322,8 @@ def _piece_found(document: Document, begin: int, ends: Sequence[int], most: int)
     return (replace(document, text=text), used) if text else (None, 0)
 
 
-def _as_it_is(
-    request: GenerationRequest,
-    laid: tuple[Prompt, Mapping[str, JSON]],
-    layout: Layout,
-    sources: tuple[Document, ...],
-    window: int | None,
-) -> Plan:
-    prompt, options = laid
+def _as_it_is(request: GenerationRequest, layout: Layout, window: int | None) -> Plan:
+    prompt, options = layout.lay(request)
     documents = request.documents or ()
     report = Report(
         window,
@@ -235,61 +332,80 @@ def _as_it_is(
         native=isinstance(layout, Beside),
         max_tokens=request.sampling.max_tokens,
     )
-    return Plan(request, prompt, request.sampling, options, report, documents, layout.numbered, sources)
+    return Plan(request, prompt, request.sampling, options, report, documents, layout.numbered)
 
 
 def settled(report: Report, usage: Usage | None) -> Report:
-    """A report with what the model server has counted itself, which beats all sums. What is around the messages of the
-    history was only estimated, so that these make up for the difference, else the question does."""
+    """A report with what the model server has counted itself, which beats all sums.
+
+    What is around the messages of the history was only estimated, so that these make up for the difference, else the
+    question does; where all was estimated, every part does.
+    """
     if usage is None or not usage.prompt_tokens:
         return report
     settled = replace(report, prompt_tokens=usage.prompt_tokens)
     if report.prompt_tokens is None or report.question_tokens is None:
         return settled
+    if report.counted == "estimate":
+        return _scaled(report, usage.prompt_tokens)
     over = report.prompt_tokens - usage.prompt_tokens
     if report.history_tokens and over <= report.history_tokens:
         return replace(settled, history_tokens=report.history_tokens - over)
     return replace(settled, question_tokens=report.question_tokens - over)
 
 
-def _uses(sizes: Sequence[int], documents: int, shared: Share, piece: int) -> list[DocumentUse]:
-    uses = []
-    for place in range(documents):
-        size = sizes[place] if place < len(sizes) else None
-        if place < shared.whole:
-            uses.append(DocumentUse(place + 1, "kept", "", size, size))
-        elif place == shared.whole and piece:
-            uses.append(DocumentUse(place + 1, "cut", "the rest does not fit the context window", size, piece))
-        else:
-            uses.append(DocumentUse(place + 1, "dropped", "it does not fit the context window", size, 0))
-    return uses
+def _scaled(report: Report, prompt_tokens: int) -> Report:
+    """An estimate, made to fit what the prompt has in the end."""
+    estimated = report.prompt_tokens or 1
+
+    def scaled(tokens: int | None) -> int | None:
+        return tokens and tokens * prompt_tokens // estimated
+
+    uses = tuple(
+        replace(use, tokens=scaled(use.tokens), tokens_used=scaled(use.tokens_used)) for use in report.documents
+    )
+    documents, history = sum(use.tokens_used or 0 for use in uses), scaled(report.history_tokens) or 0
+    return replace(
+        report,
+        documents=uses,
+        prompt_tokens=prompt_tokens,
+        documents_tokens=documents,
+        history_tokens=history,
+        question_tokens=prompt_tokens - documents - history,
+    )
 
 
-def _is_text(prompt: Prompt) -> bool:
-    return isinstance(prompt, str) or all(isinstance(message.content, str) for message in prompt)
+def _is_empty(document: Document) -> bool:
+    return not (document.text.strip() or document.title.strip())
 
 
-def _divided(prompt: Prompt) -> tuple[Prompt, list[list[Message]]]:
-    """A prompt without what was said before the question, and that: an exchange is a turn of the user and all that
-    came of it."""
+def _beginning(document: Document, window: int) -> Document:
+    """As much of a document as may fit a context window."""
+    return replace(document, text=document.text[: longest_text(window)])
+
+
+def _exchanges(prompt: Prompt) -> list[list[int]]:
+    """The places of what was said before the question: an exchange is a turn of the user and all that came of it, but
+    for what the system says, which is always there."""
     if isinstance(prompt, str):
-        return prompt, []
+        return []
     last = max((place for place, message in enumerate(prompt) if message.role == "user"), default=0)
-    always: list[Message] = []
-    exchanges: list[list[Message]] = []
-    for place, message in enumerate(prompt):
-        if place >= last or message.role in ("system", "developer"):
-            always.append(message)
-        elif message.role == "user" or not exchanges:
-            exchanges.append([message])
-        else:
-            exchanges[-1].append(message)
-    return tuple(always), exchanges
+    exchanges: list[list[int]] = []
+    for place, message in enumerate(prompt[:last]):
+        if message.role == "user":
+            exchanges.append([place])
+        elif message.role not in ("system", "developer"):
+            exchanges = exchanges or [[]]
+            exchanges[-1].append(place)
+    return exchanges
 
 
-def _with(question: Prompt, history: Sequence[Message]) -> Prompt:
-    """The history again before the question, behind the system's messages in front of it."""
-    if isinstance(question, str) or not history:
-        return question
-    last = max((place for place, message in enumerate(question) if message.role == "user"), default=0)
-    return (*question[:last], *history, *question[last:])
+def _said(prompt: Prompt, exchange: Sequence[int]) -> str:
+    assert not isinstance(prompt, str)
+    return "\n".join(text_read(prompt[place]) for place in exchange)
+
+
+def _without(prompt: Prompt, places: Collection[int]) -> Prompt:
+    if isinstance(prompt, str):
+        return prompt
+    return tuple(message for place, message in enumerate(prompt) if place not in places)

@@ -36,10 +36,10 @@ class DocumentBody(BaseModel):
     metadata: dict[str, Any] | None = None
 
     def documents(self) -> list[Document]:
-        """A list of texts is as many documents; one with neither text nor title is none."""
+        """A list of texts is as many documents."""
         texts = [self.text] if isinstance(self.text, str) else self.text
         metadata = {**(self.model_extra or {}), **(self.metadata or {})}
-        return [Document(text, self.title or "", metadata) for text in texts if text or self.title]
+        return [Document(text, self.title or "", metadata) for text in texts]
 
 
 Documents = Annotated[

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 
 _SHOWN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _HIDDEN = [byte for byte in range(0x100) if byte not in _SHOWN]
-_BYTES = {chr(byte): byte for byte in _SHOWN} | {chr(0x100 + place): byte for place, byte in enumerate(_HIDDEN)}
-"""How byte-level vocabularies spell a byte: https://github.com/openai/gpt-2/blob/master/src/encoder.py."""
+_BYTES = {0x100 + place: byte for place, byte in enumerate(_HIDDEN)}
+"""How byte-level vocabularies spell the bytes that are no signs: https://github.com/openai/gpt-2/blob/master/src/encoder.py."""
+_WITHIN = bytes(range(0x80, 0xC0))
+"""Bytes of UTF-8 that begin no character."""
 _FALLBACK = re.compile("<0x([0-9A-F]{2})>")
 """How SentencePiece spells a byte."""
 
@@ -33,15 +34,17 @@ def ends_of(strings: Sequence[str], text: str) -> list[int] | None:
 
 
 def in_characters(ends: Sequence[int], text: str) -> list[int]:
-    """Ends in bytes as ends in characters; one within a character is where that begins."""
+    """Ends in bytes as ends in characters; one within a character is where that ends."""
     if text.isascii():
         return list(ends)
-    begins = list(accumulate((len(one.encode("utf-8", "replace")) for one in text), initial=0))
-    return [bisect_right(begins, end) - 1 for end in ends]
+    encoded, begins = text.encode("utf-8", "replace"), chain((0,), ends)
+    return list(
+        accumulate(len(encoded[begin:end].translate(None, _WITHIN)) for begin, end in zip(begins, ends, strict=False))
+    )
 
 
 def _byte_level(string: str) -> bytes:
-    return bytes(_BYTES.get(character, 0) for character in string)
+    return string.translate(_BYTES).encode("latin-1", "replace")
 
 
 def _sentencepiece(string: str) -> bytes:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 
 from tokenizers import Encoding, Tokenizer
 
-from comps.core.counting import AROUND
-from comps.core.errors import SettingsError
+from comps.core.counting import texts_read, with_template
+from comps.core.errors import ModelServerError, SettingsError
 from comps.core.ports import ABILITIES, CountsPrompts, ModelServer
-from comps.core.prompts import text_of
 from comps.core.types import JSON, Event, ModelInfo, Prompt, Sampling
 
-_LONG = 20_000
-"""Characters that take some milliseconds: more is counted in a thread."""
+_LONG = 2_000
+"""Characters that take a millisecond: more is counted in a thread."""
 
 
 class WithTokenizer:
@@ -56,12 +56,15 @@ class WithTokenizer:
         if isinstance(prompt, str):
             return len(await self._encoded(prompt, special=True))
         if isinstance(self._server, CountsPrompts):
-            return await self._server.count_prompt(prompt, options)
-        return sum([await self.count_tokens(text_of(one.content)) for one in prompt]) + AROUND * (len(prompt) + 1)
+            with suppress(ModelServerError):
+                return await self._server.count_prompt(prompt, options)
+        return with_template([await self.count_tokens(text) for text in texts_read(prompt, options)])
 
     async def _encoded(self, text: str, special: bool) -> Encoding:
         def encoded() -> Encoding:
-            return self._tokenizer.encode(text.encode("utf-8", "replace").decode(), add_special_tokens=special)
+            # Of a batch, others are let by meanwhile.
+            texts = [text.encode("utf-8", "replace").decode()]
+            return self._tokenizer.encode_batch(texts, add_special_tokens=special)[0]
 
         return await asyncio.to_thread(encoded) if len(text) > _LONG else encoded()
 

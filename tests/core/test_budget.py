@@ -4,49 +4,41 @@ from __future__ import annotations
 
 import pytest
 
-from comps.core.budget import LEAST_PIECE, Share, Sharing, cut, share
+from comps.core.budget import Share, Sharing, cut, share
 from comps.core.errors import PromptTooLong
 
 SHORT = Sharing(least_answer=10)
 
 
-def test_what_fits_is_kept_whole() -> None:
-    assert share(200, 50, [20, 20], [30, 30], SHORT, 40) == Share(2, 2, 0)
-
-
-def test_documents_give_way_from_the_last_one_on_and_the_first_that_does_not_fit_is_cut() -> None:
-    assert share(200, 50, [], [60, 60, 60, 5], SHORT, 40) == Share(0, 2, 20)
-
-
-def test_too_little_room_for_a_piece_of_a_document_is_left_to_the_answer() -> None:
-    assert share(60 + 60 + 10 + LEAST_PIECE - 1, 60, [], [60, 60], SHORT, 40) == Share(0, 1, 0)
+def test_documents_have_what_question_answer_and_history_leave() -> None:
+    assert share(200, 50, [20, 20], [30, 30], SHORT, 40) == Share(2, 100)
+    assert share(200, 50, [], [60, 60, 60, 5], SHORT, 40) == Share(0, 140)
 
 
 def test_the_answer_keeps_what_the_settings_say_and_no_more_than_it_may_have() -> None:
-    assert share(200, 50, [], [100, 100], Sharing(least_answer=50), 1000) == Share(0, 1, 0)
-    assert share(200, 50, [], [100, 100], Sharing(least_answer=50), 20) == Share(0, 1, 30)
-    assert share(200, 50, [], [100, 100], Sharing(least_answer=50), None) == Share(0, 1, 0)
+    assert share(200, 50, [], [100, 100], Sharing(least_answer=50), 1000) == Share(0, 100)
+    assert share(200, 50, [], [100, 100], Sharing(least_answer=50), 20) == Share(0, 130)
+    assert share(200, 50, [], [100, 100], Sharing(least_answer=50), None) == Share(0, 100)
 
 
 def test_what_was_said_before_stays_longer_than_all_but_the_best_document() -> None:
-    assert share(200, 50, [40, 40], [50, 50], SHORT, 40) == Share(2, 1, 0)
+    assert share(200, 50, [40, 40], [50, 50], SHORT, 40) == Share(2, 60)
 
 
 def test_the_earliest_of_it_gives_way_first_and_all_of_it_before_the_best_document() -> None:
-    assert share(200, 50, [40, 40], [80, 80], SHORT, 40) == Share(1, 1, 20)
-    assert share(200, 50, [40, 40], [120, 80], SHORT, 40) == Share(0, 1, 20)
-    assert share(200, 50, [40, 40], [300, 80], SHORT, 40) == Share(0, 0, 140)
+    assert share(200, 50, [40, 40], [80, 80], SHORT, 40) == Share(1, 100)
+    assert share(200, 50, [40, 40], [120, 80], SHORT, 40) == Share(0, 140)
 
 
 def test_it_gives_way_to_all_documents_if_the_settings_say_so() -> None:
-    assert share(200, 50, [40, 40], [50, 50], Sharing(10, documents_first=True), 40) == Share(1, 2, 0)
+    assert share(200, 50, [40, 40], [50, 50], Sharing(10, documents_first=True), 40) == Share(1, 100)
 
 
 def test_a_question_that_fills_the_window_is_refused_with_the_numbers() -> None:
     with pytest.raises(PromptTooLong) as caught:
         share(200, 200, [1], [1], SHORT, 40)
     assert (caught.value.prompt_tokens, caught.value.context_window) == (200, 200)
-    assert share(200, 199, [1], [1], SHORT, 40) == Share(0, 0, 0)
+    assert share(200, 199, [1], [1], SHORT, 40) == Share(0, 0)
 
 
 TEXT = 'One two three. Four "five six." Seven eight nine ten eleven.\nTwelve'

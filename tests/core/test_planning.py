@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from comps.core.budget import USUAL, Sharing
-from comps.core.counting import estimate
+from comps.core.counting import Counter, estimate, estimated_prompt, text_read
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, Refused, Unreachable
 from comps.core.planning import Plan, Planner, settled
 from comps.core.prompts import Templates, text_of
@@ -59,7 +59,7 @@ class Words(Scripted):
 def words_of(prompt: Prompt) -> int:
     if isinstance(prompt, str):
         return len(prompt.split())
-    return sum(len(text_of(message.content).split()) + 4 for message in prompt)
+    return sum(len(text_read(message).split()) + 4 for message in prompt)
 
 
 def documents(*sizes: int) -> tuple[Document, ...]:
@@ -307,6 +307,189 @@ async def test_a_template_of_the_request_and_its_language_stay_whichever_documen
 async def test_documents_without_a_question_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="messages"):
         await planned(request((Message("system", "a"),), documents(10)), 100)
+
+
+# what is read of a request
+
+
+def parts(*texts: str) -> list[JSON]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+async def test_a_content_in_parts_is_shared_like_one_in_a_piece() -> None:
+    question = (Message("user", parts("where is", "the lantern ?")),)
+    plan = await planned(request(question, documents(100, 100, 100)), 320)
+    assert [use.fate for use in plan.report.documents] == ["kept", "kept", "cut"]
+    said = [Message(role, parts("word " * 100)) for role in ("user", "assistant")] * 3
+    plan = await planned(request((*said, *QUESTION)), 320)
+    assert plan.report.turns_dropped == 4
+
+
+async def test_a_picture_in_a_conversation_leaves_its_texts_to_be_shared() -> None:
+    picture: JSON = {"type": "image_url", "image_url": {"url": "data:,"}}
+    question = (Message("user", [*parts("where is the lantern ?"), picture]),)
+    plan = await planned(request(question, documents(100, 100, 100)), 320)
+    assert [use.fate for use in plan.report.documents] == ["kept", "kept", "cut"]
+    assert not isinstance(plan.prompt, str)
+    assert picture in plan.prompt[0].content
+
+
+async def test_tool_calls_of_the_history_are_counted() -> None:
+    calls = {"tool_calls": [{"function": {"name": "look", "arguments": "word " * 400}}]}
+    said = (Message("user", "look"), Message("assistant", "", calls), Message("tool", "seen"))
+    plan = await planned(request((*said, *QUESTION), documents(100)), 500)
+    assert plan.report.turns_dropped == 3
+    assert fates(plan) == [("kept", 100)]
+
+
+@pytest.mark.parametrize("server", [Scripted(), Words(Unreachable("away"))])
+async def test_tools_are_estimated_where_nobody_counts_them(server: Scripted) -> None:
+    options = {"tools": [{"type": "function", "function": {"name": "look", "description": "word " * 300}}]}
+    plan = await planned(replace(request(found=documents(100, 100)), options=options), 1000, server)
+    assert plan.report.counted == "estimate"
+    assert estimated_prompt(plan.prompt, options) + (plan.sampling.max_tokens or 0) <= 1000
+
+
+async def test_what_a_chat_template_may_write_of_its_own_is_room_that_is_not_sure() -> None:
+    assert (await planned(request(sampling=Sampling(max_tokens=7900)), 8192)).report.counted == "model"
+
+
+async def test_the_order_of_the_messages_stays_whatever_is_counted() -> None:
+    said = (
+        Message("assistant", "Hello"),
+        Message("user", "a b"),
+        Message("system", "mid"),
+        Message("assistant", "b"),
+        *QUESTION,
+    )
+    assert (await planned(request(said, sampling=Sampling(max_tokens=350)), 400)).prompt == said
+    long = (Message("user", "word " * 300), Message("assistant", "yes"), *said[1:])
+    plan = await planned(request(long, sampling=Sampling(max_tokens=50)), 200)
+    assert plan.prompt == said[1:]
+    assert plan.report.turns_dropped == 2
+
+
+@pytest.mark.parametrize("template", ["{context} {context} {question}", "{question}"])
+@pytest.mark.parametrize("system", ["Know: {context}", "Be brief."])
+async def test_documents_in_several_places_are_counted_in_each(template: str, system: str) -> None:
+    asked = replace(request((Message("system", system), *QUESTION), documents(50, 50, 50, 50)), template=template)
+    plan = await planned(asked, 400, to_the_token=True)
+    assert plan.report.prompt_tokens == words_of(plan.prompt)
+    assert words_of(plan.prompt) + 50 <= 400
+    assert (plan.report.question_tokens or 0) < 40
+    assert sum(use.tokens_used or 0 for use in plan.report.documents) == plan.report.documents_tokens
+
+
+async def test_a_document_that_cannot_be_cut_makes_room_for_those_behind_it() -> None:
+    class Letters(Words):
+        async def count_tokens(self, text: str) -> int:
+            return len(text) // 4 if "QUJD" in text else await super().count_tokens(text)
+
+    found = [Document("QUJD" * 3000), *documents(20, 30)]
+    plan = await planned(request(found=found), 300, Letters())
+    assert fates(plan) == [("dropped", 0), ("kept", 20), ("kept", 30)]
+    assert plan.report.documents[0].reason == "not even a sentence of it fits"
+    assert [one.number for one in plan.sources] == [2, 3]
+
+
+@pytest.mark.parametrize("window", [300, 8192])
+async def test_empty_documents_keep_their_places_and_are_told(window: int) -> None:
+    found = [Document(""), *documents(20), Document(" \n"), Document("", "A title")]
+    plan = await planned(request(found=found), window)
+    assert [(use.number, use.fate, use.reason) for use in plan.report.documents] == [
+        (1, "dropped", "it is empty"),
+        (2, "kept", ""),
+        (3, "dropped", "it is empty"),
+        (4, "kept", ""),
+    ]
+    assert [one.number for one in plan.documents] == [2, 4]
+
+
+async def test_documents_that_are_all_empty_are_none_found() -> None:
+    plan = await planned(request(found=[Document(""), Document(" ")]), 8192)
+    assert plan.report.nothing_found
+    assert plan.prompt == QUESTION
+
+
+async def test_of_a_document_longer_than_any_window_only_the_beginning_is_looked_at() -> None:
+    looked_at: list[int] = []
+
+    def harmless(text: str) -> str:
+        looked_at.append(len(text))
+        return text
+
+    found = [Document("A sentence of words. " * 100_000)]
+    plan = await Planner(Words(), harmless=harmless).plan(request(found=found), 300)
+    assert max(looked_at) < 3000
+    assert plan.report.documents[0].fate == "cut"
+    assert plan.report.documents[0].tokens is None
+
+
+async def test_a_question_that_no_tokenizer_gets_into_the_window_is_refused_unread() -> None:
+    server = Words()
+    with pytest.raises(PromptTooLong):
+        await planned(request((Message("user", "x" * 100_000),)), 300, server)
+    assert server.trips == 0
+
+
+# where counting fails
+
+
+async def test_counting_that_fails_later_costs_no_request_its_answer() -> None:
+    server = Finding()
+    planner = Planner(server)
+    asked = request(found=documents(100, 100, 100, 100))
+    exact = await planner.plan(asked, 320)
+    server.failure = Unreachable("away")
+    estimated = await planner.plan(asked, 320)
+    assert (exact.report.counted, estimated.report.counted) == ("model", "estimate")
+
+
+async def test_a_server_that_counts_texts_and_no_prompts_counts_by_its_texts() -> None:
+    class Texts(Words):
+        async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
+            raise Refused(404, "no such route")
+
+    plan = await planned(request(found=documents(100, 100)), 300, Texts())
+    assert plan.report.counted == "model"
+    assert words_of(plan.prompt) + 50 <= 300
+
+
+async def test_an_estimated_report_is_scaled_to_what_the_model_server_counted() -> None:
+    history = (Message("user", "a b c"), Message("assistant", "d e"))
+    plan = await planned(request((*history, *QUESTION), documents(100, 100)), 700, Scripted())
+    estimated = plan.report
+    report = settled(estimated, Usage((estimated.prompt_tokens or 0) // 2, 9))
+    parts_of_it = (report.documents_tokens, report.history_tokens, report.question_tokens)
+    assert min(part or 0 for part in parts_of_it) > 0
+    assert sum(part or 0 for part in parts_of_it) == report.prompt_tokens == (estimated.prompt_tokens or 0) // 2
+    assert sum(use.tokens_used or 0 for use in report.documents) == report.documents_tokens
+
+
+@pytest.mark.parametrize("window", [300, 512, 1000])
+async def test_an_estimate_asks_for_no_more_than_the_window_holds(window: int) -> None:
+    sharing = Sharing(least_answer=1000)
+    asked = request((Message("user", "word " * 180),), sampling=Sampling(max_tokens=2000))
+    plan = await planned(asked, window, Scripted(), sharing)
+    assert 1 <= (plan.sampling.max_tokens or 0) < window
+
+
+def test_digits_and_other_scripts_are_estimated_dearer_than_english() -> None:
+    assert estimate("a" * 30) == 10
+    assert estimate("1" * 30) == 30
+    assert estimate("\u6e2f" * 10) == 15
+
+
+async def test_what_is_remembered_is_bounded_by_its_tokens() -> None:
+    class Long(Words):
+        async def token_ends(self, text: str) -> Sequence[int]:
+            return range(100_000)
+
+    counter = Counter(Long())
+    for number in range(100):
+        await counter.count().text(f"text {number}")
+    assert counter.seen("text 99")
+    assert counter.seen("text 0") is None
 
 
 # beside the messages

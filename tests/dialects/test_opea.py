@@ -140,8 +140,9 @@ def test_a_document_is_not_taken_for_written_because_its_text_occurs_somewhere()
     assert asked.documents == (Document("96", "Memory in GB"),)
 
 
-def test_a_document_with_only_a_title_is_one() -> None:
-    assert request({"query": "?", "documents": [{"title": "T", "text": ""}, ""]}).documents == (Document("", "T"),)
+def test_a_document_without_text_keeps_its_place() -> None:
+    documents = (Document("", "T"), Document(""))
+    assert request({"query": "?", "documents": [{"title": "T", "text": ""}, ""]}).documents == documents
 
 
 @pytest.mark.parametrize("field", ["documents", "retrieved_docs", "reranked_docs"])
