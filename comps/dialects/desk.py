@@ -89,7 +89,7 @@ class Desk:
 @dataclass(frozen=True)
 class EveryDesk(Desk):
     """A path that reads all that is read at other desks, each body as the first of them that finds nothing wrong with
-    it; a call without a marker only where there is no other.
+    it; those without a marker are asked last.
 
     Attributes:
         desks: Those; the first of them says what is wrong with a body that has no marker of any.
@@ -106,15 +106,15 @@ class EveryDesk(Desk):
         return next(desk for desk in self.desks if any(kind is type(call) for kind, _ in desk.calls))
 
     def _understand(self, document: dict[str, JSON]) -> Call:
-        wrong: Misread | None = None
-        for call, dialect in self.calls:
-            if call.marker is not None and document.get(call.marker) is not None:
-                try:
-                    return _sensible(_validated(document, call, dialect))
-                except Misread as misread:
-                    wrong = wrong or misread
-        if wrong:
-            raise wrong
+        marked = [one for one in self.calls if one[0].marker is not None and document.get(one[0].marker) is not None]
+        wrong: list[Misread] = []
+        for call, dialect in (*marked, *(one for one in self.calls if one[0].marker is None)):
+            try:
+                return _sensible(_validated(document, call, dialect))
+            except Misread as misread:
+                wrong.append(misread)
+        if marked:
+            raise wrong[0]
         return self.desks[0]._understand(document)
 
 
