@@ -100,18 +100,22 @@ class TGI(OpenAIAPI):
         return ends
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
-        inputs = await self.render(prompt, options)
-        with sensible():
-            return len(await self._tokenize(inputs))
+        if isinstance(prompt, str):
+            with sensible():
+                return len(await self._tokenize(prompt))
+        return (await self._read(prompt, options))[1]
 
     async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
         """See `Renders`; this is the text that the server is sent."""
+        return prompt if isinstance(prompt, str) else (await self._read(prompt, options))[0]
+
+    async def _read(self, conversation: Prompt, options: Mapping[str, JSON]) -> tuple[str, int]:
+        """What the model reads of a conversation; see `_templated`."""
         read = {name: options[name] for name in _READ if options.get(name)}
-        with sensible():
-            inputs = await self._inputs(plain_roles(prompt), read)
-        if inputs is None:
+        templated = await self._templated(plain_roles(conversation), read)
+        if templated is None:
             raise Refused(404, "this server renders no conversation")
-        return inputs
+        return templated
 
     async def translated(
         self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
@@ -231,14 +235,22 @@ class TGI(OpenAIAPI):
         """As many as the server takes; all of them are looked for here."""
         return [stop for stop in sampling.stop if stop][: self._max_stops]
 
-    async def _inputs(self, prompt: Prompt, read: Mapping[str, JSON] = MappingProxyType({})) -> str | None:
-        """A prompt as the server's model reads it; None if the server cannot say so.
+    async def _inputs(self, prompt: Prompt) -> str | None:
+        """A prompt as the text that the server is to continue; None if the server cannot say so."""
+        if isinstance(prompt, str):
+            return prompt
+        templated = await self._templated(prompt)
+        return templated and templated[0]
+
+    async def _templated(
+        self, conversation: Prompt, read: Mapping[str, JSON] = MappingProxyType({})
+    ) -> tuple[str, int] | None:
+        """A conversation as the server's model reads it, and how many tokens that is; None if the server cannot say so.
 
         The server puts its special tokens before every text, so those that the chat template put there are left out.
         """
-        if isinstance(prompt, str):
-            return prompt
-        body = {"messages": [wire_message(message) for message in prompt], **read}
+        assert not isinstance(conversation, str)
+        body = {"messages": [wire_message(message) for message in conversation], **read}
         with sensible():
             try:
                 rendered = await self.http.post("/chat_tokenize", body)
@@ -249,11 +261,12 @@ class TGI(OpenAIAPI):
                     return None
                 raise
             text: str = rendered["templated_text"]
-            pairs = zip(rendered["tokenize_response"], await self._specials(), strict=False)
+            tokens, specials = rendered["tokenize_response"], await self._specials()
+            pairs = zip(tokens, specials, strict=False)
             double = [token["text"] for token, _ in takewhile(lambda pair: pair[0]["id"] == pair[1], pairs)]
             if not all(double):  # A tokenizer that does not say which text a token stands for.
                 return None
-            return text.removeprefix("".join(double))
+            return text.removeprefix("".join(double)), len(specials) + len(tokens) - len(double)
 
     async def _specials(self) -> tuple[int, ...]:
         if self._special is None:

@@ -511,6 +511,20 @@ async def test_its_special_tokens_are_asked_for_once(stand_in: StandIn) -> None:
     assert stand_in.bodies("/tokenize") == [{"inputs": ""}]
 
 
+@pytest.mark.parametrize("double", [True, False])
+async def test_a_conversation_is_counted_in_one_round_trip_as_the_model_reads_it(double: bool) -> None:
+    async with standing_in(Model(double=double)) as stand_in:
+        server = TGI("tgi", stand_in.url)
+        await server.count_tokens("")  # Which asks for the special tokens, once.
+        stand_in.asked.clear()
+        counted = await server.count_prompt(QUESTION, {})
+        assert [path for path, _ in stand_in.asked] == ["/chat_tokenize"]
+        usage = (await collect(server.generate(QUESTION, GREEDY, {}))).usage
+        await server.aclose()
+    assert usage
+    assert counted == usage.prompt_tokens
+
+
 def test_it_makes_no_embeddings() -> None:
     assert not isinstance(TGI("tgi", "http://127.0.0.1:9"), Embeds)
 
