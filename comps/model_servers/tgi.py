@@ -72,11 +72,8 @@ class TGI(OpenAIAPI):
         )
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        wanted = _wanted(options)
-        if wanted and isinstance(prompt, str):
-            raise InvalidRequest("the model server knows it for conversations only, not for text", min(wanted))
-        prompt = plain_roles(prompt)
-        inputs = None if wanted or _has_other_parts(prompt) else await self._inputs(prompt)
+        prompt, wanted = plain_roles(prompt), _wanted(options)
+        inputs = await self._inputs(prompt, wanted)
         events = self._converse(prompt, sampling, wanted) if inputs is None else self._continue(inputs, sampling)
         with sensible():
             async with aclosing(events):
@@ -121,9 +118,12 @@ class TGI(OpenAIAPI):
         self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
     ) -> tuple[Prompt, Sampling, Mapping[str, JSON]]:
         """See `Translates`."""
-        sent = {**self._parameters(sampling), **({"temperature": 0} if sampling.temperature == 0 else {})}
-        sampling = replace(only(sampling, sent.keys() | {"max_tokens"}), stop=tuple(self._stops(sampling)))
-        return plain_roles(prompt), sampling, _wanted(options)
+        prompt, wanted = plain_roles(prompt), _wanted(options)
+        conversing = await self._inputs(prompt, wanted) is None
+        sent = {*(self._sampling(sampling) if conversing else self._parameters(sampling)), "max_tokens"}
+        if sampling.temperature == 0:
+            sent.add("temperature")
+        return prompt, replace(only(sampling, sent), stop=tuple(self._stops(sampling))), wanted
 
     def chat_model(self, model: str = "") -> BaseChatModel:
         """LangChain's chat model for TGI, over this."""
@@ -235,11 +235,17 @@ class TGI(OpenAIAPI):
         """As many as the server takes; all of them are looked for here."""
         return [stop for stop in sampling.stop if stop][: self._max_stops]
 
-    async def _inputs(self, prompt: Prompt) -> str | None:
-        """A prompt as the text that the server is to continue; None if the server cannot say so."""
+    async def _inputs(self, prompt: Prompt, wanted: Mapping[str, JSON]) -> str | None:
+        """A prompt as the text that the server is to continue; None if only the Messages API knows what it says.
+
+        Raises:
+            InvalidRequest: It is a text, with options that only the Messages API knows.
+        """
         if isinstance(prompt, str):
+            if wanted:
+                raise InvalidRequest("the model server knows it for conversations only, not for text", min(wanted))
             return prompt
-        templated = await self._templated(prompt)
+        templated = None if wanted or _has_other_parts(prompt) else await self._templated(prompt)
         return templated and templated[0]
 
     async def _templated(

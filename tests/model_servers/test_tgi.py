@@ -546,6 +546,44 @@ async def test_a_conversation_renders_as_what_the_server_is_sent(stand_in: Stand
     assert stand_in.bodies("/generate_stream")[0]["inputs"] == rendered
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+OLDER = Model(missing=frozenset({"/chat_tokenize"}))
+
+
+@pytest.mark.parametrize(
+    ("model", "prompt", "sampling", "options"),
+    [
+        (Model(), "Once", Sampling(), {"logprobs": 1}),
+        (Model(), QUESTION, Sampling(top_k=3), {"tools": TOOLS}),
+        (Model(), (Message("user", [IMAGE]),), Sampling(typical_p=0.5), {}),
+        (OLDER, QUESTION, Sampling(repetition_penalty=1.1), {}),
+    ],
+)
+async def test_what_it_would_be_asked_is_refused_as_an_answer_would_be(
+    model: Model, prompt: Prompt, sampling: Sampling, options: dict[str, Any]
+) -> None:
+    async with standing_in(model) as stand_in:
+        server = TGI("tgi", stand_in.url)
+        with pytest.raises(InvalidRequest) as previewed:
+            await server.translated(prompt, sampling, options)
+        with pytest.raises(InvalidRequest) as answered:
+            await collect(server.generate(prompt, sampling, options))
+        await server.aclose()
+    assert str(previewed.value) == str(answered.value)
+
+
+async def test_what_it_would_be_asked_over_the_messages_api_is_what_it_is_asked(stand_in: StandIn) -> None:
+    server = TGI("tgi", stand_in.url)
+    asked = (QUESTION, Sampling(max_tokens=5, temperature=0.0, top_p=0.5, stop=("§",)), {"tools": TOOLS})
+    _, sampling, options = await server.translated(*asked)
+    await collect(server.generate(*asked))
+    await server.aclose()
+    (body,) = stand_in.bodies("/v1/chat/completions")
+    assert sampling == Sampling(max_tokens=body["max_tokens"], temperature=body["temperature"], stop=(*body["stop"],))
+    assert "top_p" not in body
+    assert options == {"tools": body["tools"]}
+
+
 async def test_an_older_server_renders_no_conversation() -> None:
     async with standing_in(Model(missing=frozenset({"/chat_tokenize"}))) as older:
         server = TGI("tgi", older.url)
