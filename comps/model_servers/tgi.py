@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
 _OPTIONS = frozenset(("tools", "tool_choice", "tool_prompt", "response_format", "logprobs", "top_logprobs"))
+"""What only the Messages API knows."""
 _READ = ("tools", "tool_choice", "tool_prompt")
 """Of these, what is part of what the model reads."""
-"""What only the Messages API knows."""
 _NOT_IN_MESSAGES = ("top_k", "typical_p", "repetition_penalty")
 _REASONS = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 _WARPERS = ("temperature", "top_k", "top_p", "typical_p")
