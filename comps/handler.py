@@ -141,7 +141,7 @@ class Handler:
         if call.streamed:
             choices = requests[0].options.get("n", 1) if "n" in info.capabilities else 1
             events = answers[0] if len(answers) == 1 else together(answers, choices)
-            await _stream(call, events, _stamp(info, reports), reply, headers, exchange)
+            await _stream(call, events, _stamp(info, reports), len(answers), reply, headers, exchange)
             return
         generations = await at_once([collect(answer) for answer in answers])
         exchange.usage = total(generation.usage for generation in generations)
@@ -149,7 +149,7 @@ class Handler:
         exchange.reason = reasons[0]
         headers.append((b"x-finish-reason", ",".join(reasons).encode()))
         document = call.reply(generations, _stamp(info, reports))
-        await reply.whole(200, call.style.encode(document), headers + _reported(reports))
+        await reply.whole(200, call.style.encode(document), headers + _reported(reports, len(answers)))
 
     def _ignored(self, call: Call, info: ModelInfo) -> list[tuple[bytes, bytes]]:
         """The header that names what the caller set and nothing comes of, if there is any."""
@@ -159,9 +159,7 @@ class Handler:
         if self._strict:
             raise InvalidRequest("not honoured here, and this service is set to refuse what it would ignore", names[0])
         listed = ", ".join(quote(name, safe="[]:.") for name in names)
-        if len(listed) > _LONGEST_HEADER:
-            listed = listed[:_LONGEST_HEADER] + "..."
-        return [(b"x-ignored-params", listed.encode())]
+        return [(b"x-ignored-params", _shortened(listed))]
 
 
 class PromptHandler(Handler):
@@ -243,24 +241,37 @@ def _stamp(info: ModelInfo, reports: Mapping[int, Report] = MappingProxyType({})
     return Stamp(uuid4().hex, int(time()), info.name, reports)
 
 
-def _reported(reports: Mapping[int, Report]) -> list[tuple[bytes, bytes]]:
-    """The headers that name the documents in the prompt by their places in the request, if any were looked for, and how
-    many of the earlier messages each prompt has lost, if one has."""
+def _reported(reports: Mapping[int, Report], prompts: int) -> list[tuple[bytes, bytes]]:
+    """The headers that name the documents in each prompt by their places in the request, once if that is all the same,
+    if any were looked for, and how many of the earlier messages each prompt has lost, if one has; none as long as not
+    all of the prompts are planned."""
+    if len(reports) < prompts:
+        return []
     headers = []
-    report = next(iter(reports.values()), Report())
-    used = [str(use.number) for use in report.documents if use.fate != "dropped"]
-    if report.documents or report.nothing_found:
-        headers.append((b"x-documents-used", ",".join(used).encode() or b"none"))
-    dropped = [report.turns_dropped for _, report in sorted(reports.items())]
+    told = [report for _, report in sorted(reports.items())]
+    if any(report.documents or report.nothing_found for report in told):
+        used = [_used(report) for report in told]
+        headers.append((b"x-documents-used", _shortened(";".join(used if len(set(used)) > 1 else used[:1]))))
+    dropped = [report.turns_dropped for report in told]
     if any(dropped):
         headers.append((b"x-turns-dropped", ",".join(map(str, dropped)).encode()))
     return headers
+
+
+def _shortened(listed: str) -> bytes:
+    """A header that clients and proxies take."""
+    return (listed if len(listed) <= _LONGEST_HEADER else listed[:_LONGEST_HEADER] + "...").encode()
+
+
+def _used(report: Report) -> str:
+    return ",".join(str(use.number) for use in report.documents if use.fate != "dropped") or "none"
 
 
 async def _stream(
     call: GenerationCall,
     events: AsyncGenerator[Event],
     stamp: Stamp,
+    prompts: int,
     reply: _Reply,
     headers: list[tuple[bytes, bytes]],
     exchange: Exchange,
@@ -271,7 +282,7 @@ async def _stream(
         if first is None:
             raise ModelServerError("the model server gave an empty answer")
         exchange.first_token()
-        await reply.start_stream(call.media_type, headers + _reported(stamp.reports))
+        await reply.start_stream(call.media_type, headers + _reported(stamp.reports, prompts))
         async with aclosing(call.reply_stream(_watched(first, events, exchange), stamp)) as items:
             async for item in items:
                 await reply.item(item)

@@ -456,6 +456,42 @@ async def test_a_stream_has_the_report_before_its_end_if_it_is_asked_for(
     assert asked.chunks[-1] == b"data: [DONE]\n\n"
 
 
+PROMPTS = ["words " * 300, "short", "words " * 700]
+THREE_PROMPTS = {"prompt": PROMPTS, "documents": LANTERNS, "max_tokens": 20, "include_report": True}
+
+
+async def test_of_several_prompts_each_has_its_documents_and_its_report_told_in_their_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(Scripted([["one"]], context_window=1100), monkeypatch) as service:
+        whole = await service.post(THREE_PROMPTS, "/v1/completions")
+        alike = await service.post({**THREE_PROMPTS, "prompt": ["a", "b"]}, "/v1/completions")
+        alone = await service.post({**THREE_PROMPTS, "prompt": PROMPTS[:1]}, "/v1/completions")
+        preview = await service.post(THREE_PROMPTS, "/v1/prompt")
+    told = [[use["fate"] for use in report["documents"]] for report in whole.json["reports"]]
+    assert told == [[use["fate"] for use in one["report"]["documents"]] for one in preview.json["prompts"]]
+    assert told[1] == ["kept"] * 4
+    assert whole.headers["x-documents-used"] == "1,2,3,4;1,2,3,4;none"
+    assert alike.headers["x-documents-used"] == alone.headers["x-documents-used"] == "1,2,3,4"
+    assert "report" not in whole.json
+    assert "reports" not in alone.json
+    assert alone.json["report"] == whole.json["reports"][0]
+
+
+async def test_of_several_prompts_a_stream_says_whose_report_it_is_and_its_headers_tell_no_half(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # One after the other, so that the second is not planned when the first begins.
+    limits = {"USVC_MAX_RUNNING": "1"}
+    async with running(Scripted([["one"]], context_window=1100), monkeypatch, limits) as service:
+        streamed = await service.post({**THREE_PROMPTS, "stream": True}, "/v1/completions")
+        whole = await service.post(THREE_PROMPTS, "/v1/completions")
+    chunks = [json.loads(chunk.removeprefix(b"data: ")) for chunk in streamed.chunks[:-1]]
+    told = [(chunk["prompt"], chunk["report"]) for chunk in chunks if "report" in chunk]
+    assert told == list(enumerate(whole.json["reports"]))
+    assert "x-documents-used" not in streamed.headers
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_where_nothing_was_found_the_settings_may_answer_and_no_model_is_asked(
     monkeypatch: pytest.MonkeyPatch, stream: bool

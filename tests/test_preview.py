@@ -224,6 +224,13 @@ async def test_a_search_that_found_nothing_is_answered_without_the_model_and_the
         ({"input_data": {"input_string": [[{"role": "user", "content": "?"}]]}}, "kaito", "/chat", 1),
         # OpenAI's has no parameters, but that they are nothing is said; what it cannot be is llm-api's.
         ({"prompt": "Once", "max_tokens": "many"}, "llm_api", "/generate", 1),
+        # SQuARE's has no marker, and is asked last: its chats have their turns where OpenAI has messages.
+        (
+            {"generation_mode": "chat", "messages": [{"role": "user", "text": "?"}]},
+            "square",
+            "/api/worker_generate",
+            1,
+        ),
     ],
 )
 async def test_a_body_is_read_as_the_first_route_would_that_finds_nothing_wrong_with_it(

@@ -133,9 +133,14 @@ class DocumentsCall(SampledCall):
         return lost + super().ignored(capabilities)
 
     def with_report(self, reply: dict[str, JSON], stamp: Stamp) -> JSON:
-        """A whole answer, and what became of the request on its way into the prompt, if there is something to tell."""
-        told = [report for report in stamp.reports.values() if self.include_report or says_something(report)]
-        return {**reply, "report": report_object(told[0])} if told else reply
+        """A whole answer, and what became of the request on its way into the prompt, if there is something to tell; of
+        several prompts, a list in their order."""
+        told = [report for _, report in sorted(stamp.reports.items())]
+        if not (told and self.include_report) and not any(map(says_something, told)):
+            return reply
+        if len(told) == 1:
+            return {**reply, "report": report_object(told[0])}
+        return {**reply, "reports": [report_object(report) for report in told]}
 
     def gathered(self) -> tuple[Document, ...] | None:
         """The documents of all fields, best first; None if there is no such field, or the messages hold them all."""

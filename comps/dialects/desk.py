@@ -88,8 +88,8 @@ class Desk:
 
 @dataclass(frozen=True)
 class EveryDesk(Desk):
-    """A path that reads all that is read at other desks, each body as the first of them that finds nothing wrong with
-    it; a call without a marker only where there is no other.
+    """A path that reads all that is read at other desks, each body as the first of those that find nothing wrong with
+    it and know the most of its fields; those without a marker are asked last.
 
     Attributes:
         desks: Those; the first of them says what is wrong with a body that has no marker of any.
@@ -106,15 +106,20 @@ class EveryDesk(Desk):
         return next(desk for desk in self.desks if any(kind is type(call) for kind, _ in desk.calls))
 
     def _understand(self, document: dict[str, JSON]) -> Call:
-        wrong: Misread | None = None
-        for call, dialect in self.calls:
-            if call.marker is not None and document.get(call.marker) is not None:
+        marked = [one for one in self.calls if one[0].marker is not None and document.get(one[0].marker) is not None]
+        unmarked = [one for one in self.calls if one[0].marker is None]
+        wrong: list[Misread] = []
+        for candidates in (marked, unmarked):
+            read: list[Call] = []
+            for call, dialect in candidates:
                 try:
-                    return _sensible(_validated(document, call, dialect))
+                    read.append(_sensible(_validated(document, call, dialect)))
                 except Misread as misread:
-                    wrong = wrong or misread
-        if wrong:
-            raise wrong
+                    wrong.append(misread)
+            if read:
+                return min(read, key=lambda call: len(call.model_extra or ()))
+        if marked:
+            raise wrong[0]
         return self.desks[0]._understand(document)
 
 

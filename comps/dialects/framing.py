@@ -148,8 +148,11 @@ class _Chunk:
 
     def end(self) -> Iterator[bytes]:
         """What comes when all choices have ended."""
-        for report in self._reports.values():
-            yield sse(self._constant + b',"choices":[],"report":' + orjson.dumps(report_object(report)) + b"}")
+        several = len(self._reports) > 1
+        for number, report in sorted(self._reports.items()):
+            whose = b',"prompt":%d' % number if several else b""
+            told = orjson.dumps(report_object(report))
+            yield sse(self._constant + b',"choices":[]' + whose + b',"report":' + told + b"}")
         if self._include_usage:
             yield sse(self._constant + b',"choices":[],"usage":' + orjson.dumps(usage_object(self._usage)) + b"}")
         yield DONE

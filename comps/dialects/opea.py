@@ -253,9 +253,10 @@ class MessagesCall(OpeaCall, ChatCall):
     def _sources(self, cited: AbstractSet[int]) -> JSON:
         """Of the documents that were sent along those that the answer cites; all of them where it cites none, so that
         there is always something to show."""
-        ours = {document.text: document.number for document in numbered(self.gathered() or ())}
+        named = {one.text for one in numbered(self.gathered() or ()) if one.number in cited}
+        ours = {one.text for one in self.gathered() or ()}
         along = self.sent_along()
-        chosen = [document for document in along if ours.get(document.text, own_number(document)) in cited]
+        chosen = [one for one in along if one.text in named or (one.text not in ours and own_number(one) in cited)]
         return {"reranked_docs": [echoed(document) for document in chosen or along]}
 
 

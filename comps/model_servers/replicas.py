@@ -19,6 +19,8 @@ log = logging.getLogger("opea_llm")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 """Seconds for which a replica that failed is set aside: at first, and after failing again and again."""
+_PREPARING = ("count_tokens", "token_ends", "count_prompt", "render", "translated")
+"""What is asked before an answer: who fails at that may answer all the same."""
 
 
 class _Replica:
@@ -63,7 +65,8 @@ class Replicas:
 
     A replica that fails is set aside for a second, and for twice as long each further time, up to 30 s; then one
     call is let through to try it. A request is moved to another replica only while nothing of its answer has been
-    yielded. While all are set aside, a request still tries the one whose time comes first.
+    yielded. While all are set aside, a request still tries the one whose time comes first. Counting that fails sets
+    nobody aside, unless that one is away.
 
     It has every optional ability that one of the replicas has, and asks those that have it.
 
@@ -84,7 +87,7 @@ class Replicas:
         # An ability is told by its method, so there is one only where it is true.
         if self._with("load"):
             self.__dict__["load"] = self._load
-        for ability in ("count_tokens", "token_ends", "count_prompt", "render", "translated", "embed"):
+        for ability in (*_PREPARING, "embed"):
             if self._with(ability):
                 self.__dict__[ability] = partial(self._ask, ability)
 
@@ -135,7 +138,7 @@ class Replicas:
         failures: list[LLMError] = []
         for replica in self._in_turn(self._with(ability)):
             try:
-                with self._busy(replica), self._health_of(replica):
+                with self._busy(replica), self._health_of(replica, preparing=ability in _PREPARING):
                     answer = await getattr(replica.server, ability)(*arguments)
                 replica.answers()
                 return answer
@@ -188,8 +191,8 @@ class Replicas:
             replica.outstanding -= 1
 
     @contextmanager
-    def _health_of(self, replica: _Replica) -> Iterator[None]:
-        """Learn from how a call ends."""
+    def _health_of(self, replica: _Replica, *, preparing: bool = False) -> Iterator[None]:
+        """Learn from how a call ends; of one that only prepares an answer, only that a replica is away."""
         trying = replica.aside_until is not None
         early = replica.aside_until is not None and self._clock() < replica.aside_until
         replica.tried |= trying
@@ -202,7 +205,7 @@ class Replicas:
         except ModelServerError as error:
             if _is_its_answer(error):
                 replica.answers()
-            elif setbacks == replica.setbacks and not early:
+            elif setbacks == replica.setbacks and not early and (not preparing or isinstance(error, Unreachable)):
                 self._set_aside(replica, error)
             raise
         finally:

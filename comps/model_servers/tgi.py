@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
 _OPTIONS = frozenset(("tools", "tool_choice", "tool_prompt", "response_format", "logprobs", "top_logprobs"))
+"""What only the Messages API knows."""
 _READ = ("tools", "tool_choice", "tool_prompt")
 """Of these, what is part of what the model reads."""
-"""What only the Messages API knows."""
 _NOT_IN_MESSAGES = ("top_k", "typical_p", "repetition_penalty")
 _REASONS = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 _WARPERS = ("temperature", "top_k", "top_p", "typical_p")
@@ -72,11 +72,8 @@ class TGI(OpenAIAPI):
         )
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        wanted = _wanted(options)
-        if wanted and isinstance(prompt, str):
-            raise InvalidRequest("the model server knows it for conversations only, not for text", min(wanted))
-        prompt = plain_roles(prompt)
-        inputs = None if wanted or _has_other_parts(prompt) else await self._inputs(prompt)
+        prompt, wanted = plain_roles(prompt), _wanted(options)
+        inputs = await self._inputs(prompt, wanted)
         events = self._converse(prompt, sampling, wanted) if inputs is None else self._continue(inputs, sampling)
         with sensible():
             async with aclosing(events):
@@ -100,26 +97,33 @@ class TGI(OpenAIAPI):
         return ends
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
-        inputs = await self.render(prompt, options)
-        with sensible():
-            return len(await self._tokenize(inputs))
+        if isinstance(prompt, str):
+            with sensible():
+                return len(await self._tokenize(prompt))
+        return (await self._read(prompt, options))[1]
 
     async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
         """See `Renders`; this is the text that the server is sent."""
+        return prompt if isinstance(prompt, str) else (await self._read(prompt, options))[0]
+
+    async def _read(self, conversation: Prompt, options: Mapping[str, JSON]) -> tuple[str, int]:
+        """What the model reads of a conversation; see `_templated`."""
         read = {name: options[name] for name in _READ if options.get(name)}
-        with sensible():
-            inputs = await self._inputs(plain_roles(prompt), read)
-        if inputs is None:
+        templated = await self._templated(plain_roles(conversation), read)
+        if templated is None:
             raise Refused(404, "this server renders no conversation")
-        return inputs
+        return templated
 
     async def translated(
         self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
     ) -> tuple[Prompt, Sampling, Mapping[str, JSON]]:
         """See `Translates`."""
-        sent = {**self._parameters(sampling), **({"temperature": 0} if sampling.temperature == 0 else {})}
-        sampling = replace(only(sampling, sent.keys() | {"max_tokens"}), stop=tuple(self._stops(sampling)))
-        return plain_roles(prompt), sampling, _wanted(options)
+        prompt, wanted = plain_roles(prompt), _wanted(options)
+        conversing = await self._inputs(prompt, wanted) is None
+        sent = {*(self._sampling(sampling) if conversing else self._parameters(sampling)), "max_tokens"}
+        if sampling.temperature == 0:
+            sent.add("temperature")
+        return prompt, replace(only(sampling, sent), stop=tuple(self._stops(sampling))), wanted
 
     def chat_model(self, model: str = "") -> BaseChatModel:
         """LangChain's chat model for TGI, over this."""
@@ -231,14 +235,28 @@ class TGI(OpenAIAPI):
         """As many as the server takes; all of them are looked for here."""
         return [stop for stop in sampling.stop if stop][: self._max_stops]
 
-    async def _inputs(self, prompt: Prompt, read: Mapping[str, JSON] = MappingProxyType({})) -> str | None:
-        """A prompt as the server's model reads it; None if the server cannot say so.
+    async def _inputs(self, prompt: Prompt, wanted: Mapping[str, JSON]) -> str | None:
+        """A prompt as the text that the server is to continue; None if only the Messages API knows what it says.
+
+        Raises:
+            InvalidRequest: It is a text, with options that only the Messages API knows.
+        """
+        if isinstance(prompt, str):
+            if wanted:
+                raise InvalidRequest("the model server knows it for conversations only, not for text", min(wanted))
+            return prompt
+        templated = None if wanted or _has_other_parts(prompt) else await self._templated(prompt)
+        return templated and templated[0]
+
+    async def _templated(
+        self, conversation: Prompt, read: Mapping[str, JSON] = MappingProxyType({})
+    ) -> tuple[str, int] | None:
+        """A conversation as the server's model reads it, and how many tokens that is; None if the server cannot say so.
 
         The server puts its special tokens before every text, so those that the chat template put there are left out.
         """
-        if isinstance(prompt, str):
-            return prompt
-        body = {"messages": [wire_message(message) for message in prompt], **read}
+        assert not isinstance(conversation, str)
+        body = {"messages": [wire_message(message) for message in conversation], **read}
         with sensible():
             try:
                 rendered = await self.http.post("/chat_tokenize", body)
@@ -249,11 +267,12 @@ class TGI(OpenAIAPI):
                     return None
                 raise
             text: str = rendered["templated_text"]
-            pairs = zip(rendered["tokenize_response"], await self._specials(), strict=False)
+            tokens, specials = rendered["tokenize_response"], await self._specials()
+            pairs = zip(tokens, specials, strict=False)
             double = [token["text"] for token, _ in takewhile(lambda pair: pair[0]["id"] == pair[1], pairs)]
             if not all(double):  # A tokenizer that does not say which text a token stands for.
                 return None
-            return text.removeprefix("".join(double))
+            return text.removeprefix("".join(double)), len(specials) + len(tokens) - len(double)
 
     async def _specials(self) -> tuple[int, ...]:
         if self._special is None:

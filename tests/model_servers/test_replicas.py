@@ -490,6 +490,28 @@ async def test_a_replica_that_counts_tokens_again_is_in_use_again() -> None:
     assert (await collect(replicas.generate("?", Sampling(), {}))).text == "b"  # Whose turn it is.
 
 
+@pytest.mark.parametrize("error", FAILURES, ids=repr)
+async def test_counting_that_fails_costs_no_replica_its_answers_unless_it_is_away(error: LLMError) -> None:
+    each = [Counting([["a"]]), Counting([["b"]])]
+    replicas = Replicas(each, Clock())
+    assert isinstance(replicas, CountsTokens)
+    each[0].error = error
+    assert [await replicas.count_tokens("abc") for _ in range(2)] == [3, 3]
+    answers = {(await collect(replicas.generate("?", Sampling(), {}))).text for _ in range(2)}
+    assert answers == ({"b"} if isinstance(error, Unreachable) else {"a", "b"})
+
+
+async def test_counting_that_fails_does_not_bring_back_who_was_set_aside() -> None:
+    clock, counting = Clock(), Counting([[Unreachable("away")], ["a"]])
+    replicas = Replicas([counting, Scripted([["b"]])], clock)
+    assert isinstance(replicas, CountsTokens)
+    assert (await collect(replicas.generate("?", Sampling(), {}))).text == "b"
+    counting.error = ModelServerError("broke")
+    with pytest.raises(ModelServerError):
+        await replicas.count_tokens("abc")
+    assert [(await collect(replicas.generate("?", Sampling(), {}))).text for _ in range(2)] == ["b", "b"]
+
+
 async def test_embeddings_come_from_one_that_makes_them() -> None:
     replicas = Replicas([Scripted(), Embedding()])
     assert isinstance(replicas, Embeds)

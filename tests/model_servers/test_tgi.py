@@ -511,6 +511,20 @@ async def test_its_special_tokens_are_asked_for_once(stand_in: StandIn) -> None:
     assert stand_in.bodies("/tokenize") == [{"inputs": ""}]
 
 
+@pytest.mark.parametrize("double", [True, False])
+async def test_a_conversation_is_counted_in_one_round_trip_as_the_model_reads_it(double: bool) -> None:
+    async with standing_in(Model(double=double)) as stand_in:
+        server = TGI("tgi", stand_in.url)
+        await server.count_tokens("")  # Which asks for the special tokens, once.
+        stand_in.asked.clear()
+        counted = await server.count_prompt(QUESTION, {})
+        assert [path for path, _ in stand_in.asked] == ["/chat_tokenize"]
+        usage = (await collect(server.generate(QUESTION, GREEDY, {}))).usage
+        await server.aclose()
+    assert usage
+    assert counted == usage.prompt_tokens
+
+
 def test_it_makes_no_embeddings() -> None:
     assert not isinstance(TGI("tgi", "http://127.0.0.1:9"), Embeds)
 
@@ -530,6 +544,44 @@ async def test_a_conversation_renders_as_what_the_server_is_sent(stand_in: Stand
     await collect(server.generate(QUESTION, GREEDY, {}))
     await server.aclose()
     assert stand_in.bodies("/generate_stream")[0]["inputs"] == rendered
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+OLDER = Model(missing=frozenset({"/chat_tokenize"}))
+
+
+@pytest.mark.parametrize(
+    ("model", "prompt", "sampling", "options"),
+    [
+        (Model(), "Once", Sampling(), {"logprobs": 1}),
+        (Model(), QUESTION, Sampling(top_k=3), {"tools": TOOLS}),
+        (Model(), (Message("user", [IMAGE]),), Sampling(typical_p=0.5), {}),
+        (OLDER, QUESTION, Sampling(repetition_penalty=1.1), {}),
+    ],
+)
+async def test_what_it_would_be_asked_is_refused_as_an_answer_would_be(
+    model: Model, prompt: Prompt, sampling: Sampling, options: dict[str, Any]
+) -> None:
+    async with standing_in(model) as stand_in:
+        server = TGI("tgi", stand_in.url)
+        with pytest.raises(InvalidRequest) as previewed:
+            await server.translated(prompt, sampling, options)
+        with pytest.raises(InvalidRequest) as answered:
+            await collect(server.generate(prompt, sampling, options))
+        await server.aclose()
+    assert str(previewed.value) == str(answered.value)
+
+
+async def test_what_it_would_be_asked_over_the_messages_api_is_what_it_is_asked(stand_in: StandIn) -> None:
+    server = TGI("tgi", stand_in.url)
+    asked = (QUESTION, Sampling(max_tokens=5, temperature=0.0, top_p=0.5, stop=("§",)), {"tools": TOOLS})
+    _, sampling, options = await server.translated(*asked)
+    await collect(server.generate(*asked))
+    await server.aclose()
+    (body,) = stand_in.bodies("/v1/chat/completions")
+    assert sampling == Sampling(max_tokens=body["max_tokens"], temperature=body["temperature"], stop=(*body["stop"],))
+    assert "top_p" not in body
+    assert options == {"tools": body["tools"]}
 
 
 async def test_an_older_server_renders_no_conversation() -> None:
