@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from comps.core.errors import PromptTooLong
 
@@ -18,7 +19,8 @@ LEAST_PIECE = 16
 
 _SENTENCE = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）]*|\n")
 _JOINER = "\u200d"
-_SPACE = re.compile(r"\s+")
+_SHADES = "🏻🏼🏽🏾🏿"
+_HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff]")
 _LEAST_SHARE = 0.5
 """A piece ends at a sentence's end, unless that costs more than this share of it."""
 
@@ -94,22 +96,22 @@ def cut(text: str, most: int) -> str:
     ends = [found.end() for found in _SENTENCE.finditer(text, 0, most + 1) if found.end() <= most]
     if ends and ends[-1] >= most * _LEAST_SHARE:
         return text[: ends[-1]].rstrip()
-    spaces = [found.start() for found in _SPACE.finditer(text, 0, most + 1)]
-    if spaces and spaces[-1]:
-        return text[: spaces[-1]].rstrip()
-    return _to_a_character(text, most) if _is_unspaced(text[:most]) else ""
+    return next((text[:place].rstrip() for place in range(most, 0, -1) if _is_between_words(text, place)), "")
 
 
-def _is_unspaced(text: str) -> bool:
-    """Whether it is in a script that has no spaces between its words."""
-    return any(unicodedata.east_asian_width(one) in "WF" for one in text)
+def _is_between_words(text: str, place: int) -> bool:
+    before, after = text[place - 1], text[place]
+    return (_stands_alone(before) or _stands_alone(after)) and before != _JOINER and not _goes_on(after)
 
 
-def _to_a_character(text: str, most: int) -> str:
-    while most and (_goes_on(text[most]) or text[most - 1] == _JOINER):
-        most -= 1
-    return text[:most]
+@lru_cache(1024)
+def _stands_alone(character: str) -> bool:
+    """Whether it is no part of a longer word: a space, a picture, or of a script without spaces, as Chinese is and
+    Korean is not."""
+    wide = unicodedata.east_asian_width(character) in "WF" and not _HANGUL.match(character)
+    return wide or character.isspace()
 
 
 def _goes_on(character: str) -> bool:
-    return bool(unicodedata.combining(character)) or character in (_JOINER, "\ufe0e", "\ufe0f")
+    """Whether it is read as one with the character before it: marks, variants, joiners, tags, shades of skin."""
+    return unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf") or character in _SHADES

@@ -7,8 +7,9 @@ server's prefix cache can be of use.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from comps.core.errors import InvalidRequest
 from comps.core.types import JSON, Document, GenerationRequest, Message, Prompt
@@ -48,8 +49,9 @@ class Templates:
         rag: Templates with `{context}` and `{question}`, by language.
         document: A document in the context, with `{number}`, `{title}`, `{text}`, and any name in its metadata. A line
             none of whose fields has a value is left out.
-        harmless: Makes a text one that neither opens nor closes a turn: a document is looked at as the model reads it,
-            too, since what its fields hold may be harmless until they stand side by side.
+        harmless: Makes a text one that neither opens nor closes a turn: a document, and a turn that something was
+            filled into, are looked at as the model reads them, too, since what was filled in may be harmless until it
+            stands beside something else.
     """
 
     rag: Mapping[str, str] = field(default_factory=lambda: RAG_TEMPLATES)
@@ -120,7 +122,8 @@ def made_harmless(request: GenerationRequest, harmless: Callable[[str], str]) ->
         return {**one, **each(texts)}
 
     def message(one: Message) -> Message:
-        content = harmless(one.content) if isinstance(one.content, str) else [part(each) for each in one.content]
+        said = one.content
+        content = harmless(said) if isinstance(said, str) else [part(each) for each in _with_texts_together(said)]
         return replace(one, content=content, extra=each(dict(one.extra)))
 
     def document(one: Document) -> Document:
@@ -132,6 +135,24 @@ def made_harmless(request: GenerationRequest, harmless: Callable[[str], str]) ->
         return request
     prompt = tuple(map(message, request.prompt))
     return replace(request, prompt=prompt, template=request.template and harmless(request.template))
+
+
+def _with_texts_together(content: Sequence[JSON]) -> Iterator[JSON]:
+    """The parts of a content, with neighbouring texts as one: a model server may lay them side by side, where what is
+    harmless in each would be so no more."""
+    for name, run in groupby(content, _name_of_text):
+        parts = list(run)
+        if name is None:
+            yield from parts
+        else:
+            whole = {key: value for part in reversed(parts) for key, value in part.items()}
+            yield {**whole, name: "\n".join(part[name] for part in parts)}
+
+
+def _name_of_text(part: JSON) -> str | None:
+    """What a part that is a text calls it."""
+    name = str(part.get("type")).removeprefix("input_").removeprefix("output_")
+    return name if name in _TEXTS and isinstance(part.get(name), str) else None
 
 
 def as_context(document: Document, templates: Templates = HOUSE) -> str:
@@ -191,14 +212,14 @@ def _into_conversation(
 ) -> Prompt:
     asking = any(asks_for_context(message) for message in messages)
     if asking:
-        messages = tuple(_with_context(one, context) if asks_for_context(one) else one for one in messages)
+        messages = tuple(_with_context(one, context, templates) if asks_for_context(one) else one for one in messages)
     if not _is_wrapped(request) or (asking and request.template is None):
         return messages
     last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
     if last is None:
         raise InvalidRequest("documents need a message of role 'user' to go with", "messages")
     turn = messages[last]
-    filled = fill(_template(request, context, templates), context, text_of(turn.content))
+    filled = templates.harmless(fill(_template(request, context, templates), context, text_of(turn.content)))
     content: str | list[JSON] = filled
     if not isinstance(turn.content, str):
         content = [{"type": "text", "text": filled}, *(part for part in turn.content if not _is_text(part))]
@@ -212,9 +233,9 @@ def asks_for_context(message: Message) -> bool:
     )
 
 
-def _with_context(message: Message, context: str) -> Message:
+def _with_context(message: Message, context: str, templates: Templates) -> Message:
     assert isinstance(message.content, str)
-    return replace(message, content=message.content.replace("{context}", context))
+    return replace(message, content=templates.harmless(message.content.replace("{context}", context)))
 
 
 def plain_roles(prompt: Prompt) -> Prompt:

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
 from comps.core.errors import SettingsError
+from comps.core.markers import breaking_up, tags_in
 from comps.core.types import JSON
 
 _SYSTEM = "{system_message}"
-_TAG = re.compile(r"\[[^\[\]\s]+\]|<+[^<>\s]+>+")
-"""What a model reads as a mark and not as words: `[INST]`, `<<SYS>>`, `</s>`."""
-
-_CONTROL = "<[|\N{FULLWIDTH VERTICAL LINE}][^<>\\s]+>"
-"""What most models read as the end of a turn and the like, whatever the template: `<|im_end|>`, `<|eot_id|>`."""
+_SAID = "\0"
+"""A text that no template writes itself."""
+_WORDS = re.compile(r"#+ ?\w.*\S|\w.*:")
+"""Words in a line that a model takes a turn from: `User:`, `### Human:`, `### End`."""
 
 
 class SeparatorStyle(IntEnum):
@@ -69,18 +69,20 @@ class Conversation:
     def render(self, system: str, turns: Sequence[tuple[int, str]]) -> str:
         """The text that the model continues, without the token of its beginning.
 
-        The template's own marks, and all that look like a model's control tokens (`<|im_end|>`), are broken up where
-        they stand in a turn, so that no turn can end itself and begin another; a role that is a plain word, such as
-        `User:`, is left as it stands.
+        What opens or closes a turn, by this template or any (`<|im_end|>`), has been broken up in the texts; a role
+        that is a plain word, such as `User:`, only where the template has it: at the start of a line, or anywhere.
 
         Args:
             system: The system message; empty: none.
             turns: Whose (an index of `roles`) and what; an empty text is rendered like the open turn at the end.
         """
-        said = [(self.roles[who], self._without_marks(text)) for who, text in turns]
-        everything = [*self.messages, *said, (self.roles[1], "")]
+        harmless = self._harmless
+        return self._laid_out(harmless(system), [(who, harmless(text)) for who, text in turns])
+
+    def _laid_out(self, system: str, turns: Sequence[tuple[int, str]]) -> str:
+        everything = [*self.messages, *((self.roles[who], text) for who, text in turns), (self.roles[1], "")]
         rendered = (self._turn(number, role, text) for number, (role, text) in enumerate(everything))
-        return self._opening(self._without_marks(system)) + "".join(rendered)
+        return self._opening(system) + "".join(rendered)
 
     def _opening(self, system: str) -> str:
         filled = self.system_template.replace(_SYSTEM, system)
@@ -115,13 +117,23 @@ class Conversation:
                 return f"{role}: {text}{self.sep}"
 
     @cached_property
-    def _marks(self) -> re.Pattern[str]:
-        own = (self.system_template, *self.roles, self.sep, self.sep2 or "")
-        found = {tag for text in own for tag in _TAG.findall(text)}
-        return re.compile("|".join([_CONTROL, *map(re.escape, found)]))
+    def _harmless(self) -> Callable[[str], str]:
+        """Breaks up what opens or closes a turn."""
+        own = (self.system_template, *self.roles, self.sep, self.sep2 or "", *self.stop_str)
+        return breaking_up({*(tag for text in own for tag in tags_in(text)), *self._words()})
 
-    def _without_marks(self, text: str) -> str:
-        return self._marks.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+    def _words(self) -> Iterator[str]:
+        r"""The words that do, told by what is written around texts; after a `\n`, at the start of a line."""
+        human, model = ("" if tags_in(role) else role for role in self.roles)
+        bare = replace(self, messages=(), roles=(human, model))
+        turns = bare._laid_out("", [(0, _SAID), (1, _SAID), (0, _SAID)])
+        for piece in f"\n{self.system_template}\n{turns}".replace(_SYSTEM, _SAID).split(_SAID):
+            for place, line in enumerate(piece.splitlines()):
+                for tag in tags_in(line):
+                    line = line.replace(tag, " ")
+                if words := _WORDS.search(line):
+                    begins = place and words[0] == line.strip() and words[0][0] != "#"
+                    yield f"\n{words[0]}" if begins else words[0]
 
     def told(self) -> JSON:
         """The template as FastChat's workers tell of it."""

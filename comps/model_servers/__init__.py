@@ -134,7 +134,7 @@ def with_chat_template(server: ModelServer, template: str, model: str) -> ModelS
 def harmless_for(template: str, model: str) -> Callable[[str], str]:
     """What makes any text one that neither opens nor closes a turn of the model, whoever applies its chat template;
     see `with_chat_template`."""
+    from comps.core.markers import breaking_up
     from comps.model_servers.chat_templates import markers_of
-    from comps.model_servers.markers import breaking_up
 
     return breaking_up(markers_of(template, model))

@@ -16,11 +16,11 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from comps.core.errors import InvalidRequest, SettingsError
+from comps.core.markers import markers_in, tag_at
 from comps.core.ports import ABILITIES, CountsPrompts, CountsTokens, ModelServer, Translates
 from comps.core.prompts import only_text, plain_roles
 from comps.core.types import JSON, Event, Message, ModelInfo, Prompt, Sampling
 from comps.model_servers.chat_formats import FORMATS, Format
-from comps.model_servers.markers import OF_ANY_MODEL, markers_in, tag_at
 
 _BOS = tuple({form.bos for form in FORMATS.values() if form.bos})
 
@@ -44,6 +44,19 @@ _ONLY_IN_CHATS = frozenset(
 """Options that a text to continue has no place for."""
 _AROUND = 8
 """Tokens left for those that a model server puts around a text."""
+
+_OF_NO_FORMAT = (
+    *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),  # Mistral, since Small 3.
+    *("[|system|]", "[|user|]", "[|assistant|]", "[|tool|]", "[|endofturn|]"),  # EXAONE.
+    *("]~!b[", "]~b]", "[e~["),  # MiniMax.
+    *("<seed:bos>", "<seed:eos>"),  # Seed.
+    *("<reserved_106>", "<reserved_107>"),  # Baichuan.
+    *("[unused9]", "[unused10]"),  # Pangu.
+)
+"""Of models whose chat templates are not here."""
+_OF_FORMATS = frozenset(mark for form in FORMATS.values() for mark in form.markers)
+_OF_ANY_MODEL = frozenset((*_OF_NO_FORMAT, *(mark for mark in _OF_FORMATS if not (mark[0] + mark[-1]).strip("#:<[>]"))))
+"""The markers of all models but for those that ordinary text has, such as `User:` and `### End`."""
 
 
 class ChatTemplate:
@@ -227,7 +240,7 @@ def markers_of(wanted: str, model: str) -> Collection[str]:
     if wanted not in ("", "auto"):
         return chat_template(wanted, model).markers
     own = _name_of(model)
-    return FORMATS[own].markers if own else OF_ANY_MODEL
+    return FORMATS[own].markers if own else _OF_ANY_MODEL
 
 
 def _name_of(model: str) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unicodedata import normalize
+
 import pytest
 
 from comps.core.budget import Share, Sharing, cut, share
@@ -75,7 +77,37 @@ def test_chinese_is_cut_at_its_full_stops_and_else_between_characters() -> None:
     assert cut("今天天气很好我们去公园散步吧", 10) == "今天天气很好我们去公"
 
 
-@pytest.mark.parametrize("whole", ["👩\u200d🚀", "❤\ufe0f", "が".replace("が", "か\u3099")])
+def test_a_word_in_latin_letters_among_chinese_stays_whole() -> None:
+    assert cut("本系统使用TensorFlow与许多其他软件", 8) == "本系统使用"
+    assert cut("本系统使用TensorFlow与许多其他软件", 14) == "本系统使用"
+    assert cut("本系统使用TensorFlow与许多其他软件", 15) == "本系统使用TensorFlow"
+    assert cut("本系统使用TensorFlow与许多其他软件", 16) == "本系统使用TensorFlow与"
+
+
+def test_a_space_early_in_chinese_does_not_cost_the_rest() -> None:
+    text = "关于天气。 " + "今天天气很好我们去公园散步吧" * 30
+    assert cut(text, 300) == text[:300]
+
+
+def test_korean_is_cut_between_its_words() -> None:
+    assert cut("오늘은 날씨가 좋습니다", 6) == "오늘은"
+    apart = normalize("NFD", "오늘은 날씨가 좋습니다")
+    assert cut(apart, len(apart) // 2) == normalize("NFD", "오늘은")
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        "👩\u200d🚀",
+        "❤\ufe0f",
+        "か\u3099",
+        "👍🏽",
+        "🇩🇪",
+        "1\ufe0f\u20e3",
+        "🏴\U000e0067\U000e0062\U000e007f",
+    ],
+)
 def test_what_is_read_as_one_character_is_not_cut(whole: str) -> None:
     for most in range(1, len(whole)):
         assert cut("漢字" + whole + whole, 2 + most) == "漢字"
+    assert cut(f"漢字{whole}漢字", 2 + len(whole)) == f"漢字{whole}"

@@ -335,6 +335,22 @@ def test_every_text_of_a_conversation_is_made_harmless() -> None:
     )
 
 
+def test_neighbouring_texts_of_a_content_become_one_so_that_no_mark_is_split_over_them() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "x"}}
+    texts: list[JSON] = [{"type": kind, "text": kind} for kind in ("text", "input_text", "output_text")]
+    thoughts: list[JSON] = [{"type": "thinking", "thinking": one} for one in ("so", "thus")]
+    content = [picture, *texts, {"type": "text", "text": "c", "cached": True}, *thoughts, picture, texts[0], picture]
+    (turn,) = as_turns(made_harmless(GenerationRequest((Message("user", content),)), shouted).prompt)
+    assert turn.content == [
+        picture,
+        {"type": "text", "text": "TEXT\nINPUT_TEXT\nOUTPUT_TEXT\nC", "cached": True},
+        {"type": "thinking", "thinking": "SO\nTHUS"},
+        picture,
+        {"type": "text", "text": "TEXT"},
+        picture,
+    ]
+
+
 def test_text_to_continue_is_the_callers_own_and_its_documents_are_not() -> None:
     asked = GenerationRequest("[INST] why [/INST]", (Document("text"),), template="[INST] {context} {question}")
     harmless = made_harmless(asked, shouted)
@@ -345,3 +361,29 @@ def test_text_to_continue_is_the_callers_own_and_its_documents_are_not() -> None
 def test_what_is_harmless_until_it_stands_side_by_side_is_made_harmless_in_the_context() -> None:
     templates = Templates(document="{title}{text}", harmless=lambda text: text.replace("<s>", "< s>"))
     assert _build_prompt(GenerationRequest("Why?", (Document("s>", "<"),), "{context}"), templates) == "< s>\n\nWhy?"
+
+
+def broken_up(text: str) -> str:
+    return text.replace("[/INST]", "[ /INST]")
+
+
+IN_BRACKETS = Templates({"en": "[{context}] [{question}]"}, "{text}", broken_up)
+
+
+def test_what_is_harmless_until_a_template_is_around_it_is_made_harmless_in_its_turn() -> None:
+    asking = (Message("system", "Know: [{context}]"), Message("user", "Why?"))
+    prompt = _build_prompt(GenerationRequest(asking, (Document("/INST"),)), IN_BRACKETS)
+    assert prompt == (Message("system", "Know: [ /INST]"), Message("user", "Why?"))
+    parts: list[JSON] = [{"type": "text", "text": "/INST"}]
+    for template in ("[{context}] [{question}]", None):
+        for content in ("/INST", parts):
+            asked = GenerationRequest((Message("user", content),), (Document("/INST"),), template)
+            (turn,) = as_turns(_build_prompt(asked, IN_BRACKETS))
+            assert text_of(turn.content) == "[ /INST] [ /INST]"
+
+
+def test_a_turn_that_nothing_was_filled_into_is_not_looked_at_again() -> None:
+    earlier = (Message("user", "[/INST]"), Message("assistant", "[/INST]"))
+    asked = GenerationRequest((*earlier, Message("user", "Why?")), (Document("text"),))
+    assert as_turns(_build_prompt(asked, IN_BRACKETS))[:2] == earlier
+    assert _build_prompt(GenerationRequest(earlier), IN_BRACKETS) == earlier

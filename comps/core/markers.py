@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable
 
-from comps.model_servers.chat_formats import FORMATS
-
 _UNSEEN = (
     "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
@@ -26,19 +24,6 @@ _SPECIAL_END = rf"{_INNER}[|｜]{_ANY_UNSEEN}>"
 """What is behind that of Gemma 4's `<turn|>`."""
 _SPECIALS = ("<s>", "</s>", "<bos>", "<eos>", "<unk>", "<pad>")
 
-_OF_NO_FORMAT = (
-    *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),  # Mistral, since Small 3.
-    *("[|system|]", "[|user|]", "[|assistant|]", "[|tool|]", "[|endofturn|]"),  # EXAONE.
-    *("]~!b[", "]~b]", "[e~["),  # MiniMax.
-    *("<seed:bos>", "<seed:eos>"),  # Seed.
-    *("<reserved_106>", "<reserved_107>"),  # Baichuan.
-    *("[unused9]", "[unused10]"),  # Pangu.
-)
-"""Of models whose chat templates are not here."""
-_OF_FORMATS = frozenset(mark for form in FORMATS.values() for mark in form.markers)
-OF_ANY_MODEL = frozenset((*_OF_NO_FORMAT, *(mark for mark in _OF_FORMATS if not (mark[0] + mark[-1]).strip("#:<[>]"))))
-"""The markers of all models but for those that ordinary text has, such as `User:` and `### End`."""
-
 _TAG = re.compile(r"<[^<>\s]+>+|<<[^<>\s]+>>|\[[^\[\]\s]+\]")
 _ROLE = re.compile(r"(?:#+ ?)?\w+:(?=\s*$)")
 
@@ -49,9 +34,14 @@ def tag_at(text: str) -> str | None:
     return found[0] if found else None
 
 
+def tags_in(text: str) -> list[str]:
+    """The tags in it: `[INST]`, `<<SYS>>`, `</s>`."""
+    return _TAG.findall(text)
+
+
 def markers_in(pieces: Iterable[str]) -> set[str]:
     """What opens and closes turns, told by what a template writes around contents."""
-    return {mark for piece in pieces for mark in (*_TAG.findall(piece), *_ROLE.findall(piece))}
+    return {mark for piece in pieces for mark in (*tags_in(piece), *_ROLE.findall(piece))}
 
 
 def breaking_up(markers: Collection[str]) -> Callable[[str], str]:
