@@ -399,7 +399,7 @@ def test_ask_says_which_documents_do_not_fit(
 ) -> None:
     files = [tmp_path / f"{number}.txt" for number in range(3)]
     for file in files:
-        file.write_text("A lantern hangs in the harbour. " * 20)
+        file.write_text("A lantern hangs in the harbour. " * 30)
     server = Scripted([["one"]], context_window=500)
     monkeypatch.setattr(comps.cli, "open_models", lambda _: Models([TextGenerator(server, "small")]))
     comps.cli.ask("?", files, max_tokens=3)
@@ -469,12 +469,12 @@ def test_prompt_shows_what_would_be_asked_and_where_something_is_missing(tmp_pat
     assert [(name, fate) for name, fate, _ in fates] == [("1.txt", "kept"), ("2.txt", "cut"), ("3.txt", "dropped")]
     (missing,) = re.findall(
         r"harbour\.\n\[\.\.\. document 2 \(2\.txt\) is cut: (\d+) tokens missing\]\n"
-        r"\[\.\.\. document 3 \(3\.txt\) is dropped: \d+ tokens missing\]\n\nQuestion: Where \[is\] it\?\n$",
+        r"\[\.\.\. document 3 \(3\.txt\) is dropped: \d+ tokens missing\]\n\nWhere \[is\] it\?\n$",
         shown,
     )
     (used, size) = re.findall(r"cut +(\d+) of (\d+) tokens", report)[0]
     assert int(missing) == int(size) - int(used)
-    assert shown.startswith("user:\nAnswer the question")
+    assert shown.startswith("user:\nSearch results:\n[1] 1.txt")
     assert "Lantern 3" not in shown
 
 
@@ -499,7 +499,7 @@ def test_prompt_shows_the_embedded_model_s_own_template_and_its_tokens(tmp_path:
     assert done.stderr == "Loading SmolLM2-135M-Instruct (openvino, langchain) …\n"
     assert "counted         by the model's own tokenizer\n" in done.stdout
     assert "\n\n<|im_start|>system\n" in done.stdout
-    assert "[1] a.txt\nRain.\n\nQuestion: Why?<|im_end|>\n<|im_start|>assistant\n" in done.stdout
+    assert "[1] a.txt\nRain.\n\nWhy?<|im_end|>\n<|im_start|>assistant\n" in done.stdout
 
 
 def test_prompt_gives_a_terminal_no_commands_from_a_document(tmp_path: Path) -> None:

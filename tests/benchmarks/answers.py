@@ -63,6 +63,13 @@ class Fact:
 
 PROMPTS: Mapping[str, str | None] = {
     "house": None,
+    "asking": (
+        "Answer the question with what the search results say about it. If they say nothing, answer that you do not "
+        "know.\n\nSearch results:\n{context}\n\nQuestion: {question}"
+    ),
+    "refuse": (
+        "Answer from these search results. If they do not say it, say that you do not know.\n\n{context}\n\n{question}"
+    ),
     "bare": "{context}\n\n{question}",
     "short": "{context}\n\nQuestion: {question}\nAnswer in a few words.",
     "above": "{context}\n\nUse the search results above to answer the question.\n\nQuestion: {question}",

@@ -440,6 +440,15 @@ def test_a_whole_answer_to_a_conversation_says_in_its_message_what_it_cites(swit
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": "Deep [3][9]", **CITED}
 
 
+async def test_of_passages_that_say_the_same_those_of_a_cited_one_are_all_told() -> None:
+    texts = ["a", "b", "c", "a"]
+    call = read({"messages": "?", "data": {"reranked_docs": [{"text": text} for text in texts]}}, E2_RAG)
+    (asked,) = call.requests()
+    given = by_number(numbered(asked.documents or ()))
+    whole = call.reply([Generation("Deep [1].", "stop", extra=citations("Deep [1].", given))], STAMP)
+    assert [document["text"] for document in whole["data"]["reranked_docs"]] == ["a", "a"]
+
+
 async def test_without_data_enterprise_rags_stream_has_no_tail() -> None:
     assert (await streamed({"messages": "?"}, Switches(messages="enterprise_rag")))[-1] == b"data: [DONE]\n\n"
 
