@@ -422,9 +422,9 @@ def test_ask_answers_from_documents_and_the_folder_it_is_run_in_lends_it_no_modu
     (tmp_path / "comps").mkdir()
     for name in ("random.py", "json.py", "comps/__init__.py"):
         (tmp_path / name).write_text("raise SystemExit('imported from the current folder')")
-    texts = ["Bread is made of flour.", "Gaudi 2 has 96 GB of HBM2E memory on board.", "Paris is in France."]
-    files = [tmp_path / f"{number}.txt" for number in range(len(texts))]
-    for file, text in zip(files, texts, strict=True):
+    texts = {"bread": "Bread is made of flour.", "gaudi": "Gaudi 2 has 96 GB of memory.", "paris": "Paris is a city."}
+    files = [tmp_path / f"{name}.txt" for name in texts]
+    for file, text in zip(files, texts.values(), strict=True):
         file.write_text(text)
     documents = [argument for file in files for argument in ("--document", str(file))]
     done = subprocess.run(
@@ -474,7 +474,7 @@ def test_prompt_shows_what_would_be_asked_and_where_something_is_missing(tmp_pat
     )
     (used, size) = re.findall(r"cut +(\d+) of (\d+) tokens", report)[0]
     assert int(missing) == int(size) - int(used)
-    assert shown.startswith("user:\nSearch results:\n[1] 1.txt")
+    assert shown.startswith("user:\nAnswer the question from these search results.\n\n[1] 1.txt")
     assert "Lantern 3" not in shown
 
 

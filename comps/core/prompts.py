@@ -15,10 +15,10 @@ from comps.core.errors import InvalidRequest
 from comps.core.types import JSON, Document, GenerationRequest, Message, Prompt
 
 RAG_TEMPLATES = {
-    "en": "Search results:\n{context}\n\n{question}",
-    "zh": "搜索结果:\n{context}\n\n{question}",
+    "en": "Answer the question from these search results.\n\n{context}\n\n{question}",
+    "zh": "请根据以下搜索结果回答问题。\n\n{context}\n\n{question}",
 }
-"""Chosen by `tests/benchmarks/answers.py`: words about how to answer cost a small model a quarter of its answers."""
+"""Chosen by `tests/benchmarks/answers.py`: more words about how to answer cost a small model a quarter of its facts."""
 
 AUTO = "auto"
 """The language that goes by the documents: Chinese where they are, else English."""

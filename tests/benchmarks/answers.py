@@ -70,6 +70,11 @@ PROMPTS: Mapping[str, str | None] = {
     "refuse": (
         "Answer from these search results. If they do not say it, say that you do not know.\n\n{context}\n\n{question}"
     ),
+    "first": "Answer from these search results.\n\n{context}\n\n{question}",
+    "unsure": (
+        "Answer the question from these search results, or say that you do not know.\n\n{context}\n\n{question}"
+    ),
+    "labelled": "Search results:\n{context}\n\n{question}",
     "bare": "{context}\n\n{question}",
     "short": "{context}\n\nQuestion: {question}\nAnswer in a few words.",
     "above": "{context}\n\nUse the search results above to answer the question.\n\nQuestion: {question}",
