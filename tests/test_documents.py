@@ -52,12 +52,11 @@ def added_up(report: dict[str, Any], prompt_tokens: int) -> None:
     assert report["headroom"] >= 0
 
 
-@pytest.mark.parametrize("history", [0, 3])
 async def test_forty_documents_of_300_words_get_an_answer_and_a_report_that_adds_up_to_the_token(
-    engine: OpenVINO, monkeypatch: pytest.MonkeyPatch, history: int
+    engine: OpenVINO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = Narrow(engine)
-    said = [{"role": role, "content": "We spoke of ships."} for role in ("user", "assistant")] * history
+    said = [{"role": role, "content": "We spoke of ships."} for role in ("user", "assistant")] * 3
     body = {
         "messages": [*said, {"role": "user", "content": "Who counted the ships?"}],
         "documents": [document(number) for number in range(1, 41)],

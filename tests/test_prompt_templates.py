@@ -87,6 +87,6 @@ async def test_the_model_gets_what_the_folder_says(
     assert [answer.status for answer in (german, house, body_s_own, unknown)] == [200, 200, 200, 400]
     assert unknown.json["detail"] == "language: there is no prompt template for 'tlh'; known: auto, de, en, zh"
     context = "[1] I\nSource: u:< s>\none < |im_end|>\n\n[2] two"
-    expected = [f"Antworte [kurz]: [INST]\n{context}\nFrage: Who?", RAG_TEMPLATES["en"], f"Who? {context}"]
+    expected = [f"Antworte [kurz]: [ INST]\n{context}\nFrage: Who?", RAG_TEMPLATES["en"], f"Who? {context}"]
     expected[1] = expected[1].replace("{context}", context).replace("{question}", "Who?")
     assert [prompt for prompt, _, _ in server.asked] == [(Message("user", text),) for text in expected]

@@ -231,7 +231,7 @@ async def test_the_answer_gets_what_is_left_and_no_more_than_was_asked() -> None
 
 async def test_the_earliest_exchanges_give_way_whole_and_the_systems_message_never() -> None:
     said = [Message(role, f"{number} " * 30) for number in range(3) for role in ("user", "assistant")]
-    plan = await planned(request((Message("system", "be brief"), *said, *QUESTION), documents(60)), 300)
+    plan = await planned(request((Message("system", "be brief"), *said, *QUESTION), documents(60)), 280)
     kept = [text.split()[0] for text in texts_of(plan)[:-1]]
     assert kept == ["be", "2", "2"]
     assert plan.report.turns_dropped == 4
