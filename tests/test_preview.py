@@ -112,7 +112,6 @@ def exactly(document: JSON) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
 
 
-@pytest.mark.xdist_group("engine")
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize(("chat_template", "temperature"), [("", 0.0), ("auto", 0.5)])
 async def test_a_preview_is_what_the_model_server_gets_byte_for_byte(

@@ -20,14 +20,14 @@ from tests.model_servers.contract import GREEDY, ODD_MESSAGES, QUESTION, Contrac
 from tests.model_servers.tgi_stand_in import standing_in
 from tests.service import running
 
-pytestmark = pytest.mark.xdist_group("engine")
+ENGINE = pytest.mark.xdist_group("engine")
 
 
 # Kinds whose engine is an extra are held to the same in tests/live.
 KINDS = [kind for kind in MODEL_SERVERS if kind not in ("llama_cpp", "transformers")]
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[pytest.param(kind, marks=ENGINE) if kind == "openvino" else kind for kind in KINDS])
 async def subject(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Subject]:
     """One of each kind, ready to answer; behind those that speak OpenAI's API stands a service of ours."""
     scripted = Scripted([[f" word{n}" for n in range(40)]], name="served", context_window=1000)
@@ -67,6 +67,7 @@ class TestContract(Contract):
         assert native == langchain
 
 
+@ENGINE
 async def test_text_to_continue_is_continued_the_same_way_by_both_frameworks(engine: OpenVINO) -> None:
     native, langchain = [
         await events_of(through_framework(engine, name), "Once upon a time") for name in ("native", "langchain")
@@ -146,6 +147,7 @@ async def test_what_langchain_would_read_in_its_own_way_arrives_as_it_was_said(
     assert scripted.asked[0][0] == ODD_MESSAGES
 
 
+@ENGINE
 async def test_a_prompt_over_the_window_is_refused_with_the_numbers(
     engine: OpenVINO, framework: Callable[[ModelServer], ModelServer]
 ) -> None:
@@ -156,6 +158,7 @@ async def test_a_prompt_over_the_window_is_refused_with_the_numbers(
     assert "8192" in str(caught.value)
 
 
+@ENGINE
 async def test_a_sampling_value_it_cannot_take_is_an_invalid_request_naming_the_field(
     engine: OpenVINO, framework: Callable[[ModelServer], ModelServer]
 ) -> None:
@@ -170,6 +173,7 @@ def test_every_kind_opens_without_loading_anything() -> None:
         assert open_model_server(name, target_of_langchain("http://127.0.0.1:9") if name == "langchain" else target)
 
 
+@ENGINE
 async def test_usage_is_the_model_servers_own(engine: OpenVINO) -> None:
     usage = (await collect(engine.generate((Message("user", "Hi"),), Sampling(max_tokens=3), {}))).usage
     # The model's own chat template adds a system turn and the marks of the turns: 30 tokens to one.
