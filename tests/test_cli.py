@@ -22,6 +22,8 @@ from comps.core.generator import Models, TextGenerator
 from comps.core.types import JSON, Event, Finished, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.scripted import Scripted
 
+LOADS_A_MODEL = pytest.mark.xdist_group("command")
+"""Takes long, so that it begins early; one after the other, since each of them wants all cores."""
 ROOT = Path(__file__).parent.parent
 PATH = "/v1/chat/completions"
 PATIENCE = 120
@@ -141,6 +143,7 @@ def told_during_its_answer(service: Running, tell: Callable[[], None]) -> None:
     assert service.process.wait(PATIENCE) == 0
 
 
+@LOADS_A_MODEL
 def test_the_embedded_model_answers_the_seeds_question_and_when_told_to_terminate_finishes_its_answer() -> None:
     question = {"query": "What is Deep Learning?", "max_new_tokens": 17, "temperature": 0.01}
     with serving() as service:
@@ -153,6 +156,7 @@ def test_the_embedded_model_answers_the_seeds_question_and_when_told_to_terminat
     assert b"data: [DONE]\n\n" in streamed
 
 
+@LOADS_A_MODEL
 def test_told_to_shut_down_over_http_it_finishes_the_stream_that_is_running() -> None:
     with serving(USVC_ALLOW_SHUTDOWN="true", FRAMEWORK="native") as service:
 
@@ -418,6 +422,7 @@ class Full(Scripted):
         yield Finished("length", Usage(7, 1))
 
 
+@LOADS_A_MODEL
 def test_ask_answers_from_documents_and_the_folder_it_is_run_in_lends_it_no_module(tmp_path: Path) -> None:
     (tmp_path / "comps").mkdir()
     for name in ("random.py", "json.py", "comps/__init__.py"):
