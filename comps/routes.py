@@ -114,6 +114,7 @@ class Service:
             app.router.routes.append(Route(handler.desk.path, handler, methods=["POST"]))
         app.add_api_route("/", self._front, methods=["GET"], summary="A page for browsers, an answer for probes")
         app.add_api_route("/health", _alive, methods=["GET"], summary="Liveness: 200 as long as the service runs")
+        app.add_api_route("/ready", self._ready, methods=["GET"], summary="Readiness: 200 when a model can answer")
         app.add_api_route("/metrics", self._metrics, methods=["GET"], summary="Prometheus metrics")
         for route in dict.fromkeys(route for dialect in self.dialects for route in dialect.facts):
             method, _, path = route.partition(" ")
@@ -159,6 +160,15 @@ class Service:
         if "text/html" in request.headers.get("accept", "") or not self._has("GET /"):
             return RedirectResponse("docs")
         return await self._tell("GET /", request)
+
+    async def _ready(self) -> Response:
+        house = await self.describe(asks_models=True, path={})
+        return Response() if house.not_ready is None else self._failure(house.not_ready, 503)
+
+    def _failure(self, error: LLMError, status: int) -> Response:
+        """An error of a route that is ours, as the first dialect spells it."""
+        style = self.dialects[0].style
+        return Response(style.encode(style.error(error)), status, _retry(error), "application/json")
 
     async def _metrics(self, request: Request) -> Response:
         otherwise = f"GET /metrics?{request.url.query}"

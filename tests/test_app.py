@@ -11,6 +11,7 @@ from comps.app import open_models, read_settings
 from comps.core.errors import LLMError, ModelServerError, SettingsError, Unreachable
 from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
 from comps.core.types import ModelInfo
+from comps.dialects import DIALECTS
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Access, Target
@@ -32,6 +33,13 @@ async def test_the_health_check_is_the_seeds(monkeypatch: pytest.MonkeyPatch) ->
 async def test_liveness_is_an_empty_200(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(Scripted(), monkeypatch) as service:
         answer = await service.get("/health")
+    assert (answer.status, answer.body) == (200, b"")
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_readiness_is_an_empty_200_whatever_is_spoken(monkeypatch: pytest.MonkeyPatch, dialect: str) -> None:
+    async with running(Scripted(), monkeypatch, {"LLM_DIALECTS": dialect}) as service:
+        answer = await service.get("/ready")
     assert (answer.status, answer.body) == (200, b"")
 
 

@@ -403,13 +403,15 @@ async def test_while_the_model_loads_it_is_alive_but_not_ready(monkeypatch: pyte
     loading = Loading()
     async with running(loading, monkeypatch, loaded=False) as service:
         alive, ready = await service.get("/health"), await service.get("/v1/health_check")
-        asked = await service.post(QUERY)
-        assert [answer.status for answer in (alive, ready, asked)] == [200, 503, 503]
+        probed, asked = await service.get("/ready"), await service.post(QUERY)
+        assert [answer.status for answer in (alive, ready, probed, asked)] == [200, 503, 503, 503]
+        assert (probed.body, probed.headers["retry-after"]) == (ready.body, "3")
         assert asked.headers["retry-after"] == ready.headers["retry-after"] == "3"
         assert "still loading" in ready.json["detail"]
         assert (await service.get("/v1/models")).json["data"][0]["id"] == "scripted"
         loading.go.set()
         assert (await service.get("/v1/health_check")).status == 200
+        assert (await service.get("/ready")).status == 200
 
 
 async def test_a_client_that_breaks_off_its_own_request_hurts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
