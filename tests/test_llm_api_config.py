@@ -14,7 +14,7 @@ import yaml
 
 from comps.core.errors import SettingsError
 from comps.settings import Dialects, Settings, load_settings
-from tests.test_cli import PATIENCE, command, serving
+from tests.process import PATIENCE, command, serving
 
 KINDS = ("openvino", "llama_cpp", "transformers", "scripted")
 DIALECTS = (*Dialects.model_fields["enabled"].default, "llm_api")

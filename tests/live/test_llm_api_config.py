@@ -16,7 +16,7 @@ import yaml
 
 from comps.core.types import JSON
 from comps.model_servers.model_files import BUNDLED_MODEL, find_model
-from tests.test_cli import PATIENCE, Running, command, serving
+from tests.process import PATIENCE, Running, command, serving
 
 pytestmark = pytest.mark.live
 
