@@ -219,7 +219,12 @@ async def _load(settings: Settings, generator: TextGenerator) -> None:
 
 
 @cli.command()
-def check(config: ConfigFile = None) -> None:
+def check(
+    settings_only: Annotated[
+        bool, typer.Option("--settings", help="Only the settings: no model is loaded, and no model server asked.")
+    ] = False,
+    config: ConfigFile = None,
+) -> None:
     """Show every setting and where it comes from, and whether the model servers answer."""
     with _told():
         settings = _settings(config)
@@ -227,7 +232,10 @@ def check(config: ConfigFile = None) -> None:
         width = max(len(f"[{one.section}] {one.key} = {one.value}") for one in settings.listing)
         for one in settings.listing:
             print(f"{f'[{one.section}] {one.key} = {one.value}':{width}}  ({one.source})")
-        _run(_check(settings))
+        if settings_only:
+            open_models(settings)  # It finds what only a model server knows to be wrong; nothing is connected yet.
+        else:
+            _run(_check(settings))
 
 
 async def _check(settings: Settings) -> None:

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 
 import pytest
+import typer
 
 import comps.cli
 from comps.core.generator import Models, TextGenerator
@@ -289,6 +290,25 @@ def test_all_models_are_named_at_the_start(tmp_path: Path) -> None:
         assert "one (scripted, langchain), two (scripted, langchain)" in "".join(service.said)
         with service.posting({"messages": "?", "model": "two"}) as response:
             assert json.loads(response.read())["model"] == "two"
+
+
+def test_check_of_the_settings_alone_loads_no_model_and_asks_no_model_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FRAMEWORK", "native")
+    monkeypatch.setenv("LLM_NAME", str(tmp_path / "nowhere.gguf"))
+    comps.cli.check(settings_only=True)
+    monkeypatch.setenv("MODEL_SERVER", "vllm")
+    monkeypatch.setenv("LLM_MODEL_SERVER_ENDPOINT", "http://127.0.0.1:1")
+    comps.cli.check(settings_only=True)
+    said = capsys.readouterr()
+    assert said.out.count("[Model] model_name = ") == 2
+    assert said.err == ""
+    monkeypatch.setenv("LLM_MODEL_SERVER_ENDPOINT", "vllm:8000")  # No URL, which only opening it finds.
+    with pytest.raises(typer.Exit) as ended:
+        comps.cli.check(settings_only=True)
+    assert ended.value.exit_code == 2
+    assert "model_server_endpoint = vllm:8000" in capsys.readouterr().err
 
 
 def test_check_says_so_if_the_model_cannot_be_loaded(tmp_path: Path) -> None:
