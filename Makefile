@@ -36,6 +36,9 @@ bench-answers: $(BIN)/.tested ## Measure how many questions the embedded model a
 live: $(BIN)/.tested ## Run the contract against real model servers; one of them: make live SERVER=vllm
 	@$(BIN)/python -m tests.live $(SERVER)
 
+hosts-test: $(BIN)/.tested ## Try it on several hosts (network namespaces, as root) and behind nginx
+	$(BIN)/pytest -m live -n 0 -rs -v tests/hosts
+
 lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and pin them
 	$(PIP) --quiet uv
 	$(LOCK) setup.cfg --upgrade --output-file impl/microservice/requirements.txt
@@ -68,4 +71,4 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $<
 	@touch $@
 
-.PHONY: help run install test format bench bench-answers live lock clean
+.PHONY: help run install test format bench bench-answers live hosts-test lock clean
