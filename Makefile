@@ -33,6 +33,9 @@ bench: $(BIN)/.tested ## Measure: ratios, side by side in one run
 bench-answers: $(BIN)/.tested ## Measure how many questions the embedded model answers from documents (minutes)
 	$(BIN)/python -m tests.benchmarks.answers
 
+bench-sizing: $(BIN)/.tested ## Measure what one core carries: requests, tokens, open streams (docker/SIZING.md)
+	$(BIN)/python -m tests.benchmarks.sizing
+
 live: $(BIN)/.tested ## Run the contract against real model servers; one of them: make live SERVER=vllm
 	@$(BIN)/python -m tests.live $(SERVER)
 
@@ -71,4 +74,4 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $<
 	@touch $@
 
-.PHONY: help run install test format bench bench-answers live hosts-test lock clean
+.PHONY: help run install test format bench bench-answers bench-sizing live hosts-test lock clean
