@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ import yaml
 from comps.app import open_models, read_settings
 from comps.settings import SECTIONS
 from comps.settings.variables import environment_names, file_names
+from tests.docker.engine import Engine
 from tests.impl.test_model_servers import used_in, variables
 from tests.seeds import SEEDS
 from tests.service import Able, running
@@ -70,9 +71,8 @@ LABELS = re.compile(
 
 SEED = "[Model]\nmodel_name=tgi\nmodel_server=tgi\nmodel_server_endpoint=http://localhost:8080\n"
 """The settings file of the image, where docker/config.ini is not there yet."""
-RICHEST = ("ray.cpu", "square")
-BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
-"""An environment without settings of the developer's own."""
+LIMITS = {"ReadonlyRootfs": True, "CapDrop": ["ALL"], "PidsLimit": 1024}
+"""Some of what an engine is told of a microservice, with the types that it wants."""
 
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
@@ -425,37 +425,60 @@ def test_each_certificate_of_square_is_one_that_traefik_can_find() -> None:
 class Compose:
     """A real Compose."""
 
-    command: tuple[str, ...]
-    files: list[Path]
-    """What it is asked about; the one in Python takes a second for each, so it gets two that have most in them."""
+    command: str
+    slow: bool
+    """The one in Python takes a second for each file."""
 
-    def config(self, file: Path) -> Any:
-        """What it reads."""
-        command = [*self.command, "-f", str(file), "config"]
-        done = subprocess.run(command, env=BARE, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        assert not done.stderr, "a variable that is not set, or a key that is out of date"
-        return yaml.safe_load(done.stdout)["services"]
+    async def run(self, file: Path, *arguments: str, **environment: str) -> str:
+        """What it says of a file to standard output."""
+        run = await asyncio.create_subprocess_exec(
+            *self.command.split(),
+            *("-f", str(file), *arguments),
+            env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environment},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        said, errors = await asyncio.wait_for(run.communicate(), 60)
+        assert run.returncode == 0, errors.decode()
+        assert b"is not set" not in errors, errors.decode()
+        return said.decode()
 
 
+@pytest.fixture(scope="module")
 def compose() -> Compose:
-    if shutil.which("docker"):
-        command = ("docker", "compose")
-        if not subprocess.run([*command, "version"], capture_output=True, timeout=60).returncode:
-            return Compose(command, FILES)
+    if shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
+        return Compose("docker compose", slow=False)
     if found := shutil.which("docker-compose"):
-        in_python = Path(found).read_bytes().startswith(b"#!")
-        return Compose((found,), [file for file in FILES if file.stem in RICHEST] if in_python else FILES)
+        return Compose(found, slow=Path(found).read_bytes().startswith(b"#!"))
     pytest.skip("there is no Compose here: install docker-compose, or Docker with its plug-in")
 
 
-def test_compose_reads_the_files_as_these_tests_do() -> None:
-    here = compose()
-    with ThreadPoolExecutor(2) as pool:
-        for file, found in zip(here.files, pool.map(here.config, here.files), strict=True):
-            assert found.keys() == services(file).keys()
-            for name, described in services(file).items():
-                assert seen(found[name]) == seen(described), f"{file.name}: {name}"
+async def test_compose_reads_the_files_as_these_tests_do(compose: Compose) -> None:
+    files = [SQUARE] if compose.slow else FILES
+    answers = await asyncio.gather(*(compose.run(file, "config") for file in files))
+    for file, answer in zip(files, answers, strict=True):
+        found = yaml.safe_load(answer)["services"]
+        assert found.keys() == services(file).keys()
+        for name, described in services(file).items():
+            assert seen(found[name]) == seen(described), f"{file.name}: {name}"
+
+
+async def test_compose_starts_a_microservice_once_its_model_server_is_healthy(compose: Compose) -> None:
+    async def start(file: Path) -> None:
+        engine = Engine()
+        async with engine.listening() as address:
+            await compose.run(file, "up", "--detach", "--no-build", DOCKER_HOST=address)
+        told = {one.service: one.body for one in engine.containers.values()}
+        assert told.keys() == services(file).keys()
+        assert all(("started", name) in engine.happened for name in told)
+        for name, described in services(file).items():
+            assert told[name]["Image"] == described["image"]
+            for server in described.get("depends_on", ()):
+                assert engine.happened.index(("healthy", server)) < engine.happened.index(("started", name))
+            if is_ours(described):
+                assert {key: told[name]["HostConfig"][key] for key in LIMITS} == LIMITS
+
+    await asyncio.gather(*map(start, [FOLDER / "ray.cpu.yaml"] if compose.slow else FILES))
 
 
 def seen(described: Mapping[str, Any]) -> dict[str, Any]:
