@@ -20,7 +20,7 @@ import yaml
 from comps.app import open_models, read_settings
 from comps.settings import SECTIONS
 from comps.settings.variables import environment_names, file_names
-from tests.docker.engine import Engine
+from tests.docker.engine_stand_in import Engine
 from tests.impl.test_model_servers import used_in, variables
 from tests.seeds import SEEDS
 from tests.service import Able, running
