@@ -33,8 +33,14 @@ bench: $(BIN)/.tested ## Measure: ratios, side by side in one run
 bench-answers: $(BIN)/.tested ## Measure how many questions the embedded model answers from documents (minutes)
 	$(BIN)/python -m tests.benchmarks.answers
 
+bench-sizing: $(BIN)/.tested ## Measure what one core carries: requests, tokens, open streams (docker/SIZING.md)
+	$(BIN)/python -m tests.benchmarks.sizing
+
 live: $(BIN)/.tested ## Run the contract against real model servers; one of them: make live SERVER=vllm
 	@$(BIN)/python -m tests.live $(SERVER)
+
+hosts-test: $(BIN)/.tested ## Try it on several hosts (network namespaces, as root) and behind nginx
+	$(BIN)/pytest -m live -n 0 -rs -v tests/hosts
 
 lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and pin them
 	$(PIP) --quiet uv
@@ -68,4 +74,4 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $<
 	@touch $@
 
-.PHONY: help run install test format bench bench-answers live lock clean
+.PHONY: help run install test format bench bench-answers bench-sizing live hosts-test lock clean

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
+from itertools import chain
 from json import dumps
 from pathlib import Path
 from socket import socket
@@ -23,6 +24,7 @@ from comps.app import example, make_app, open_models, read_settings, replicas_of
 from comps.core.errors import LLMError, SettingsError
 from comps.core.generator import TextGenerator
 from comps.core.ports import Loads, ModelServer
+from comps.core.sockets import notice_silence
 from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
 from comps.preview import Shown, show
 from comps.settings import Settings
@@ -92,6 +94,10 @@ class _Service(uvicorn.Server):
         except SystemExit:  # uvicorn has written the reason to the log.
             self.failed = LLMError(f"cannot listen on {self.config.host}:{self.config.port}; see above for the reason")
             self.should_exit = True
+        if self.started:
+            for listening in chain.from_iterable(server.sockets for server in self.servers):
+                with listening.dup() as same:
+                    notice_silence(same)
         self._welcome()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

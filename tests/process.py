@@ -33,6 +33,13 @@ def command(
     )
 
 
+def free_port() -> int:
+    """A port on which nobody listens at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
 class Running:
     """A service in a process of its own, as `opea-llm serve` runs it."""
 
@@ -77,15 +84,14 @@ class Running:
 @contextmanager
 def serving(*program: str, within: Sequence[str] = (), **environment: str) -> Iterator[Running]:
     """The service, started by `program`, `within` another command that runs it, until the end of the block."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = environment.get("USVC_PORT") or str(free_port())
     process = subprocess.Popen(
         [*within, sys.executable, *(program or ("-m", "comps", "serve"))],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "USVC_PORT": str(port), "USVC_HOST": "127.0.0.1", **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "USVC_PORT": port, "USVC_HOST": "127.0.0.1", **environment},
         stderr=subprocess.PIPE,
         text=True,
     )
-    running = Running(process, port)
+    running = Running(process, int(port))
     try:
         assert running.ready.wait(PATIENCE)
         yield running

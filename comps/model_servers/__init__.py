@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -77,7 +78,9 @@ def _plugged_in(kind: str) -> Any:
     return found
 
 
+@cache
 def _plug_ins() -> dict[str, EntryPoint]:
+    """Looked for once: to read what every installed package says of itself takes longer than all else here."""
     return {
         point.name.lower(): point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name.lower())
     }

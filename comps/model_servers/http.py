@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 import struct
 import sys
@@ -27,6 +28,7 @@ from comps.core.errors import (
     Unreachable,
 )
 from comps.core.errors import Timeout as ServerTimeout
+from comps.core.sockets import notice_silence
 from comps.core.types import JSON
 from comps.model_servers.oauth import ClientCredentials
 from comps.model_servers.sse import sse_data
@@ -181,12 +183,22 @@ class HTTP:
             key = "" if self._oauth else self._access.api_key
             connect = self._access.connect_seconds or None
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS, ssl=self._ssl),
+                connector=aiohttp.TCPConnector(
+                    limit=0, keepalive_timeout=_IDLE_SECONDS, ssl=self._ssl, socket_factory=_socket
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),  # One would tie all requests to the server that gave it.
                 timeout=aiohttp.ClientTimeout(total=None, connect=connect, sock_connect=connect),
                 headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
             )
         return self._session
+
+
+def _socket(info: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket for an address; it notices when the model server's host is gone."""
+    family, kind, protocol, *_ = info
+    made = socket.socket(family, kind, protocol)
+    notice_silence(made)
+    return made
 
 
 class _Patience:

@@ -23,6 +23,9 @@ EVERYWHERE = ("awk", "df", "grep", "mkdir")
 """What the scripts take for granted."""
 SERVICE_KEYS = {
     "image": str,
+    "pull_policy": str,
+    "build": dict,
+    "user": str,
     "entrypoint": list,
     "command": list,
     "environment": dict,
@@ -149,9 +152,14 @@ def test_a_compose_file_says_what_compose_knows(file: Path) -> None:
 
 
 @every_compose
-def test_an_image_is_pinned(file: Path) -> None:
-    name, _, tag = service(file)["image"].rpartition(":")
+def test_an_image_is_pinned_or_built_here(file: Path) -> None:
+    described = service(file)
+    name, _, tag = described["image"].rpartition(":")
     assert name
+    if build := described.get("build"):
+        assert described["pull_policy"] == "never"
+        assert (file.parent / build["context"]).resolve() == ROOT
+        return
     if tag == "${VLLM_GAUDI_TAG}":  # The image's name has the versions.
         assert re.search(r"/vllm-\d+\.\d+\.\d+-ptupstream-\d+\.\d+\.\d+$", name)
     else:
