@@ -83,7 +83,8 @@ def trees(way: Callable[[Path], Tree]) -> Iterator[Tree]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
-    """Lets this process see what the microservice's container sees: its folder, its settings file, its variables."""
+    """Lets this process see what the microservice's container sees: its variables, and files in a folder for its root.
+    Gives the path of the settings file."""
 
     def move(tree: Tree, more: dict[str, str]) -> Path:
         volumes = {volume["name"]: volume for volume in pod(tree.microservice)["volumes"]}
@@ -96,15 +97,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
                 inside.mkdir(parents=True, exist_ok=True)
         for name, value in {**tree.environment, **more}.items():
             monkeypatch.setenv(name, value.replace("/run/secrets", f"{tmp_path}/run/secrets"))
-        monkeypatch.chdir(tmp_path / "app")
-        return tmp_path / "app" / "config.ini"
+        monkeypatch.chdir(tmp_path)
+        args = the_container(tree)["args"]
+        return tmp_path / args[args.index("--config") + 1].lstrip("/")
 
     return move
 
 
 def settings_of(tree: Tree, here: Here) -> Settings:
-    here(tree, {})
-    return read_settings(None)
+    return read_settings(here(tree, {}))
 
 
 # ---- Valid
@@ -206,9 +207,10 @@ def test_what_the_readme_has_for_a_folder_of_ones_own_renders(
     assert gpu.environment["MODEL_SERVER"] == "vllm", "the overlay's literals stay"
     (vllm,) = containers(gpu.model_servers[0])
     assert variables(gpu, vllm)["LLM_NAME"] == "meta-llama/Llama-3.1-8B-Instruct"
-    key = here(gpu, {}).parents[1] / gpu.environment["LLM_API_KEY_FILE"].lstrip("/")
+    config = here(gpu, {})
+    key = tmp_path / gpu.environment["LLM_API_KEY_FILE"].lstrip("/")
     key.write_text("secret-key\n")
-    assert read_settings(None).model.api_key.get_secret_value() == "secret-key"
+    assert read_settings(config).model.api_key.get_secret_value() == "secret-key"
     monkeypatch.delenv("LLM_API_KEY_FILE")
     assert settings_of(elsewhere, here).model.model_server_endpoint == "https://models.example.com"
     assert not elsewhere.model_servers
@@ -415,9 +417,9 @@ def test_every_variable_is_one_that_the_settings_know(trees: Iterator[Tree]) -> 
 
 def test_settings_load_and_come_from_the_file_and_the_environment(trees: Iterator[Tree], here: Here) -> None:
     for tree in trees:
-        settings = settings_of(tree, here)
-        sources = {one.source for one in settings.listing} - {"default"}
-        assert sources == {"config.ini", *(f"environment {name}" for name in tree.environment)}
+        config = here(tree, {})
+        sources = {one.source for one in read_settings(config).listing} - {"default"}
+        assert sources == {str(config), *(f"environment {name}" for name in tree.environment)}
 
 
 def test_the_check_sees_what_the_service_will_see(trees: Iterator[Tree]) -> None:
@@ -426,7 +428,8 @@ def test_the_check_sees_what_the_service_will_see(trees: Iterator[Tree]) -> None
         assert [check.get(key) for key in ("image", "envFrom", "env", "volumeMounts", "command")] == [
             service.get(key) for key in ("image", "envFrom", "env", "volumeMounts", "command")
         ]
-        assert (check["args"], service["args"]) == (["check", "--settings"], ["serve"])
+        file = ["--config", "/app/config.ini"]
+        assert (check["args"], service["args"]) == (["check", "--settings", *file], ["serve", *file])
 
 
 def test_a_pod_has_time_to_be_forgotten_and_to_finish_its_answers(trees: Iterator[Tree], here: Here) -> None:
@@ -499,8 +502,7 @@ def test_the_image_is_what_the_pods_take_for_granted(trees: Iterator[Tree]) -> N
         assert f"USER {context['runAsUser']}:{context['runAsGroup']}" in said
         assert "command" not in container, "the image knows it"
         assert 'ENTRYPOINT ["opea-llm"]' in said
-        assert "WORKDIR /app" in said
-        assert "/app/config.ini" in {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert container["args"][-1] in {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
 # ---- The same model servers as with Compose
@@ -570,10 +572,12 @@ def test_vllm_has_the_device_shared_memory_and_a_place_for_weights(
 # ---- A wrong setting stops a rollout
 
 
-def run(tree: Tree, name: str) -> int | None:
+def run(tree: Tree, name: str, config: Path) -> int | None:
     """How a container of the microservice ends, run with its own arguments in this process."""
+    *args, file = the_container(tree, name)["args"]
+    assert str(config).endswith(file)
     with pytest.raises(SystemExit) as ended:
-        comps.cli.cli(the_container(tree, name)["args"])
+        comps.cli.cli([*args, str(config)])
     code = ended.value.code
     assert code is None or isinstance(code, int)
     return code
@@ -604,7 +608,7 @@ def test_a_wrong_setting_ends_both_containers_with_one_line_and_exit_code_2(
     config = here(tree, environment)
     monkeypatch.setenv("FRAMEWORK", "native")
     config.write_text(config.read_text("utf-8").replace(*file), "utf-8")
-    assert run(tree, container) == 2
+    assert run(tree, container, config) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert all(part in line for part in named)
 
@@ -615,9 +619,9 @@ def test_without_its_model_server_a_pod_passes_the_check_and_lives_and_is_not_re
     tree = written(TREES["vllm-cpu"])
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    here(tree, {"LLM_MODEL_SERVER_ENDPOINT": f"http://127.0.0.1:{port}", "FRAMEWORK": "native"})
-    assert not run(tree, "check")
-    app = make_app(read_settings(None))
+    config = here(tree, {"LLM_MODEL_SERVER_ENDPOINT": f"http://127.0.0.1:{port}", "FRAMEWORK": "native"})
+    assert not run(tree, "check", config)
+    app = make_app(read_settings(config))
 
     async def probe(name: str) -> httpx.Response:
         async with (
