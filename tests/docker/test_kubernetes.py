@@ -98,7 +98,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
         for name, value in {**tree.environment, **more}.items():
             monkeypatch.setenv(name, value.replace("/run/secrets", f"{tmp_path}/run/secrets"))
         monkeypatch.chdir(tmp_path)
-        args = the_container(tree)["args"]
+        args: list[str] = the_container(tree)["args"]
         return tmp_path / args[args.index("--config") + 1].lstrip("/")
 
     return move
