@@ -2,8 +2,11 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install
-LOCK   := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-find-links \
-          --no-emit-index-url --no-annotate --custom-compile-command "make lock"
+LOCK   := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-find-links --no-emit-index-url \
+          --no-annotate --custom-compile-command "make lock" --python-version
+CHECKOUT := impl/microservice/requirements.txt
+EXTRAS := --extra langchain --extra openvino --extra build
+IMAGE_LOCK := $(LOCK) 3.13 --upgrade --constraints $(CHECKOUT) --output-file docker/requirements
 CLIENTS := $(patsubst tests/clients/%.txt,.venv-clients/%/.installed,$(wildcard tests/clients/*.txt))
 
 export PIP_REQUIRE_VIRTUALENV = 1
@@ -44,9 +47,14 @@ hosts-test: $(BIN)/.tested ## Try it on several hosts (network namespaces, as ro
 
 lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and pin them
 	$(PIP) --quiet uv
-	$(LOCK) setup.cfg --upgrade --output-file impl/microservice/requirements.txt
-	$(LOCK) setup.cfg --extra test --constraints impl/microservice/requirements.txt --output-file tests/requirements.txt
-	for client in tests/clients/*.in; do $(LOCK) --upgrade --output-file $${client%.in}.txt $$client || exit; done
+	$(LOCK) 3.10 setup.cfg $(EXTRAS) --upgrade --output-file $(CHECKOUT)
+	$(LOCK) 3.10 setup.cfg $(EXTRAS) --extra test --constraints $(CHECKOUT) --output-file tests/requirements.txt
+	for client in tests/clients/*.in; do $(LOCK) 3.10 --upgrade --output-file $${client%.in}.txt $$client || exit; done
+	$(IMAGE_LOCK)/native.txt setup.cfg
+	$(IMAGE_LOCK)/langchain.txt setup.cfg --extra langchain
+	$(IMAGE_LOCK)/embedded.txt setup.cfg --extra openvino
+	$(IMAGE_LOCK)/ray.txt setup.cfg --extra openvino impl/model_server/ray/requirements.txt
+	echo setuptools | $(IMAGE_LOCK)/build.txt -
 
 clean: ## Remove the environments and all caches
 	rm -rf .venv .venv-clients .venv-live .pytest_cache .mypy_cache .ruff_cache build *.egg-info

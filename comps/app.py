@@ -118,8 +118,8 @@ def _open_replicas(served: Served) -> list[ModelServer]:
 def _as_set(server: ModelServer, served: Served) -> ModelServer:
     """The model server behind the framework, the tokenizer and the chat template that are set for its model."""
     model = served.model
-    through = through_framework(server, model.framework, model.model_name)
     try:
+        through = through_framework(server, model.framework, model.model_name)
         through = with_tokenizer(through, model.tokenizer_file)
         if model.chat_template and model.model_server == "langchain":
             raise SettingsError(f"chat_template = {model.chat_template}: a chat model takes no text to continue")

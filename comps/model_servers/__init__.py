@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import Any
 
 from comps.core.errors import SettingsError
@@ -36,6 +38,9 @@ GROUP = "opea_llm.model_servers"
 
 FRAMEWORKS = ("langchain", "native")
 
+_LANGCHAIN = ("langchain_core", "langchain_huggingface", "langchain_openai")
+"""What is imported of the extra `langchain`."""
+
 
 def model_servers() -> dict[str, str]:
     """`MODEL_SERVERS`, and the kinds that other packages add with entry points of the group `opea_llm.model_servers`.
@@ -51,12 +56,33 @@ def model_servers() -> dict[str, str]:
     return kinds
 
 
+def need(packages: Sequence[str], extra: str, setting: str, otherwise: str = "") -> None:
+    """See that packages can be imported, and import none of them.
+
+    Args:
+        packages: By the names that they are imported by.
+        extra: The extra of setup.cfg that brings them.
+        setting: What asks for them, as `key = value`.
+        otherwise: What else would mend it.
+
+    Raises:
+        SettingsError: One is not installed; says how to get it.
+    """
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise SettingsError(
+            f"{setting}: it needs {' and '.join(missing)}, not installed here; "
+            f"mend it with: {sys.executable} -m pip install 'opea-llm-microservice[{extra}]'{otherwise}"
+        )
+
+
 def open_model_server(kind: str, target: Target) -> ModelServer:
     """A model server of one of the kinds in `model_servers`; nothing is loaded or connected yet.
 
     Raises:
         SettingsError: The settings make no sense for the kind, or its package cannot be imported.
     """
+    if kind == "langchain":
+        need(_LANGCHAIN[:1], "langchain", f"model_server = {kind}")
     if kind in MODEL_SERVERS:
         module, _, name = MODEL_SERVERS[kind].partition(":")
         found = getattr(import_module(module), name)
@@ -92,9 +118,14 @@ def _package(point: EntryPoint) -> str:
 
 def through_framework(server: ModelServer, framework: str, model: str = "") -> ModelServer:
     """The same model server, reached natively or through LangChain (one of `FRAMEWORKS`), which calls it `model`; it
-    can do all that it could before."""
+    can do all that it could before.
+
+    Raises:
+        SettingsError: LangChain is not installed.
+    """
     if framework == "native":
         return server
+    need(_LANGCHAIN, "langchain", "framework = langchain", "; or do without it: FRAMEWORK=native")
     from comps.model_servers.langchain import ChatModelServer, ThroughLangChain
     from comps.model_servers.langchain_model import LangChainModel
 

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import asdict
-from importlib.util import find_spec
 from typing import ClassVar, TypeVar
 
 from comps.core.errors import (
@@ -28,6 +26,7 @@ from comps.core.errors import (
 )
 from comps.core.prompts import only_text, plain_roles, text_of
 from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
+from comps.model_servers import need
 from comps.model_servers.engine import EngineProcess
 from comps.model_servers.model_files import find_model
 from comps.model_servers.target import Target
@@ -69,11 +68,7 @@ class Embedded:
         settings: Mapping[str, JSON] | None = None,
         context_window: int | None = None,
     ) -> None:
-        if missing := [package for package in self.packages if find_spec(package) is None]:
-            raise SettingsError(
-                f"model_server = {self.kind}: it needs {' and '.join(missing)}, not installed here; "
-                f"mend it with: {sys.executable} -m pip install 'opea-llm-microservice[{self.kind}]'"
-            )
+        need(self.packages, self.kind, f"model_server = {self.kind}")
         self._model_name = model_name
         own = dict(settings or {})
         self._local_dir = str(own.pop("local_dir", "") if self.takes_local_dir else "")

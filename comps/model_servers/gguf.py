@@ -1,12 +1,18 @@
-"""What of a GGUF file's header the service needs before the model is loaded: the context window.
+"""What of a GGUF file the service needs before the model is loaded: the context window in its header, and a path to it.
 
-The `gguf` package reads it too, but walks the whole vocabulary to do so: 2 s for 49,000 tokens, on every start.
+The `gguf` package reads the header too, but walks the whole vocabulary to do so: 2 s for 49,000 tokens, on every start.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 from typing import IO
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -28,6 +34,33 @@ def gguf_window(file: IO[bytes]) -> int | None:
     except (struct.error, ArithmeticError, MemoryError, OSError, RecursionError, ValueError):
         return None  # Cut short, or no such file after all: the engine will say so better.
     return None
+
+
+@contextmanager
+def openable(model: Path) -> Iterator[Path]:
+    """A path by which OpenVINO GenAI can open a model: it opens a GGUF file for writing as well, and writes nothing.
+
+    Where a GGUF file may not be written, that is a copy in memory, which is gone when nobody has it open any more.
+    """
+    if model.is_dir() or os.access(model, os.W_OK):
+        yield model
+        return
+    with os.fdopen(os.memfd_create(model.name), "wb") as copy:
+        with model.open("rb") as source:
+            shutil.copyfileobj(source, copy, 1 << 20)
+        copy.flush()
+        with TemporaryDirectory(prefix="opea-llm-", dir=_folder(), ignore_cleanup_errors=True) as folder:
+            link = Path(folder) / "model.gguf"
+            link.symlink_to(f"/proc/{os.getpid()}/fd/{copy.fileno()}")
+            yield link
+
+
+def _folder() -> str:
+    """Where a link may be made: a container whose file system is read-only still has /dev/shm."""
+    try:
+        return gettempdir()
+    except FileNotFoundError:
+        return "/dev/shm"
 
 
 def _value(file: IO[bytes], kind: int) -> int | float | None:

@@ -12,4 +12,5 @@ class OpenVINO(Embedded):
     kind = "openvino"
     called = "OpenVINO"
     program = "comps.model_servers.openvino_engine"
+    packages = ("openvino", "openvino_genai", "numpy")
     honoured = frozenset(Sampling.__dataclass_fields__) - {"typical_p"}

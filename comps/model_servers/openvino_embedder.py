@@ -16,6 +16,7 @@ from typing import Any
 
 from comps.core.types import JSON
 from comps.model_servers.engine_program import Part, reason
+from comps.model_servers.gguf import openable
 from comps.model_servers.vectors import Texts
 
 _CHUNK = 512
@@ -135,9 +136,9 @@ def _read(core: Any, model: Path, tokenizer: Any) -> Any:
         return core.read_model(model / "openvino_model.xml")
     import openvino_genai
 
-    with TemporaryDirectory(prefix="opea-llm-", ignore_cleanup_errors=True) as folder:
+    with openable(model) as path, TemporaryDirectory(prefix="opea-llm-", ignore_cleanup_errors=True) as folder:
         link = Path(folder) / "model.gguf"
-        link.symlink_to(model.resolve())
+        link.symlink_to(path.absolute())
         openvino_genai.ContinuousBatchingPipeline(
             str(link), tokenizer, openvino_genai.SchedulerConfig(), "CPU", enable_save_ov_model=True
         )

@@ -18,7 +18,7 @@ from comps.core.errors import InvalidRequest, SettingsError
 from comps.core.types import JSON, Sampling
 from comps.model_servers.decoding import check_sampling, greedy, room_for
 from comps.model_servers.engine_program import Part, reason, serve
-from comps.model_servers.gguf import gguf_window
+from comps.model_servers.gguf import gguf_window, openable
 from comps.model_servers.openvino_embedder import Embedder
 from comps.model_servers.text import ControlTokens, IncrementalDecoder, StopStrings
 from comps.model_servers.vectors import check_texts
@@ -73,7 +73,8 @@ class Engine:
         # no seed would repeat it. f32 does repeat, and is the faster of the two for one token after another.
         if device == "CPU":
             properties.setdefault("INFERENCE_PRECISION_HINT", "f32")
-        self._pipeline = openvino_genai.ContinuousBatchingPipeline(str(model), scheduler, device, properties)
+        with openable(model) as path:
+            self._pipeline = openvino_genai.ContinuousBatchingPipeline(str(path), scheduler, device, properties)
         self._tokenizer = self._pipeline.get_tokenizer()
         vocabulary: dict[bytes, int] = self._tokenizer.get_vocab()
         self.longest_token = max(map(len, vocabulary))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from comps import model_servers
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, TextTooLong, Unreachable
 from comps.core.generator import collect
 from comps.core.types import JSON, Finished, Generation, Message, Sampling, TextDelta, Usage
@@ -248,12 +249,17 @@ async def test_an_engine_that_is_closed_stays_closed(words: Words) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "package"), [("llama_cpp", "llama_cpp"), ("transformers", "torch and transformers and accelerate")]
+    ("kind", "package"),
+    [
+        ("openvino", "openvino and openvino_genai and numpy"),
+        ("llama_cpp", "llama_cpp"),
+        ("transformers", "torch and transformers and accelerate"),
+    ],
 )
 def test_a_kind_without_its_package_says_what_to_install(
     kind: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    monkeypatch.setattr(model_servers, "find_spec", lambda name: None)
     with pytest.raises(SettingsError) as caught:
         open_model_server(kind, Target("m"))
     assert str(caught.value) == (
@@ -264,7 +270,7 @@ def test_a_kind_without_its_package_says_what_to_install(
 
 @pytest.mark.parametrize("kind", ["llama_cpp", "transformers"])
 def test_a_kind_with_its_package_opens_without_loading_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "find_spec", lambda name: ModuleSpec(name, None))
+    monkeypatch.setattr(model_servers, "find_spec", lambda name: ModuleSpec(name, None))
     assert open_model_server(kind, Target("m"))
     with pytest.raises(SettingsError, match=f"{kind} takes no endpoint"):
         open_model_server(kind, Target("m", "http://127.0.0.1:9"))

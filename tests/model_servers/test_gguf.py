@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import tempfile
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 
-from comps.model_servers.gguf import gguf_window
+from comps.model_servers.gguf import gguf_window, openable
 
 STRING, ARRAY, UINT32, BOOL, FLOAT64, UINT64, INT8, UINT16 = 8, 9, 4, 7, 12, 10, 1, 2
 
@@ -96,3 +99,32 @@ def test_a_length_that_no_file_has_is_no_window(length: int) -> None:
     header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
     assert gguf_window(BytesIO(header + struct.pack("<Q", length))) is None
     assert gguf_window(BytesIO(header + struct.pack("<Q1sIQ", 1, b"k", 8, length))) is None
+
+
+def test_a_file_that_may_be_written_is_opened_where_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "a.gguf"
+    file.write_bytes(b"GGUF")
+    with openable(file) as path:
+        assert path == file
+    with openable(tmp_path) as path:
+        assert path == tmp_path
+
+
+@pytest.mark.parametrize("nowhere_to_write", [False, True])
+def test_a_file_that_may_not_be_written_is_opened_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nowhere_to_write: bool
+) -> None:
+    file = tmp_path / "a.gguf"
+    file.write_bytes(b"GGUF" + bytes(3_000_000))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    if nowhere_to_write:
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
+    with openable(file) as path:
+        assert path.suffix == ".gguf"
+        assert path.is_relative_to("/dev/shm") == nowhere_to_write
+        with path.open("r+b") as opened:
+            assert opened.read() == file.read_bytes()
+            opened.write(b"not in the file")
+    assert not path.parent.exists()
+    assert file.stat().st_size == 3_000_004

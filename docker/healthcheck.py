@@ -1,0 +1,59 @@
+"""Whether the service in this container can answer: exit code 0 or 1, with the reason in a line.
+
+    healthcheck.py [VARIABLE …]
+
+The port is in the first of the variables that is set, which are those of the settings if none is named; else it is in
+config.ini; else it is 9000. Only the standard library is needed, and no shell.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from configparser import ConfigParser, Error
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+CONFIG = Path(__file__).with_name("config.ini")
+SECTION = "OPEA_Microservice"
+ANYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Where a service that listens on all addresses is asked."""
+PATIENCE = 4.0
+
+
+def setting(variables: Sequence[str], key: str, default: str) -> str:
+    """A setting as the service reads it: from the environment, else from the file, else the default."""
+    if found := next((os.environ[name] for name in variables if os.environ.get(name)), ""):
+        return found
+    parser = ConfigParser(interpolation=None)
+    try:
+        parser.read(CONFIG, "utf-8")
+    except (Error, OSError, UnicodeError):  # The service itself says what is wrong there.
+        return default
+    return parser.get(SECTION, key, fallback=default).strip().strip("\"'") or default
+
+
+def trouble(host: str, port: str) -> str:
+    """Why the service cannot answer; empty if it can."""
+    try:
+        connection = HTTPConnection(host, int(port), timeout=PATIENCE)
+        connection.request("GET", "/ready")
+        response = connection.getresponse()
+        said = response.read(500).decode("utf-8", "replace")
+    except (OSError, HTTPException, ValueError) as error:
+        return f"{host}:{port} does not answer: {error}"
+    return "" if response.status == 200 else f"{response.status}: {' '.join(said.split())}"
+
+
+def main(variables: Sequence[str]) -> int:
+    """Ask once, and say what came of it."""
+    host = setting(["USVC_HOST"], "host", "")
+    port = setting(variables or ["USVC_PORT", "LLM_USVC_PORT"], "port", "9000")
+    why = trouble(ANYWHERE.get(host, host), port)
+    print(why or "ready")
+    return 1 if why else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
