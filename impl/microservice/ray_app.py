@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -212,6 +213,9 @@ def serve_until_told(
     Raises:
         LLMError: It cannot be served; says why.
     """
+    if find_spec("ray") is None:
+        wanted = ROOT / "impl" / "model_server" / "ray" / "requirements.txt"
+        raise SettingsError(f"Ray is not installed here; mend it with: {sys.executable} -m pip install -r {wanted}")
     _check_port(host, port)
     told = threading.Event()
     _listen(told)
