@@ -179,7 +179,7 @@ def _scaling(arguments: Mapping[str, Any]) -> tuple[Any, float]:
         return AutoscalingConfig(**{**SCALING, **told}), float(cpus)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        wrong = "".join(f" {name} = {told[name]}" for name in first["loc"][:1] or told)
+        wrong = "".join(f" {name} = {told.get(name)}" for name in map(str, first["loc"][:1] or told))
         raise SettingsError(f"argument{wrong}: {first['msg'].removeprefix('Value error, ')}") from None
     except ValueError:
         raise SettingsError(f"argument num_cpus = {cpus}: not a number") from None

@@ -131,7 +131,8 @@ class Node:
 
     def log(self, replica: Mapping[str, Any]) -> str:
         """What a replica has written."""
-        return (self.folder / "session_latest" / "logs" / replica["log_file_path"].lstrip("/")).read_text("utf-8")
+        path = self.folder / "session_latest" / "logs" / str(replica["log_file_path"]).lstrip("/")
+        return path.read_text("utf-8")
 
     def logs(self) -> Iterator[str]:
         """All that Ray has written."""

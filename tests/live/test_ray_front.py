@@ -244,7 +244,7 @@ class Load:
 
     def table(self) -> str:
         """What became of all requests."""
-        phases = {
+        phases: dict[str, Callable[[Asked], bool]] = {
             "ended before the kill": lambda one: one.ended <= self.killed,
             "under way at the kill": lambda one: one.started <= self.killed < one.ended,
             "begun within a second after it": lambda one: self.killed < one.started <= self.killed + 1,
@@ -381,7 +381,8 @@ class TestServeDeploy:
 
 
 def _others(before: list[str], applications: dict[str, Any]) -> bool:
-    replicas = applications["llm"]["deployments"]["microservice"]["replicas"]
+    deployments = applications["llm"]["deployments"]  # None while Ray builds the application.
+    replicas = deployments["microservice"]["replicas"] if deployments else []
     none_of_before = not [one for one in replicas if one["replica_id"] in before]
     return none_of_before and any(one["state"] == "RUNNING" for one in replicas)
 
