@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,42 +13,28 @@ import pytest
 from comps.app import read_settings
 from comps.core.errors import SettingsError
 from comps.model_servers.scripted import Scripted
+from impl.model_server.ray import serve_app
 from tests.service import running
 
 FOLDER = Path(__file__).parents[2] / "impl" / "model_server" / "ray"
 COMPLETIONS = "/v1/completions"
 
 
-@pytest.fixture(scope="module")
-def serve_app() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("serve_app", FOLDER / "serve_app.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["serve_app"] = module
-    path = list(sys.path)
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    return module
-
-
 @pytest.fixture(autouse=True)
-def no_plan(monkeypatch: pytest.MonkeyPatch, serve_app: ModuleType) -> None:
+def no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in serve_app.Plan.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-def plan(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch, **environment: str) -> Any:
+def plan(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Any:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     return serve_app.read_plan()
 
 
 @pytest.mark.parametrize(("device", "engine"), [("CPU", "openvino"), ("gpu", "vllm"), ("HPU", "vllm")])
-def test_the_device_chooses_the_engine(
-    serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch, device: str, engine: str
-) -> None:
-    assert plan(serve_app, monkeypatch, LLM_DEVICE=device).engine == engine
+def test_the_device_chooses_the_engine(monkeypatch: pytest.MonkeyPatch, device: str, engine: str) -> None:
+    assert plan(monkeypatch, LLM_DEVICE=device).engine == engine
 
 
 @pytest.mark.parametrize(
@@ -63,11 +47,9 @@ def test_the_device_chooses_the_engine(
         ({"LLM_DEVICE": "HPU", "LLM_RAY_ENGINE": "openvino"}, "LLM_DEVICE = HPU"),
     ],
 )
-def test_a_wrong_variable_is_named(
-    serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], named: str
-) -> None:
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], named: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(named)):
-        plan(serve_app, monkeypatch, **environment)
+        plan(monkeypatch, **environment)
 
 
 def test_the_command_ends_with_that_line(tmp_path: Path) -> None:
@@ -84,14 +66,14 @@ def test_the_command_ends_with_that_line(tmp_path: Path) -> None:
     assert line.startswith("ray_serve: LLM_RAY_CPUS = none")
 
 
-def test_every_variable_of_the_application_is_in_its_env_file(serve_app: ModuleType) -> None:
+def test_every_variable_of_the_application_is_in_its_env_file() -> None:
     explained = set(re.findall(r"^(\w+)=", (FOLDER / ".env").read_text("utf-8"), re.MULTILINE))
     by_compose = {"LLM_DEVICE"}
     assert {name.upper() for name in serve_app.Plan.model_fields} - by_compose <= explained
 
 
-def test_a_replica_is_set_up_by_the_plan_alone(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = plan(serve_app, monkeypatch, LLM_NAME="some/model", LLM_RAY_ENGINE="openvino").environment
+def test_a_replica_is_set_up_by_the_plan_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = plan(monkeypatch, LLM_NAME="some/model", LLM_RAY_ENGINE="openvino").environment
     monkeypatch.setenv("LLM_MODEL_SERVER_ENDPOINT", "http://the.microservices.own:8008")
     for name, value in told.items():
         monkeypatch.setenv(name, value)
@@ -102,8 +84,8 @@ def test_a_replica_is_set_up_by_the_plan_alone(serve_app: ModuleType, monkeypatc
     assert settings["model_server_endpoint"] == ""
 
 
-async def test_a_replica_has_openais_routes(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {**plan(serve_app, monkeypatch).environment, "LLM_NAME": "scripted"}
+async def test_a_replica_has_openais_routes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {**plan(monkeypatch).environment, "LLM_NAME": "scripted"}
     async with running(Scripted([["alpha ", "beta"]]), monkeypatch, told) as service:
         text = await service.post({"prompt": "a", "echo": True}, COMPLETIONS)
         chat = await service.post({"messages": [{"role": "user", "content": "a"}]})
@@ -116,14 +98,14 @@ async def test_a_replica_has_openais_routes(serve_app: ModuleType, monkeypatch: 
     assert listed.json["data"][0]["id"] == "scripted"
 
 
-def test_a_gaudi_is_asked_for_by_its_resource(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = serve_app.vllm_config(plan(serve_app, monkeypatch, LLM_DEVICE="HPU", VLLM_TP_SIZE="8"))
+def test_a_gaudi_is_asked_for_by_its_resource(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = serve_app.vllm_config(plan(monkeypatch, LLM_DEVICE="HPU", VLLM_TP_SIZE="8"))
     assert config["placement_group_config"]["bundle_per_worker"]["HPU"] == 1
     assert config["engine_kwargs"]["tensor_parallel_size"] == 8
     assert "accelerator_type" not in config
 
 
-def test_a_gpu_may_be_chosen_by_its_type(serve_app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = serve_app.vllm_config(plan(serve_app, monkeypatch, LLM_DEVICE="GPU", LLM_RAY_ACCELERATOR_TYPE="H100"))
+def test_a_gpu_may_be_chosen_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = serve_app.vllm_config(plan(monkeypatch, LLM_DEVICE="GPU", LLM_RAY_ACCELERATOR_TYPE="H100"))
     assert config["accelerator_type"] == "H100"
     assert "placement_group_config" not in config

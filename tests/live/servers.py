@@ -132,7 +132,7 @@ SERVERS = {
         inside=True,
         model_name=BUNDLED_MODEL,
         window=8192,
-        more=("tests/live/test_ray_app.py",),
+        more=("tests/live/test_ray_app.py", "tests/live/test_ray_front.py"),
     ),
     "openvino": Server("openvino", unknown_model=SettingsError, model_name=BUNDLED_MODEL, window=8192),
     "llama_cpp": Server(

@@ -11,36 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
-import signal
-import socket
 import sys
-import threading
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[2]
-sys.path[:0] = [str(HERE), str(ROOT)]
+ROOT = Path(__file__).resolve().parents[3]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
 
 # Found only with the line above, in a checkout that is not installed.
-from fastapi import FastAPI  # noqa: E402
 from pydantic import Field, ValidationError  # noqa: E402
 from pydantic_settings import BaseSettings, SettingsConfigDict  # noqa: E402
 
-from comps.app import make_app, read_settings  # noqa: E402
+from comps.app import read_settings  # noqa: E402
 from comps.core.errors import LLMError, SettingsError  # noqa: E402
-from comps.telemetry import start_log  # noqa: E402
+from impl.microservice import ray_app  # noqa: E402
+from impl.microservice.ray_app import FAILED, NODES_PATH, WRONG_SETTINGS, serve_until_told  # noqa: E402
 
-WRONG_SETTINGS, FAILED = 2, 1
-"""Exit codes."""
-APPLICATION = "llm"
-"""The name that Ray knows it by."""
-OBJECT_STORE_BYTES = 256 * 1024 * 1024
-"""Ray would take a third of the memory for data that tasks share; here they share none."""
 MOST_REQUESTS = 256
 """How many requests a replica takes at once; the others wait in Ray."""
 
@@ -106,6 +93,7 @@ class Plan(BaseSettings):
             "LLM_DIALECTS": "openai",
             "USVC_NAME": "ray_serve",
             "USVC_MAX_RUNNING": str(MOST_REQUESTS),
+            "LOG_PATH": "",
         }
 
 
@@ -129,32 +117,12 @@ def read_plan() -> Plan:
     return plan
 
 
-class Replica:
+class Replica(ray_app.Replica):
     """One copy of the model, with this project's own service around it. Ray calls it ready once the model is loaded."""
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits it.
-        start_log("INFO", "")
-        loaded: asyncio.Future[LLMError | None] = asyncio.get_running_loop().create_future()
         # A configuration file that lies about is the microservice's, not ours.
-        self._app = await asyncio.to_thread(
-            lambda: make_app(read_settings(Path(os.devnull)), on_loaded=loaded.set_result)
-        )
-        opened = AsyncExitStack()
-        await opened.enter_async_context(self._app.router.lifespan_context(self._app))
-        if failed := await loaded:
-            await opened.aclose()
-            raise failed
-
-        @asynccontextmanager
-        async def until_the_end(_: FastAPI) -> AsyncIterator[None]:
-            async with opened:
-                yield
-
-        self._app.router.lifespan_context = until_the_end
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """Called by Ray once the replica is made; its answers are what this application says."""
-        return self._app
+        await super().__init__(await asyncio.to_thread(read_settings, Path(os.devnull)))
 
 
 def own_application(plan: Plan) -> Any:
@@ -169,7 +137,7 @@ def own_application(plan: Plan) -> Any:
         graceful_shutdown_timeout_s=plan.llm_ray_drain_seconds,
         ray_actor_options={
             "num_cpus": plan.llm_ray_cpus,
-            "runtime_env": {"env_vars": {**plan.environment, "PYTHONPATH": f"{HERE}:{ROOT}"}},
+            "runtime_env": {"env_vars": {**plan.environment, **NODES_PATH}},
         },
     )
     return deployment.bind()
@@ -221,72 +189,14 @@ def run(plan: Plan) -> None:
     Raises:
         LLMError: The model cannot be served; says why.
     """
-    _check_port(plan.llm_ray_host, plan.llm_endpoint_port)
-    told = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: told.set())
-    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        _start_ray(folder)
-        import ray
-        from ray import serve
-
-        try:
-            serve.start(http_options={"host": plan.llm_ray_host, "port": plan.llm_endpoint_port})
-            serve.run(application(plan), name=APPLICATION, route_prefix="/")
-            for name in (signal.SIGTERM, signal.SIGINT):  # Ray has put its own in the place of ours.
-                signal.signal(name, lambda *_: told.set())
-            where = f"{plan.llm_ray_host}:{plan.llm_endpoint_port}"
-            print(f"ray_serve: listening on {where}, answering with {plan.llm_name} ({plan.engine})", flush=True)
-            told.wait()
-        except RuntimeError as error:
-            raise LLMError(f"{plan.llm_name} cannot be served: {_reason(error)}") from None
-        finally:
-            with suppress(Exception):  # Ray may be gone already.
-                serve.delete(APPLICATION)
-                if not os.environ.get("RAY_ADDRESS"):  # Others may be served in a cluster that we joined.
-                    serve.shutdown()
-            ray.shutdown()
-
-
-def _reason(error: RuntimeError) -> str:
-    """Why a deployment failed: the last line of the traceback that Ray keeps of it, or what Ray says."""
-    from ray import serve
-
-    deployments = serve.status().applications[APPLICATION].deployments.values()
-    lines = [line for one in deployments for line in one.message.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else str(error)
-
-
-def _start_ray(folder: str) -> None:
-    """A Ray of our own on this machine, or the one that RAY_ADDRESS names."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if not os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ:
-        # Ray's ports listen on all addresses, and whoever may speak to them may run code here. Ray would keep its
-        # token in the home folder, for every Ray to come.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    import ray
-
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init()
-        return
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=True,
-        _temp_dir=folder,
+    serve_until_told(
+        lambda: application(plan),
+        "ray_serve",
+        f"{plan.llm_name} ({plan.engine})",
+        plan.llm_ray_host,
+        plan.llm_endpoint_port,
+        plan.llm_ray_drain_seconds,
     )
-
-
-def _check_port(host: str, port: int) -> None:
-    """Raise now what Ray would only find out when all else is up."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise LLMError(f"cannot listen on {host}:{port} (LLM_ENDPOINT_PORT): {error.strerror}") from None
 
 
 def main() -> int:
@@ -300,6 +210,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from serve_app import main as imported_main  # Under this name, replicas can import what is in here.
+    # Under this name, replicas can import what is in here.
+    from impl.model_server.ray.serve_app import main as imported_main
 
     sys.exit(imported_main())
