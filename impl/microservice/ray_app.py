@@ -262,8 +262,8 @@ def _reason(error: RuntimeError) -> str:
     from ray import serve
 
     failed = serve.status().applications.get(APPLICATION)
-    said = [one.message for one in failed.deployments.values()] if failed else []
-    lines = [line.strip() for text in [str(error), *said] for line in text.splitlines() if line.strip()]
+    said = [str(one.message) for one in failed.deployments.values()] if failed else []
+    lines: list[str] = [line.strip() for text in [str(error), *said] for line in text.splitlines() if line.strip()]
     return lines[-1]
 
 
