@@ -258,12 +258,13 @@ def _delete(drain_seconds: float) -> None:
 
 
 def _reason(error: RuntimeError) -> str:
-    """Why a deployment failed: the last line of the traceback that Ray keeps of it, or what Ray says."""
+    """Why there is no application: the last line of the traceback that Ray keeps of its deployment, or of Ray's own."""
     from ray import serve
 
-    deployments = serve.status().applications[APPLICATION].deployments.values()
-    lines = [line for one in deployments for line in one.message.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else str(error)
+    failed = serve.status().applications.get(APPLICATION)
+    said = [str(one.message) for one in failed.deployments.values()] if failed else []
+    lines: list[str] = [line.strip() for text in [str(error), *said] for line in text.splitlines() if line.strip()]
+    return lines[-1]
 
 
 def _set_up_ray() -> None:
