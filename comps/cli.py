@@ -97,7 +97,7 @@ class _Service(uvicorn.Server):
         if self.started:
             for listening in chain.from_iterable(server.sockets for server in self.servers):
                 with listening.dup() as same:
-                    notice_silence(same)
+                    notice_silence(same, self._settings.microservice.stalled_client_seconds)
         self._welcome()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -43,6 +43,8 @@ _IDLE_SECONDS = 4.0
 """Connections are let go before the server does so: uvicorn closes an idle one after 5 s."""
 _NO_STREAM = ("application/json", "text/html")
 """What comes instead of a stream from something else than a model server. Others may have a stream mislabelled."""
+_STALLED_SECONDS = 20.0
+"""How long a model server may take nothing of a request: then its host is gone, or no longer answers."""
 _FACTS_SECONDS = 5.0
 """How long a model server may take to tell of itself, which is no work for it."""
 _MOST = 4000
@@ -197,7 +199,7 @@ def _socket(info: aiohttp.AddrInfoType) -> socket.socket:
     """A socket for an address; it notices when the model server's host is gone."""
     family, kind, protocol, *_ = info
     made = socket.socket(family, kind, protocol)
-    notice_silence(made)
+    notice_silence(made, _STALLED_SECONDS)
     return made
 
 

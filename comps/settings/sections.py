@@ -94,6 +94,9 @@ class Microservice(Section):
         ("*",), "the origins whose web pages may ask, separated by commas; *: any, empty: none", "USVC_CORS_ORIGINS"
     )
     allow_shutdown: bool = key_of(False, "let POST /shutdown end the service", "USVC_ALLOW_SHUTDOWN")
+    stalled_client_seconds: int = key_of(
+        120, "how long a client may take nothing of its answer; 0: no limit", "USVC_STALLED_CLIENT_SECONDS", ge=0
+    )
     drain_seconds: int = key_of(60, "how long running answers may take to end at shutdown", "USVC_DRAIN_SECONDS", ge=0)
 
 
