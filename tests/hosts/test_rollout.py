@@ -61,7 +61,11 @@ class Fleet:
     def nginx(self) -> Iterator[None]:
         """nginx before them, with our own file, but for the ports."""
         site = (ROOT / "docker" / "nginx.conf").read_text("utf-8")
-        for said, here in {"9001": self.ports[0], "9002": self.ports[1], "listen 9000": f"listen {self.port}"}.items():
+        for said, here in {
+            ":9001": f":{self.ports[0]}",
+            ":9002": f":{self.ports[1]}",
+            "listen 9000": f"listen {self.port}",
+        }.items():
             assert site.count(said) == 1
             site = site.replace(said, str(here))
         folders = "".join(
