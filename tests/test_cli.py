@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -16,10 +17,11 @@ import pytest
 import typer
 
 import comps.cli
+from comps.app import read_settings
 from comps.core.generator import Models, TextGenerator
 from comps.core.types import JSON, Event, Finished, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.scripted import Scripted
-from tests.process import PATH, PATIENCE, ROOT, Running, command, serving
+from tests.process import PATH, PATIENCE, ROOT, Running, command, free_port, serving
 
 LOADS_A_MODEL = pytest.mark.xdist_group("command")
 """Takes long, so that it begins early; one after the other, since each of them wants all cores."""
@@ -493,3 +495,21 @@ def test_the_log_goes_to_its_file(tmp_path: Path) -> None:
         service.post({"query": "?"})
         assert service.end(signal.SIGINT) == 0
     assert f"{PATH} 200" in log.read_text()
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_counts_as_gone_after_the_time_that_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"MODEL_SERVER": "scripted", "USVC_HOST": "127.0.0.1", "USVC_PORT": str(free_port())}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("USVC_STALLED_CLIENT_SECONDS", "33")
+    service = await asyncio.to_thread(lambda: comps.cli._Service(read_settings(Path(os.devnull))))
+    service.config.load()
+    service.lifespan = service.config.lifespan_class(service.config)
+    await service.startup()
+    try:
+        (listening,) = service.servers[0].sockets
+        assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 33_000
+        assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    finally:
+        await service.shutdown()

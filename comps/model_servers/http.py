@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from email.utils import parsedate_to_datetime
+from errno import ETIMEDOUT
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -173,8 +174,10 @@ class HTTP:
             return await request()
         except aiohttp.ClientConnectorError:
             raise
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
             # A server may close an idle connection at the moment at which it is used; nothing has been sent on yet.
+            if getattr(error, "errno", None) == ETIMEDOUT:  # Its host has vanished.
+                raise
             return await request()
 
     def _pool(self) -> aiohttp.ClientSession:

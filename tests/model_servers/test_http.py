@@ -22,6 +22,7 @@ import pytest
 import trustme
 
 from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, Refused, SettingsError, Timeout, Unreachable
+from comps.core.sockets import notice_silence
 from comps.model_servers import oauth
 from comps.model_servers.http import HTTP
 from comps.model_servers.openai_api import OpenAIAPI
@@ -640,3 +641,16 @@ async def test_texts_are_embedded_in_their_order() -> None:
         await server.aclose()
     assert (embedded.vectors, embedded.prompt_tokens) == (([1.0], [3.0]), 5)
     assert replay.asked[0][2] == {"model": "m", "input": ["a", "b"], "encoding_format": "float"}
+
+
+async def test_a_connection_notices_that_the_model_servers_host_has_vanished(monkeypatch: pytest.MonkeyPatch) -> None:
+    stalled: list[int] = []
+
+    def noticed(connection: socket.socket, seconds: float) -> None:
+        notice_silence(connection, seconds)
+        stalled.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+
+    monkeypatch.setattr("comps.model_servers.http.notice_silence", noticed)
+    async with replaying({ASK: ANSWER}) as replay:
+        assert await ask(replay.url)
+    assert stalled == [20_000]
