@@ -63,7 +63,7 @@ class Tree:
 
 def plain(name: str) -> str:
     """The names of generated ConfigMaps, without their hashes."""
-    return re.sub(r"\b(opea-llm-(?:config|model))-[a-z0-9]{10}\b", r"\1", name)
+    return re.sub(r"\b(opea-llm-(?:config|model|name))-[a-z0-9]{10}\b", r"\1", name)
 
 
 def read(file: Path) -> list[Document]:

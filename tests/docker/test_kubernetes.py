@@ -185,9 +185,44 @@ def test_a_changed_setting_is_a_rollout(tmp_path: Path) -> None:
         assert old in text
         file.write_text(text.replace(old, new), "utf-8")
     after = rendered(folder / "overlays" / "vllm-cpu")
-    for name in ("opea-llm-config", "opea-llm-model"):
+    for name in ("opea-llm-config", "opea-llm-name"):
         assert names_in(before, name) != names_in(after, name)
     assert pod(before.model_servers[0]) != pod(after.model_servers[0]), "the model's name is the model server's as well"
+
+
+def on_top_of(overlay: str, folder: Path, lines: str) -> Tree:
+    """What is rendered of a kustomization on top of an overlay."""
+    tools = os.path.relpath(TREES[overlay], folder.resolve())
+    (folder / "kustomization.yaml").write_text(f"resources:\n  - {tools}\n{lines}", "utf-8")
+    return rendered(folder)
+
+
+@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name.startswith("vllm")])
+def test_no_setting_of_the_microservice_restarts_vllm(overlay: str, tmp_path: Path) -> None:
+    before = rendered(TREES[overlay])
+    after = on_top_of(
+        overlay,
+        tmp_path,
+        """configMapGenerator:
+  - name: opea-llm-model
+    behavior: merge
+    literals:
+      - LOG_LEVEL=DEBUG
+      - LLM_MODEL_SERVER_ENDPOINT=http://opea-llm-vllm-0.opea-llm-vllm:8000,http://opea-llm-vllm-1.opea-llm-vllm:8000
+""",
+    )
+    assert after.environment["LOG_LEVEL"] == "DEBUG"
+    assert pod(after.microservice) != pod(before.microservice)
+    assert after.model_servers == before.model_servers
+
+
+def test_an_image_is_renamed_by_the_name_that_the_readme_says(tmp_path: Path) -> None:
+    (name,) = re.findall(
+        r"`overlays/embedded` the image to rename is `(\S+)`", (FOLDER / "README.md").read_text("utf-8")
+    )
+    images = f"images:\n  - {{name: {name}, newName: example.com/llm, newTag: 0.1.0}}\n"
+    tree = on_top_of("embedded", tmp_path, images)
+    assert {container["image"] for container in containers(tree.microservice)} == {"example.com/llm:0.1.0"}
 
 
 @pytest.mark.skipif(not RENDERER, reason="neither kustomize nor kubectl is on the PATH")
@@ -202,7 +237,9 @@ def test_what_the_readme_has_for_a_folder_of_ones_own_renders(
             folders[-1].mkdir()
         (folders[-1] / name).write_text(text.replace("../opea-llm-microservice/docker/kubernetes", tools), "utf-8")
     gpu, elsewhere = map(rendered, folders)
-    assert gpu.of("ServiceMonitor")
+    (monitor,) = gpu.of("ServiceMonitor")
+    assert monitor["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+    assert gpu.model_servers[0]["spec"]["selector"] == rendered(TREES["vllm-gpu"]).model_servers[0]["spec"]["selector"]
     assert the_container(gpu)["image"] == "registry.example.com/opea/llm:0.1.0"
     assert gpu.environment["MODEL_SERVER"] == "vllm", "the overlay's literals stay"
     (vllm,) = containers(gpu.model_servers[0])
@@ -309,6 +346,17 @@ def test_the_microservice_asks_the_model_server_that_is_there_for_the_model_that
             assert not model.model_server_endpoint
 
 
+def test_of_the_settings_vllm_reads_the_models_name_alone(trees: Iterator[Tree]) -> None:
+    for tree in trees:
+        assert tree.one("ConfigMap", "opea-llm-name")["data"].keys() == {"LLM_NAME"}
+        assert "LLM_NAME" not in tree.one("ConfigMap", "opea-llm-model")["data"]
+        last = the_container(tree)["envFrom"][-1]["configMapRef"]
+        assert plain(last["name"]) == "opea-llm-name", "it goes before a name in another"
+        for server in tree.model_servers:
+            named = re.findall(r"opea-llm-(?:config|model|name)", json.dumps(pod(server)))
+            assert named == ["opea-llm-name"]
+
+
 def test_every_reference_leads_somewhere(trees: Iterator[Tree]) -> None:
     for tree in trees:
         for workload in tree.workloads:
@@ -336,6 +384,26 @@ def test_no_secret_is_here_and_none_must_be_there(trees: Iterator[Tree]) -> None
                     assert one.get("valueFrom", {}).get("secretKeyRef", {"optional": True})["optional"]
 
 
+def test_the_secret_that_the_readme_makes_is_the_one_that_both_sides_read(trees: Iterator[Tree]) -> None:
+    readme = (FOLDER / "README.md").read_text("utf-8")
+    # Not of a file, which would end in a newline: the microservice takes that away, vLLM does not.
+    made = re.findall(r'^printf %s "\$KEY" \| kubectl create secret generic .* (\S+) --from-file=(\w+)=', readme, re.M)
+    ((secret, key),) = made
+    (file,) = re.findall(r"- LLM_API_KEY_FILE=(\S+)", readme)
+    for tree in trees:
+        volumes = {volume["name"]: volume for volume in pod(tree.microservice)["volumes"]}
+        (mounted,) = [
+            mount["mountPath"]
+            for mount in the_container(tree)["volumeMounts"]
+            if volumes[mount["name"]].get("secret", {}).get("secretName") == secret
+        ]
+        assert file == f"{mounted}/{key}"
+        for server in tree.model_servers:
+            (container,) = containers(server)
+            (reads,) = [one["valueFrom"]["secretKeyRef"] for one in container["env"] if one["name"] == "VLLM_API_KEY"]
+            assert (reads["name"], reads["key"]) == (secret, key)
+
+
 # ---- Hardened
 
 
@@ -354,6 +422,19 @@ def test_pods_are_under_the_restricted_standard_but_for_the_exceptions_that_are_
             (container,) = containers(server)
             name = re.sub(r"^.*(habanalabs/vllm)-.*$", r"\1", container["image"].rpartition(":")[0])
             assert broken_rules(pod(server)) == EXCEPTIONS[name]
+
+
+def test_the_readme_says_which_overlays_the_namespace_does_not_take() -> None:
+    (namespace,) = read(FOLDER / "namespace.yaml")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    readme = (FOLDER / "README.md").read_text("utf-8")
+    for name in OVERLAYS:
+        tree = written(TREES[name])
+        levels = {"privileged"} if any(broken_rules(pod(one)) for one in tree.workloads) else set()
+        if tree.of("Workspace"):
+            levels.add("baseline")  # KAITO makes pods without a word about security of it.
+        (row,) = re.findall(rf"^\| `overlays/{name}` .*$", readme, re.M)
+        assert set(re.findall(r"`enforce: (\w+)`", row)) == levels
 
 
 def test_a_pod_without_a_word_about_security_breaks_the_rules() -> None:
@@ -453,14 +534,15 @@ def test_a_rollout_takes_nothing_away_before_the_new_pod_is_ready(trees: Iterato
         assert tree.one("PodDisruptionBudget", "opea-llm")["spec"]["maxUnavailable"] == 1
 
 
-def test_replicas_are_the_autoscalers_and_it_goes_by_a_metric_that_the_service_has(
+def test_replicas_are_in_no_file_and_the_autoscaler_goes_by_a_metric_that_the_service_has(
     trees: Iterator[Tree], here: Here
 ) -> None:
     for tree in trees:
         (autoscaler,) = tree.of("HorizontalPodAutoscaler")
         target = autoscaler["spec"]["scaleTargetRef"]
         assert (target["kind"], target["name"]) == ("Deployment", tree.microservice["metadata"]["name"])
-        assert "replicas" not in tree.microservice["spec"], "it would undo what the autoscaler did"
+        for workload in tree.workloads:
+            assert "replicas" not in workload["spec"], "it would undo what the autoscaler or `kubectl scale` did"
         assert autoscaler["spec"]["minReplicas"] >= 2
         (metric,) = [one["pods"] for one in autoscaler["spec"]["metrics"]]
         assert f"\n{metric['metric']['name']} 0.0\n" in Telemetry().metrics().decode()
@@ -479,6 +561,11 @@ def test_prometheus_reads_the_metric_and_hands_it_to_the_autoscaler() -> None:
     (rule,) = policy["spec"]["ingress"]
     assert [port["port"] for port in rule["ports"]] == [*ports_of(tree.microservice).values()]
     (adapter,) = read(MONITORING / "prometheus-adapter.yaml")
+    (peer,) = rule["from"]
+    asked = urlsplit(adapter["prometheus"]["url"])
+    namespace = peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+    assert (asked.scheme, str(asked.hostname).split(".", 1)[1], asked.port) == ("http", f"{namespace}.svc", None)
+    assert adapter["prometheus"]["port"] == 9090, "the chart puts it behind the URL"
     (handed,) = adapter["rules"]["custom"]
     (metric,) = tree.one("HorizontalPodAutoscaler", "opea-llm")["spec"]["metrics"]
     assert handed["seriesQuery"].partition("{")[0] == metric["pods"]["metric"]["name"]
