@@ -42,6 +42,9 @@ bench-sizing: $(BIN)/.tested ## Measure what one core carries: requests, tokens,
 live: $(BIN)/.tested ## Run the contract against real model servers; one of them: make live SERVER=vllm
 	@$(BIN)/python -m tests.live $(SERVER)
 
+image-test: $(BIN)/.tested ## Build the images and run them: with Docker, or as root with podman and debootstrap
+	$(BIN)/pytest -m live -n 0 -rs -vv tests/docker/test_images.py
+
 hosts-test: $(BIN)/.tested ## Try it on several hosts (network namespaces, as root) and behind nginx
 	$(BIN)/pytest -m live -n 0 -rs -v tests/hosts
 
@@ -82,4 +85,4 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $<
 	@touch $@
 
-.PHONY: help run install test format bench bench-answers bench-sizing live hosts-test lock clean
+.PHONY: help run install test format bench bench-answers bench-sizing live image-test hosts-test lock clean

@@ -19,7 +19,8 @@ CONFIG = Path(__file__).with_name("config.ini")
 SECTION = "OPEA_Microservice"
 ANYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 """Where a service that listens on all addresses is asked."""
-PATIENCE = 4.0
+PATIENCE = 8.0
+"""The service itself gives a model server 5 s to say who it is."""
 
 
 def setting(variables: Sequence[str], key: str, default: str) -> str:

@@ -55,6 +55,8 @@ class Model:
     fails_at: int | None = None
     ends_at: int | None = None
     hangs_at: int | None = None
+    goes_on: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by a test to end the hanging."""
 
 
 class TGIError(Exception):
@@ -284,7 +286,7 @@ class StandIn:
             raise TGIError(424, "generation", "Request failed during generation: Server error: CUDA out of memory")
         if number - 1 == self.model.hangs_at:
             self.reached.set()
-            await asyncio.Event().wait()
+            await self.model.goes_on.wait()
 
     def _ids(self, answer: str | None, seed: int | None) -> list[int]:
         """The tokens of the answer and the end; of a sampled one, its words in another order."""
