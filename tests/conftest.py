@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 
@@ -35,6 +36,16 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         if {name, setting} & SETTINGS or name.startswith(OTHERS) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """A command that runs in a test's own process sets up a log, which is not the next test's."""
+    before = [(log, log.level, list(log.handlers)) for log in map(logging.getLogger, ("root", "opea_llm", "uvicorn"))]
+    yield
+    for log, level, handlers in before:
+        log.setLevel(level)
+        log.handlers[:] = handlers
 
 
 @pytest.fixture(autouse=True)

@@ -27,12 +27,6 @@ LOADS_A_MODEL = pytest.mark.xdist_group("command")
 """Takes long, so that it begins early; one after the other, since each of them wants all cores."""
 
 
-@pytest.fixture(autouse=True)
-def no_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that runs in this process leaves the log to the other tests as it is."""
-    monkeypatch.setattr(comps.cli, "start_log", lambda *_: None)
-
-
 @pytest.fixture
 def answers(tmp_path: Path) -> str:
     """A file of one long scripted answer."""
