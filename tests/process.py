@@ -17,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PATH = "/v1/chat/completions"
 PATIENCE = 120
+QUICK = {"PYTHONPATH": str(ROOT), "FRAMEWORK": "native"}
+"""What every command is run with, unless a test says otherwise: to import LangChain takes longer than most tests."""
 
 
 def command(
@@ -24,7 +26,7 @@ def command(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "comps", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+        env={**os.environ, **QUICK, **(environment or {})},
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -87,7 +89,7 @@ def serving(*program: str, within: Sequence[str] = (), **environment: str) -> It
     port = environment.get("USVC_PORT") or str(free_port())
     process = subprocess.Popen(
         [*within, sys.executable, *(program or ("-m", "comps", "serve"))],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "USVC_PORT": port, "USVC_HOST": "127.0.0.1", **environment},
+        env={**os.environ, **QUICK, "USVC_PORT": port, "USVC_HOST": "127.0.0.1", **environment},
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -39,7 +39,7 @@ def answers(tmp_path: Path) -> str:
     "program", [("-m", "comps", "serve"), (str(ROOT / "impl" / "microservice" / "opea_llm_microservice.py"),)]
 )
 def test_every_way_to_start_says_where_it_listens_with_which_model_and_how_to_try_it(program: tuple[str, ...]) -> None:
-    with serving(*program, MODEL_SERVER="scripted", LLM_NAME="demo") as service:
+    with serving(*program, MODEL_SERVER="scripted", LLM_NAME="demo", FRAMEWORK="langchain") as service:
         said = "".join(service.said)
         assert f"127.0.0.1:{service.port}" in said
         assert "demo (scripted, langchain)" in said
@@ -67,7 +67,7 @@ def told_during_its_answer(service: Running, tell: Callable[[], None]) -> None:
 @LOADS_A_MODEL
 def test_the_embedded_model_answers_the_seeds_question_and_when_told_to_terminate_finishes_its_answer() -> None:
     question = {"query": "What is Deep Learning?", "max_new_tokens": 17, "temperature": 0.01}
-    with serving() as service:
+    with serving(FRAMEWORK="langchain") as service:
         whole = json.loads(service.post({**question, "streaming": False}))
         streamed = service.post({**question, "streaming": True})
         told_during_its_answer(service, lambda: service.process.send_signal(signal.SIGTERM))
@@ -289,7 +289,7 @@ def test_ask_asks_the_model_that_is_named(tmp_path: Path, answers: str) -> None:
 def test_all_models_are_named_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "config.ini").write_text(TWO)
     with serving("-m", "comps", "serve", "-c", str(tmp_path / "config.ini")) as service:
-        assert "one (scripted, langchain), two (scripted, langchain)" in "".join(service.said)
+        assert "one (scripted, native), two (scripted, native)" in "".join(service.said)
         with service.posting({"messages": "?", "model": "two"}) as response:
             assert json.loads(response.read())["model"] == "two"
 
@@ -401,7 +401,7 @@ def test_prompt_shows_what_would_be_asked_and_where_something_is_missing(tmp_pat
     done = command("prompt", "Where [is] it?", *three_documents(tmp_path), "--max-tokens", "50", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     heading, report, shown = done.stdout.split("\n\n", 2)
-    assert heading == "small (scripted, langchain)"
+    assert heading == "small (scripted, native)"
     facts = {line[:16].strip(): line[16:] for line in report.splitlines() if not line.startswith("document")}
     assert facts["context window"] == "300 tokens"
     assert facts["sampling"] == "max_tokens = 50, temperature = 0.0"
