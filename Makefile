@@ -46,7 +46,7 @@ image-test: $(BIN)/.tested ## Build the images and run them: with Docker, or as 
 	$(BIN)/pytest -m live -n 0 -rs -vv tests/docker/test_images.py
 
 hosts-test: $(BIN)/.tested ## Try it on several hosts (network namespaces, as root) and behind nginx
-	$(BIN)/pytest -m live -n 0 -rs -v tests/hosts
+	$(BIN)/pytest -m live -n 0 -rs -vv tests/hosts
 
 lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and pin them
 	$(PIP) --quiet uv
