@@ -285,7 +285,13 @@ def test_a_health_check_calls_what_the_image_has(file: Path) -> None:
             assert command[0] == PROGRAMS[name_of(described)]
         if is_ours(described):
             assert command[1:] == ["/app/healthcheck.py"]
+            assert int(check["timeout"].removesuffix("s")) > 8, "the script itself gives up after 8 s, with the reason"
             assert IMAGES.with_name("healthcheck.py").exists() or not IMAGES.exists()
+
+
+def test_the_model_that_is_chosen_is_built_into_the_image() -> None:
+    (described,) = services(FOLDER / "embedded.yaml").values()
+    assert described["build"]["args"]["MODEL"] == "SmolLM2-135M-Instruct"
 
 
 @every_file

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 import jsonschema
 import pytest
+import yaml
 from kubernetes_validate import utils as kubernetes
 
 import comps.cli
@@ -293,6 +294,15 @@ def test_network_policies_open_the_ports_that_pods_listen_on(trees: Iterator[Tre
             for rule in policy["spec"].get("ingress", ()):
                 assert rule["from"], "nobody would be everybody"
                 assert [port["port"] for port in rule["ports"]] == [*ports_of(workload).values()]
+
+
+def test_the_label_that_the_readme_gives_to_clients_lets_them_in() -> None:
+    label = re.search(r"kubectl label namespace \S+ (\S+)=(\S+)", (FOLDER / "README.md").read_text("utf-8"))
+    policy = yaml.safe_load((FOLDER / "base" / "networkpolicy.yaml").read_text("utf-8"))
+    assert label
+    (rule,) = policy["spec"]["ingress"]
+    peers = [selector["matchLabels"] for peer in rule["from"] for selector in peer.values()]
+    assert peers == [{label[1]: label[2]}] * 2
 
 
 def test_the_microservice_may_ask_for_names_and_ask_its_model_server_and_nobody_else(trees: Iterator[Tree]) -> None:
