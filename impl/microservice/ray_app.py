@@ -25,15 +25,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from fastapi import FastAPI
+from pydantic import ValidationError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 # Found only with the line above, in a checkout that is not installed.
-from fastapi import FastAPI  # noqa: E402
-from pydantic import ValidationError  # noqa: E402
-from starlette.types import ASGIApp, Message, Receive, Scope, Send  # noqa: E402
-
 from comps.app import make_app, read_settings  # noqa: E402
 from comps.core.errors import LLMError, Overloaded, SettingsError  # noqa: E402
 from comps.settings import Settings  # noqa: E402

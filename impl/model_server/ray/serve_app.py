@@ -15,14 +15,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
 ROOT = Path(__file__).resolve().parents[3]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 # Found only with the line above, in a checkout that is not installed.
-from pydantic import Field, ValidationError  # noqa: E402
-from pydantic_settings import BaseSettings, SettingsConfigDict  # noqa: E402
-
 from comps.app import read_settings  # noqa: E402
 from comps.core.errors import LLMError, SettingsError  # noqa: E402
 from impl.microservice import ray_app  # noqa: E402
