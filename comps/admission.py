@@ -18,19 +18,19 @@ class Admission:
     """
 
     def __init__(self, running: int, waiting: int) -> None:
-        self.places = asyncio.Semaphore(running)
+        self.slots = asyncio.Semaphore(running)
         self.most_waiting = waiting
         self.waiting = 0
-        """Bodies before the door."""
+        """Requests in the queue."""
         self.running = 0
         """Places that are held."""
 
 
-class Party:
+class RequestSlots:
     """The answers of one body.
 
-    Each takes a place and leaves it by itself, but only one at a time stands before the door: whoever comes next waits
-    for one of them, however many they are.
+    Each takes a slot and gives it back by itself, but only one at a time stands in the queue: the next request in the
+    queue waits for one of them, however many they are.
 
     Args:
         admission: Where they ask.
@@ -42,25 +42,25 @@ class Party:
         self._let_in = False
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
+    async def slot(self) -> AsyncIterator[None]:
         """A place, held until the block is left; whoever is cancelled while waiting leaves the queue.
 
         Raises:
             Overloaded: The queue is full, and none of this body has been let in yet.
         """
-        door = self._admission
+        admission = self._admission
         async with self._turn:
-            if door.places.locked() and door.waiting >= door.most_waiting and not self._let_in:
-                raise Overloaded(f"too many requests: {door.waiting} are waiting already")
-            door.waiting += 1
+            if admission.slots.locked() and admission.waiting >= admission.most_waiting and not self._let_in:
+                raise Overloaded(f"too many requests: {admission.waiting} are waiting already")
+            admission.waiting += 1
             try:
-                await door.places.acquire()
+                await admission.slots.acquire()
             finally:
-                door.waiting -= 1
+                admission.waiting -= 1
             self._let_in = True
-        door.running += 1
+        admission.running += 1
         try:
             yield
         finally:
-            door.running -= 1
-            door.places.release()
+            admission.running -= 1
+            admission.slots.release()

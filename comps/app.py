@@ -17,13 +17,15 @@ from comps.core.generator import Models, TextGenerator
 from comps.core.ports import ModelServer
 from comps.core.prompts import Templates
 from comps.core.types import JSON
-from comps.dialects import DIALECTS, llm_api, opea, open_dialect, openai, square
-from comps.dialects.base import Dialect
-from comps.dialects.conversations import Conversation, read_conversation
-from comps.dialects.llama import Limits
+from comps.dialects import DIALECTS, opea, open_dialect, openai
+from comps.dialects.llm_api import dialect as llm_api
+from comps.dialects.shared.base import Dialect
+from comps.dialects.shared.llama import Limits
+from comps.dialects.square import dialect as square
+from comps.dialects.square.conversations import Conversation, read_conversation
 from comps.model_servers import (
     WITHOUT_ENGINE_SETTINGS,
-    harmless_for,
+    control_token_escaper,
     model_servers,
     open_model_server,
     through_framework,
@@ -66,7 +68,7 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
                 sharing,
                 served.model.nothing_found,
                 templates=_templates(served),
-                harmless=harmless_for(served.model.chat_template, served.model.model_name),
+                escape=control_token_escaper(served.model.chat_template, served.model.model_name),
                 native=_native_documents(served),
             )
         )

@@ -18,15 +18,15 @@ from uuid import uuid4
 from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
-from comps.admission import Admission, Party
+from comps.admission import Admission, RequestSlots
 from comps.core.errors import BodyTooLarge, InvalidRequest, LLMError, ModelServerError, PromptTooLong, Unreachable
 from comps.core.generator import Models, Preview, TextGenerator, collect, together
 from comps.core.planning import settled
 from comps.core.tasks import at_once
 from comps.core.types import JSON, Event, Finished, GenerationRequest, ModelInfo, Report, Usage, total
-from comps.dialects.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall
-from comps.dialects.desk import Desk, EveryDesk, Misread
-from comps.dialects.framing import Stamp, preview_document
+from comps.dialects.shared.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall
+from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint, RequestError
+from comps.dialects.shared.framing import ResponseMetadata, preview_document
 from comps.telemetry import Exchange, Telemetry, log
 
 _JSON_TYPE = (b"content-type", b"application/json")
@@ -41,7 +41,7 @@ class Handler:
     """Answers all bodies on one path.
 
     Args:
-        desk: What is read there.
+        endpoint: What is read there.
         models: Where answers come from.
         admission: Who may generate when.
         telemetry: Where exchanges are counted.
@@ -51,7 +51,7 @@ class Handler:
 
     def __init__(
         self,
-        desk: Desk,
+        endpoint: Endpoint,
         models: Models,
         admission: Admission,
         telemetry: Telemetry,
@@ -59,7 +59,7 @@ class Handler:
         max_body: int,
         strict: bool,
     ) -> None:
-        self.desk = desk
+        self.endpoint = endpoint
         self._models = models
         self._admission = admission
         self._telemetry = telemetry
@@ -68,26 +68,26 @@ class Handler:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = _Reply(send)
-        style = self.desk.style
+        style = self.endpoint.style
         call: Call | None = None
-        with self._telemetry.exchange(self.desk.path) as exchange:
+        with self._telemetry.exchange(self.endpoint.path) as exchange:
             try:
-                desk, variables = self._desk_for(scope)
-                style = desk.style
-                call = desk.read(await _body(scope, receive, self._max_body), variables)
+                endpoint, variables = self._endpoint_for(scope)
+                style = endpoint.style
+                call = endpoint.read(await _body(scope, receive, self._max_body), variables)
                 style = call.style
-                await _unless_gone(receive, self._answer(call, desk, reply, exchange))
+                await _unless_gone(receive, self._answer(call, endpoint, reply, exchange))
                 exchange.outcome = "200"
             except ClientGone:
                 exchange.outcome = "gone"
             except asyncio.CancelledError:  # The service ends before the answer does.
                 await self._fail(Unreachable("the service is shutting down"), style, call, reply, exchange)
-            except Misread as misread:
-                await self._fail(misread.error, misread.style, None, reply, exchange)
+            except RequestError as request_error:
+                await self._fail(request_error.error, request_error.style, None, reply, exchange)
             except LLMError as error:
                 await self._fail(error, style, call, reply, exchange)
             except Exception:  # A fault of ours: the log gets the details, the caller none.
-                log.exception("while answering %s", self.desk.path)
+                log.exception("while answering %s", self.endpoint.path)
                 await self._fail(LLMError("internal error; the service's log has it"), style, call, reply, exchange)
 
     async def _fail(self, error: LLMError, style: Style, call: Call | None, reply: _Reply, exchange: Exchange) -> None:
@@ -105,20 +105,20 @@ class Handler:
         headers = [] if error.retry_after is None else [(b"retry-after", str(error.retry_after).encode())]
         await reply.whole(style.status(error), style.encode(style.error(error)), headers)
 
-    def _desk_for(self, scope: Scope) -> tuple[Desk, Mapping[str, str]]:
+    def _endpoint_for(self, scope: Scope) -> tuple[Endpoint, Mapping[str, str]]:
         """Where the body of a request is read, and what its path says."""
-        return self.desk, scope.get("path_params", {})
+        return self.endpoint, scope.get("path_params", {})
 
-    async def _answer(self, call: Call, desk: Desk, reply: _Reply, exchange: Exchange) -> None:
-        party = Party(self._admission)
+    async def _answer(self, call: Call, endpoint: Endpoint, reply: _Reply, exchange: Exchange) -> None:
+        slots = RequestSlots(self._admission)
         if isinstance(call, GenerationCall):
-            await self._generate(call, party, reply, exchange)
+            await self._generate(call, slots, reply, exchange)
             return
         assert isinstance(call, EmbeddingCall | TokenCountCall)
         model = self._models.named(call.wanted_model, call.any_model)
         info = await model.info()
         headers = self._ignored(call, info)
-        async with party.place():
+        async with slots.slot():
             if isinstance(call, EmbeddingCall):
                 embeddings = await model.embed(call.texts())
                 if embeddings.prompt_tokens is not None:
@@ -128,14 +128,14 @@ class Handler:
                 document = call.reply(await model.count_tokens(call.text()))
         await reply.whole(200, call.style.encode(document), headers)
 
-    async def _generate(self, call: GenerationCall, party: Party, reply: _Reply, exchange: Exchange) -> None:
+    async def _generate(self, call: GenerationCall, slots: RequestSlots, reply: _Reply, exchange: Exchange) -> None:
         requests = call.requests()
         model = self._models.named(call.wanted_model, call.any_model)
         info = await model.info()
         headers = self._ignored(call, info)
         reports: dict[int, Report] = {}
         answers = [
-            _in_place(party, model, _honoured(request, info), number, reports)
+            _in_place(slots, model, _honoured(request, info), number, reports)
             for number, request in enumerate(requests)
         ]
         if call.streamed:
@@ -166,46 +166,46 @@ class PromptHandler(Handler):
     """Tells of every body that asks for text what would be asked of the model, and has nothing generated.
 
     Args:
-        desk: Reads them all; the query `route` of a request names the path whose desk reads its body alone.
+        endpoint: Reads them all; the query `route` of a request names the path whose endpoint reads its body alone.
         model_servers: Who answers for each model, as it is told.
         common: What every `Handler` needs.
     """
 
-    desk: EveryDesk
+    endpoint: PreviewEndpoint
 
-    def __init__(self, desk: EveryDesk, model_servers: Mapping[str, JSON], **common: Any) -> None:
-        super().__init__(desk, **common)
+    def __init__(self, endpoint: PreviewEndpoint, model_servers: Mapping[str, JSON], **common: Any) -> None:
+        super().__init__(endpoint, **common)
         self._model_servers = model_servers
-        self._routes = [(desk, *compile_path(desk.path)) for desk in desk.desks]
+        self._routes = [(endpoint, *compile_path(endpoint.path)) for endpoint in endpoint.endpoints]
 
-    def _desk_for(self, scope: Scope) -> tuple[Desk, Mapping[str, str]]:
+    def _endpoint_for(self, scope: Scope) -> tuple[Endpoint, Mapping[str, str]]:
         named = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get("route")
         if named is None:
-            return self.desk, {}
-        for desk, pattern, _, convertors in self._routes:
+            return self.endpoint, {}
+        for endpoint, pattern, _, convertors in self._routes:
             if found := pattern.match(named[0]):
-                return desk, {name: convertors[name].convert(value) for name, value in found.groupdict().items()}
+                return endpoint, {name: convertors[name].convert(value) for name, value in found.groupdict().items()}
         known = ", ".join(shown for _, _, shown, _ in self._routes)
         raise InvalidRequest(f"no text is generated at '{named[0]}'; known: {known}", "route")
 
-    async def _answer(self, call: Call, desk: Desk, reply: _Reply, exchange: Exchange) -> None:
+    async def _answer(self, call: Call, endpoint: Endpoint, reply: _Reply, exchange: Exchange) -> None:
         assert isinstance(call, GenerationCall)
         requests = call.requests()
         model = self._models.named(call.wanted_model, call.any_model)
         info = await model.info()
-        party = Party(self._admission)
+        slots = RequestSlots(self._admission)
 
         async def previewed(request: GenerationRequest) -> Preview:
-            async with party.place():
+            async with slots.slot():
                 return await model.preview(_honoured(request, info))
 
         previews = await at_once([previewed(request) for request in requests])
-        owner = desk.owner(call) if isinstance(desk, EveryDesk) else desk
+        owner = endpoint.owner(call) if isinstance(endpoint, PreviewEndpoint) else endpoint
         of_all = {
             "model": info.name,
             "model_server": self._model_servers[info.name],
             "dialect": next(dialect.name for kind, dialect in owner.calls if kind is type(call)),
-            "route": next(shown for desk, _, shown, _ in self._routes if desk is owner),
+            "route": next(shown for endpoint, _, shown, _ in self._routes if endpoint is owner),
             "stream": call.streamed,
             "ignored": _ignored_names(call, info),
         }
@@ -219,10 +219,10 @@ def _ignored_names(call: Call, info: ModelInfo) -> list[str]:
 
 
 async def _in_place(
-    party: Party, model: TextGenerator, request: GenerationRequest, number: int, reports: dict[int, Report]
+    slots: RequestSlots, model: TextGenerator, request: GenerationRequest, number: int, reports: dict[int, Report]
 ) -> AsyncGenerator[Event]:
     """The events of an answer that is made once there is a place for it; its report is there before the first."""
-    async with party.place():
+    async with slots.slot():
         plan = await model.plan(request)
         reports[number] = plan.report
         async with aclosing(model.answer(plan)) as events:
@@ -237,8 +237,8 @@ def _honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
     return replace(request, options={name: one for name, one in request.options.items() if name in info.capabilities})
 
 
-def _stamp(info: ModelInfo, reports: Mapping[int, Report] = MappingProxyType({})) -> Stamp:
-    return Stamp(uuid4().hex, int(time()), info.name, reports)
+def _stamp(info: ModelInfo, reports: Mapping[int, Report] = MappingProxyType({})) -> ResponseMetadata:
+    return ResponseMetadata(uuid4().hex, int(time()), info.name, reports)
 
 
 def _reported(reports: Mapping[int, Report], prompts: int) -> list[tuple[bytes, bytes]]:
@@ -270,7 +270,7 @@ def _used(report: Report) -> str:
 async def _stream(
     call: GenerationCall,
     events: AsyncGenerator[Event],
-    stamp: Stamp,
+    metadata: ResponseMetadata,
     prompts: int,
     reply: _Reply,
     headers: list[tuple[bytes, bytes]],
@@ -282,8 +282,8 @@ async def _stream(
         if first is None:
             raise ModelServerError("the model server gave an empty answer")
         exchange.first_token()
-        await reply.start_stream(call.media_type, headers + _reported(stamp.reports, prompts))
-        async with aclosing(call.reply_stream(_watched(first, events, exchange), stamp)) as items:
+        await reply.start_stream(call.media_type, headers + _reported(metadata.reports, prompts))
+        async with aclosing(call.reply_stream(_watched(first, events, exchange), metadata)) as items:
             async for item in items:
                 await reply.item(item)
         await reply.end()

@@ -9,16 +9,16 @@ from typing import Any
 from fastapi import FastAPI
 
 from comps.core.types import JSON
-from comps.dialects.base import STATUS, Call, EmbeddingCall, GenerationCall, TokenCountCall
-from comps.dialects.desk import Desk, EveryDesk
+from comps.dialects.shared.base import STATUS, Call, EmbeddingCall, GenerationCall, TokenCountCall
+from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
 
 
-def describe_bodies(app: FastAPI, desks: list[Desk], every: EveryDesk) -> None:
+def describe_bodies(app: FastAPI, endpoints: list[Endpoint], every: PreviewEndpoint) -> None:
     """Show every body, with its example, in the application's OpenAPI document.
 
     Args:
         app: The application.
-        desks: All that is read.
+        endpoints: All that is read.
         every: Where it is told what would be asked of the model.
     """
     plain: Callable[[], dict[str, Any]] = app.openapi
@@ -26,8 +26,8 @@ def describe_bodies(app: FastAPI, desks: list[Desk], every: EveryDesk) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = plain()
-            for desk in desks:
-                document["paths"].setdefault(_shown(desk.path), {})["post"] = _operation(desk, document)
+            for endpoint in endpoints:
+                document["paths"].setdefault(_shown(endpoint.path), {})["post"] = _operation(endpoint, document)
             for path, operations in document["paths"].items():
                 for operation in operations.values():
                     operation["parameters"] = [_parameter(name) for name in re.findall(r"\{(\w+)\}", path)]
@@ -47,34 +47,34 @@ def _parameter(name: str) -> JSON:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def _preview(every: EveryDesk, document: dict[str, Any]) -> JSON:
+def _preview(every: PreviewEndpoint, document: dict[str, Any]) -> JSON:
     operation = _operation(every, document)
-    first = _operation(every.desks[0], document)["requestBody"]["content"]["application/json"]
+    first = _operation(every.endpoints[0], document)["requestBody"]["content"]["application/json"]
     operation["requestBody"]["content"]["application/json"]["examples"] = first["examples"]
     operation["responses"]["200"] = {"description": "The prompts, and all that would be asked with them"}
     route = {"name": "route", "in": "query", "schema": {"type": "string"}, "description": _ROUTE}
     return {**operation, "summary": "Show what would be asked of the model, and ask nothing", "parameters": [route]}
 
 
-def _operation(desk: Desk, document: dict[str, Any]) -> JSON:
+def _operation(endpoint: Endpoint, document: dict[str, Any]) -> JSON:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     names: dict[str, None] = {}
-    for call, _ in desk.calls:
+    for call, _ in endpoint.calls:
         schema = call.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[call.__name__] = schema
         names[call.__name__] = None
     examples = {
         f"{call.__name__}-{number}": {"summary": summary, "value": body}
-        for call, _ in desk.calls
+        for call, _ in endpoint.calls
         for number, (summary, body) in enumerate(call.examples.items(), 1)
     }
     content = {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]}, "examples": examples}
-    styles = [call.style.statuses for call, _ in desk.calls]
+    styles = [call.style.statuses for call, _ in endpoint.calls]
     statuses = sorted({200, *STATUS.values(), *(status for style in styles for status in style.values())})
     return {
-        "summary": next(said for kind, said in _SUMMARIES.items() if issubclass(desk.calls[0][0], kind)),
-        "operationId": re.sub(r"\W+", "_", _shown(desk.path)).strip("_"),
+        "summary": next(said for kind, said in _SUMMARIES.items() if issubclass(endpoint.calls[0][0], kind)),
+        "operationId": re.sub(r"\W+", "_", _shown(endpoint.path)).strip("_"),
         "requestBody": {"required": True, "content": {"application/json": content}},
         "responses": {str(status): {"description": _RESPONSES.get(status, "Error")} for status in statuses},
     }

@@ -20,8 +20,8 @@ from comps.admission import Admission
 from comps.core.errors import InvalidRequest, LLMError
 from comps.core.generator import Models, TextGenerator
 from comps.core.types import JSON, ModelInfo
-from comps.dialects.base import Dialect, GenerationCall, House, Text
-from comps.dialects.desk import Desk, EveryDesk
+from comps.dialects.shared.base import Dialect, GenerationCall, ServiceStatus, Text
+from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
 from comps.handler import Handler, PromptHandler
 from comps.openapi import describe_bodies
 from comps.settings import Model, Settings
@@ -76,12 +76,12 @@ class Service:
             return LLMError("the model could not be loaded; the log above has the reason")
         return None
 
-    async def describe(self, asks_models: bool, path: Mapping[str, str]) -> House:
+    async def describe(self, asks_models: bool, path: Mapping[str, str]) -> ServiceStatus:
         """The state of the service at this moment: it is ready when one of its models can answer."""
         states: list[tuple[ModelInfo, LLMError | None]] = [(ModelInfo(one.model), None) for one in self.models]
         if asks_models:
             states = await asyncio.gather(*(_state(generator) for generator in self.models))
-        return House(
+        return ServiceStatus(
             name=self.settings.microservice.name,
             version=self.version,
             started=self.started,
@@ -97,10 +97,10 @@ class Service:
     def add_routes(self, app: FastAPI) -> None:
         """All routes: with a body, by path; without one, from the first dialect that has them; and our own."""
         paths = list(dict.fromkeys(path for dialect in self.dialects for path in dialect.calls))
-        desks = [Desk(path, self.dialects) for path in paths]
+        endpoints = [Endpoint(path, self.dialects) for path in paths]
         # Nearly all that is asked is asked there.
-        generating = sorted(filter(_generates, desks), key=lambda desk: desk.path != "/v1/chat/completions")
-        every = EveryDesk(PROMPT, self.dialects, generating)
+        generating = sorted(filter(_generates, endpoints), key=lambda endpoint: endpoint.path != "/v1/chat/completions")
+        every = PreviewEndpoint(PROMPT, self.dialects, generating)
         common: dict[str, Any] = {
             "models": self.models,
             "admission": self.admission,
@@ -109,27 +109,27 @@ class Service:
             "strict": self.settings.dialects.strict,
         }
         servers = {name: _model_server(served.model) for name, served in self.settings.models.items()}
-        handlers = [Handler(desk, **common) for desk in desks]
+        handlers = [Handler(endpoint, **common) for endpoint in endpoints]
         for handler in [*handlers, PromptHandler(every, servers, **common)]:
-            app.router.routes.append(Route(handler.desk.path, handler, methods=["POST"]))
+            app.router.routes.append(Route(handler.endpoint.path, handler, methods=["POST"]))
         app.add_api_route("/", self._front, methods=["GET"], summary="A page for browsers, an answer for probes")
         app.add_api_route("/health", _alive, methods=["GET"], summary="Liveness: 200 as long as the service runs")
         app.add_api_route("/ready", self._ready, methods=["GET"], summary="Readiness: 200 when a model can answer")
         app.add_api_route("/metrics", self._metrics, methods=["GET"], summary="Prometheus metrics")
-        for route in dict.fromkeys(route for dialect in self.dialects for route in dialect.facts):
+        for route in dict.fromkeys(route for dialect in self.dialects for route in dialect.routes):
             method, _, path = route.partition(" ")
             if path != "/" and "?" not in path:
-                summary = self._owner(route).facts[route].tell.__doc__
+                summary = self._owner(route).routes[route].tell.__doc__
                 app.add_api_route(path, self._telling(route), methods=[method], summary=summary)
         app.add_exception_handler(HTTPException, self._no_such_route)
-        describe_bodies(app, desks, every)
+        describe_bodies(app, endpoints, every)
 
     def _has(self, route: str) -> bool:
-        return any(route in dialect.facts for dialect in self.dialects)
+        return any(route in dialect.routes for dialect in self.dialects)
 
     def _owner(self, route: str) -> Dialect:
         """The first dialect that has a route without a body."""
-        return next(dialect for dialect in self.dialects if route in dialect.facts)
+        return next(dialect for dialect in self.dialects if route in dialect.routes)
 
     def _telling(self, route: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         async def tell(request: Request) -> Response:
@@ -137,18 +137,18 @@ class Service:
 
         return tell
 
-    async def _tell(self, route: str, request: Request) -> Response:
-        owner = self._owner(route)
-        fact = owner.facts[route]
-        style = fact.style or owner.style
+    async def _tell(self, name: str, request: Request) -> Response:
+        owner = self._owner(name)
+        route = owner.routes[name]
+        style = route.style or owner.style
         try:
-            told = fact.tell(await self.describe(fact.asks_models, request.path_params))
+            told = route.tell(await self.describe(route.asks_models, request.path_params))
             if isawaitable(told):
                 told = await told
         except LLMError as error:
             failed = error
         except Exception:  # A fault of ours: the log gets the details, the caller none.
-            log.exception("while answering %s", route)
+            log.exception("while answering %s", name)
             failed = LLMError("internal error; the service's log has it")
         else:
             if isinstance(told, Text):
@@ -162,8 +162,8 @@ class Service:
         return await self._tell("GET /", request)
 
     async def _ready(self) -> Response:
-        house = await self.describe(asks_models=True, path={})
-        return Response() if house.not_ready is None else self._failure(house.not_ready, 503)
+        status = await self.describe(asks_models=True, path={})
+        return Response() if status.not_ready is None else self._failure(status.not_ready, 503)
 
     def _failure(self, error: LLMError, status: int) -> Response:
         """An error of a route that is ours, as the first dialect spells it."""
@@ -183,8 +183,8 @@ class Service:
         return Response(style.encode(style.error(said)), error.status_code, error.headers, "application/json")
 
 
-def _generates(desk: Desk) -> bool:
-    return issubclass(desk.calls[0][0], GenerationCall)
+def _generates(endpoint: Endpoint) -> bool:
+    return issubclass(endpoint.calls[0][0], GenerationCall)
 
 
 def _model_server(model: Model) -> JSON:

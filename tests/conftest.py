@@ -12,7 +12,7 @@ from blockbuster import BlockBuster, blockbuster_ctx
 
 from comps.core.ports import ModelServer
 from comps.model_servers import FRAMEWORKS, through_framework
-from comps.model_servers.openvino import OpenVINO
+from comps.model_servers.embedded.openvino import OpenVINO
 from comps.settings import SECTIONS, environment_names
 
 pytest.register_assert_rewrite("tests.model_servers.contract")

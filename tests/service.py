@@ -18,7 +18,7 @@ from comps.app import make_app, read_settings
 from comps.core.errors import LLMError
 from comps.core.ports import ModelServer
 from comps.core.types import Embeddings
-from comps.dialects.base import Dialect
+from comps.dialects.shared.base import Dialect
 from comps.model_servers.scripted import Scripted
 
 PATH = "/v1/chat/completions"

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from comps.admission import Admission, Party
+from comps.admission import Admission, RequestSlots
 from comps.core.errors import Overloaded
 
 
@@ -25,7 +25,7 @@ class Guest:
 
     async def _visit(self) -> None:
         self._came.set()
-        async with Party(self._admission).place():
+        async with RequestSlots(self._admission).slot():
             self._order.append(self._name)
             self.seated.set()
             await self.leave.wait()
@@ -86,7 +86,7 @@ async def test_beyond_the_queue_there_is_overload() -> None:
     door = Door(running=1, waiting=2)
     guests = [await door.guest(name) for name in "abc"]
     with pytest.raises(Overloaded, match="2 are waiting") as caught:
-        async with Party(door.admission).place():
+        async with RequestSlots(door.admission).slot():
             pytest.fail("there is no place")
     assert caught.value.retry_after == 1
     assert door.admission.waiting == 2
@@ -100,11 +100,11 @@ async def test_without_a_queue_a_taken_place_is_overload_and_a_free_one_is_not()
     door = Door(running=1, waiting=0)
     a = await door.guest("a")
     with pytest.raises(Overloaded):
-        async with Party(door.admission).place():
+        async with RequestSlots(door.admission).slot():
             pytest.fail("there is no place")
     a.leave.set()
     await a.task
-    async with Party(door.admission).place():
+    async with RequestSlots(door.admission).slot():
         assert door.admission.waiting == 0
 
 
@@ -134,7 +134,7 @@ async def test_a_waiter_cancelled_as_its_place_comes_free_passes_it_on() -> None
     c.leave.set()
     await c.task
     assert door.admission.waiting == 0
-    async with Party(door.admission).place():
+    async with RequestSlots(door.admission).slot():
         pass
 
 
@@ -162,15 +162,15 @@ async def test_a_place_is_released_on_cancellation() -> None:
     assert door.admission.waiting == 0
 
 
-async def visit(party: Party, leave: asyncio.Event) -> None:
-    async with party.place():
+async def visit(slots: RequestSlots, leave: asyncio.Event) -> None:
+    async with slots.slot():
         await leave.wait()
 
 
 async def test_of_a_body_with_many_answers_one_stands_before_the_door() -> None:
     admission, many = Admission(running=2, waiting=1), asyncio.Event()
-    party = Party(admission)
-    answers = [asyncio.ensure_future(visit(party, many)) for _ in range(9)]
+    slots = RequestSlots(admission)
+    answers = [asyncio.ensure_future(visit(slots, many)) for _ in range(9)]
     await asyncio.sleep(0)
     assert (admission.running, admission.waiting) == (2, 1)
     many.set()
@@ -180,27 +180,29 @@ async def test_of_a_body_with_many_answers_one_stands_before_the_door() -> None:
 
 async def test_who_comes_after_a_body_with_many_answers_waits_for_one_of_them() -> None:
     admission, order = Admission(running=1, waiting=5), list[str]()
-    party = Party(admission)
+    slots = RequestSlots(admission)
 
-    async def answer(party: Party, name: str) -> None:
-        async with party.place():
+    async def answer(slots: RequestSlots, name: str) -> None:
+        async with slots.slot():
             order.append(name)
             await asyncio.sleep(0)
 
-    await asyncio.gather(*(answer(party, f"many {number}") for number in range(4)), answer(Party(admission), "one"))
+    await asyncio.gather(
+        *(answer(slots, f"many {number}") for number in range(4)), answer(RequestSlots(admission), "one")
+    )
     assert order.index("one") == 2
     assert (admission.running, admission.waiting) == (0, 0)
 
 
 async def test_once_a_body_is_let_in_a_full_queue_turns_none_of_its_answers_away() -> None:
     admission, leave = Admission(running=1, waiting=0), asyncio.Event()
-    party = Party(admission)
-    first = asyncio.ensure_future(visit(party, leave))
+    slots = RequestSlots(admission)
+    first = asyncio.ensure_future(visit(slots, leave))
     await asyncio.sleep(0)
-    second = asyncio.ensure_future(visit(party, leave))
+    second = asyncio.ensure_future(visit(slots, leave))
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
-        async with Party(admission).place():
+        async with RequestSlots(admission).slot():
             pytest.fail("there is no place")
     leave.set()
     await asyncio.wait_for(asyncio.gather(first, second), 5)

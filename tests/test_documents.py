@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from comps.core.types import JSON, Event, ModelInfo, Prompt, Sampling
-from comps.model_servers.openvino import OpenVINO
+from comps.model_servers.embedded.openvino import OpenVINO
 from tests.service import running
 
 pytestmark = pytest.mark.xdist_group("engine")

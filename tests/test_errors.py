@@ -25,7 +25,7 @@ from comps.core.errors import (
     UnknownModel,
     Unreachable,
 )
-from comps.dialects.base import STATUS, Style
+from comps.dialects.shared.base import STATUS, Style
 
 EXPECTED: list[tuple[LLMError, int]] = [
     (LLMError("wrong"), 500),

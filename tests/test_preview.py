@@ -18,7 +18,7 @@ import comps.handler
 from comps.core.errors import Refused, Unreachable
 from comps.core.types import JSON, Event, Prompt, Sampling
 from comps.model_servers import FRAMEWORKS
-from comps.model_servers.engine import EngineProcess
+from comps.model_servers.embedded.engine_process import EngineProcess
 from comps.model_servers.scripted import Scripted
 from tests.model_servers.contract import Subject
 from tests.model_servers.test_contract import subject

@@ -8,7 +8,7 @@ import pytest
 
 from comps.app import open_models, read_settings
 from comps.core.errors import SettingsError
-from comps.core.prompts import DOCUMENT_TEMPLATE, HOUSE, RAG_TEMPLATES, Templates
+from comps.core.prompts import DEFAULT_TEMPLATES, DOCUMENT_TEMPLATE, RAG_TEMPLATES, Templates
 from comps.core.types import Message
 from comps.model_servers.scripted import Scripted
 from comps.settings import read_templates
@@ -22,7 +22,7 @@ def folder(path: Path, files: dict[str, str | bytes]) -> str:
 
 
 def test_without_a_folder_all_templates_are_the_house_s_own() -> None:
-    assert read_templates("") == HOUSE
+    assert read_templates("") == DEFAULT_TEMPLATES
 
 
 def test_a_file_is_the_template_of_its_language_and_the_others_are_the_house_s_own(tmp_path: Path) -> None:

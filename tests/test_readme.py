@@ -14,7 +14,7 @@ import pytest
 
 from comps.app import make_dialects, open_models, read_settings
 from comps.dialects import DIALECTS
-from comps.dialects.desk import Desk
+from comps.dialects.shared.endpoint import Endpoint
 from comps.model_servers import MODEL_SERVERS
 from comps.model_servers.scripted import Scripted
 from comps.settings import SECTIONS, environment_names
@@ -53,13 +53,13 @@ def clash_table() -> str:
     for path in dict.fromkeys(path for dialect in dialects for path in dialect.calls):
         claims = {one.name: [call.marker for call in one.calls[path]] for one in dialects if path in one.calls}
         if len(claims) > 1:
-            desk = Desk(path, dialects)
-            for call, owner in desk.calls:
+            endpoint = Endpoint(path, dialects)
+            for call, owner in endpoint.calls:
                 claiming = [name for name, markers in claims.items() if call.marker in markers]
                 lines.append(_clash(f"POST {path}", f"with `{call.marker}`", claiming, owner.name))
-            lines.append(_clash(f"POST {path}", "none of these: the error", list(claims), desk.calls[0][1].name))
-    for route in dict.fromkeys(route for dialect in dialects for route in dialect.facts):
-        facts = {one.name: one.facts[route] for one in dialects if route in one.facts}
+            lines.append(_clash(f"POST {path}", "none of these: the error", list(claims), endpoint.calls[0][1].name))
+    for route in dict.fromkeys(route for dialect in dialects for route in dialect.routes):
+        facts = {one.name: one.routes[route] for one in dialects if route in one.routes}
         if len({fact.tell for fact in facts.values()}) > 1:
             lines.append(_clash(route, "", list(facts), next(iter(facts))))
     names = [dialect.name for dialect in dialects]

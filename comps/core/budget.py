@@ -38,7 +38,7 @@ class Sharing:
     documents_first: bool = False
 
 
-USUAL = Sharing()
+DEFAULT_SHARING = Sharing()
 
 
 @dataclass(frozen=True, slots=True)

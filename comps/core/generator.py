@@ -8,14 +8,14 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from comps.core.budget import USUAL, Sharing
+from comps.core.budget import DEFAULT_SHARING, Sharing
 from comps.core.citations import by_number, with_citations
 from comps.core.counting import NO_SUCH_ROUTE
 from comps.core.deltas import join_extra
 from comps.core.errors import InvalidRequest, ModelServerError, Refused, UnknownModel, no_room
 from comps.core.planning import Plan, Planner
 from comps.core.ports import CountsPrompts, CountsTokens, Embeds, Loads, ModelServer, Renders, Translates
-from comps.core.prompts import HOUSE, Templates, text_of
+from comps.core.prompts import DEFAULT_TEMPLATES, Templates, text_of
 from comps.core.tasks import at_once
 from comps.core.types import (
     JSON,
@@ -61,7 +61,7 @@ class TextGenerator:
         sharing: How its context window is shared.
         nothing_found: The answer where documents were looked for and there are none; empty: the model answers.
         templates: How questions and documents become prompts.
-        harmless: Makes a text of somebody's one that neither opens nor closes a turn.
+        escape: Makes a text of somebody's one that neither opens nor closes a turn.
         native: Leave it to the model's own chat template to write documents down, if it does.
     """
 
@@ -69,10 +69,10 @@ class TextGenerator:
         self,
         server: ModelServer,
         model: str,
-        sharing: Sharing = USUAL,
+        sharing: Sharing = DEFAULT_SHARING,
         nothing_found: str = "",
-        templates: Templates = HOUSE,
-        harmless: Callable[[str], str] = str,
+        templates: Templates = DEFAULT_TEMPLATES,
+        escape: Callable[[str], str] = str,
         native: bool = False,
     ) -> None:
         self.server = server
@@ -81,7 +81,7 @@ class TextGenerator:
         self._info: ModelInfo | None = None
         self._keeps_total = False
         """Whether the model server itself keeps prompt and answer within a limit."""
-        self._planner = Planner(server, sharing, templates, harmless, native)
+        self._planner = Planner(server, sharing, templates, escape, native)
         self._nothing_found = nothing_found
 
     async def load(self) -> None:

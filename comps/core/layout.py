@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 from comps.core.counting import Count
-from comps.core.prompts import HOUSE, Templates, as_context, asks_for_context, build_prompt
+from comps.core.prompts import DEFAULT_TEMPLATES, Templates, as_context, asks_for_context, build_prompt
 from comps.core.types import JSON, Document, GenerationRequest, Message, Prompt
 
 _JOINT = "\n\n"
@@ -47,7 +47,7 @@ class Layout(Protocol):
 class InText:
     """Documents are in the prompt, as the templates have it."""
 
-    templates: Templates = HOUSE
+    templates: Templates = DEFAULT_TEMPLATES
     around: int = 1
 
     @property

@@ -44,7 +44,7 @@ def markers_in(pieces: Iterable[str]) -> set[str]:
     return {mark for piece in pieces for mark in (*tags_in(piece), *_ROLE.findall(piece))}
 
 
-def breaking_up(markers: Collection[str]) -> Callable[[str], str]:
+def control_token_escape(markers: Collection[str]) -> Callable[[str], str]:
     r"""What breaks up these markers and all special tokens, also with unseen characters within, in linear time.
 
     Args:
@@ -55,12 +55,12 @@ def breaking_up(markers: Collection[str]) -> Callable[[str], str]:
     patterns = [(re.compile(head), f"{first} ") for first, head in _heads(anywhere).items()]
     at_lines = re.compile(f"{_LINE_START}(?:{'|'.join(_heads(lines).values())})") if lines else None
 
-    def broken_up(text: str) -> str:
+    def escaped(text: str) -> str:
         for pattern, broken in patterns:  # Each finds one character, and writes one text: Python is fast at that.
             text = pattern.sub(broken, text)
         return at_lines.sub(lambda begin: f"{begin[0]} ", f"\n{text}")[1:] if at_lines else text
 
-    return broken_up
+    return escaped
 
 
 def _heads(marks: Iterable[str]) -> dict[str, str]:

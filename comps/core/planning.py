@@ -7,12 +7,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from comps.core.budget import LEAST_PIECE, USUAL, Sharing, cut, share
+from comps.core.budget import DEFAULT_SHARING, LEAST_PIECE, Sharing, cut, share
 from comps.core.counting import AROUND, Count, Counter, at_least, at_most, longest_text, may_fit, text_read
 from comps.core.errors import PromptTooLong
 from comps.core.layout import Beside, InText, Layout, find_beside
 from comps.core.ports import ModelServer
-from comps.core.prompts import HOUSE, Templates, chosen_template, made_harmless, numbered
+from comps.core.prompts import DEFAULT_TEMPLATES, Templates, chosen_template, escape_control_tokens, numbered
 from comps.core.types import JSON, Document, DocumentUse, GenerationRequest, Prompt, Report, Sampling, Usage
 
 log = logging.getLogger("opea_llm")
@@ -47,23 +47,23 @@ class Planner:
         server: Whose model answers.
         sharing: How to share its context window.
         templates: How questions and documents become prompts.
-        harmless: Makes a text of somebody's one that neither opens nor closes a turn.
+        escape: Makes a text of somebody's one that neither opens nor closes a turn.
         native: Leave it to the model's own chat template to write documents down, if it does.
     """
 
     def __init__(
         self,
         server: ModelServer,
-        sharing: Sharing = USUAL,
-        templates: Templates = HOUSE,
-        harmless: Callable[[str], str] = str,
+        sharing: Sharing = DEFAULT_SHARING,
+        templates: Templates = DEFAULT_TEMPLATES,
+        escape: Callable[[str], str] = str,
         native: bool = False,
     ) -> None:
         self._counter = Counter(server)
         self._sharing = sharing
         self._as_written = InText(templates)
-        self._in_text = InText(replace(templates, harmless=harmless))
-        self._harmless = harmless
+        self._in_text = InText(replace(templates, escape=escape))
+        self._escape = escape
         self._native = native
         self._beside: Beside | None = None
 
@@ -88,7 +88,7 @@ class Planner:
         as_written = self._as_written if layout is self._in_text else layout
         plan: Plan | None = None
         if self._is_sure_to_fit(as_written.lay(request), request, window):
-            plan = _as_it_is(made_harmless(request, self._harmless), layout, window)
+            plan = _as_it_is(escape_control_tokens(request, self._escape), layout, window)
             if not self._is_sure_to_fit((plan.prompt, plan.options), request, window):
                 plan = None
         if plan is None:
@@ -138,7 +138,7 @@ class Planner:
 
     async def _fitted(self, request: GenerationRequest, layout: Layout, window: int, to_the_token: bool) -> Plan:
         documents = request.documents or ()
-        near = made_harmless(self._near(request, window), self._harmless)
+        near = escape_control_tokens(self._near(request, window), self._escape)
         if near.template is None:
             near = replace(near, template=chosen_template(request, self._in_text.templates))
         exchanges = _exchanges(near.prompt)

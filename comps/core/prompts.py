@@ -44,14 +44,14 @@ class Templates:
         rag: Templates with `{context}` and `{question}`, by language.
         document: A document in the context, with `{number}`, `{title}`, `{text}`, and any name in its metadata. A line
             none of whose fields has a value is left out.
-        harmless: Makes a text one that neither opens nor closes a turn: a document, and a turn that something was
+        escape: Makes a text one that neither opens nor closes a turn: a document, and a turn that something was
             filled into, are looked at as the model reads them, too, since what was filled in may be harmless until it
             stands beside something else.
     """
 
     rag: Mapping[str, str] = field(default_factory=lambda: RAG_TEMPLATES)
     document: str = DOCUMENT_TEMPLATE
-    harmless: Callable[[str], str] = str
+    escape: Callable[[str], str] = str
 
     @property
     def numbered(self) -> bool:
@@ -59,10 +59,10 @@ class Templates:
         return "{number}" in self.document
 
 
-HOUSE = Templates()
+DEFAULT_TEMPLATES = Templates()
 
 
-def build_prompt(request: GenerationRequest, templates: Templates = HOUSE) -> Prompt:
+def build_prompt(request: GenerationRequest, templates: Templates = DEFAULT_TEMPLATES) -> Prompt:
     """The prompt that the model gets: what was asked, with every document in it.
 
     Text to continue stays text, and a conversation a conversation, in which the documents go into the last user turn
@@ -101,12 +101,12 @@ def own_number(document: Document) -> int | None:
     return own if isinstance(own, int) and not isinstance(own, bool) and own > 0 else None
 
 
-def made_harmless(request: GenerationRequest, harmless: Callable[[str], str]) -> GenerationRequest:
-    """The request with every text in it made harmless, but for one to continue: that may hold turns of the caller's."""
+def escape_control_tokens(request: GenerationRequest, escape: Callable[[str], str]) -> GenerationRequest:
+    """The request with every text in it made escape, but for one to continue: that may hold turns of the caller's."""
 
     def each(value: JSON) -> JSON:
         if isinstance(value, str):
-            return harmless(value)
+            return escape(value)
         if isinstance(value, dict):
             return {name: each(one) for name, one in value.items()}
         return [each(one) for one in value] if isinstance(value, list) else value
@@ -118,18 +118,18 @@ def made_harmless(request: GenerationRequest, harmless: Callable[[str], str]) ->
 
     def message(one: Message) -> Message:
         said = one.content
-        content = harmless(said) if isinstance(said, str) else [part(each) for each in _with_texts_together(said)]
+        content = escape(said) if isinstance(said, str) else [part(each) for each in _with_texts_together(said)]
         return replace(one, content=content, extra=each(dict(one.extra)))
 
     def document(one: Document) -> Document:
-        return replace(one, text=harmless(one.text), title=harmless(one.title), metadata=each(dict(one.metadata)))
+        return replace(one, text=escape(one.text), title=escape(one.title), metadata=each(dict(one.metadata)))
 
     if request.documents:
         request = replace(request, documents=tuple(map(document, request.documents)))
     if isinstance(request.prompt, str):
         return request
     prompt = tuple(map(message, request.prompt))
-    return replace(request, prompt=prompt, template=request.template and harmless(request.template))
+    return replace(request, prompt=prompt, template=request.template and escape(request.template))
 
 
 def _with_texts_together(content: Sequence[JSON]) -> Iterator[JSON]:
@@ -150,7 +150,7 @@ def _name_of_text(part: JSON) -> str | None:
     return name if name in _TEXTS and isinstance(part.get(name), str) else None
 
 
-def as_context(document: Document, templates: Templates = HOUSE) -> str:
+def as_context(document: Document, templates: Templates = DEFAULT_TEMPLATES) -> str:
     """A document as the model reads it."""
     values = {name: str(value) for name, value in document.metadata.items() if isinstance(value, str | int | float)}
     values |= {"number": str(document.number), "title": document.title, "text": document.text}
@@ -162,7 +162,7 @@ def as_context(document: Document, templates: Templates = HOUSE) -> str:
         filled = _FIELD.sub(lambda found: values.get(found[1], ""), line)
         # Where what a line ends with is missing, the next one goes on there.
         lines.append(filled.rstrip("\n") if line.endswith("}\n") and not fields[-1] else filled)
-    return templates.harmless("".join(lines))
+    return templates.escape("".join(lines))
 
 
 def _is_wrapped(request: GenerationRequest) -> bool:
@@ -183,7 +183,7 @@ def fill(template: str, context: str, question: str) -> str:
     return _PLACEHOLDER.sub(lambda found: values[found[1]], template)
 
 
-def chosen_template(request: GenerationRequest, templates: Templates = HOUSE) -> str | None:
+def chosen_template(request: GenerationRequest, templates: Templates = DEFAULT_TEMPLATES) -> str | None:
     """The template that is laid around the question, whichever of the documents are kept; None if none is."""
     asking = not isinstance(request.prompt, str) and any(map(asks_for_context, request.prompt))
     if not _is_wrapped(request) or (asking and request.template is None):
@@ -214,7 +214,7 @@ def _into_conversation(
     if last is None:
         raise InvalidRequest("documents need a message of role 'user' to go with", "messages")
     turn = messages[last]
-    filled = templates.harmless(fill(_template(request, context, templates), context, text_of(turn.content)))
+    filled = templates.escape(fill(_template(request, context, templates), context, text_of(turn.content)))
     content: str | list[JSON] = filled
     if not isinstance(turn.content, str):
         content = [{"type": "text", "text": filled}, *(part for part in turn.content if not _is_text(part))]
@@ -230,7 +230,7 @@ def asks_for_context(message: Message) -> bool:
 
 def _with_context(message: Message, context: str, templates: Templates) -> Message:
     assert isinstance(message.content, str)
-    return replace(message, content=templates.harmless(message.content.replace("{context}", context)))
+    return replace(message, content=templates.escape(message.content.replace("{context}", context)))
 
 
 def plain_roles(prompt: Prompt) -> Prompt:

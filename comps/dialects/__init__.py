@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from comps.dialects.base import Dialect
+from comps.dialects.shared.base import Dialect
 
 DIALECTS = {
     "opea": "comps.dialects.opea:opea",
     "openai": "comps.dialects.openai:openai",
-    "square": "comps.dialects.square:square",
-    "llm_api": "comps.dialects.llm_api:llm_api",
+    "square": "comps.dialects.square.dialect:square",
+    "llm_api": "comps.dialects.llm_api.dialect:llm_api",
     "kaito": "comps.dialects.kaito:kaito",
     "llm_on_k8s": "comps.dialects.llm_on_k8s:llm_on_k8s",
 }

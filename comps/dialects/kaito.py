@@ -16,11 +16,11 @@ from pydantic.version import version_short
 
 from comps.core.errors import InvalidRequest, LLMError, Malformed
 from comps.core.types import JSON, Generation, GenerationRequest, Prompt, Sampling
-from comps.dialects.asking import MANY, OF_SAMPLES, at_most_1, matters, or_all
-from comps.dialects.base import Dialect, Fact, GenerationCall, House, Style
-from comps.dialects.bodies import MOST
-from comps.dialects.framing import Stamp
-from comps.dialects.llama import (
+from comps.dialects.shared.base import Dialect, GenerationCall, Route, ServiceStatus, Style
+from comps.dialects.shared.bodies import MOST
+from comps.dialects.shared.fields import MANY, OF_SAMPLES, at_most_1, matters, or_all
+from comps.dialects.shared.framing import ResponseMetadata
+from comps.dialects.shared.llama import (
     DialogMessage,
     Limits,
     LlamaChatCall,
@@ -238,7 +238,7 @@ class KaitoPromptCall(TransformersCall):
     def _is_lost(self, name: str, value: JSON, capabilities: AbstractSet[str]) -> bool:
         return name != "num_return_sequences" and super()._is_lost(name, value, capabilities)
 
-    def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
+    def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         before = "" if self.return_full_text is False else self.prompt
         return {"Result": "".join(before + self._said(generation) for generation in generations)}
 
@@ -275,32 +275,32 @@ class KaitoMessagesCall(TransformersCall):
         names = sorted({f"messages.{name}" for message in self.messages for name in message.model_extra or ()})
         return names + super().ignored(capabilities)
 
-    def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
+    def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         return {"Result": str({"role": "assistant", "content": self._said(generations[0])})}
 
 
-def _alive(house: House) -> JSON:
+def _alive(status: ServiceStatus) -> JSON:
     """Liveness: 200 as long as the service runs"""
     return ["Server is running", 200]
 
 
-def _healthy(house: House) -> JSON:
+def _healthy(status: ServiceStatus) -> JSON:
     """Readiness: 200 when the model can answer, 503 until then"""
-    if house.not_ready:
-        raise house.not_ready
+    if status.not_ready:
+        raise status.not_ready
     return {"status": "Healthy"}
 
 
-def _shut_down(house: House) -> JSON:
+def _shut_down(status: ServiceStatus) -> JSON:
     """End the service when what runs is answered, if the settings allow it"""
-    shut_down(house)
+    shut_down(status)
     return {}
 
 
-async def _gpus(house: House) -> JSON:
+async def _gpus(status: ServiceStatus) -> JSON:
     """The graphics cards"""
     try:
-        gpus = await house.gpus()
+        gpus = await status.gpus()
     except LLMError as error:
         return {"error": str(error)}
     return {
@@ -329,11 +329,11 @@ def kaito(limits: Limits) -> Dialect:
             "/chat": (KaitoChatCall, KaitoPromptCall, KaitoMessagesCall),
         },
         style=KAITO,
-        facts={
-            "GET /": Fact(_alive, asks_models=False),
-            "GET /healthz": Fact(_healthy),
-            "POST /shutdown": Fact(_shut_down, asks_models=False),
-            "GET /metrics?format=kaito": Fact(_gpus, asks_models=False),
+        routes={
+            "GET /": Route(_alive, asks_models=False),
+            "GET /healthz": Route(_healthy),
+            "POST /shutdown": Route(_shut_down, asks_models=False),
+            "GET /metrics?format=kaito": Route(_gpus, asks_models=False),
         },
         switches=limits,
     )

@@ -7,8 +7,8 @@ from typing import Any
 
 from comps.core.errors import LLMError, Malformed
 from comps.core.types import JSON
-from comps.dialects.base import Dialect, Fact, House, Style, Text
-from comps.dialects.llama import Limits, LlamaChatCall, LlamaGenerateCall, shut_down
+from comps.dialects.shared.base import Dialect, Route, ServiceStatus, Style, Text
+from comps.dialects.shared.llama import Limits, LlamaChatCall, LlamaGenerateCall, shut_down
 
 _HTML = "text/html; charset=utf-8"
 _REQUIRED: dict[tuple[Any, ...], str] = {
@@ -46,21 +46,21 @@ class LLMOnK8sChatCall(LlamaChatCall):
     style = FLASK
 
 
-def _alive(house: House) -> Text:
+def _alive(status: ServiceStatus) -> Text:
     """Liveness: 200 as long as the service runs"""
     return Text("Server is running", _HTML)
 
 
-def _healthy(house: House) -> Text:
+def _healthy(status: ServiceStatus) -> Text:
     """Readiness: 200 when the model can answer, 503 until then"""
-    if house.not_ready:
-        raise house.not_ready
+    if status.not_ready:
+        raise status.not_ready
     return Text("Healthy", _HTML)
 
 
-def _shut_down(house: House) -> Text:
+def _shut_down(status: ServiceStatus) -> Text:
     """End the service when what runs is answered, if the settings allow it"""
-    shut_down(house)
+    shut_down(status)
     return Text("", _HTML)
 
 
@@ -70,10 +70,10 @@ def llm_on_k8s(limits: Limits) -> Dialect:
         name="llm_on_k8s",
         calls={"/generate": (LLMOnK8sGenerateCall,), "/chat": (LLMOnK8sChatCall,)},
         style=FLASK,
-        facts={
-            "GET /": Fact(_alive, asks_models=False),
-            "GET /healthz": Fact(_healthy),
-            "POST /shutdown": Fact(_shut_down, asks_models=False),
+        routes={
+            "GET /": Route(_alive, asks_models=False),
+            "GET /healthz": Route(_healthy),
+            "POST /shutdown": Route(_shut_down, asks_models=False),
         },
         switches=limits,
     )

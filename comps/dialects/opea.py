@@ -18,12 +18,12 @@ from comps.core.citations import cited_numbers
 from comps.core.errors import LLMError
 from comps.core.prompts import numbered, own_number, text_of
 from comps.core.types import JSON, Event, Generation, GenerationRequest, Message, Sampling, TextDelta
-from comps.dialects import framing
-from comps.dialects.asking import DocumentsCall
-from comps.dialects.base import Dialect, Fact, House, Style
-from comps.dialects.bodies import AskingMessages, Question, echoed
-from comps.dialects.framing import Stamp
 from comps.dialects.openai import CHAT, MODELS, OPENAI, ChatCall
+from comps.dialects.shared import framing
+from comps.dialects.shared.base import Dialect, Route, ServiceStatus, Style
+from comps.dialects.shared.bodies import AskingMessages, Question, echoed
+from comps.dialects.shared.fields import DocumentsCall
+from comps.dialects.shared.framing import ResponseMetadata
 
 OPEA = Style(lambda error: {"detail": str(error)})
 """OPEA's services are FastAPI's."""
@@ -117,20 +117,20 @@ class _Question(OpeaCall):
             )
         ]
 
-    def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
+    def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         said = generations[0]
-        document = {"id": stamp.id, "text": said.text, "prompt": self.question, **framing.cited(said.extra)}
-        document = self.with_report(document, stamp)
+        document = {"id": metadata.id, "text": said.text, "prompt": self.question, **framing.cited(said.extra)}
+        document = self.with_report(document, metadata)
         if self._switches.output_guard:
             guard = self.output_guardrail_params
             return {**document, "streaming": self._asked_to_stream, "output_guardrail_params": guard}
         return document
 
-    def reply_stream(self, events: AsyncGenerator[Event], stamp: Stamp) -> AsyncGenerator[bytes]:
+    def reply_stream(self, events: AsyncGenerator[Event], metadata: ResponseMetadata) -> AsyncGenerator[bytes]:
         if self._switches.stream == "openai":
-            return framing.chat_chunks(events, stamp, include_report=bool(self.include_report))
+            return framing.chat_chunks(events, metadata, include_report=bool(self.include_report))
         spell = framing.bytes_literal if self._switches.stream == "bytes" else repr
-        return framing.repr_stream(events, spell, stamp.reports if self.include_report else None)
+        return framing.repr_stream(events, spell, metadata.reports if self.include_report else None)
 
     def error_item(self, error: LLMError) -> bytes:
         if self._switches.stream == "openai":
@@ -228,11 +228,11 @@ class MessagesCall(OpeaCall, ChatCall):
         }
         return replace(sampling, **silent)
 
-    def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
+    def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         if not (self._enterprise_rag or self._switches.output_guard):
-            return super().reply(generations, stamp)
+            return super().reply(generations, metadata)
         reply = {
-            "id": stamp.id,
+            "id": metadata.id,
             "text": generations[0].text,
             "prompt": next((text_of(body.content or "") for body in self.messages if body.role == "user"), ""),
             "stream": self._asked_to_stream,
@@ -240,12 +240,12 @@ class MessagesCall(OpeaCall, ChatCall):
             "output_guardrail_params": self.output_guardrail_params,
             "data": self._sources(set().union(*(cited_numbers(choice.extra) for choice in generations[0].choices))),
         }
-        return self.with_report(reply, stamp)
+        return self.with_report(reply, metadata)
 
-    async def reply_stream(self, events: AsyncGenerator[Event], stamp: Stamp) -> AsyncGenerator[bytes]:
+    async def reply_stream(self, events: AsyncGenerator[Event], metadata: ResponseMetadata) -> AsyncGenerator[bytes]:
         has_tail = self._enterprise_rag and self.data is not None
         numbers: set[int] = set()
-        async for item in super().reply_stream(_noting(events, numbers) if has_tail else events, stamp):
+        async for item in super().reply_stream(_noting(events, numbers) if has_tail else events, metadata):
             yield item
         if has_tail:
             yield b"json: " + orjson.dumps(self._sources(numbers)) + b"\n\n"
@@ -268,20 +268,20 @@ async def _noting(events: AsyncGenerator[Event], numbers: set[int]) -> AsyncGene
         yield event
 
 
-def _health_check(house: House) -> JSON:
+def _health_check(status: ServiceStatus) -> JSON:
     """Readiness: 200 when the model can answer, 503 until then"""
-    if house.not_ready:
-        raise house.not_ready
+    if status.not_ready:
+        raise status.not_ready
     return {
-        "Service Title": house.name,
+        "Service Title": status.name,
         "Service Description": "OPEA Microservice Infrastructure",
-        "Version": house.version,
+        "Version": status.version,
     }
 
 
-def _statistics(house: House) -> JSON:
+def _statistics(status: ServiceStatus) -> JSON:
     """Latencies of the last answers, in seconds"""
-    return {house.name: house.statistics}
+    return {status.name: status.statistics}
 
 
 def opea(switches: Switches) -> Dialect:
@@ -290,9 +290,9 @@ def opea(switches: Switches) -> Dialect:
         name="opea",
         calls={CHAT: (QueryCall, InitialQueryCall, MessagesCall)},
         style=OPEA,
-        facts={
-            "GET /v1/health_check": Fact(_health_check),
-            "GET /v1/statistics": Fact(_statistics, asks_models=False),
+        routes={
+            "GET /v1/health_check": Route(_health_check),
+            "GET /v1/statistics": Route(_statistics, asks_models=False),
             **MODELS,
         },
         switches=switches,

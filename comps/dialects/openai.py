@@ -22,11 +22,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from comps.core.errors import InvalidRequest, LLMError, UnknownModel
 from comps.core.prompts import text_of
 from comps.core.types import JSON, Document, Embeddings, Event, Generation, GenerationRequest, ModelInfo, Prompt
-from comps.dialects import framing
-from comps.dialects.asking import MANY, DocumentsCall, matters
-from comps.dialects.base import Dialect, EmbeddingCall, Fact, House, Style
-from comps.dialects.bodies import MOST, Messages
-from comps.dialects.framing import Stamp
+from comps.dialects.shared import framing
+from comps.dialects.shared.base import Dialect, EmbeddingCall, Route, ServiceStatus, Style
+from comps.dialects.shared.bodies import MOST, Messages
+from comps.dialects.shared.fields import MANY, DocumentsCall, matters
+from comps.dialects.shared.framing import ResponseMetadata
 
 CHAT = "/v1/chat/completions"
 OPENAI = Style(framing.openai_error)
@@ -231,11 +231,11 @@ class ChatCall(OpenAICall):
         extra = {f"messages.{name}" for body in self.messages for name, value in body.extra.items() if value}
         return lost + sorted(extra - capabilities)
 
-    def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
-        return self.with_report(framing.chat_completion(generations[0], stamp), stamp)
+    def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
+        return self.with_report(framing.chat_completion(generations[0], metadata), metadata)
 
-    def reply_stream(self, events: AsyncGenerator[Event], stamp: Stamp) -> AsyncGenerator[bytes]:
-        return framing.chat_chunks(events, stamp, self.include_usage, bool(self.include_report))
+    def reply_stream(self, events: AsyncGenerator[Event], metadata: ResponseMetadata) -> AsyncGenerator[bytes]:
+        return framing.chat_chunks(events, metadata, self.include_usage, bool(self.include_report))
 
 
 def _texts(value: Any) -> Any:
@@ -278,11 +278,11 @@ class CompletionCall(OpenAICall):
         asked = self.asking("")
         return [replace(asked, prompt=text) for text in self.prompt]
 
-    def reply(self, generations: Sequence[Generation], stamp: Stamp) -> JSON:
-        return self.with_report(framing.text_completion(generations, stamp), stamp)
+    def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
+        return self.with_report(framing.text_completion(generations, metadata), metadata)
 
-    def reply_stream(self, events: AsyncGenerator[Event], stamp: Stamp) -> AsyncGenerator[bytes]:
-        return framing.text_chunks(events, stamp, self.include_usage, bool(self.include_report))
+    def reply_stream(self, events: AsyncGenerator[Event], metadata: ResponseMetadata) -> AsyncGenerator[bytes]:
+        return framing.text_chunks(events, metadata, self.include_usage, bool(self.include_report))
 
 
 class EmbeddingsCall(EmbeddingCall):
@@ -306,10 +306,10 @@ class EmbeddingsCall(EmbeddingCall):
     def texts(self) -> Sequence[str]:
         return self.input
 
-    def reply(self, embeddings: Embeddings, stamp: Stamp) -> JSON:
+    def reply(self, embeddings: Embeddings, metadata: ResponseMetadata) -> JSON:
         length = len(embeddings.vectors[0])
         if self.dimensions not in (None, length):
-            raise InvalidRequest(f"the vectors of {stamp.model} have {length} dimensions", "dimensions")
+            raise InvalidRequest(f"the vectors of {metadata.model} have {length} dimensions", "dimensions")
         encode = _in_base64 if self.encoding_format == "base64" else list
         tokens = embeddings.prompt_tokens
         return {
@@ -318,7 +318,7 @@ class EmbeddingsCall(EmbeddingCall):
                 {"object": "embedding", "index": index, "embedding": encode(vector)}
                 for index, vector in enumerate(embeddings.vectors)
             ],
-            "model": stamp.model,
+            "model": metadata.model,
             "usage": None if tokens is None else {"prompt_tokens": tokens, "total_tokens": tokens},
         }
 
@@ -327,34 +327,34 @@ def _in_base64(vector: Sequence[float]) -> str:
     return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
-def _models(house: House) -> JSON:
+def _models(status: ServiceStatus) -> JSON:
     """The models that answer here"""
-    return {"object": "list", "data": [_model_object(model, house) for model in house.models]}
+    return {"object": "list", "data": [_model_object(model, status) for model in status.models]}
 
 
-def _model(house: House) -> JSON:
+def _model(status: ServiceStatus) -> JSON:
     """One of the models that answer here"""
-    name = house.path["model"]
-    for model in house.models:
+    name = status.path["model"]
+    for model in status.models:
         if model.name == name:
-            return _model_object(model, house)
-    raise UnknownModel(name, ", ".join(model.name for model in house.models))
+            return _model_object(model, status)
+    raise UnknownModel(name, ", ".join(model.name for model in status.models))
 
 
-def _model_object(model: ModelInfo, house: House) -> JSON:
+def _model_object(model: ModelInfo, status: ServiceStatus) -> JSON:
     return {
         "id": model.name,
         "object": "model",
-        "created": house.started,
-        "owned_by": house.name,
+        "created": status.started,
+        "owned_by": status.name,
         "max_model_len": model.context_window,
         "honours": sorted(model.capabilities) or None,
     }
 
 
 MODELS = {
-    "GET /v1/models": Fact(_models, style=OPENAI),
-    "GET /v1/models/{model:path}": Fact(_model, style=OPENAI),
+    "GET /v1/models": Route(_models, style=OPENAI),
+    "GET /v1/models/{model:path}": Route(_model, style=OPENAI),
 }
 
 
@@ -375,6 +375,6 @@ def openai(switches: Switches) -> Dialect:
         name="openai",
         calls={CHAT: (ChatCall,), "/v1/completions": (CompletionCall,), "/v1/embeddings": (EmbeddingsCall,)},
         style=OPENAI,
-        facts=MODELS,
+        routes=MODELS,
         switches=switches,
     )

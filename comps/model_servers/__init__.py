@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
 from typing import Any
 
 from comps.core.errors import SettingsError
-from comps.core.ports import ABILITIES, ModelServer
-from comps.model_servers.target import Target
+from comps.core.ports import ModelServer
+from comps.model_servers.target import Target, need
 
 log = logging.getLogger("opea_llm")
 
 MODEL_SERVERS = {
-    "openvino": "comps.model_servers.openvino:OpenVINO",
-    "llama_cpp": "comps.model_servers.llama_cpp:LlamaCpp",
-    "transformers": "comps.model_servers.transformers:Transformers",
-    "vllm": "comps.model_servers.vllm:VLLM",
-    "tgi": "comps.model_servers.tgi:TGI",
-    "ray_serve": "comps.model_servers.ray_serve:RayServe",
-    "openai_api": "comps.model_servers.openai_api:OpenAIAPI",
-    "langchain": "comps.model_servers.langchain_model:LangChainModel",
+    "openvino": "comps.model_servers.embedded.openvino:OpenVINO",
+    "llama_cpp": "comps.model_servers.embedded.llama_cpp:LlamaCpp",
+    "transformers": "comps.model_servers.embedded.transformers:Transformers",
+    "vllm": "comps.model_servers.remote.vllm:VLLM",
+    "tgi": "comps.model_servers.remote.tgi:TGI",
+    "ray_serve": "comps.model_servers.remote.ray_serve:RayServe",
+    "openai_api": "comps.model_servers.remote.openai_api:OpenAIAPI",
+    "langchain": "comps.model_servers.langchain.langchain_model:LangChainModel",
     "scripted": "comps.model_servers.scripted:Scripted",
 }
 """Kinds by name: `module:Class`, where `Class.open(target)` makes a `ModelServer`, which loads nothing yet."""
@@ -54,25 +52,6 @@ def model_servers() -> dict[str, str]:
         else:
             kinds[name] = point.value
     return kinds
-
-
-def need(packages: Sequence[str], extra: str, setting: str, otherwise: str = "") -> None:
-    """See that packages can be imported, and import none of them.
-
-    Args:
-        packages: By the names that they are imported by.
-        extra: The extra of setup.cfg that brings them.
-        setting: What asks for them, as `key = value`.
-        otherwise: What else would mend it.
-
-    Raises:
-        SettingsError: One is not installed; says how to get it.
-    """
-    if missing := [package for package in packages if find_spec(package) is None]:
-        raise SettingsError(
-            f"{setting}: it needs {' and '.join(missing)}, not installed here; "
-            f"mend it with: {sys.executable} -m pip install 'opea-llm-microservice[{extra}]'{otherwise}"
-        )
 
 
 def open_model_server(kind: str, target: Target) -> ModelServer:
@@ -126,17 +105,9 @@ def through_framework(server: ModelServer, framework: str, model: str = "") -> M
     if framework == "native":
         return server
     need(_LANGCHAIN, "langchain", "framework = langchain", "; or do without it: FRAMEWORK=native")
-    from comps.model_servers.langchain import ChatModelServer, ThroughLangChain
-    from comps.model_servers.langchain_model import LangChainModel
+    from comps.model_servers.langchain.through import through_langchain
 
-    if isinstance(server, LangChainModel):  # It is LangChain's in any case.
-        return server
-    own = getattr(server, "chat_model", None)
-    through = ThroughLangChain(own(model) if own else ChatModelServer(server=server, model=model), server)
-    for ability in ABILITIES:
-        if getattr(server, ability, None) and not hasattr(through, ability):
-            setattr(through, ability, getattr(server, ability))
-    return through
+    return through_langchain(server, model)
 
 
 def with_tokenizer(server: ModelServer, file: str) -> ModelServer:
@@ -147,7 +118,7 @@ def with_tokenizer(server: ModelServer, file: str) -> ModelServer:
     """
     if not file:
         return server
-    from comps.model_servers.tokenizer_file import WithTokenizer
+    from comps.model_servers.chat_templates.tokenizer_file import WithTokenizer
 
     return WithTokenizer(server, file)
 
@@ -160,15 +131,15 @@ def with_chat_template(server: ModelServer, template: str, model: str) -> ModelS
     """
     if not template:
         return server
-    from comps.model_servers.chat_templates import Templated, chat_template
+    from comps.model_servers.chat_templates.templates import Templated, chat_template
 
     return Templated(server, chat_template(template, model))
 
 
-def harmless_for(template: str, model: str) -> Callable[[str], str]:
+def control_token_escaper(template: str, model: str) -> Callable[[str], str]:
     """What makes any text one that neither opens nor closes a turn of the model, whoever applies its chat template;
     see `with_chat_template`."""
-    from comps.core.markers import breaking_up
-    from comps.model_servers.chat_templates import markers_of
+    from comps.core.markers import control_token_escape
+    from comps.model_servers.chat_templates.templates import markers_of
 
-    return breaking_up(markers_of(template, model))
+    return control_token_escape(markers_of(template, model))

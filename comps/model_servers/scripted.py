@@ -11,9 +11,9 @@ from typing import TypeAlias
 
 from comps.core.errors import LLMError, SettingsError
 from comps.core.prompts import text_of
+from comps.core.stop_strings import StopStrings
 from comps.core.types import JSON, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.target import Target
-from comps.model_servers.text import StopStrings
 
 Script: TypeAlias = Sequence[str | LLMError | asyncio.Event]
 """One answer: pieces of text (a token each), errors to raise, and events to wait for, in order."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
+from comps.core.errors import SettingsError
 from comps.core.types import JSON
 
 
@@ -48,3 +51,22 @@ class Target:
     """For an embedded engine: the device as the engine names it."""
     engine: Mapping[str, JSON] = field(default_factory=dict, repr=False)
     """Settings that are the engine's own, under the engine's names: `n_ctx`, `device_map`, `torch_dtype` …"""
+
+
+def need(packages: Sequence[str], extra: str, setting: str, otherwise: str = "") -> None:
+    """See that packages can be imported, and import none of them.
+
+    Args:
+        packages: By the names that they are imported by.
+        extra: The extra of setup.cfg that brings them.
+        setting: What asks for them, as `key = value`.
+        otherwise: What else would mend it.
+
+    Raises:
+        SettingsError: One is not installed; says how to get it.
+    """
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise SettingsError(
+            f"{setting}: it needs {' and '.join(missing)}, not installed here; "
+            f"mend it with: {sys.executable} -m pip install 'opea-llm-microservice[{extra}]'{otherwise}"
+        )

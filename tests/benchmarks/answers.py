@@ -31,7 +31,7 @@ import httpx
 import pytest
 
 from comps.core.types import JSON
-from comps.model_servers.model_files import BUNDLED_MODEL
+from comps.model_servers.embedded.model_files import BUNDLED_MODEL
 from tests.service import PATH, Service, running, until_idle
 
 FACTS = Path(__file__).with_suffix(".json")

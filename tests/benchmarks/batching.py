@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import pytest
 
-from comps.model_servers.embedded import Embedded
-from comps.model_servers.llama_cpp import LlamaCpp
-from comps.model_servers.model_files import BUNDLED_MODEL
-from comps.model_servers.openvino import OpenVINO
-from comps.model_servers.transformers import Transformers
+from comps.model_servers.embedded.base import Embedded
+from comps.model_servers.embedded.llama_cpp import LlamaCpp
+from comps.model_servers.embedded.model_files import BUNDLED_MODEL
+from comps.model_servers.embedded.openvino import OpenVINO
+from comps.model_servers.embedded.transformers import Transformers
 from tests.service import Service, running
 
 KINDS: dict[str, Callable[[str], Embedded]] = {kind.kind: kind for kind in (OpenVINO, LlamaCpp, Transformers)}

@@ -231,7 +231,7 @@ async def test_documents_that_the_caller_has_written_are_cited_by_their_own_ids(
 
 async def test_what_is_cited_is_as_the_caller_sent_it_whatever_the_model_was_given() -> None:
     document = Document("one", "Title", {"url": "http://a/<eos>"})
-    said = await answered("[1]", asked(document), harmless=lambda text: text.replace("<eos>", "").upper())
+    said = await answered("[1]", asked(document), escape=lambda text: text.replace("<eos>", "").upper())
     (annotation,) = said["annotations"]
     told = annotation["url_citation"]
     assert (told["title"], told["url"]) == ("Title", "http://a/<eos>")

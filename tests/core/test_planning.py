@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from comps.core.budget import USUAL, Sharing
+from comps.core.budget import DEFAULT_SHARING, Sharing
 from comps.core.counting import Counter, estimate, estimated_prompt, text_read
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, Refused, Unreachable
 from comps.core.planning import Plan, Planner, settled
@@ -80,7 +80,7 @@ async def planned(
     asked: GenerationRequest,
     window: int | None,
     server: Scripted | None = None,
-    sharing: Sharing = USUAL,
+    sharing: Sharing = DEFAULT_SHARING,
     to_the_token: bool = False,
 ) -> Plan:
     return await Planner(server or Words(), sharing, PLAIN).plan(asked, window, to_the_token=to_the_token)
@@ -247,7 +247,7 @@ async def test_a_question_that_does_not_fit_is_refused_with_the_numbers() -> Non
 
 async def test_documents_seen_before_are_not_counted_again() -> None:
     server = Words()
-    planner = Planner(server, USUAL)
+    planner = Planner(server, DEFAULT_SHARING)
     for _ in range(2):
         await planner.plan(request(found=documents(200, 200)), 480)
     assert len(server.counted) == len(set(server.counted))
@@ -291,7 +291,7 @@ async def test_nobody_is_refused_by_an_estimate() -> None:
 async def test_a_server_without_that_route_is_asked_once_and_one_that_fails_again() -> None:
     missing, away = Words(Refused(404, "no")), Words(Unreachable("away"))
     for server in (missing, away):
-        planner = Planner(server, USUAL)
+        planner = Planner(server, DEFAULT_SHARING)
         for _ in range(2):
             plan = await planner.plan(request(found=documents(100, 100)), 500)
             assert plan.report.counted == "estimate"
@@ -414,12 +414,12 @@ async def test_documents_that_are_all_empty_are_none_found() -> None:
 async def test_of_a_document_longer_than_any_window_only_the_beginning_is_looked_at() -> None:
     looked_at: list[int] = []
 
-    def harmless(text: str) -> str:
+    def escape(text: str) -> str:
         looked_at.append(len(text))
         return text
 
     found = [Document("A sentence of words. " * 100_000)]
-    plan = await Planner(Words(), harmless=harmless).plan(request(found=found), 300)
+    plan = await Planner(Words(), escape=escape).plan(request(found=found), 300)
     assert max(looked_at) < 3000
     assert plan.report.documents[0].fate == "cut"
     assert plan.report.documents[0].tokens is None

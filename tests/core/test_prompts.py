@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from comps.core.errors import InvalidRequest
-from comps.core.prompts import HOUSE, RAG_TEMPLATES, Templates, fill, made_harmless, text_of
+from comps.core.prompts import DEFAULT_TEMPLATES, RAG_TEMPLATES, Templates, escape_control_tokens, fill, text_of
 from comps.core.prompts import build_prompt as _build_prompt
 from comps.core.types import JSON, Document, GenerationRequest, Message, Prompt
 
@@ -276,7 +276,7 @@ def test_a_system_turn_that_asks_for_the_context_gets_it_beside_a_template_of_th
 # documents
 
 
-def context_of(*documents: Document, template: str = HOUSE.document) -> str:
+def context_of(*documents: Document, template: str = DEFAULT_TEMPLATES.document) -> str:
     """What a model reads of documents, without what is around them."""
     request = GenerationRequest("", documents, template="{context}{question}")
     return as_text(build_prompt(request, Templates(document=template)))
@@ -309,7 +309,7 @@ def test_a_document_that_looks_like_a_template_is_shown_as_it_is() -> None:
     assert context_of(tricky, template="{url} {title}\n{text}") == "{title} {text}\n{title} {number} {question}"
 
 
-# made_harmless
+# escape_control_tokens
 
 
 def shouted(text: str) -> str:
@@ -324,7 +324,7 @@ def test_every_text_of_a_conversation_is_made_harmless() -> None:
     turns = (Message("system", "be"), Message("user", parts), Message("assistant", "", called))
     asked = GenerationRequest(turns, (document,), template="t {question}")
     shouted_call = {"name": "ANN", "tool_calls": [{"function": {"arguments": "A"}, "index": 0}]}
-    assert made_harmless(asked, shouted) == GenerationRequest(
+    assert escape_control_tokens(asked, shouted) == GenerationRequest(
         (
             Message("system", "BE"),
             Message("user", [{"type": "text", "text": "SEE"}, {"type": "refusal", "refusal": "NO"}, parts[2]]),
@@ -340,7 +340,7 @@ def test_neighbouring_texts_of_a_content_become_one_so_that_no_mark_is_split_ove
     texts: list[JSON] = [{"type": kind, "text": kind} for kind in ("text", "input_text", "output_text")]
     thoughts: list[JSON] = [{"type": "thinking", "thinking": one} for one in ("so", "thus")]
     content = [picture, *texts, {"type": "text", "text": "c", "cached": True}, *thoughts, picture, texts[0], picture]
-    (turn,) = as_turns(made_harmless(GenerationRequest((Message("user", content),)), shouted).prompt)
+    (turn,) = as_turns(escape_control_tokens(GenerationRequest((Message("user", content),)), shouted).prompt)
     assert turn.content == [
         picture,
         {"type": "text", "text": "TEXT\nINPUT_TEXT\nOUTPUT_TEXT\nC", "cached": True},
@@ -353,21 +353,21 @@ def test_neighbouring_texts_of_a_content_become_one_so_that_no_mark_is_split_ove
 
 def test_text_to_continue_is_the_callers_own_and_its_documents_are_not() -> None:
     asked = GenerationRequest("[INST] why [/INST]", (Document("text"),), template="[INST] {context} {question}")
-    harmless = made_harmless(asked, shouted)
+    harmless = escape_control_tokens(asked, shouted)
     assert (harmless.prompt, harmless.template) == (asked.prompt, asked.template)
     assert harmless.documents == (Document("TEXT"),)
 
 
 def test_what_is_harmless_until_it_stands_side_by_side_is_made_harmless_in_the_context() -> None:
-    templates = Templates(document="{title}{text}", harmless=lambda text: text.replace("<s>", "< s>"))
+    templates = Templates(document="{title}{text}", escape=lambda text: text.replace("<s>", "< s>"))
     assert _build_prompt(GenerationRequest("Why?", (Document("s>", "<"),), "{context}"), templates) == "< s>\n\nWhy?"
 
 
-def broken_up(text: str) -> str:
+def escaped(text: str) -> str:
     return text.replace("[/INST]", "[ /INST]")
 
 
-IN_BRACKETS = Templates({"en": "[{context}] [{question}]"}, "{text}", broken_up)
+IN_BRACKETS = Templates({"en": "[{context}] [{question}]"}, "{text}", escaped)
 
 
 def test_what_is_harmless_until_a_template_is_around_it_is_made_harmless_in_its_turn() -> None:

@@ -33,9 +33,9 @@ from comps.core.errors import (
 )
 from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta
 from comps.dialects import DIALECTS, open_dialect
-from comps.dialects.asking import matters
-from comps.dialects.base import Call, Dialect, GenerationCall, TokenCountCall
-from comps.dialects.framing import Stamp
+from comps.dialects.shared.base import Call, Dialect, GenerationCall, TokenCountCall
+from comps.dialects.shared.fields import matters
+from comps.dialects.shared.framing import ResponseMetadata
 from comps.model_servers.scripted import Scripted
 from tests.service import PATIENCE, Able, Answer, Connection, Service, running, until_idle, until_in_flight
 
@@ -151,7 +151,7 @@ async def test_what_comes_without_text_is_an_item_of_its_own_or_none(kind: Kind)
 
         call = kind.call.model_validate({**kind.bodies(streamed=True)[0], **kind.variables})
         assert isinstance(call, GenerationCall)
-        return [item async for item in call.reply_stream(play(), Stamp("0" * 32, 1, "m"))]
+        return [item async for item in call.reply_stream(play(), ResponseMetadata("0" * 32, 1, "m"))]
 
     begun, beside, end = TextDelta("Deep"), TextDelta("", extra={"annotations": [{"type": "x"}]}), Finished("stop")
     plain, with_it = await items(begun, end), await items(begun, beside, end)
@@ -754,7 +754,7 @@ async def test_the_page_needs_nothing_from_the_internet(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("dialect", dialects(), ids=lambda dialect: dialect.name)
 async def test_every_fact_is_told(monkeypatch: pytest.MonkeyPatch, dialect: Dialect) -> None:
     async with running(Scripted(), monkeypatch, only(dialect.name)) as service, service.connect() as client:
-        for route in dialect.facts:
+        for route in dialect.routes:
             method, _, path = route.replace("{model:path}", "scripted").partition(" ")
             await client.send(method, path)
             answer = await client.answer()

@@ -28,11 +28,11 @@ from comps.core.errors import (
     Unreachable,
 )
 from comps.core.types import Generation, GenerationRequest, Message, ModelInfo, Prompt, Sampling
-from comps.dialects.base import GenerationCall
-from comps.dialects.desk import Desk
-from comps.dialects.framing import Stamp
 from comps.dialects.kaito import KAITO, kaito
-from comps.dialects.llama import Limits
+from comps.dialects.shared.base import GenerationCall
+from comps.dialects.shared.endpoint import Endpoint
+from comps.dialects.shared.framing import ResponseMetadata
+from comps.dialects.shared.llama import Limits
 from comps.model_servers.scripted import Scripted
 from tests.dialects.llama_seeds import (
     ART,
@@ -54,7 +54,7 @@ from tests.dialects.llama_seeds import (
 from tests.service import PATIENCE, running
 
 ONLY = {"LLM_DIALECTS": "kaito"}
-STAMP = Stamp("0123456789abcdef0123456789abcdef", 1_700_000_000, "tiny")
+STAMP = ResponseMetadata("0123456789abcdef0123456789abcdef", 1_700_000_000, "tiny")
 SPECIAL_TAGS = "Error: special tags are not allowed as part of the prompt."
 ALTERNATING = (
     "model only supports 'system', 'user' and 'assistant' roles, "
@@ -64,7 +64,7 @@ ALL = frozenset({*Sampling.__dataclass_fields__, "max_total_tokens", "min_tokens
 
 
 def read(path: str, body: Any, limits: Limits | None = None) -> GenerationCall:
-    call = Desk(path, [kaito(limits or Limits())]).read(orjson.dumps(body), {})
+    call = Endpoint(path, [kaito(limits or Limits())]).read(orjson.dumps(body), {})
     assert isinstance(call, GenerationCall)
     return call
 

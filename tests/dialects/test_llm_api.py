@@ -25,16 +25,16 @@ from comps.core.types import (
     TextDelta,
     Usage,
 )
-from comps.dialects.base import GenerationCall
-from comps.dialects.desk import Desk, Misread
-from comps.dialects.framing import Stamp
-from comps.dialects.llm_api import Switches, llm_api, text_event
-from comps.dialects.llm_api_params import Family
+from comps.dialects.llm_api.dialect import Switches, llm_api, text_event
+from comps.dialects.llm_api.params import Family
+from comps.dialects.shared.base import GenerationCall
+from comps.dialects.shared.endpoint import Endpoint, RequestError
+from comps.dialects.shared.framing import ResponseMetadata
 from comps.model_servers.scripted import Scripted
 from tests.service import PATIENCE, Able, Service, running
 
 LLAMA = Switches()
-STAMP = Stamp("0123456789abcdef0123456789abcdef", 1_700_000_000, "tiny")
+STAMP = ResponseMetadata("0123456789abcdef0123456789abcdef", 1_700_000_000, "tiny")
 ALL = frozenset((*Sampling.__dataclass_fields__, "max_total_tokens", "min_tokens"))
 LLAMAS = Sampling(128, 0.8, 0.95, 40, None, 1.1, 0.0, 0.0)
 TRANSFORMERS = Sampling(None, 0.0, 1.0, 50, 1.0, 1.0)
@@ -42,7 +42,7 @@ WORDS = [" The", " capital", " is", " Paris.\n"]
 
 
 def read(body: Any, path: str = "/generate", switches: Switches = LLAMA) -> GenerationCall:
-    call = Desk(path, [llm_api(switches)]).read(orjson.dumps(body), {})
+    call = Endpoint(path, [llm_api(switches)]).read(orjson.dumps(body), {})
     assert isinstance(call, GenerationCall)
     return call
 
@@ -68,8 +68,8 @@ async def streamed(params: Any, *pieces: str, reason: str = "stop") -> list[byte
 
 def refusal(body: Any) -> Any:
     """What a body that is not read is told."""
-    with pytest.raises(Misread) as caught:
-        Desk("/generate", [llm_api(LLAMA)]).read(body if isinstance(body, bytes) else orjson.dumps(body), {})
+    with pytest.raises(RequestError) as caught:
+        Endpoint("/generate", [llm_api(LLAMA)]).read(body if isinstance(body, bytes) else orjson.dumps(body), {})
     assert caught.value.style.status(caught.value.error) == 422
     return caught.value.style.error(caught.value.error)["detail"]
 

@@ -23,14 +23,14 @@ from comps.core.types import (
     TextDelta,
     Usage,
 )
-from comps.dialects.base import GenerationCall
-from comps.dialects.desk import Desk, Misread
-from comps.dialects.framing import Stamp
 from comps.dialects.opea import Switches, opea
 from comps.dialects.openai import CHAT
+from comps.dialects.shared.base import GenerationCall
+from comps.dialects.shared.endpoint import Endpoint, RequestError
+from comps.dialects.shared.framing import ResponseMetadata
 
 NORMAL = Switches()
-STAMP = Stamp("0123456789abcdef0123456789abcdef", 1_700_000_000, "tiny")
+STAMP = ResponseMetadata("0123456789abcdef0123456789abcdef", 1_700_000_000, "tiny")
 DEFAULTS = Sampling(1024, 0.01, 0.95, 10, 0.95, 1.03, 0.0, 0.0)
 SEED = {
     "query": "What is Deep Learning?",
@@ -50,7 +50,7 @@ E2_DOCS = [
 
 
 def read(body: Any, switches: Switches = NORMAL) -> GenerationCall:
-    call = Desk(CHAT, [opea(switches)]).read(orjson.dumps(body), {})
+    call = Endpoint(CHAT, [opea(switches)]).read(orjson.dumps(body), {})
     assert isinstance(call, GenerationCall)
     return call
 
@@ -147,7 +147,7 @@ def test_a_document_without_text_keeps_its_place() -> None:
 
 @pytest.mark.parametrize("field", ["documents", "retrieved_docs", "reranked_docs"])
 def test_more_documents_than_anybody_has_are_refused(field: str) -> None:
-    with pytest.raises(Misread, match=field):
+    with pytest.raises(RequestError, match=field):
         read({"query": "?", field: ["a"] * 10_001})
 
 
@@ -554,7 +554,7 @@ def test_errors_are_spelled_as_the_body_they_answer() -> None:
 
 
 def test_a_wrong_field_is_named_in_the_spelling_of_its_body() -> None:
-    with pytest.raises(Misread) as caught:
+    with pytest.raises(RequestError) as caught:
         read({"messages": "?", "top_k": -2})
     spelled = caught.value.style.error(caught.value.error)
     assert spelled["error"]["param"] == "top_k"
@@ -562,7 +562,7 @@ def test_a_wrong_field_is_named_in_the_spelling_of_its_body() -> None:
 
 
 def test_several_wrong_fields_are_all_named_at_once() -> None:
-    with pytest.raises(Misread) as caught:
+    with pytest.raises(RequestError) as caught:
         read({"query": "?", "top_k": -2, "temperature": -1})
     assert isinstance(caught.value.error, InvalidRequest)
     assert {"top_k", "temperature"} <= set(str(caught.value.error).replace(":", " ").split())

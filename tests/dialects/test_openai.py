@@ -23,10 +23,10 @@ from comps.core.types import (
     TextDelta,
     Usage,
 )
-from comps.dialects.base import EmbeddingCall, GenerationCall
-from comps.dialects.desk import Desk, Misread
-from comps.dialects.framing import Stamp
 from comps.dialects.openai import CHAT, Switches, openai
+from comps.dialects.shared.base import EmbeddingCall, GenerationCall
+from comps.dialects.shared.endpoint import Endpoint, RequestError
+from comps.dialects.shared.framing import ResponseMetadata
 from comps.model_servers import FRAMEWORKS, open_model_server
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Target
@@ -35,27 +35,27 @@ from tests.model_servers.tgi_stand_in import standing_in
 from tests.service import Able, running
 
 TEXT, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
-STAMP = Stamp("0123456789abcdef0123456789abcdef", 1_700_000_000, "tiny")
+STAMP = ResponseMetadata("0123456789abcdef0123456789abcdef", 1_700_000_000, "tiny")
 QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "?"}]}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {}}}
 ALL = frozenset(("n", "tools", "tool_choice", "logprobs", "messages.*", *Sampling.__dataclass_fields__))
 
 
 def read(body: Any, path: str = CHAT) -> GenerationCall:
-    call = Desk(path, [openai(Switches())]).read(orjson.dumps(body), {})
+    call = Endpoint(path, [openai(Switches())]).read(orjson.dumps(body), {})
     assert isinstance(call, GenerationCall)
     return call
 
 
 def embedding(body: Any) -> EmbeddingCall:
-    call = Desk(EMBEDDINGS, [openai(Switches())]).read(orjson.dumps(body), {})
+    call = Endpoint(EMBEDDINGS, [openai(Switches())]).read(orjson.dumps(body), {})
     assert isinstance(call, EmbeddingCall)
     return call
 
 
 def refused(body: Any, path: str = CHAT) -> dict[str, Any]:
-    with pytest.raises(Misread) as caught:
-        Desk(path, [openai(Switches())]).read(orjson.dumps(body), {})
+    with pytest.raises(RequestError) as caught:
+        Endpoint(path, [openai(Switches())]).read(orjson.dumps(body), {})
     error: dict[str, Any] = caught.value.style.error(caught.value.error)["error"]
     return error
 

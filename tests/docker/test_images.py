@@ -20,7 +20,7 @@ import httpx
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from comps.model_servers.model_files import BUNDLED_MODEL, find_model
+from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_model
 from tests.docker import layers
 from tests.docker.engine import ROOT, WORK, Done, Engine, NoEngineError, base_image, build_secrets, find_engine
 from tests.model_servers.tgi_stand_in import Model, StandIn, standing_in

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from comps.model_servers.model_files import BUNDLED_MODEL, find_model
+from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_model
 from tests.live.servers import NAME, SERVERS, Server, python_of
 from tests.live.table import HEAD, REPORTS, Table
 
@@ -60,7 +60,7 @@ def started(server: Server, folder: Path) -> Iterator[str]:
     """
     python, words = str(python_of(server)), " ".join([*server.command, server.model_name])
     if "{tiny}" in words:
-        subprocess.run([python, "-m", "tests.model_servers.tiny_model", str(folder / NAME)], check=True)
+        subprocess.run([python, "-m", "tests.model_servers.embedded.tiny_model", str(folder / NAME)], check=True)
     if not server.command:
         yield ""
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused, SettingsError
 from comps.core.types import JSON
-from comps.model_servers.model_files import BUNDLED_MODEL
+from comps.model_servers.embedded.model_files import BUNDLED_MODEL
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / ".venv-live"

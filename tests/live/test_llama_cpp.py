@@ -16,9 +16,9 @@ from anyio.from_thread import start_blocking_portal
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, TextTooLong
 from comps.core.generator import collect
 from comps.core.types import Message, Prompt, Sampling, TextDelta
-from comps.model_servers.llama_cpp import LlamaCpp
-from comps.model_servers.model_files import BUNDLED_MODEL, find_model
-from tests.model_servers.tiny_model import build, to_gguf
+from comps.model_servers.embedded.llama_cpp import LlamaCpp
+from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_model
+from tests.model_servers.embedded.tiny_model import build, to_gguf
 
 pytestmark = pytest.mark.live
 
@@ -307,7 +307,7 @@ async def test_a_gguf_in_float32_says_what_its_model_says_in_transformers(tmp_pa
 @pytest.fixture
 def bare() -> Any:
     """The engine without its process, to look at its steps."""
-    from comps.model_servers.llama_cpp_engine import Engine
+    from comps.model_servers.embedded.llama_cpp_engine import Engine
 
     return Engine(MODEL, "CPU", {**ONE_THREAD, "n_ctx": 512}, None)
 
@@ -335,7 +335,7 @@ def test_a_long_prompt_is_read_in_chunks_between_which_others_go_on(bare: Any) -
 
 
 def test_a_long_text_is_embedded_in_chunks_between_which_answers_go_on_where_there_is_room() -> None:
-    from comps.model_servers.llama_cpp_engine import Engine
+    from comps.model_servers.embedded.llama_cpp_engine import Engine
 
     bare = Engine(MODEL, "CPU", {**ONE_THREAD, "n_ctx": 512, "embedding": True}, None)
     bare._chunk = 32
@@ -359,7 +359,7 @@ def test_a_long_text_is_embedded_in_chunks_between_which_answers_go_on_where_the
 
 
 def test_more_requests_than_a_batch_has_tokens_are_all_answered() -> None:
-    from comps.model_servers.llama_cpp_engine import Engine
+    from comps.model_servers.embedded.llama_cpp_engine import Engine
 
     small = Engine(MODEL, "CPU", {**ONE_THREAD, "n_ctx": 512, "n_batch": 4}, None)
     for number in range(6):
@@ -376,7 +376,7 @@ def test_an_answer_ends_at_the_end_of_the_window_and_says_length(bare: Any) -> N
 
 
 def test_a_window_that_llama_cpp_rounds_up_holds_no_more_than_was_said() -> None:
-    from comps.model_servers.llama_cpp_engine import Engine
+    from comps.model_servers.embedded.llama_cpp_engine import Engine
 
     small = Engine(MODEL, "CPU", ONE_THREAD, 100)
     assert small.context_window == 100

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from comps.core.types import JSON
-from comps.model_servers.model_files import BUNDLED_MODEL, find_model
+from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_model
 from tests.process import PATIENCE, Running, command, serving
 
 pytestmark = pytest.mark.live
@@ -87,7 +87,9 @@ def test_a_model_of_huggingface_runs_in_transformers(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     repository = kept_in(tmp_path, "huggingface", "user/tiny") / "models--user--tiny"
     snapshot = repository / "snapshots" / "c0ffee"
-    subprocess.run([sys.executable, "-m", "tests.model_servers.tiny_model", str(snapshot)], check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-m", "tests.model_servers.embedded.tiny_model", str(snapshot)], check=True, timeout=300
+    )
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("c0ffee")
     said = {
@@ -119,7 +121,9 @@ def test_weights_of_gptq_llama_are_found_and_what_reads_them_is_asked_for(tmp_pa
     pytest.importorskip("transformers")
     name = "four-bit.safetensors"
     folder = kept_in(tmp_path, "gptq_llama", name)
-    subprocess.run([sys.executable, "-m", "tests.model_servers.tiny_model", str(folder)], check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-m", "tests.model_servers.embedded.tiny_model", str(folder)], check=True, timeout=300
+    )
     shutil.move(folder / "model.safetensors", folder / name)
     said = {
         "models_dir": str(tmp_path),

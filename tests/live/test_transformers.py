@@ -19,7 +19,7 @@ from anyio.from_thread import start_blocking_portal
 from comps.core.errors import InvalidRequest, PromptTooLong, SettingsError
 from comps.core.generator import collect
 from comps.core.types import Message, Prompt, Sampling, TextDelta
-from comps.model_servers.transformers import Transformers
+from comps.model_servers.embedded.transformers import Transformers
 
 pytestmark = pytest.mark.live
 
@@ -39,7 +39,9 @@ def one_thread() -> Iterator[None]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model, as transformers keeps it."""
     made = tmp_path_factory.mktemp("tiny")
-    subprocess.run([sys.executable, "-m", "tests.model_servers.tiny_model", str(made)], check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-m", "tests.model_servers.embedded.tiny_model", str(made)], check=True, timeout=300
+    )
     return made
 
 
@@ -346,7 +348,7 @@ async def test_every_end_token_of_the_generation_config_ends_an_answer(
 @pytest.fixture
 def bare(folder: Path) -> Any:
     """The engine without its process, to look at its steps."""
-    from comps.model_servers.transformers_engine import Engine
+    from comps.model_servers.embedded.transformers_engine import Engine
 
     return Engine(str(folder), "CPU", {}, 512)
 

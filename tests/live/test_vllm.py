@@ -13,8 +13,8 @@ import pytest
 
 from comps.core.types import JSON, Message
 from comps.model_servers import open_model_server
+from comps.model_servers.remote.vllm import VLLM
 from comps.model_servers.target import Target
-from comps.model_servers.vllm import VLLM
 from tests.live.conftest import Running
 from tests.live.servers import NAME
 from tests.service import Service, running

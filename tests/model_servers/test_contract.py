@@ -13,7 +13,7 @@ from comps.core.generator import collect
 from comps.core.ports import Loads, ModelServer
 from comps.core.types import Message, Sampling, TextDelta, Usage
 from comps.model_servers import FRAMEWORKS, MODEL_SERVERS, open_model_server, through_framework
-from comps.model_servers.openvino import OpenVINO
+from comps.model_servers.embedded.openvino import OpenVINO
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Access, Target
 from tests.model_servers.contract import GREEDY, ODD_MESSAGES, QUESTION, Contract, Subject, events_of

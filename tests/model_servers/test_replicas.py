@@ -73,7 +73,7 @@ class Replica(Scripted):
         return len(self.asked)
 
 
-class House:
+class ServiceStatus:
     """Replicas a, b … and a clock."""
 
     def __init__(self, number: int, *answers: Script) -> None:
@@ -95,12 +95,12 @@ class House:
 
 
 async def test_with_nothing_to_do_they_are_asked_in_turn() -> None:
-    house = House(3)
+    house = ServiceStatus(3)
     assert [await house.ask() for _ in range(7)] == ["a", "b", "c", "a", "b", "c", "a"]
 
 
 async def test_a_description_changes_no_turn() -> None:
-    house = House(2)
+    house = ServiceStatus(2)
     answers = []
     for _ in range(4):
         await house.all.describe()
@@ -109,7 +109,7 @@ async def test_a_description_changes_no_turn() -> None:
 
 
 async def test_whoever_has_the_fewest_to_answer_is_asked() -> None:
-    house = House(2, ["x", asyncio.Event()])
+    house = ServiceStatus(2, ["x", asyncio.Event()])
     begun = [await house.begin() for _ in range(4)]
     assert [one.times for one in house.each] == [2, 2]
     await begun[1].aclose()
@@ -121,7 +121,7 @@ async def test_whoever_has_the_fewest_to_answer_is_asked() -> None:
 
 
 async def test_closing_an_answer_closes_the_replica_s_at_once_and_counts_as_no_failure() -> None:
-    house = House(2, ["x", asyncio.Event()])
+    house = ServiceStatus(2, ["x", asyncio.Event()])
     events = await house.begin()
     await events.aclose()
     assert house.each[0].closed.is_set()
@@ -131,7 +131,7 @@ async def test_closing_an_answer_closes_the_replica_s_at_once_and_counts_as_no_f
 
 
 async def test_cancelling_before_the_first_event_closes_the_replica_s_and_counts_as_no_failure() -> None:
-    house = House(1, [asyncio.Event()], ["x"])
+    house = ServiceStatus(1, [asyncio.Event()], ["x"])
     waiting = asyncio.ensure_future(house.ask())
     await asyncio.wait_for(house.each[0].reached.wait(), PATIENCE)
     waiting.cancel()
@@ -141,7 +141,7 @@ async def test_cancelling_before_the_first_event_closes_the_replica_s_and_counts
 
 
 async def test_what_is_asked_arrives_and_what_is_answered_comes_back_as_it_is() -> None:
-    house = House(2)
+    house = ServiceStatus(2)
     sampling = Sampling(max_tokens=3)
     events = [event async for event in house.all.generate("Why?", sampling, {"n": 1})]
     assert house.each[0].asked == [("Why?", sampling, {"n": 1})]
@@ -154,7 +154,7 @@ async def test_what_is_asked_arrives_and_what_is_answered_comes_back_as_it_is() 
 
 @pytest.mark.parametrize("error", FAILURES, ids=repr)
 async def test_a_request_moves_on_while_nothing_of_its_answer_has_come(error: LLMError) -> None:
-    house = House(2)
+    house = ServiceStatus(2)
     house.each[0].error = error
     assert [await house.ask() for _ in range(3)] == ["b", "b", "b"]
     assert [one.times for one in house.each] == [1, 3]
@@ -162,7 +162,7 @@ async def test_a_request_moves_on_while_nothing_of_its_answer_has_come(error: LL
 
 async def test_an_answer_that_broke_off_is_an_error_and_its_replica_is_set_aside() -> None:
     error = ModelServerError("it broke off")
-    house = House(2, ["half", error])
+    house = ServiceStatus(2, ["half", error])
     events = await house.begin()
     with pytest.raises(ModelServerError) as caught:
         await anext(events)
@@ -177,7 +177,7 @@ async def test_an_answer_that_broke_off_is_an_error_and_its_replica_is_set_aside
     "error", [InvalidRequest("no", "top_k"), PromptTooLong(9, 8), Refused(401, "key"), Refused(404, "model")], ids=repr
 )
 async def test_a_refusal_moves_nowhere_and_sets_nobody_aside(error: LLMError) -> None:
-    house = House(2)
+    house = ServiceStatus(2)
     house.each[0].error = error
     for _ in range(2):
         with pytest.raises(type(error)) as caught:
@@ -188,14 +188,14 @@ async def test_a_refusal_moves_nowhere_and_sets_nobody_aside(error: LLMError) ->
 
 
 async def test_who_has_too_much_to_do_is_not_set_aside() -> None:
-    house = House(2)
+    house = ServiceStatus(2)
     house.each[0].error = Overloaded("busy", 5)
     assert [await house.ask() for _ in range(3)] == ["b", "b", "b"]
     assert [one.times for one in house.each] == [3, 3]
 
 
 async def test_if_all_have_too_much_to_do_the_shortest_wait_is_passed_on() -> None:
-    house = House(3)
+    house = ServiceStatus(3)
     for replica, seconds in zip(house.each, (5, 2, 9), strict=True):
         replica.error = Overloaded("busy", seconds)
     with pytest.raises(Overloaded) as caught:
@@ -204,7 +204,7 @@ async def test_if_all_have_too_much_to_do_the_shortest_wait_is_passed_on() -> No
 
 
 async def test_one_that_is_only_busy_counts_for_more_than_one_that_fails() -> None:
-    house = House(2)
+    house = ServiceStatus(2)
     house.each[0].error, house.each[1].error = Overloaded("busy", 5), Unreachable("away")
     for _ in range(2):
         with pytest.raises(Overloaded):
@@ -225,7 +225,7 @@ async def test_a_fault_of_ours_is_no_failure_of_the_replica() -> None:
 
 
 async def test_a_replica_that_failed_is_tried_again_after_ever_longer_pauses() -> None:
-    house = House(2)
+    house = ServiceStatus(2)
     house.each[0].error = Unreachable("away")
     await house.ask()
     pauses = []
@@ -239,7 +239,7 @@ async def test_a_replica_that_failed_is_tried_again_after_ever_longer_pauses() -
 
 
 async def test_a_replica_that_answers_again_is_in_use_again_and_its_pauses_are_short_again() -> None:
-    house = House(2)
+    house = ServiceStatus(2)
     a, _ = house.each
     for _ in range(3):
         a.error = Unreachable("away")
@@ -265,7 +265,7 @@ async def test_the_log_says_which_replica_of_which_model_is_set_aside(caplog: py
 
 
 async def test_a_replica_that_may_be_tried_again_goes_before_those_with_less_to_answer() -> None:
-    house = House(2)
+    house = ServiceStatus(2)
     a, _ = house.each
     async with aclosing(await house.begin()):  # This one is a's.
         a.error = Unreachable("away")
@@ -279,7 +279,7 @@ async def test_a_replica_that_may_be_tried_again_goes_before_those_with_less_to_
 
 @pytest.mark.parametrize("error", [InvalidRequest("no"), Overloaded("busy"), Refused(404, "no")])
 async def test_a_replica_that_refuses_what_tries_it_has_short_pauses_again(error: LLMError) -> None:
-    house = House(2)
+    house = ServiceStatus(2)
     a, _ = house.each
     a.error = Unreachable("away")
     assert [await house.ask() for _ in range(2)] == ["b", "b"]
@@ -297,7 +297,7 @@ async def test_a_replica_that_refuses_what_tries_it_has_short_pauses_again(error
 
 async def test_one_call_alone_tries_a_replica_that_was_set_aside() -> None:
     gate = asyncio.Event()
-    house = House(2, [gate, "x"])
+    house = ServiceStatus(2, [gate, "x"])
     a, b = house.each
     a.error = Unreachable("away")
     waiting = [asyncio.ensure_future(house.ask())]
@@ -317,7 +317,7 @@ async def test_one_call_alone_tries_a_replica_that_was_set_aside() -> None:
 
 async def test_many_answers_that_break_off_together_are_one_failure() -> None:
     gate = asyncio.Event()
-    house = House(2, ["x", gate, Unreachable("away")])
+    house = ServiceStatus(2, ["x", gate, Unreachable("away")])
     a, b = house.each
     begun = [await house.begin() for _ in range(20)]
     gate.set()
@@ -332,7 +332,7 @@ async def test_many_answers_that_break_off_together_are_one_failure() -> None:
 
 
 async def test_if_all_are_set_aside_the_one_whose_time_comes_first_is_tried() -> None:
-    house = House(3)
+    house = ServiceStatus(3)
     for replica in (house.each[1], house.each[2], house.each[0]):
         replica.error = Unreachable(f"{replica} away")
     with pytest.raises(Unreachable):
@@ -352,7 +352,7 @@ async def test_if_all_are_set_aside_the_one_whose_time_comes_first_is_tried() ->
 
 
 async def test_a_replica_is_tried_again_though_the_answer_that_tried_it_last_time_goes_on() -> None:
-    house = House(2, ["x", asyncio.Event()])
+    house = ServiceStatus(2, ["x", asyncio.Event()])
     a, b = house.each
     a.error = Unreachable("away")
     begun = [await house.begin()]
@@ -372,7 +372,7 @@ async def test_a_replica_is_tried_again_though_the_answer_that_tried_it_last_tim
 
 
 async def test_failing_before_its_time_sets_nobody_aside_for_longer() -> None:
-    house = House(2)
+    house = ServiceStatus(2)
     house.each[0].error = house.each[1].error = Unreachable("away")
     for _ in range(10):
         with pytest.raises(Unreachable):
@@ -385,7 +385,7 @@ async def test_failing_before_its_time_sets_nobody_aside_for_longer() -> None:
 
 
 async def test_a_request_tries_no_more_than_one_that_is_set_aside() -> None:
-    house = House(4)
+    house = ServiceStatus(4)
     for replica in house.each:
         replica.error = Unreachable("away")
     with pytest.raises(Unreachable):
@@ -399,13 +399,13 @@ async def test_a_request_tries_no_more_than_one_that_is_set_aside() -> None:
 
 
 async def test_a_description_comes_from_whoever_answers() -> None:
-    house = House(3)
+    house = ServiceStatus(3)
     house.each[0].error, house.each[1].error = Unreachable("away"), Timeout("slow")
     assert (await house.all.describe()).name == "c"
 
 
 async def test_if_none_answers_all_are_unreachable() -> None:
-    house = House(2)
+    house = ServiceStatus(2)
     house.each[0].error, house.each[1].error = Unreachable("away"), Refused(500, "oops")
     for _ in range(2):
         with pytest.raises(Unreachable, match="none of the 2 replicas answers"):
@@ -415,7 +415,7 @@ async def test_if_none_answers_all_are_unreachable() -> None:
 
 
 async def test_a_description_may_be_what_tries_a_replica_again() -> None:
-    house = House(2)
+    house = ServiceStatus(2)
     a, _ = house.each
     a.error = Unreachable("away")
     await house.ask()

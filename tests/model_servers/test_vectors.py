@@ -6,7 +6,7 @@ import numpy
 import pytest
 
 from comps.core.errors import InvalidRequest, TextTooLong
-from comps.model_servers.vectors import Texts, check_texts
+from comps.model_servers.embedded.vectors import Texts, check_texts
 
 
 def test_texts_are_read_in_chunks_one_after_another_and_become_their_mean_s_direction() -> None:

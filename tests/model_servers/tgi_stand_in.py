@@ -27,7 +27,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
 # LangChain's package reads files when it is imported, which is not to happen while an event loop runs.
-import comps.model_servers.chat_tgi  # noqa: F401
+import comps.model_servers.langchain.chat_tgi  # noqa: F401
 
 SCHEMA = Path(__file__).parent / "traffic" / "tgi" / "openapi.json"
 BOS, EOS = "<s>", "</s>"

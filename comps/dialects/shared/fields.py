@@ -1,0 +1,167 @@
+"""What most bodies that ask for text have in common, whoever sends them: how to sample, and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, Field
+
+from comps.core.types import JSON, Document, Sampling
+from comps.dialects.shared.base import GenerationCall
+from comps.dialects.shared.bodies import DataBody, Documents
+from comps.dialects.shared.framing import ResponseMetadata, report_object, says_something
+
+MANY = 2**31 - 1
+StopStrings = Annotated[list[str], Field(max_length=100)]
+"""Each is looked for at every token."""
+_LIMITS = ("max_tokens", "max_new_tokens", "max_completion_tokens")
+_SAMPLING = tuple(name for name in Sampling.__dataclass_fields__ if name not in ("stop", "max_total_tokens"))
+OF_SAMPLES = ("temperature", "top_k", "top_p", "typical_p")
+"""What means nothing where the likeliest token is taken."""
+_NEUTRAL: Mapping[str, tuple[JSON, ...]] = {
+    # How to sample.
+    "top_k": (MANY,),
+    **dict.fromkeys(("top_p", "typical_p", "repetition_penalty", "repeat_penalty"), (1,)),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty"), (0,)),
+    # Of OpenAI's API.
+    **dict.fromkeys(("n", "best_of"), (1,)),
+    **dict.fromkeys(("echo", "logprobs", "store"), (False,)),
+    **dict.fromkeys(("function_call", "tool_choice"), ("none", "auto")),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True,),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "top_logprobs": (0,),
+    "verbosity": ("medium",),
+    # Of transformers.
+    **dict.fromkeys(("length_penalty", "encoder_repetition_penalty"), (1,)),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), (1,)),
+    **dict.fromkeys(("min_length", "min_new_tokens", "min_p", "diversity_penalty"), (0,)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "epsilon_cutoff", "eta_cutoff"), (0,)),
+    **dict.fromkeys(("early_stopping", "renormalize_logits", "remove_invalid_values"), (False,)),
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "output_scores"), (False,)),
+    "return_dict_in_generate": (False,),
+    "use_cache": (True,),
+}
+"""Values that change nothing, so that nothing is lost where a field is not honoured."""
+
+
+def matters(name: str, value: JSON) -> bool:
+    """Whether a field is there to change something; nothing empty is, and 0 is not False."""
+    neutral = _NEUTRAL.get(name, ())
+    return value not in (None, [], "", {}) and not any(
+        value == one and isinstance(value, bool) is isinstance(one, bool) for one in neutral
+    )
+
+
+def or_all(top_k: int | None) -> int | None:
+    """A `top_k` of 0 or less is off, which means all tokens; one that is left out is the model server's to decide."""
+    return MANY if top_k is not None and top_k <= 0 else top_k
+
+
+def at_most_1(share: float | None) -> float | None:
+    """A `top_p` of more than 1 is off, as 1 is."""
+    return None if share is None else min(share, 1.0)
+
+
+class SampledCall(GenerationCall):
+    """A body with the sampling fields under the names that the house has for them. `null` is the same as leaving a
+    field out."""
+
+    defaults: ClassVar[Mapping[str, float]] = {}
+    """The sampling that applies where the body is silent."""
+
+    max_tokens: int | None = Field(None, gt=0, le=MANY, description="The same as max_new_tokens; the smaller counts.")
+    max_new_tokens: int | None = Field(None, gt=0, le=MANY, description="The most tokens to generate.")
+    temperature: float | None = Field(None, ge=0, le=100, description="0 is greedy.")
+    top_k: Annotated[int | None, Field(ge=-1, le=MANY), AfterValidator(or_all)] = Field(
+        None, description="-1 or 0: off."
+    )
+    top_p: float | None = Field(None, ge=0, le=1)
+    typical_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | StopStrings | None = Field(
+        None, description="Generation ends before any of these, which are not shown."
+    )
+    stream: bool | None = None
+
+    @property
+    def streamed(self) -> bool:
+        return bool(self.stream)
+
+    def sampling(self) -> Sampling:
+        """What the body says of sampling, and the defaults for the rest."""
+        given = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
+        if limits := [value for name in _LIMITS if (value := getattr(self, name, None)) is not None]:
+            given["max_tokens"] = min(limits)
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Sampling(**{**self.defaults, **given}, stop=tuple(text for text in stop if text))
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        wanted = [name for name in (*_SAMPLING, "stop") if matters(name, getattr(self, name))]
+        lost = [name for name in wanted if name not in capabilities]
+        if "max_tokens" not in capabilities:
+            lost += [name for name in _LIMITS[1:] if getattr(self, name, None) is not None]
+        return lost + super().ignored(capabilities)
+
+
+class DocumentsCall(SampledCall):
+    """A body that may have documents, in any of the fields that OPEA's services have had for them."""
+
+    documents: Documents | None = Field(
+        None, description="Reranked documents: strings, or objects with text and title."
+    )
+    retrieved_docs: Documents | None = Field(None, description="Documents not reranked; the first top_n are taken.")
+    reranked_docs: Documents | None = None
+    top_n: int | None = Field(None, gt=0, description="How many of retrieved_docs are taken; 1 if left out.")
+    data: DataBody | None = Field(None, description="Enterprise-RAG 2: may hold reranked_docs.")
+    chat_template: str | None = Field(None, description="A prompt template with {context} and {question}.")
+    language: str | None = Field(
+        None, description="Of the default prompt template: auto (by the documents), en, zh, or another of the settings."
+    )
+    include_report: bool | None = Field(None, description="Say in a stream, too, what became of the documents.")
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        lost = [f"data.{name}" for name in (self.data and self.data.model_extra) or ()]
+        if self.retrieved_docs and len(self.retrieved_docs) > (self.top_n or 1):
+            lost.append(f"retrieved_docs[{self.top_n or 1}:]")
+        return lost + super().ignored(capabilities)
+
+    def with_report(self, reply: dict[str, JSON], metadata: ResponseMetadata) -> JSON:
+        """A whole answer, and what became of the request on its way into the prompt, if there is something to tell; of
+        several prompts, a list in their order."""
+        told = [report for _, report in sorted(metadata.reports.items())]
+        if not (told and self.include_report) and not any(map(says_something, told)):
+            return reply
+        if len(told) == 1:
+            return {**reply, "report": report_object(told[0])}
+        return {**reply, "reports": [report_object(report) for report in told]}
+
+    def gathered(self) -> tuple[Document, ...] | None:
+        """The documents of all fields, best first; None if there is no such field, or the messages hold them all."""
+        fields = (self.documents, self.reranked_docs, self.retrieved_docs, self.data and self.data.reranked_docs)
+        if all(field is None for field in fields):
+            return None
+        bodies = (self.documents or []) + (self.reranked_docs or []) + (self.retrieved_docs or [])[: self.top_n or 1]
+        found = (*(document for body in bodies for document in body.documents()), *self.unwritten())
+        return found if found or not self.written else None
+
+    @property
+    def written(self) -> tuple[Document, ...]:
+        """Those of the documents in `data` that the messages hold already."""
+        return ()
+
+    def unwritten(self) -> list[Document]:
+        """The others of them."""
+        texts = {document.text for document in self.written}
+        return [document for document in self.sent_along() if document.text not in texts]
+
+    def sent_along(self) -> list[Document]:
+        """The documents in `data`."""
+        bodies = (self.data and self.data.reranked_docs) or []
+        return [document for body in bodies for document in body.documents()]

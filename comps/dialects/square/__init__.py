@@ -1,0 +1,1 @@
+"""UKP-SQuARE's LLM Ops."""

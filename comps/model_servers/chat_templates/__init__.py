@@ -1,0 +1,1 @@
+"""Conversations as text, and texts as tokens, where the model server does neither."""

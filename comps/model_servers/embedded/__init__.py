@@ -1,0 +1,1 @@
+"""Models in this service: each engine has a process of its own."""

@@ -1,0 +1,21 @@
+"""llama.cpp in this service: a GGUF model, several requests in one batch, on a CPU or GPU."""
+
+from __future__ import annotations
+
+from comps.model_servers.embedded.base import Embedded
+from comps.model_servers.embedded.model_files import find_gguf
+
+
+class LlamaCpp(Embedded):
+    """llama.cpp; its settings are the arguments of `llama_cpp.Llama` and `n_seq_max`, as `llama_cpp_engine` says, and
+    `local_dir`, the folder that a repository's file is in, or else fetched into."""
+
+    kind = "llama_cpp"
+    called = "llama.cpp"
+    program = "comps.model_servers.embedded.llama_cpp_engine"
+    packages = ("llama_cpp",)
+    takes_local_dir = True
+
+    @staticmethod
+    def find(model_name: str, local_dir: str) -> str:
+        return str(find_gguf(model_name, local_dir))

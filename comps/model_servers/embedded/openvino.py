@@ -1,0 +1,16 @@
+"""OpenVINO GenAI in this service: a GGUF or OpenVINO model, many requests in one batch, on a CPU, GPU or NPU."""
+
+from __future__ import annotations
+
+from comps.core.types import Sampling
+from comps.model_servers.embedded.base import Embedded
+
+
+class OpenVINO(Embedded):
+    """OpenVINO GenAI; its settings are OpenVINO's properties, and the fields of its `SchedulerConfig`."""
+
+    kind = "openvino"
+    called = "OpenVINO"
+    program = "comps.model_servers.embedded.openvino_engine"
+    packages = ("openvino", "openvino_genai", "numpy")
+    honoured = frozenset(Sampling.__dataclass_fields__) - {"typical_p"}

@@ -1,0 +1,22 @@
+"""Hugging Face transformers in this service: any causal language model, on whatever device PyTorch has."""
+
+from __future__ import annotations
+
+from comps.model_servers.embedded.base import Embedded
+from comps.model_servers.embedded.model_files import find_checkpoint
+
+
+class Transformers(Embedded):
+    """transformers; its settings are arguments of `from_pretrained`, as `transformers_engine` says, and `local_dir`, a
+    folder that a repository's file of weights may be in, beside its config.json."""
+
+    kind = "transformers"
+    called = "transformers"
+    program = "comps.model_servers.embedded.transformers_engine"
+    packages = ("torch", "transformers", "accelerate")
+
+    takes_local_dir = True
+
+    @staticmethod
+    def find(model_name: str, local_dir: str) -> str:
+        return find_checkpoint(model_name, local_dir)

@@ -1,0 +1,1 @@
+"""Model servers over HTTP: the client, and one file per API."""

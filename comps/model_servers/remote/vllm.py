@@ -1,0 +1,118 @@
+"""vLLM: OpenAI's API, the sampling fields that it adds to it, and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from comps.core.errors import ModelServerError
+from comps.core.types import JSON, Message, Prompt
+from comps.model_servers.chat_templates.token_strings import ends_of
+from comps.model_servers.remote.client import checked_answer
+from comps.model_servers.remote.openai_api import OPENAI_OPTIONS, OpenAIAPI, wire_message
+
+VLLM_OPTIONS = frozenset(
+    (
+        "add_generation_prompt",
+        "add_special_tokens",
+        "allowed_token_ids",
+        "bad_words",
+        "cache_salt",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "ignore_eos",
+        "include_reasoning",
+        "include_stop_str_in_output",
+        "length_penalty",
+        "logprob_token_ids",
+        "media_io_kwargs",
+        "min_p",
+        "min_tokens",
+        "mm_processor_kwargs",
+        "priority",
+        "repetition_detection",
+        "return_tokens_as_token_ids",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "stop_token_ids",
+        "structured_outputs",
+        "thinking_token_budget",
+        "truncate_prompt_tokens",
+        "truncation_side",
+        "use_beam_search",
+        "vllm_xargs",
+    )
+)
+"""What vLLM adds to OpenAI's options, but for what it does not stream (`prompt_logprobs`) and what has no place in an
+answer here (`return_token_ids`): vllm/entrypoints/openai/chat_completion/protocol.py."""
+_UNKNOWN = frozenset(
+    (
+        "audio",
+        "function_call",
+        "functions",
+        "metadata",
+        "modalities",
+        "moderation",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+        "verbosity",
+        "web_search_options",
+    )
+)
+"""Of OpenAI's, what vLLM passes over without a word."""
+
+
+_READ = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+"""Options that are part of what the model reads."""
+
+
+class VLLM(OpenAIAPI):
+    """https://docs.vllm.ai/en/stable/serving/openai_compatible_server.html"""
+
+    honoured = OpenAIAPI.honoured | {"top_k", "repetition_penalty"}
+    options = (OPENAI_OPTIONS - _UNKNOWN) | VLLM_OPTIONS
+
+    async def count_tokens(self, text: str) -> int:
+        return await self._count({"prompt": text, "add_special_tokens": False})
+
+    async def token_ends(self, text: str) -> Sequence[int]:
+        asked = {"prompt": text, "add_special_tokens": False, "return_token_strs": True}
+        with checked_answer():
+            strings = (await self._tokenizer("/tokenize", asked))["token_strs"]
+            ends = ends_of(strings, text)
+        if ends is None:
+            raise ModelServerError("its tokens are not spelled in a way that is known here")
+        return ends
+
+    async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
+        return await self._count({"prompt": prompt} if isinstance(prompt, str) else _chat(prompt, options))
+
+    async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
+        """See `Renders`: the text of the tokens that the chat template makes."""
+        if isinstance(prompt, str):
+            return prompt
+        with checked_answer():
+            tokens = (await self._tokenizer("/tokenize", _chat(prompt, options)))["tokens"]
+            return str((await self._tokenizer("/detokenize", {"tokens": tokens}))["prompt"])
+
+    async def _count(self, asked: dict[str, JSON]) -> int:
+        with checked_answer():
+            return int((await self._tokenizer("/tokenize", asked))["count"])
+
+    async def _tokenizer(self, route: str, asked: dict[str, JSON]) -> Any:
+        return await self.http.post(route, {"model": self.model_name, **asked})
+
+
+def _chat(messages: Sequence[Message], options: Mapping[str, JSON]) -> dict[str, JSON]:
+    """What of a conversation is told to the tokenizer's routes."""
+    read = {name: options[name] for name in _READ if name in options}
+    if "documents" in options:  # These routes have no field of that name, as the one for chats does.
+        arguments = read.get("chat_template_kwargs") or {}
+        read["chat_template_kwargs"] = {**arguments, "documents": options["documents"]}
+    return {"messages": [wire_message(message) for message in messages], **read}

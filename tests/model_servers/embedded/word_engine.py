@@ -1,0 +1,102 @@
+"""A whole engine without a model: a token is a word, and the answer is the prompt's words over and over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from comps.core.errors import InvalidRequest
+from comps.core.types import JSON, Sampling
+from comps.model_servers.embedded.base import Embedded
+from comps.model_servers.embedded.decoding import Answer, check_sampling, check_settings, room_for
+from comps.model_servers.embedded.engine_program import Part, serve
+from comps.model_servers.embedded.text import ControlTokens
+
+END = "."
+
+
+class WordEngine:
+    """Says a word a step to each request; the word `crash` in a prompt is its end."""
+
+    longest_token = 20
+
+    def __init__(self, window: int) -> None:
+        self.context_window: int | None = window
+        self._words: list[str] = []
+        self._running: dict[int, tuple[Answer, list[int]]] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running)
+
+    def _tokens(self, text: str) -> list[int]:
+        tokens = []
+        for word in text.split():
+            if word not in self._words:
+                self._words.append(word)
+            tokens.append(self._words.index(word))
+        return tokens
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return "".join(f" {self._words[token]}" for token in tokens)
+
+    def start(self, number: int, prompt: str | list[dict[str, str]], sampling: Sampling) -> None:
+        check_sampling(sampling)
+        if sampling.seed == 13:
+            raise InvalidRequest("13 brings bad luck", "seed")
+        tokens, ends = self._read(prompt), set(self._tokens(END))
+        room = room_for(len(tokens), sampling, self.context_window or 0)
+        answer = Answer(number, tokens, room, sampling.stop, self._decode, ends, isinstance(prompt, str))
+        self._running[number] = answer, tokens
+
+    def start_embedding(self, number: int, texts: Sequence[str]) -> None:
+        raise InvalidRequest("words have no vectors", "input")
+
+    def cancel(self, number: int) -> None:
+        self._running.pop(number, None)
+
+    def measure(self, prompt: str | list[dict[str, str]]) -> int:
+        return len(self._read(prompt))
+
+    def _read(self, prompt: str | list[dict[str, str]]) -> list[int]:
+        return self._tokens(prompt if isinstance(prompt, str) else self.render(prompt))
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        return " ".join(turn["content"] for turn in ControlTokens(["<end>"]).escaped(messages))
+
+    def count(self, text: str) -> int:
+        return len(text.split())
+
+    def step(self) -> list[Part]:
+        parts = []
+        for number, (answer, tokens) in list(self._running.items()):
+            token = tokens[answer.tokens % len(tokens)]
+            if self._words[token] == "crash":
+                raise RuntimeError("a long story of paths\nit crashed")
+            if part := answer.push(token):
+                parts.append(part)
+                if part.get("last"):
+                    del self._running[number]
+        return parts
+
+
+class Words(Embedded):
+    """The kind of model server that it is."""
+
+    kind = "words"
+    called = "Words"
+    program = "tests.model_servers.embedded.word_engine"
+
+    @staticmethod
+    def find(model_name: str, local_dir: str) -> str:
+        return model_name
+
+
+def load(model: str, device: str, settings: Mapping[str, JSON], window: int | None) -> WordEngine:
+    check_settings(settings, ["n_words", "n_letters"], "words")
+    if model == "broken":
+        raise ValueError("built on /some/machine\nno words in it")
+    return WordEngine(window or 50)
+
+
+if __name__ == "__main__":
+    serve(load)
