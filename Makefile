@@ -7,6 +7,7 @@ LOCK   := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-
 CHECKOUT := impl/microservice/requirements.txt
 EXTRAS := --extra langchain --extra openvino --extra build
 IMAGE_LOCK := $(LOCK) 3.13 --upgrade --constraints $(CHECKOUT) --output-file docker/requirements
+BENCH  := $(patsubst tests/benchmarks/relay/%.txt,.venv-bench/%/.installed,$(wildcard tests/benchmarks/relay/*.txt))
 CLIENTS := $(patsubst tests/clients/%.txt,.venv-clients/%/.installed,$(wildcard tests/clients/*.txt))
 
 export PIP_REQUIRE_VIRTUALENV = 1
@@ -29,9 +30,13 @@ format: $(BIN)/.tested ## Put the code into its one style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BIN)/.tested ## Measure: ratios, side by side in one run
+bench: $(BIN)/.tested $(BENCH) ## Measure what the service costs, side by side with others in one run (docs/bench.md)
+	$(BIN)/python -m tests.benchmarks.relay --save
 	$(BIN)/python -m tests.benchmarks.batching
-	$(BIN)/python -m tests.benchmarks.frameworks
+
+bench-compare: $(BIN)/.tested ## Measure what a change cost, against a revision: make bench-compare BASE=main
+	@test -n "$(BASE)" || { echo "Say which revision: make bench-compare BASE=main"; exit 2; }
+	$(BIN)/python -m tests.benchmarks.relay --base $(BASE)
 
 bench-answers: $(BIN)/.tested ## Measure how many questions the embedded model answers from documents (minutes)
 	$(BIN)/python -m tests.benchmarks.answers
@@ -52,7 +57,7 @@ lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and 
 	$(PIP) --quiet uv
 	$(LOCK) 3.10 setup.cfg $(EXTRAS) --upgrade --output-file $(CHECKOUT)
 	$(LOCK) 3.10 setup.cfg $(EXTRAS) --extra test --constraints $(CHECKOUT) --output-file tests/requirements.txt
-	for client in tests/clients/*.in; do $(LOCK) 3.10 --upgrade --output-file $${client%.in}.txt $$client || exit; done
+	for client in tests/clients/*.in tests/benchmarks/relay/*.in; do $(LOCK) 3.10 --upgrade --output-file $${client%.in}.txt $$client || exit; done
 	$(IMAGE_LOCK)/native.txt setup.cfg
 	$(IMAGE_LOCK)/langchain.txt setup.cfg --extra langchain
 	$(IMAGE_LOCK)/embedded.txt setup.cfg --extra openvino
@@ -60,7 +65,7 @@ lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and 
 	echo setuptools | $(IMAGE_LOCK)/build.txt -
 
 clean: ## Remove the environments and all caches
-	rm -rf .venv .venv-clients .venv-live .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .venv .venv-clients .venv-live .venv-bench .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -85,4 +90,11 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $<
 	@touch $@
 
-.PHONY: help run install test format bench bench-answers bench-sizing live image-test hosts-test lock clean
+# `make bench` leaves out what cannot be installed, and says so.
+.venv-bench/%/.installed: tests/benchmarks/relay/%.txt | $(BIN)/.installed
+	@echo "Setting up .venv-bench/$*, which the benchmark compares with or draws with."
+	@$(BIN)/python -m venv --clear --without-pip $(@D)
+	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $< \
+	  && touch $@ || { rm -rf $(@D); echo "$* cannot be installed here, and is left out."; }
+
+.PHONY: help run install test format bench bench-compare bench-answers bench-sizing live image-test hosts-test lock clean

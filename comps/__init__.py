@@ -3,6 +3,7 @@
 The names below are what a program needs that has its own model server, or embeds the service; see CONTRIBUTING.md.
 """
 
+from comps.core.answers import collect, read
 from comps.core.errors import (
     BodyTooLarge,
     Forbidden,
@@ -19,8 +20,8 @@ from comps.core.errors import (
     UnknownModel,
     Unreachable,
 )
-from comps.core.generator import Models, TextGenerator, collect
-from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
+from comps.core.generator import Models, TextGenerator
+from comps.core.ports import Answer, Completes, CountsTokens, Embeds, Loads, ModelServer
 from comps.core.types import (
     Document,
     Embeddings,
@@ -37,7 +38,9 @@ from comps.core.types import (
 )
 
 __all__ = [
+    "Answer",
     "BodyTooLarge",
+    "Completes",
     "CountsTokens",
     "Document",
     "Embeddings",
@@ -70,4 +73,5 @@ __all__ = [
     "Unreachable",
     "Usage",
     "collect",
+    "read",
 ]

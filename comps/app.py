@@ -34,7 +34,7 @@ from comps.model_servers import (
 )
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
-from comps.routes import Service
+from comps.routes import DirectRoutes, Service
 from comps.settings import CONVERSATION, Served, Settings, load_settings, read_templates
 
 
@@ -100,6 +100,7 @@ def _open_replicas(served: Served) -> list[ModelServer]:
         first_token_seconds=model.first_token_seconds,
         between_tokens_seconds=model.between_tokens_seconds,
         total_seconds=model.total_seconds,
+        streams_whole=model.whole_answers == "stream",
     )
     try:
         if "" in endpoints[1:] or (not endpoints[0] and endpoint):
@@ -221,4 +222,6 @@ def make_app(
         allow_headers=["*"],
         expose_headers=["*"],
     )
+    # The last one that is added is the first one that is called.
+    app.add_middleware(DirectRoutes, handlers={one.endpoint.path: one for one in service.handlers})
     return app

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from json import dumps
@@ -27,6 +27,7 @@ from comps.core.ports import Loads, ModelServer
 from comps.core.sockets import notice_silence
 from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
 from comps.preview import Shown, show
+from comps.server import ServerProtocol
 from comps.settings import Settings
 from comps.telemetry import start_log
 
@@ -81,7 +82,8 @@ class _Service(uvicorn.Server):
             host=microservice.host,
             port=microservice.port,
             loop="uvloop",
-            http="httptools",
+            http=ServerProtocol,
+            ws="none",
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=microservice.drain_seconds,
@@ -172,18 +174,37 @@ async def _ask(settings: Settings, request: GenerationRequest) -> None:
         for use in plan.report.documents:
             if use.fate != "kept":
                 _say(f"[document {use.number} was {use.fate}: {use.reason}]")
-        async with aclosing(generator.answer(plan)) as events:
-            async for event in events:
-                match event:
-                    case TextDelta(text):
-                        print(text, end="", flush=True)
-                    case Finished(reason, usage):
-                        print(flush=True)
-                        if reason != "stop":
-                            reached = usage and usage.completion_tokens == request.sampling.max_tokens
-                            _say(f"[cut short: {reason}{'; --max-tokens allows more' if reached else ''}]")
+        await generator.answer(plan, _Printed(request.sampling.max_tokens))
     finally:
         await generator.server.aclose()
+
+
+class _Printed:
+    """An answer that is printed as it comes, and then why it was cut short, if it was.
+
+    Args:
+        most: The most tokens that it may have.
+    """
+
+    full = False
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+
+    def text(self, text: str, choice: int = 0) -> None:
+        print(text, end="", flush=True)
+
+    def delta(self, delta: TextDelta) -> None:
+        self.text(delta.text)
+
+    def finished(self, end: Finished) -> None:
+        print(flush=True)
+        if end.reason != "stop":
+            reached = end.usage and end.usage.completion_tokens == self._most
+            _say(f"[cut short: {end.reason}{'; --max-tokens allows more' if reached else ''}]")
+
+    async def drain(self) -> None:
+        """Returns at once."""
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""The one HTTP handler: a body becomes a call, a call's events become a response, an error becomes a status.
+"""The one HTTP handler: a body becomes a call, an answer is written in the call's form, an error becomes a status.
 
 It is plain ASGI, so that nothing stands between an event and its HTTP chunk. Errors are caught here and nowhere else.
 """
@@ -6,8 +6,8 @@ It is plain ASGI, so that nothing stands between an event and its HTTP chunk. Er
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import aclosing
+import sys
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from time import time
 from types import MappingProxyType
@@ -19,14 +19,17 @@ from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from comps.admission import Admission, RequestSlots
+from comps.core.answers import Forwarding, Parts
 from comps.core.errors import BodyTooLarge, InvalidRequest, LLMError, ModelServerError, PromptTooLong, Unreachable
-from comps.core.generator import Models, Preview, TextGenerator, collect, together
-from comps.core.planning import settled
+from comps.core.generator import Models, Preview, TextGenerator
+from comps.core.ports import Answer
+from comps.core.reports import settled
 from comps.core.tasks import at_once
-from comps.core.types import JSON, Event, Finished, GenerationRequest, ModelInfo, Report, Usage, total
-from comps.dialects.shared.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall
+from comps.core.types import JSON, Finished, Generation, GenerationRequest, ModelInfo, Report, TextDelta, Usage, total
+from comps.dialects.shared.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall, Writer
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint, RequestError
 from comps.dialects.shared.framing import ResponseMetadata, preview_document
+from comps.responses import Response, response_to
 from comps.telemetry import Exchange, Telemetry, log
 
 _JSON_TYPE = (b"content-type", b"application/json")
@@ -67,7 +70,8 @@ class Handler:
         self._strict = strict
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = _Reply(send)
+        response = response_to(scope, receive, send)
+        reply = _Reply(response)
         style = self.endpoint.style
         call: Call | None = None
         with self._telemetry.exchange(self.endpoint.path) as exchange:
@@ -76,34 +80,36 @@ class Handler:
                 style = endpoint.style
                 call = endpoint.read(await _body(scope, receive, self._max_body), variables)
                 style = call.style
-                await _unless_gone(receive, self._answer(call, endpoint, reply, exchange))
+                await _unless_gone(response, self._answer(call, endpoint, reply, exchange))
                 exchange.outcome = "200"
             except ClientGone:
                 exchange.outcome = "gone"
             except asyncio.CancelledError:  # The service ends before the answer does.
-                await self._fail(Unreachable("the service is shutting down"), style, call, reply, exchange)
+                self._fail(Unreachable("the service is shutting down"), style, call, reply, exchange)
             except RequestError as request_error:
-                await self._fail(request_error.error, request_error.style, None, reply, exchange)
+                self._fail(request_error.error, request_error.style, None, reply, exchange)
             except LLMError as error:
-                await self._fail(error, style, call, reply, exchange)
+                self._fail(error, style, call, reply, exchange)
             except Exception:  # A fault of ours: the log gets the details, the caller none.
                 log.exception("while answering %s", self.endpoint.path)
-                await self._fail(LLMError("internal error; the service's log has it"), style, call, reply, exchange)
+                self._fail(LLMError("internal error; the service's log has it"), style, call, reply, exchange)
+        await response.aclose()
 
-    async def _fail(self, error: LLMError, style: Style, call: Call | None, reply: _Reply, exchange: Exchange) -> None:
-        if style.status(error) >= 500:
+    def _fail(self, error: LLMError, style: Style, call: Call | None, reply: _Reply, exchange: Exchange) -> None:
+        status = style.status(error)
+        if status >= 500:
             exchange.failure = str(error)
         if isinstance(call, GenerationCall) and reply.started:
             exchange.outcome = "broken"
-            await reply.item(call.error_item(error))
+            reply.write(call.error_item(error))
             if not call.cuts_off:
-                await reply.end()
+                reply.end()
             return
         if isinstance(error, PromptTooLong) and call:
             error.field = call.marker
-        exchange.outcome = str(style.status(error))
+        exchange.outcome = str(status)
         headers = [] if error.retry_after is None else [(b"retry-after", str(error.retry_after).encode())]
-        await reply.whole(style.status(error), style.encode(style.error(error)), headers)
+        reply.whole(status, style.encode(style.error(error)), headers)
 
     def _endpoint_for(self, scope: Scope) -> tuple[Endpoint, Mapping[str, str]]:
         """Where the body of a request is read, and what its path says."""
@@ -123,33 +129,23 @@ class Handler:
                 embeddings = await model.embed(call.texts())
                 if embeddings.prompt_tokens is not None:
                     exchange.usage = Usage(embeddings.prompt_tokens, 0)
-                document = call.reply(embeddings, _stamp(info))
+                document = call.reply(embeddings, _metadata(info))
             else:
                 document = call.reply(await model.count_tokens(call.text()))
-        await reply.whole(200, call.style.encode(document), headers)
+        reply.whole(200, call.style.encode(document), headers)
 
     async def _generate(self, call: GenerationCall, slots: RequestSlots, reply: _Reply, exchange: Exchange) -> None:
         requests = call.requests()
         model = self._models.named(call.wanted_model, call.any_model)
         info = await model.info()
         headers = self._ignored(call, info)
-        reports: dict[int, Report] = {}
-        answers = [
-            _in_place(slots, model, _honoured(request, info), number, reports)
-            for number, request in enumerate(requests)
-        ]
+        requests = [_honoured(request, info) for request in requests]
+        response = _Responding(call, info, len(requests), reply, headers, exchange)
         if call.streamed:
             choices = requests[0].options.get("n", 1) if "n" in info.capabilities else 1
-            events = answers[0] if len(answers) == 1 else together(answers, choices)
-            await _stream(call, events, _stamp(info, reports), len(answers), reply, headers, exchange)
-            return
-        generations = await at_once([collect(answer) for answer in answers])
-        exchange.usage = total(generation.usage for generation in generations)
-        reasons = call.ends(generations)
-        exchange.reason = reasons[0]
-        headers.append((b"x-finish-reason", ",".join(reasons).encode()))
-        document = call.reply(generations, _stamp(info, reports))
-        await reply.whole(200, call.style.encode(document), headers + _reported(reports, len(answers)))
+            await response.stream(slots, model, requests, choices)
+        else:
+            await response.whole(slots, model, requests)
 
     def _ignored(self, call: Call, info: ModelInfo) -> list[tuple[bytes, bytes]]:
         """The header that names what the caller set and nothing comes of, if there is any."""
@@ -209,7 +205,7 @@ class PromptHandler(Handler):
             "stream": call.streamed,
             "ignored": _ignored_names(call, info),
         }
-        await reply.whole(200, preview_document(of_all, previews), [])
+        reply.whole(200, preview_document(of_all, previews), [])
 
 
 def _ignored_names(call: Call, info: ModelInfo) -> list[str]:
@@ -218,26 +214,175 @@ def _ignored_names(call: Call, info: ModelInfo) -> list[str]:
     return misnamed + call.ignored(info.capabilities)
 
 
-async def _in_place(
-    slots: RequestSlots, model: TextGenerator, request: GenerationRequest, number: int, reports: dict[int, Report]
-) -> AsyncGenerator[Event]:
-    """The events of an answer that is made once there is a place for it; its report is there before the first."""
-    async with slots.slot():
-        plan = await model.plan(request)
-        reports[number] = plan.report
-        async with aclosing(model.answer(plan)) as events:
-            async for event in events:
-                if isinstance(event, Finished):
-                    reports[number] = settled(reports[number], event.usage)
-                yield event
+class _Responding:
+    """Answers one body that asks for text.
+
+    Args:
+        call: The body.
+        info: What answers.
+        prompts: How many requests the body makes.
+        reply: Where the answer goes to.
+        headers: Those that are known by now.
+        exchange: What telemetry is told.
+    """
+
+    def __init__(
+        self,
+        call: GenerationCall,
+        info: ModelInfo,
+        prompts: int,
+        reply: _Reply,
+        headers: list[tuple[bytes, bytes]],
+        exchange: Exchange,
+    ) -> None:
+        self._call = call
+        self._reports: dict[int, Report] = {}
+        self._metadata = _metadata(info, self._reports)
+        self._prompts = prompts
+        self._reply = reply
+        self._headers = headers
+        self._exchange = exchange
+
+    async def whole(self, slots: RequestSlots, model: TextGenerator, requests: list[GenerationRequest]) -> None:
+        """Answer whole, once all answers are there."""
+        asked = [self._complete(slots, model, request, number) for number, request in enumerate(requests)]
+        generations = await at_once(asked)
+        self._exchange.usage = total(generation.usage for generation in generations)
+        reasons = self._call.ends(generations)
+        self._exchange.reason = reasons[0]
+        self._headers.append((b"x-finish-reason", ",".join(reasons).encode()))
+        document = self._call.reply(generations, self._metadata)
+        self._reply.whole(200, self._call.style.encode(document), self._all_headers())
+
+    async def _complete(
+        self, slots: RequestSlots, model: TextGenerator, request: GenerationRequest, number: int
+    ) -> Generation:
+        async with slots.slot():
+            plan = await model.plan(request)
+            self._reports[number] = plan.report
+            generation = await model.complete(plan)
+        self._reports[number] = settled(plan.report, generation.usage)
+        return generation
+
+    async def stream(
+        self, slots: RequestSlots, model: TextGenerator, requests: list[GenerationRequest], choices: int
+    ) -> None:
+        """Answer piece by piece.
+
+        Args:
+            slots: Of this body.
+            model: What answers.
+            requests: What the body asks for.
+            choices: How many answers each request asks for.
+        """
+        answer = _StreamedAnswer(self._begin, self._reply)
+        if len(requests) == 1:
+            await self._write(slots, model, requests[0], 0, answer)
+        else:
+            parts = Parts(answer, len(requests), choices)
+            asked = enumerate(requests)
+            await at_once([self._write(slots, model, one, number, parts.part(number)) for number, one in asked])
+        answer.close()
+        self._exchange.usage = answer.usage
+        self._exchange.reason = answer.reason
+        self._reply.end()
+
+    async def _write(
+        self, slots: RequestSlots, model: TextGenerator, request: GenerationRequest, number: int, answer: Answer
+    ) -> None:
+        async with slots.slot():
+            plan = await model.plan(request)
+            self._reports[number] = plan.report
+            settling = _Settling(answer, self._reports, number)
+            await model.answer(plan, settling)
+        if not settling.ended:
+            raise ModelServerError("the model server broke off in the middle of the answer")
+
+    def _begin(self) -> Writer:
+        """Start the response, with the first piece: a model server that fails at once still gets an honest status."""
+        self._exchange.first_token()
+        self._reply.start_stream(self._call.media_type, self._all_headers())
+        return self._call.writer(self._metadata, self._reply.write)
+
+    def _all_headers(self) -> list[tuple[bytes, bytes]]:
+        return self._headers + _reported(self._reports, self._prompts)
+
+
+class _StreamedAnswer:
+    """Writes an answer in the form of a dialect, as it comes.
+
+    Args:
+        begin: Starts the response with the first piece, and makes the writer.
+        reply: Tells whether the client keeps up.
+    """
+
+    def __init__(self, begin: Callable[[], Writer], reply: _Reply) -> None:
+        self._begin = begin
+        self._reply = reply
+        self._writer: Writer | None = None
+        self.usage: Usage | None = None
+        self.reason: str | None = None
+
+    def text(self, text: str, choice: int = 0) -> None:
+        (self._writer or self._begun()).text(text, choice)
+
+    def delta(self, delta: TextDelta) -> None:
+        (self._writer or self._begun()).delta(delta)
+
+    def finished(self, end: Finished) -> None:
+        if end.usage:
+            self.usage = self.usage + end.usage if self.usage else end.usage
+        self.reason = end.reason
+        (self._writer or self._begun()).finished(end)
+
+    def close(self) -> None:
+        """Write what comes when all choices have ended."""
+        assert self._writer
+        self._writer.close()
+
+    @property
+    def full(self) -> bool:
+        return self._reply.full
+
+    async def drain(self) -> None:
+        await self._reply.drain()
+
+    def _begun(self) -> Writer:
+        self._writer = self._begin()
+        return self._writer
+
+
+class _Settling(Forwarding):
+    """Writes an answer on, and settles the report of its request with the usage.
+
+    Args:
+        answer: Where it is written to.
+        reports: By the number of the request.
+        number: The number.
+    """
+
+    def __init__(self, answer: Answer, reports: dict[int, Report], number: int) -> None:
+        super().__init__(answer)
+        self.text = answer.text  # type: ignore[method-assign]  # One call less for each token.
+        self._reports = reports
+        self._number = number
+        self.ended = False
+        """Whether there was an end."""
+
+    def finished(self, end: Finished) -> None:
+        self.ended = True
+        self._reports[self._number] = settled(self._reports[self._number], end.usage)
+        self._answer.finished(end)
 
 
 def _honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
     """The request as its model server gets it: options that it does not know are left out."""
+    if request.options.keys() <= info.capabilities:
+        return request
     return replace(request, options={name: one for name, one in request.options.items() if name in info.capabilities})
 
 
-def _stamp(info: ModelInfo, reports: Mapping[int, Report] = MappingProxyType({})) -> ResponseMetadata:
+def _metadata(info: ModelInfo, reports: Mapping[int, Report] = MappingProxyType({})) -> ResponseMetadata:
     return ResponseMetadata(uuid4().hex, int(time()), info.name, reports)
 
 
@@ -267,42 +412,6 @@ def _used(report: Report) -> str:
     return ",".join(str(use.number) for use in report.documents if use.fate != "dropped") or "none"
 
 
-async def _stream(
-    call: GenerationCall,
-    events: AsyncGenerator[Event],
-    metadata: ResponseMetadata,
-    prompts: int,
-    reply: _Reply,
-    headers: list[tuple[bytes, bytes]],
-    exchange: Exchange,
-) -> None:
-    async with aclosing(events):
-        # A model server that fails at once still gets an honest status line.
-        first = await anext(events, None)
-        if first is None:
-            raise ModelServerError("the model server gave an empty answer")
-        exchange.first_token()
-        await reply.start_stream(call.media_type, headers + _reported(metadata.reports, prompts))
-        async with aclosing(call.reply_stream(_watched(first, events, exchange), metadata)) as items:
-            async for item in items:
-                await reply.item(item)
-        await reply.end()
-
-
-async def _watched(first: Event, events: AsyncGenerator[Event], exchange: Exchange) -> AsyncGenerator[Event]:
-    """The events, the first one put back; raises if they end without an end."""
-    event = first
-    exchange.usage = first.usage if isinstance(first, Finished) else None
-    yield first
-    async for event in events:
-        if isinstance(event, Finished) and event.usage:
-            exchange.usage = exchange.usage + event.usage if exchange.usage else event.usage
-        yield event
-    if not isinstance(event, Finished):
-        raise ModelServerError("the model server broke off in the middle of the answer")
-    exchange.reason = event.reason
-
-
 async def _body(scope: Scope, receive: Receive, most: int) -> bytes:
     """The request's body.
 
@@ -327,56 +436,68 @@ async def _body(scope: Scope, receive: Receive, most: int) -> bytes:
     return bytes(body)
 
 
-async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+async def _unless_gone(response: Response, work: Coroutine[Any, Any, None]) -> None:
     """Do the work, unless the client goes away first: then it is cancelled, and with it the model.
 
     Raises:
         ClientGone: The client went away.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnect(receive))
+    task = asyncio.current_task()
+    assert task
+    gone = False
+
+    def leave() -> None:
+        nonlocal gone
+        gone = True
+        task.cancel()
+
+    response.on_leave(leave)
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGone
-        await working
+        await work
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        if sys.version_info >= (3, 11):
+            task.uncancel()
+        raise ClientGone from None
     finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _disconnect(receive: Callable[[], Awaitable[Any]]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        response.on_leave(None)
 
 
 class _Reply:
-    """The response, as ASGI sends it."""
+    """What a response of this service is: whole, or a stream of items."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, response: Response) -> None:
+        self._response = response
+        self.write = response.write
+        """Sends an item, as one HTTP chunk."""
         self.started = False
 
-    async def whole(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        length = (b"content-length", str(len(body)).encode())
-        await self._start(status, [_JSON_TYPE, length, *headers])
-        await self._send({"type": "http.response.body", "body": body})
+    def whole(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send all of it."""
+        self.started = True
+        self._response.start(status, [_JSON_TYPE, (b"content-length", str(len(body)).encode()), *headers])
+        if body:
+            self._response.write(body)
+        self._response.end()
 
-    async def start_stream(self, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
+    def start_stream(self, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send all that comes before the first item."""
+        self.started = True
         content = [
             (b"content-type", media_type.encode()),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
         ]
-        await self._start(200, content + headers)
+        self._response.start(200, content + headers)
 
-    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        self.started = True
+    def end(self) -> None:
+        """Send the end of a stream."""
+        self._response.end()
 
-    async def item(self, item: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": item, "more_body": True})
+    @property
+    def full(self) -> bool:
+        return self._response.full
 
-    async def end(self) -> None:
-        await self._send({"type": "http.response.body", "body": b""})
+    async def drain(self) -> None:
+        await self._response.drain()

@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comps.admission import Admission
 from comps.core.errors import InvalidRequest, LLMError
@@ -24,12 +25,39 @@ from comps.dialects.shared.base import Dialect, GenerationCall, ServiceStatus, T
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
 from comps.handler import Handler, PromptHandler
 from comps.openapi import describe_bodies
+from comps.responses import EXTENSION
 from comps.settings import Model, Settings
 from comps.telemetry import Telemetry, gpus, log
 
 MEGABYTE = 1_000_000
 PROMPT = "/v1/prompt"
 _CREDENTIALS = re.compile(r"//[^/?#]*@")
+
+
+class DirectRoutes:
+    """Takes bodies to their handlers before the application's middlewares and routes, which cost as much as all else.
+
+    What a middleware is for goes on to the application: a request from a web page of some origin, and any that is no
+    POST to one of the handlers' paths.
+
+    Args:
+        app: The application.
+        handlers: By their paths, which have no variables.
+    """
+
+    def __init__(self, app: ASGIApp, handlers: Mapping[str, ASGIApp]) -> None:
+        self._app = app
+        self._handlers = handlers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            handler = self._handlers.get(scope["path"]) if scope["method"] == "POST" else None
+            if handler and not scope["root_path"] and all(name != b"origin" for name, _ in scope["headers"]):
+                await handler(scope, receive, send)
+                return
+            # Middlewares change what goes through `send`, so that no response may go another way.
+            (scope.get("extensions") or {}).pop(EXTENSION, None)
+        await self._app(scope, receive, send)
 
 
 class Service:
@@ -110,7 +138,8 @@ class Service:
         }
         servers = {name: _model_server(served.model) for name, served in self.settings.models.items()}
         handlers = [Handler(endpoint, **common) for endpoint in endpoints]
-        for handler in [*handlers, PromptHandler(every, servers, **common)]:
+        self.handlers = [*handlers, PromptHandler(every, servers, **common)]
+        for handler in self.handlers:
             app.router.routes.append(Route(handler.endpoint.path, handler, methods=["POST"]))
         app.add_api_route("/", self._front, methods=["GET"], summary="A page for browsers, an answer for probes")
         app.add_api_route("/health", _alive, methods=["GET"], summary="Liveness: 200 as long as the service runs")
@@ -119,7 +148,7 @@ class Service:
         for route in dict.fromkeys(route for dialect in self.dialects for route in dialect.routes):
             method, _, path = route.partition(" ")
             if path != "/" and "?" not in path:
-                summary = self._owner(route).routes[route].tell.__doc__
+                summary = self._owner(route).routes[route].respond.__doc__
                 app.add_api_route(path, self._telling(route), methods=[method], summary=summary)
         app.add_exception_handler(HTTPException, self._no_such_route)
         describe_bodies(app, endpoints, every)
@@ -142,7 +171,7 @@ class Service:
         route = owner.routes[name]
         style = route.style or owner.style
         try:
-            told = route.tell(await self.describe(route.asks_models, request.path_params))
+            told = route.respond(await self.describe(route.asks_models, request.path_params))
             if isawaitable(told):
                 told = await told
         except LLMError as error:

@@ -10,11 +10,10 @@ import logging
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import ceil, nan
 from pathlib import Path
 from statistics import fmean
+from types import TracebackType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -36,9 +35,16 @@ _NVIDIA_SECONDS = 10
 
 
 class Exchange:
-    """One request and its answer, as far as telemetry is concerned."""
+    """One request and its answer, as far as telemetry is concerned; a context manager around both.
 
-    def __init__(self) -> None:
+    Args:
+        telemetry: Where it is counted.
+        path: What was asked.
+    """
+
+    def __init__(self, telemetry: Telemetry, path: str) -> None:
+        self._telemetry = telemetry
+        self._path = path
         self.started = time.monotonic()
         self.outcome = "error"
         """The HTTP status; `gone` if the client left before the end, `broken` if a stream did not reach its end."""
@@ -48,6 +54,15 @@ class Exchange:
         self.reason: str | None = None
         self.failure = ""
         """What went wrong here or at the model server; not what the caller has to mend."""
+
+    def __enter__(self) -> Exchange:
+        self._telemetry.begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._telemetry.end(self._path, self)
 
     def first_token(self) -> None:
         """Called when the first event of a streamed answer is there."""
@@ -78,37 +93,47 @@ class Telemetry:
         self._tokens = Counter(
             "opea_llm_tokens", "Tokens, as the model server counted them", ("kind",), registry=self._registry
         )
+        self._prompt_tokens = self._tokens.labels("prompt")
+        self._completion_tokens = self._tokens.labels("completion")
+        self._counters: dict[tuple[str, str], Counter] = {}
         self._latencies: deque[float] = deque(maxlen=_KEPT)
         self._first_latencies: deque[float] = deque(maxlen=_KEPT)
 
-    @contextmanager
-    def exchange(self, path: str) -> Iterator[Exchange]:
-        """Count a request from here to the end of the block, however that is reached."""
-        exchange = Exchange()
-        self._in_flight.inc()
-        try:
-            yield exchange
-        finally:
-            self._in_flight.dec()
-            self._record(path, exchange)
+    def exchange(self, path: str) -> Exchange:
+        """A request, counted from the beginning to the end of a `with` block, however that is reached."""
+        return Exchange(self, path)
 
-    def _record(self, path: str, exchange: Exchange) -> None:
+    def begin(self) -> None:
+        """A request has begun."""
+        self._in_flight.inc()
+
+    def end(self, path: str, exchange: Exchange) -> None:
+        """A request has ended."""
+        self._in_flight.dec()
         took = time.monotonic() - exchange.started
-        self._exchanges.labels(path, exchange.outcome).inc()
+        self._counter(path, exchange.outcome).inc()
         self._seconds.observe(took)
-        if exchange.usage:
-            self._tokens.labels("prompt").inc(exchange.usage.prompt_tokens)
-            self._tokens.labels("completion").inc(exchange.usage.completion_tokens)
+        usage = exchange.usage
+        if usage:
+            self._prompt_tokens.inc(usage.prompt_tokens)
+            self._completion_tokens.inc(usage.completion_tokens)
         if exchange.outcome == "200":
             self._latencies.append(took)
         if exchange.first_token_after is not None:
             self._first.observe(exchange.first_token_after)
             self._first_latencies.append(exchange.first_token_after)
-        usage = exchange.usage
-        tokens = f"{usage.prompt_tokens}+{usage.completion_tokens}" if usage else "-"
         level, failure = (logging.WARNING, f": {exchange.failure}") if exchange.failure else (logging.INFO, "")
-        said = (path, exchange.outcome, exchange.reason or "-", tokens, took, failure)
-        log.log(level, "%s %s reason=%s tokens=%s %.3f s%s", *said)
+        if log.isEnabledFor(level):
+            tokens = f"{usage.prompt_tokens}+{usage.completion_tokens}" if usage else "-"
+            said = (path, exchange.outcome, exchange.reason or "-", tokens, took, failure)
+            log.log(level, "%s %s reason=%s tokens=%s %.3f s%s", *said)
+
+    def _counter(self, path: str, outcome: str) -> Counter:
+        """The counter with these labels, which are looked up once."""
+        counter = self._counters.get((path, outcome))
+        if counter is None:
+            counter = self._counters[path, outcome] = self._exchanges.labels(path, outcome)
+        return counter
 
     def metrics(self) -> bytes:
         """Prometheus' text format."""

@@ -20,6 +20,7 @@ from comps.core.ports import ModelServer
 from comps.core.types import Embeddings
 from comps.dialects.shared.base import Dialect
 from comps.model_servers.scripted import Scripted
+from comps.server import ServerProtocol
 
 PATH = "/v1/chat/completions"
 PATIENCE = 60.0
@@ -189,7 +190,9 @@ async def running(
 
     # Before the loop runs, as in the command; here in a thread, since making a service reads files.
     app = await asyncio.to_thread(make)
-    config = uvicorn.Config(app, port=0, host="127.0.0.1", http="httptools", log_config=None, access_log=False)
+    config = uvicorn.Config(
+        app, port=0, host="127.0.0.1", http=ServerProtocol, ws="none", log_config=None, access_log=False
+    )
     server = Announced(config)
     serving = asyncio.ensure_future(server.serve())
     try:

@@ -374,11 +374,12 @@ def test_what_is_set_reaches_the_model_server(tmp_path: Path, monkeypatch: pytes
         "LLM_FIRST_TOKEN_SECONDS": "2",
         "LLM_BETWEEN_TOKENS_SECONDS": "3",
         "LLM_TOTAL_SECONDS": "4",
+        "LLM_WHOLE_ANSWERS": "stream",
         "LLM_CONTEXT_WINDOW": "5",
         "LLM_DEVICE": "GPU",
     }
     opened(monkeypatch, **environment)
-    access = Access("key", "https://login", "me", "hush", False, pem, pem, pem, 1, 2, 3, 4)
+    access = Access("key", "https://login", "me", "hush", False, pem, pem, pem, 1, 2, 3, 4, True)
     default = Access()
     assert all(getattr(access, name) != getattr(default, name) for name in Access.__dataclass_fields__)
     assert opened_with == [("vllm", Target("m", "https://one:1", access, 5, "GPU", {}))]

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,8 @@ import typer
 import comps.cli
 from comps.app import read_settings
 from comps.core.generator import Models, TextGenerator
-from comps.core.types import JSON, Event, Finished, Prompt, Sampling, TextDelta, Usage
+from comps.core.ports import Answer
+from comps.core.types import JSON, Finished, Prompt, Sampling, Usage
 from comps.model_servers.scripted import Scripted
 from tests.process import PATH, PATIENCE, ROOT, Running, command, free_port, serving
 
@@ -357,9 +358,9 @@ def test_ask_says_which_documents_do_not_fit(
 class Full(Scripted):
     """A model server whose context window has room for one token."""
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        yield TextDelta("one")
-        yield Finished("length", Usage(7, 1))
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
+        answer.text("one")
+        answer.finished(Finished("length", Usage(7, 1)))
 
 
 @LOADS_A_MODEL

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from comps.core.types import JSON, Event, ModelInfo, Prompt, Sampling
+from comps.core.ports import Answer
+from comps.core.types import JSON, ModelInfo, Prompt, Sampling
 from comps.model_servers.embedded.openvino import OpenVINO
 from tests.service import running
 
@@ -30,9 +31,9 @@ class Narrow:
     async def describe(self) -> ModelInfo:
         return replace(await self._engine.describe(), context_window=WINDOW)
 
-    def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         self.asked.append((prompt, sampling))
-        return self._engine.generate(prompt, replace(sampling, max_tokens=2), options)
+        await self._engine.generate(prompt, replace(sampling, max_tokens=2), options, answer)
 
     async def aclose(self) -> None:
         pass

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import uvloop
 
 from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, PromptTooLong, Timeout, Unreachable
-from comps.core.types import JSON, Event, ModelInfo, Prompt, Sampling
+from comps.core.ports import Answer
+from comps.core.types import JSON, ModelInfo, Prompt, Sampling
 from comps.model_servers.scripted import Scripted
 from tests.service import PATH, PATIENCE, running, until_idle, until_in_flight
 
@@ -46,7 +47,7 @@ class Loading(Scripted):
 class Faulty(Scripted):
     """A model server with a mistake in it."""
 
-    def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         raise RuntimeError("secret")
 
 

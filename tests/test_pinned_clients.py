@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from comps.core.errors import ModelServerError
-from comps.core.types import JSON, Event, Prompt, Sampling, TextDelta
+from comps.core.ports import Answer
+from comps.core.types import JSON, Prompt, Sampling
 from tests.clients import is_installed, use
 from tests.service import Able, running
 
@@ -21,12 +22,11 @@ ANSWER = "".join(WORDS)
 class Breaking(Able):
     """A model server that breaks off if it is asked to."""
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         if not isinstance(prompt, str) and prompt[-1].content == "break":
-            yield TextDelta("Deep")
+            answer.text("Deep")
             raise ModelServerError("it broke")
-        async for event in super().generate(prompt, sampling, options):
-            yield event
+        await super().generate(prompt, sampling, options, answer)
 
 
 async def used(monkeypatch: pytest.MonkeyPatch, client: str, package: str, server: Able) -> dict[str, Any]:

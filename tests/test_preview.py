@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 from unittest.mock import AsyncMock
@@ -16,7 +15,8 @@ from starlette.types import Receive, Scope
 
 import comps.handler
 from comps.core.errors import Refused, Unreachable
-from comps.core.types import JSON, Event, Prompt, Sampling
+from comps.core.ports import Answer
+from comps.core.types import JSON, Prompt, Sampling
 from comps.model_servers import FRAMEWORKS
 from comps.model_servers.embedded.engine_process import EngineProcess
 from comps.model_servers.scripted import Scripted
@@ -29,7 +29,7 @@ __all__ = ["subject"]
 
 PROMPT = "/v1/prompt"
 DOCUMENTS = ["A lantern hangs in the harbour.", {"title": "Bridges", "text": "The bridge opens at noon. " * 5}]
-GENERATING = ("/v1/completions", "/generate_stream", "scripted")
+GENERATING = ("/v1/completions", "/generate_stream", "/generate", "scripted")
 EVERY_ROUTE = (
     *("/v1/chat/completions", "/v1/completions", "/api/worker_generate", "/api/worker_generate_stream"),
     *("/api/{model}/worker_generate", "/api/{model}/worker_generate_stream", "/generate", "/agenerate", "/chat"),
@@ -54,17 +54,17 @@ def received(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> list[tuple[st
         got.append((request.path, await request.json()))
         return await body_at(self, request, schema)
 
-    async def engine(self: EngineProcess, message: Mapping[str, JSON]) -> AsyncGenerator[JSON]:
+    async def engine(
+        self: EngineProcess, message: Mapping[str, JSON], on_part: Callable[[JSON], None] | None = None
+    ) -> JSON:
         got.append(("engine", message))
-        async with aclosing(ask(self, message)) as parts:
-            async for part in parts:
-                yield part
+        return await ask(self, message, on_part)
 
-    def scripted(
-        self: Scripted, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
-    ) -> AsyncGenerator[Event]:
+    async def scripted(
+        self: Scripted, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer
+    ) -> None:
         got.append(("scripted", (prompt, sampling, options)))
-        return generate(self, prompt, sampling, options)
+        await generate(self, prompt, sampling, options, answer)
 
     monkeypatch.setattr(comps.handler, "_body", body)
     monkeypatch.setattr(StandIn, "_body", stand_in)
@@ -87,7 +87,7 @@ def asked_of(received: list[tuple[str, JSON]]) -> dict[str, JSON]:
         return {**named(prompt), "sampling": said(asdict(sampling)), "options": options}
     if path == "engine":
         return {**named(asked["generate"]["prompt"]), "sampling": said(asked["generate"]["sampling"])}
-    if path == "/generate_stream":
+    if path in ("/generate_stream", "/generate"):
         parameters = dict(asked["parameters"])
         parameters["max_tokens"] = parameters.pop("max_new_tokens")
         assert parameters.pop("details")

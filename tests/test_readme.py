@@ -60,7 +60,7 @@ def clash_table() -> str:
             lines.append(_clash(f"POST {path}", "none of these: the error", list(claims), endpoint.calls[0][1].name))
     for route in dict.fromkeys(route for dialect in dialects for route in dialect.routes):
         facts = {one.name: one.routes[route] for one in dialects if route in one.routes}
-        if len({fact.tell for fact in facts.values()}) > 1:
+        if len({fact.respond for fact in facts.values()}) > 1:
             lines.append(_clash(route, "", list(facts), next(iter(facts))))
     names = [dialect.name for dialect in dialects]
     return "\n".join([*lines, _clash("", "a route that there is not: the error", names, names[0])])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from comps.model_servers import FRAMEWORKS, open_model_server
@@ -24,19 +26,23 @@ SAMPLING = {
 QUESTION = {"messages": [{"role": "user", "content": "Hi"}]}
 
 
+@pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("kind", ["vllm", "ray_serve", "openai_api"])
 async def test_every_sampling_field_is_sent_on_or_said_to_be_ignored(
-    kind: str, framework: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, framework: str, streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}
     replies: dict[str, Reply | list[Reply]] = {
         "/v1/models": Reply([b'{"data": []}']),
-        "/v1/chat/completions": sse({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]}),
+        "/v1/chat/completions": sse({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]})
+        if streamed
+        else Reply([json.dumps({"choices": [choice]}).encode()]),
     }
     async with replaying(replies) as replay:
         server = open_model_server(kind, Target("m", replay.url))
         async with running(server, monkeypatch, {"LLM_NAME": "m", "FRAMEWORK": framework}) as service:
-            answer = await service.post({**QUESTION, **SAMPLING})
+            answer = await service.post({**QUESTION, **SAMPLING, "stream": streamed})
     assert answer.status == 200, answer.body
     sent = replay.asked[-1][2]
     ignored = set(filter(None, answer.headers.get("x-ignored-params", "").split(", ")))

@@ -86,6 +86,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "first_token_seconds": ("7", 7.0),
     "between_tokens_seconds": ("0", 0.0),
     "total_seconds": ("60", 60.0),
+    "whole_answers": ("Stream", "stream"),
     "context_window": ("4096", 4096),
     "enabled": ("OpenAI, opea", ("openai", "opea")),
     "opea_stream": ("text", "text"),

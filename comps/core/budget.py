@@ -1,7 +1,7 @@
-"""What of a request fits the model's context window, and the report of it.
+"""How the model's context window is shared, and where a text is cut.
 
-The question always does, or the request is refused. Then come the documents, best first, and what was said before, the
-latest first; what is left is the answer's. No prompt is made here: `prompts` does that of what is kept.
+The question is always kept, or the request is refused. Documents, the best first, and the history, the latest first,
+share what the question and the answer leave.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from functools import lru_cache
 from comps.core.errors import PromptTooLong
 
 LEAST_PIECE = 16
-"""A piece of a document with fewer tokens says nothing."""
+"""In tokens: a shorter piece of a document is of no use."""
 
 _SENTENCE = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）]*|\n")
-_JOINER = "\u200d"
-_SHADES = "🏻🏼🏽🏾🏿"
+_ZERO_WIDTH_JOINER = "\u200d"
+_SKIN_TONES = "🏻🏼🏽🏾🏿"
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff]")
 _LEAST_SHARE = 0.5
-"""A piece ends at a sentence's end, unless that costs more than this share of it."""
+"""A piece ends at the end of a sentence, unless less than this share of it is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Sharing:
     """How to share a context window.
 
     Attributes:
-        least_answer: Tokens that stay free for an answer, if it may have so many, before a document gives way.
-        documents_first: Whether what was said before gives way to all documents, and not to the best one alone.
+        least_answer: Tokens that are kept free for the answer, if it may have so many, by dropping documents.
+        documents_first: Whether history is dropped for the sake of all documents, and not of the best one alone.
     """
 
     least_answer: int = 256
@@ -46,9 +46,9 @@ class Share:
     """What fits."""
 
     exchanges: int
-    """Of the history, so many of the latest."""
+    """How many of the latest exchanges of the history."""
     room: int
-    """Tokens that documents may have."""
+    """The tokens that the documents may have."""
 
 
 def share(
@@ -57,27 +57,27 @@ def share(
     """Share a context window.
 
     Args:
-        window: All that it holds, in tokens, as everything here.
-        question: What must be there: the question, the templates around it, the system's messages.
-        history: What was said before, an exchange each, the earliest first.
+        window: Its size, in tokens, as all sizes here.
+        question: What is always kept: the question, the templates around it, the system messages.
+        history: The exchanges of the history, the earliest first.
         documents: The documents, the best first.
-        sharing: What gives way to what.
-        asked: The most that the answer may have; None if nobody says.
+        sharing: What is dropped for the sake of what.
+        asked: The most that the answer may have; None if the request does not say.
 
     Raises:
         PromptTooLong: The question alone fills the window.
     """
     if question >= window:
         raise PromptTooLong(question, window)
-    kept_free = min(sharing.least_answer, asked or sharing.least_answer, window - question)
-    room = window - question - kept_free
-    before = sum(documents if sharing.documents_first else documents[:1])
-    exchanges, said = _as_many(list(reversed(history)), max(room - before, 0))
-    return Share(exchanges, room - said)
+    answer = min(sharing.least_answer, asked or sharing.least_answer, window - question)
+    room = window - question - answer
+    reserved = sum(documents if sharing.documents_first else documents[:1])
+    exchanges, tokens = _fitting(list(reversed(history)), max(room - reserved, 0))
+    return Share(exchanges, room - tokens)
 
 
-def _as_many(sizes: Sequence[int], room: int) -> tuple[int, int]:
-    """How many of them, one after the other, fit, and what they have together."""
+def _fitting(sizes: Sequence[int], room: int) -> tuple[int, int]:
+    """How many of them fit, from the first on, and their sum."""
     taken = 0
     for number, size in enumerate(sizes):
         if taken + size > room:
@@ -87,9 +87,10 @@ def _as_many(sizes: Sequence[int], room: int) -> tuple[int, int]:
 
 
 def cut(text: str, most: int) -> str:
-    """The beginning of a text, with at most so many characters.
+    """The beginning of a text, with at most `most` characters.
 
-    It ends with a sentence or a paragraph, else with a word, and never within what is read as one character.
+    It ends with a sentence or a paragraph, else with a word, and never inside a grapheme cluster: several code points
+    that are displayed as one character.
     """
     if len(text) <= most:
         return text
@@ -101,17 +102,18 @@ def cut(text: str, most: int) -> str:
 
 def _is_between_words(text: str, place: int) -> bool:
     before, after = text[place - 1], text[place]
-    return (_stands_alone(before) or _stands_alone(after)) and before != _JOINER and not _goes_on(after)
+    is_break = _is_no_word_part(before) or _is_no_word_part(after)
+    return is_break and before != _ZERO_WIDTH_JOINER and not _extends(after)
 
 
 @lru_cache(1024)
-def _stands_alone(character: str) -> bool:
-    """Whether it is no part of a longer word: a space, a picture, or of a script without spaces, as Chinese is and
-    Korean is not."""
+def _is_no_word_part(character: str) -> bool:
+    """Whether a word ends before and after it: a space, a pictograph, or a character of a script without spaces, as
+    Chinese is and Korean is not."""
     wide = unicodedata.east_asian_width(character) in "WF" and not _HANGUL.match(character)
     return wide or character.isspace()
 
 
-def _goes_on(character: str) -> bool:
-    """Whether it is read as one with the character before it: marks, variants, joiners, tags, shades of skin."""
-    return unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf") or character in _SHADES
+def _extends(character: str) -> bool:
+    """Whether it belongs to the character before it: a combining mark, variation selector, joiner, tag or skin tone."""
+    return unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf") or character in _SKIN_TONES

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from comps.core.answers import Forwarding
+from comps.core.deltas import join_extra
+from comps.core.ports import Answer
 from comps.core.prompts import own_number
-from comps.core.types import JSON, Document, Event, TextDelta
+from comps.core.types import JSON, Document, Finished, Generation, TextDelta
 
 ANNOTATIONS, UNKNOWN = "annotations", "unknown_citations"
 """What comes beside the text; see `citations`."""
@@ -134,23 +136,43 @@ def cited_numbers(extra: Mapping[str, JSON] | None) -> set[int]:
     return {one["number"] for one in told if isinstance(one, dict) and isinstance(one.get("number"), int)}
 
 
-async def with_citations(
-    events: AsyncGenerator[Event], given: Mapping[int, Document], echoed: str = ""
-) -> AsyncGenerator[Event]:
-    """The events of an answer, and before the end of each choice what its marks name, if it has any.
+class Cited(Forwarding):
+    """Writes an answer on and, before the end of each choice, what its marks name, if it has any.
 
     Args:
-        events: The answer.
+        answer: Where it is written to.
         given: The documents, by number.
         echoed: What an answer may begin with, in which nothing is a mark: the prompt.
     """
-    pieces: dict[int, list[str]] = defaultdict(list)
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, TextDelta):
-                pieces[event.choice].append(event.text)
-            else:
-                text = "".join(pieces.pop(event.choice, ()))
-                if found := citations(text, given, len(echoed) if text.startswith(echoed) else 0):
-                    yield TextDelta("", event.choice, found)
-            yield event
+
+    def __init__(self, answer: Answer, given: Mapping[int, Document], echoed: str = "") -> None:
+        super().__init__(answer)
+        self._given = given
+        self._echoed = echoed
+        self._pieces: defaultdict[int, list[str]] = defaultdict(list)
+
+    def text(self, text: str, choice: int = 0) -> None:
+        self._pieces[choice].append(text)
+        self._answer.text(text, choice)
+
+    def delta(self, delta: TextDelta) -> None:
+        self._pieces[delta.choice].append(delta.text)
+        self._answer.delta(delta)
+
+    def finished(self, end: Finished) -> None:
+        text = "".join(self._pieces.pop(end.choice, ()))
+        if found := _citations_of(text, self._given, self._echoed):
+            self._answer.delta(TextDelta("", end.choice, found))
+        self._answer.finished(end)
+
+
+def with_citations(generation: Generation, given: Mapping[int, Document], echoed: str = "") -> Generation:
+    """A whole answer, each of its choices with what its marks name; see `Cited`."""
+    found = _citations_of(generation.text, given, echoed)
+    further = tuple(with_citations(choice, given, echoed) for choice in generation.further)
+    extra = join_extra(generation.extra or {}, found) if found else generation.extra
+    return replace(generation, extra=extra, further=further)
+
+
+def _citations_of(text: str, given: Mapping[int, Document], echoed: str) -> dict[str, JSON]:
+    return citations(text, given, len(echoed) if text.startswith(echoed) else 0)

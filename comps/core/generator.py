@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
+from comps.core.answers import collect
 from comps.core.budget import DEFAULT_SHARING, Sharing
-from comps.core.citations import by_number, with_citations
+from comps.core.citations import Cited, by_number, with_citations
 from comps.core.counting import NO_SUCH_ROUTE
-from comps.core.deltas import join_extra
 from comps.core.errors import InvalidRequest, ModelServerError, Refused, UnknownModel, no_room
 from comps.core.planning import Plan, Planner
-from comps.core.ports import CountsPrompts, CountsTokens, Embeds, Loads, ModelServer, Renders, Translates
+from comps.core.ports import (
+    Answer,
+    Completes,
+    CountsPrompts,
+    CountsTokens,
+    Embeds,
+    Loads,
+    ModelServer,
+    Renders,
+    Translates,
+)
 from comps.core.prompts import DEFAULT_TEMPLATES, Templates, text_of
-from comps.core.tasks import at_once
 from comps.core.types import (
     JSON,
+    Document,
     Embeddings,
-    Event,
     Finished,
     Generation,
     GenerationRequest,
     ModelInfo,
     Prompt,
     Sampling,
-    TextDelta,
     Usage,
-    total,
 )
 
 T = TypeVar("T")
@@ -77,6 +83,7 @@ class TextGenerator:
     ) -> None:
         self.server = server
         self.model = model
+        self._complete = server.complete if isinstance(server, Completes) else None
         self._broken = ""
         self._info: ModelInfo | None = None
         self._keeps_total = False
@@ -98,15 +105,9 @@ class TextGenerator:
             self._broken = f"the model {self.model} could not be loaded; the service's log has the reason"
             raise
 
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
-        """The events of the answer; closing them stops the model."""
-        self._usable(request.model)
-        return self._generate(request)
-
-    async def _generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
-        async with aclosing(self.answer(await self.plan(request))) as events:
-            async for event in events:
-                yield event
+    async def generate(self, request: GenerationRequest, answer: Answer) -> None:
+        """Write the answer to a request; cancelling it stops the model."""
+        await self.answer(await self.plan(request), answer)
 
     async def plan(self, request: GenerationRequest, *, to_the_token: bool = False) -> Plan:
         """What the model server is asked for a request, and what became of the request on the way; see `Planner`."""
@@ -114,20 +115,40 @@ class TextGenerator:
         window = (await self.info()).context_window
         return await self._planner.plan(request, window, to_the_token=to_the_token)
 
-    def answer(self, plan: Plan) -> AsyncGenerator[Event]:
-        """The events of the answer to what was planned, with what it cites; closing them stops the model."""
+    async def answer(self, plan: Plan, answer: Answer) -> None:
+        """Write the answer to what was planned, with what it cites; cancelling it stops the model."""
         if (text := self._known(plan)) is not None:
-            return _said(text)
-        events = self._answer(plan)
-        if given := by_number(plan.sources if plan.numbered else (), plan.request.quoted):
-            echoed = plan.prompt if plan.options.get("echo") and isinstance(plan.prompt, str) else ""
-            return with_citations(events, given, echoed)
-        return events
+            answer.text(text)
+            answer.finished(Finished("stop", Usage(0, 0)))
+            return
+        if given := _citable(plan):
+            answer = Cited(answer, given, _echoed(plan))
+        generate, to = self.server.generate, answer
+        await self._ask(plan, lambda prompt, sampling, options: generate(prompt, sampling, options, to))
 
-    def _answer(self, plan: Plan) -> AsyncGenerator[Event]:
-        if plan.request.max_total_tokens is None:
-            return self.server.generate(plan.prompt, plan.sampling, plan.options)
-        return self._within(plan.request.max_total_tokens, plan.prompt, plan.request)
+    async def complete(self, plan: Plan) -> Generation:
+        """The whole answer to what was planned; see `answer`.
+
+        Raises:
+            ModelServerError: The answer has no end; half an answer is never passed off as a whole one.
+        """
+        if (text := self._known(plan)) is not None:
+            return Generation(text, "stop", Usage(0, 0))
+        generation = await self._ask(plan, self._complete or partial(collect, self.server.generate))
+        given = _citable(plan)
+        return with_citations(generation, given, _echoed(plan)) if given else generation
+
+    async def _ask(self, plan: Plan, ask: Callable[[Prompt, Sampling, Mapping[str, JSON]], Awaitable[T]]) -> T:
+        """Ask the model server for what was planned, kept within the most tokens of prompt and answer together."""
+        most = plan.request.max_total_tokens
+        if most is None:
+            return await ask(plan.prompt, plan.sampling, plan.options)
+        request = plan.request
+        try:
+            return await ask(plan.prompt, await self._limited(most, plan.prompt, request.sampling), plan.options)
+        except InvalidRequest as error:
+            one = _one_token(error, request)
+        return await ask(plan.prompt, one, plan.options)
 
     def _known(self, plan: Plan) -> str | None:
         """The answer that is known without a model, if there is one."""
@@ -172,20 +193,6 @@ class TextGenerator:
             return limited
         except InvalidRequest as error:
             return _one_token(error, plan.request)
-
-    async def _within(self, most: int, prompt: Prompt, request: GenerationRequest) -> AsyncGenerator[Event]:
-        """An answer that has, together with the prompt, so many tokens at most."""
-        try:
-            limited = await self._limited(most, prompt, request.sampling)
-            async with aclosing(self.server.generate(prompt, limited, request.options)) as events:
-                async for event in events:
-                    yield event
-            return
-        except InvalidRequest as error:
-            one = _one_token(error, request)
-        async with aclosing(self.server.generate(prompt, one, request.options)) as events:
-            async for event in events:
-                yield event
 
     async def _limited(self, most: int, prompt: Prompt, sampling: Sampling) -> Sampling:
         """The sampling of an answer that has so many tokens at most together with the prompt.
@@ -246,10 +253,14 @@ def _one_token(error: InvalidRequest, request: GenerationRequest) -> Sampling:
     return replace(request.sampling, max_tokens=1)
 
 
-async def _said(text: str) -> AsyncGenerator[Event]:
-    """An answer that no model makes."""
-    yield TextDelta(text)
-    yield Finished("stop", Usage(0, 0))
+def _citable(plan: Plan) -> Mapping[int, Document]:
+    """The documents that an answer may cite, by number."""
+    return by_number(plan.sources if plan.numbered else (), plan.request.quoted)
+
+
+def _echoed(plan: Plan) -> str:
+    """What the answer may begin with, in which nothing is a citation."""
+    return plan.prompt if plan.options.get("echo") and isinstance(plan.prompt, str) else ""
 
 
 class Models:
@@ -280,83 +291,6 @@ class Models:
         if name not in self._by_name:
             raise UnknownModel(name, ", ".join(self._by_name))
         return self._by_name[name]
-
-
-async def collect(events: AsyncGenerator[Event]) -> Generation:
-    """Gather an answer with all its choices.
-
-    Raises:
-        ModelServerError: The events ended without a `Finished` for each choice; half an answer is never passed off as a
-            whole one.
-    """
-    pieces: dict[int, list[str]] = {}
-    extras: dict[int, dict[str, JSON]] = {}
-    finished: dict[int, Finished] = {}
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, Finished):
-                finished[event.choice] = event
-                continue
-            pieces.setdefault(event.choice, []).append(event.text)
-            if event.extra:
-                extras[event.choice] = join_extra(extras.get(event.choice, {}), event.extra)
-    if not finished or pieces.keys() - finished.keys():
-        raise _broken_off()
-    usage = next((end.usage for end in finished.values() if end.usage), None)
-    first, *further = (
-        Generation("".join(pieces.get(choice, ())), end.reason, usage, extras.get(choice))
-        for choice, end in sorted(finished.items())
-    )
-    return replace(first, further=tuple(further))
-
-
-async def together(answers: Sequence[AsyncGenerator[Event]], choices: int = 1) -> AsyncGenerator[Event]:
-    """The events of several answers, made at once, as they come; closing it closes them all. Where the last of them
-    ends, the usage of all is told.
-
-    Args:
-        answers: What to read.
-        choices: Of each answer; those of the second are numbered after those of the first, and so on.
-
-    Raises:
-        ModelServerError: One of them ended without a `Finished`.
-    """
-    inbox: asyncio.Queue[Event | Exception | None] = asyncio.Queue(1)
-    used: dict[int, Usage | None] = {}
-
-    async def read(number: int, events: AsyncGenerator[Event]) -> None:
-        event: Event | None = None
-        async with aclosing(events):
-            async for event in events:
-                if isinstance(event, Finished):
-                    last = number not in used and len(used) == len(answers) - 1
-                    used.setdefault(number, event.usage)
-                    event = replace(event, usage=total(used.values()) if last else None)
-                await inbox.put(replace(event, choice=number * choices + event.choice))
-        if not isinstance(event, Finished):
-            raise _broken_off()
-
-    async def read_all() -> None:
-        failure: Exception | None = None
-        try:
-            await at_once([read(number, events) for number, events in enumerate(answers)])
-        except Exception as error:  # Raised where the events are read.
-            failure = error
-        await inbox.put(failure)
-
-    reading = asyncio.ensure_future(read_all())
-    try:
-        while (event := await inbox.get()) is not None:
-            if isinstance(event, Exception):
-                raise event
-            yield event
-    finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
-
-
-def _broken_off() -> ModelServerError:
-    return ModelServerError("the model server broke off in the middle of the answer")
 
 
 def _text(prompt: Prompt) -> str:

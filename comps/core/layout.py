@@ -1,83 +1,137 @@
-"""How documents get to the model: in the text of the prompt, or beside it, for the model's own chat template to write
-them down."""
+"""Where documents are put: in the text of the prompt, or in an option of their own, from which the model's own chat
+template writes them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
 from comps.core.counting import Count
-from comps.core.prompts import DEFAULT_TEMPLATES, Templates, as_context, asks_for_context, build_prompt
+from comps.core.prompts import (
+    Templates,
+    as_context,
+    asks_for_context,
+    build_prompt,
+    escape_control_tokens,
+    escape_documents,
+    escape_prompt,
+)
 from comps.core.types import JSON, Document, GenerationRequest, Message, Prompt
 
-_JOINT = "\n\n"
-"""Behind a document; where two texts meet, a token may come apart, which is counted as one more."""
-_QUESTION = (Message("user", "Which bird was it?"),)
-_DOCUMENT = Document("The harbour bird of Velmora is a grey heron that nests under the pier.", "Birds", number=1)
+_SEPARATOR = "\n\n"
+"""Follows a document. Where two texts meet, the tokenizer may make one token more than of each alone."""
+_SAMPLE_QUESTION = (Message("user", "Which bird was it?"),)
+_SAMPLE_DOCUMENT = Document("The harbour bird of Velmora is a grey heron that nests under the pier.", "Birds", number=1)
+
+
+class Laid(NamedTuple):
+    """What the model server gets."""
+
+    prompt: Prompt
+    options: Mapping[str, JSON]
+    documents: tuple[Document, ...]
+    """As they are in there."""
 
 
 class Layout(Protocol):
-    """One of the two ways."""
+    """Puts documents into a request to the model server."""
 
     @property
     def numbered(self) -> bool:
-        """Whether the model can tell documents by their numbers."""
+        """Whether the model sees the documents' numbers."""
         ...
 
     @property
-    def around(self) -> int:
-        """The most tokens that come with a document besides those of what `read` gives."""
+    def overhead(self) -> int:
+        """The most tokens that each document costs besides those of its `text`."""
         ...
 
     def lay(self, request: GenerationRequest) -> tuple[Prompt, Mapping[str, JSON]]:
-        """The prompt and the options that the model server gets."""
+        """The prompt and the options for the model server, not escaped yet.
+
+        Raises:
+            InvalidRequest: See `build_prompt`.
+        """
         ...
 
-    def times(self, request: GenerationRequest) -> int:
-        """In how many places the model reads each document."""
+    def escaped(self, request: GenerationRequest, laid: tuple[Prompt, Mapping[str, JSON]]) -> Laid:
+        """What `lay` made of a request, with turn markers broken up.
+
+        What is in the text of the prompt is escaped only now, since two harmless texts may form a marker where they
+        meet, and so that each text is searched once.
+        """
         ...
 
-    def read(self, document: Document) -> str:
-        """What the model reads of a document."""
+    def occurrences(self, request: GenerationRequest) -> int:
+        """How many times each document occurs in the prompt."""
+        ...
+
+    def text(self, document: Document) -> str:
+        """What the model reads of a document, for its tokens to be counted."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class InText:
-    """Documents are in the prompt, as the templates have it."""
+class InPrompt:
+    """Documents are in the text of the prompt, where the templates have them.
 
-    templates: Templates = DEFAULT_TEMPLATES
-    around: int = 1
+    Args:
+        templates: How questions and documents become prompts.
+        escape: Breaks up turn markers in a text.
+    """
 
-    @property
-    def numbered(self) -> bool:
-        return self.templates.numbered
+    overhead = 1
+
+    def __init__(self, templates: Templates, escape: Callable[[str], str]) -> None:
+        self.templates = templates
+        self.numbered = templates.numbered
+        self._escape = escape
+        self._escaping = replace(templates, escape=escape)
 
     def lay(self, request: GenerationRequest) -> tuple[Prompt, Mapping[str, JSON]]:
         return build_prompt(request, self.templates), request.options
 
-    def times(self, request: GenerationRequest) -> int:
-        asking = 0
+    def escaped(self, request: GenerationRequest, laid: tuple[Prompt, Mapping[str, JSON]]) -> Laid:
+        prompt, options = laid
+        documents = request.documents or ()
+        if not isinstance(prompt, str):
+            prompt = escape_prompt(prompt, self._escape)
+        elif documents:  # Text to continue may hold turns of the caller's own, and its documents may not.
+            prompt = build_prompt(request, self._escaping)
+        if prompt != laid[0]:
+            documents = escape_documents(documents, self._escape)
+        return Laid(prompt, options, documents)
+
+    def occurrences(self, request: GenerationRequest) -> int:
+        in_system = 0
         if not isinstance(request.prompt, str):
-            asking = sum(str(one.content).count("{context}") for one in request.prompt if asks_for_context(one))
-        return asking + (0 if request.template is None else max(request.template.count("{context}"), 1)) or 1
+            in_system = sum(str(one.content).count("{context}") for one in request.prompt if asks_for_context(one))
+        in_template = 0 if request.template is None else max(request.template.count("{context}"), 1)
+        return max(in_system + in_template, 1)
 
-    def read(self, document: Document) -> str:
-        return as_context(document, self.templates) + _JOINT
+    def text(self, document: Document) -> str:
+        return self._escape(as_context(document, self.templates)) + _SEPARATOR
 
 
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """Documents are an option of their own: `documents`, a list of objects with `doc_id`, `title`, `text` and what is
-    text in their metadata, as Hugging Face's chat templates have them."""
+class InOptions:
+    """Documents are in the option `documents`: a list of objects with `doc_id`, `title`, `text` and the strings of
+    their metadata, as Hugging Face's chat templates take them:
+    https://huggingface.co/docs/transformers/v4.51.3/chat_extras
 
-    around: int
-    numbered: ClassVar[bool] = False
+    Args:
+        overhead: The most tokens that the chat template writes around a document.
+        escape: Breaks up turn markers in a text.
+    """
+
+    numbered = False
+
+    def __init__(self, overhead: int, escape: Callable[[str], str]) -> None:
+        self.overhead = overhead
+        self._escape = escape
 
     @staticmethod
     def suits(request: GenerationRequest) -> bool:
-        """Whether there are documents, and nobody says where in the text they belong."""
+        """Whether there are documents, and the request says nothing of where in the text they belong."""
         if not request.documents or request.template is not None or isinstance(request.prompt, str):
             return False
         return not any(map(asks_for_context, request.prompt))
@@ -86,29 +140,37 @@ class Beside:
         prompt = build_prompt(replace(request, documents=None, template=None))
         return prompt, {**request.options, "documents": [_as_object(one) for one in request.documents or ()]}
 
-    def times(self, request: GenerationRequest) -> int:
+    def escaped(self, request: GenerationRequest, laid: tuple[Prompt, Mapping[str, JSON]]) -> Laid:
+        request = escape_control_tokens(request, self._escape)
+        return Laid(*self.lay(request), request.documents or ())
+
+    def occurrences(self, request: GenerationRequest) -> int:
         return 1
 
-    def read(self, document: Document) -> str:
-        further = (f"{name}: {value}" for name, value in _metadata(document).items())
-        return "\n".join((*further, document.title, document.text))
+    def text(self, document: Document) -> str:
+        (document,) = escape_documents((document,), self._escape)
+        metadata = (f"{name}: {value}" for name, value in _strings(document).items())
+        return "\n".join((*metadata, document.title, document.text))
 
 
-def _metadata(document: Document) -> dict[str, str]:
-    """What of it is text; with a name that is none, it could be anything to a template."""
+def _strings(document: Document) -> dict[str, str]:
+    """The strings of a document's metadata, by name; a name that is no identifier could be anything to a template."""
     named = {name: value for name, value in document.metadata.items() if name.isidentifier()}
     return {name: value for name, value in named.items() if isinstance(value, str)}
 
 
 def _as_object(document: Document) -> dict[str, str]:
-    return {**_metadata(document), "doc_id": str(document.number), "title": document.title, "text": document.text}
+    return {**_strings(document), "doc_id": str(document.number), "title": document.title, "text": document.text}
 
 
-async def find_beside(count: Count) -> Beside | None:
-    """Whether the model's chat template writes documents down, and with what around them; None if it does not, or if
-    the model server cannot count what it reads."""
-    asked = GenerationRequest(_QUESTION, (_DOCUMENT,))
-    laid, options = Beside(0).lay(asked)
-    without, (text,) = await count.prompt_and_texts(laid, {}, [_DOCUMENT.text])
-    around = await count.prompt(laid, options) - without - text
-    return Beside(around) if count.exact and around >= 0 else None
+async def find_native(count: Count, escape: Callable[[str], str]) -> InOptions | None:
+    """The layout by which the model's own chat template writes documents; None if it does not, or if the model server
+    cannot count what the model reads.
+
+    A sample is counted with and without a document: the difference is the document and what is written around it.
+    """
+    request = GenerationRequest(_SAMPLE_QUESTION, (_SAMPLE_DOCUMENT,))
+    prompt, options = InOptions(0, escape).lay(request)
+    without, (text,) = await count.prompt_and_texts(prompt, {}, [_SAMPLE_DOCUMENT.text])
+    overhead = await count.prompt(prompt, options) - without - text
+    return InOptions(overhead, escape) if count.exact and overhead >= 0 else None

@@ -1,7 +1,8 @@
-"""What opens and closes turns in a chat template, broken up wherever it stands in somebody's text.
+"""Turn markers, which open and close turns in a chat template, broken up wherever they occur in a caller's text.
 
-A control token is a single token to the model's tokenizer, and a role marker is what the model was trained to take a
-turn from. A space behind the first character makes either the text that it is: `< |im_end|>`, `[ INST]`, `U SER:`.
+A marker is either a control token, which is a single token to the model's tokenizer, or a role marker, from which the
+model was trained to begin a turn. A space after the first character makes either one ordinary text: `< |im_end|>`,
+`[ INST]`, `U SER:`.
 """
 
 from __future__ import annotations
@@ -9,20 +10,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable
 
-_UNSEEN = (
+_INVISIBLE = (
     "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U000e0fff\ud800-\udfff"
 )
-"""What nobody sees and a tokenizer may leave out: control characters, Unicode's default ignorable ones, surrogates."""
-_ANY_UNSEEN = f"[{_UNSEEN}]*"
-_LINE_START = rf"[\n\r\v\f\x85\u2028\u2029][ \t\xa0{_UNSEEN}]*"
+"""Characters that are not displayed, and that a tokenizer may leave out: control characters, those that Unicode calls
+default ignorable, surrogates."""
+_ANY_INVISIBLE = f"[{_INVISIBLE}]*"
+_LINE_BREAKS = "\n\r\v\f\x85\u2028\u2029"
+_INDENT = rf"[ \t\xa0{_INVISIBLE}]*"
 _INNER = r"[^<>|｜ \t\n\r]+"
-_SPECIAL = rf"[|｜]{_INNER}(?:[|｜]{_ANY_UNSEEN})?>"
-"""What is behind the `<` of `<|im_end|>`, DeepSeek's `<｜User｜>`, and Gemma 4's `<|turn>`."""
-_SPECIAL_END = rf"{_INNER}[|｜]{_ANY_UNSEEN}>"
-"""What is behind that of Gemma 4's `<turn|>`."""
+_SPECIAL = rf"[|｜]{_INNER}(?:[|｜]{_ANY_INVISIBLE})?>"
+"""What follows the `<` of `<|im_end|>`, of DeepSeek's `<｜User｜>`, and of Gemma 4's `<|turn>`."""
+_SPECIAL_END = rf"{_INNER}[|｜]{_ANY_INVISIBLE}>"
+"""What follows the `<` of Gemma 4's `<turn|>`."""
 _SPECIALS = ("<s>", "</s>", "<bos>", "<eos>", "<unk>", "<pad>")
+_SPARSE = 512
+"""A character is rare in a text if it occurs less than once in so many characters, on average."""
 
 _TAG = re.compile(r"<[^<>\s]+>+|<<[^<>\s]+>>|\[[^\[\]\s]+\]")
 _ROLE = re.compile(r"(?:#+ ?)?\w+:(?=\s*$)")
@@ -35,57 +40,86 @@ def tag_at(text: str) -> str | None:
 
 
 def tags_in(text: str) -> list[str]:
-    """The tags in it: `[INST]`, `<<SYS>>`, `</s>`."""
+    """The tags in a text: `[INST]`, `<<SYS>>`, `</s>`."""
     return _TAG.findall(text)
 
 
 def markers_in(pieces: Iterable[str]) -> set[str]:
-    """What opens and closes turns, told by what a template writes around contents."""
+    """The turn markers in the pieces of text that a template writes around contents."""
     return {mark for piece in pieces for mark in (*tags_in(piece), *_ROLE.findall(piece))}
 
 
 def control_token_escape(markers: Collection[str]) -> Callable[[str], str]:
-    r"""What breaks up these markers and all special tokens, also with unseen characters within, in linear time.
+    r"""A function that breaks up these markers and all special tokens in a text, in linear time.
+
+    A marker is also found with invisible characters inside. To escape a text twice is the same as to escape it once. A
+    text without markers is returned as the same object.
 
     Args:
-        markers: After a `\n`, one counts at the start of a line only; one that begins with a letter, at that of a word.
+        markers: One that begins with `\n` counts only at the start of a line; one that begins with a letter, only at
+            the start of a word.
     """
-    lines = {mark[1:] for mark in markers if mark.startswith("\n")}
-    anywhere = {*_SPECIALS, *(mark for mark in markers if not mark.startswith("\n"))}
-    patterns = [(re.compile(head), f"{first} ") for first, head in _heads(anywhere).items()]
-    at_lines = re.compile(f"{_LINE_START}(?:{'|'.join(_heads(lines).values())})") if lines else None
+    at_start = {mark[1:] for mark in markers if mark.startswith("\n")}
+    anywhere = _heads({*_SPECIALS, *(mark for mark in markers if not mark.startswith("\n"))})
+    patterns = [(first, re.compile(head), f"{first} ") for first, head in anywhere.items()]
+    heads = "|".join(_heads(at_start).values())
+    at_lines = [(first, re.compile(f"{first}{_INDENT}(?:{heads})"), r"\g<0> ") for first in _LINE_BREAKS if heads]
 
     def escaped(text: str) -> str:
-        for pattern, broken in patterns:  # Each finds one character, and writes one text: Python is fast at that.
-            text = pattern.sub(broken, text)
-        return at_lines.sub(lambda begin: f"{begin[0]} ", f"\n{text}")[1:] if at_lines else text
+        for first, pattern, broken in patterns:
+            if first in text and _may_occur(pattern, first, text):
+                text = pattern.sub(broken, text)
+        if not at_lines:
+            return text
+        lines = f"\n{text}"  # The start of a text is the start of a line.
+        for first, pattern, broken in at_lines:
+            if first in lines and _may_occur(pattern, first, lines):
+                lines = pattern.sub(broken, lines)
+        return lines[1:] if len(lines) > len(text) + 1 else text
 
     return escaped
 
 
+def _may_occur(pattern: re.Pattern[str], first: str, text: str) -> bool:
+    """Whether a pattern that begins with this character may occur in a text; False is certain.
+
+    To find a rare character and to match the pattern there is many times faster than to search for the pattern.
+    """
+    place = -1
+    for _ in range(4 + len(text) // _SPARSE):
+        place = text.find(first, place + 1)
+        if place < 0:
+            return False
+        if pattern.match(text, place):
+            break
+    return True
+
+
 def _heads(marks: Iterable[str]) -> dict[str, str]:
-    """Patterns of the characters that marks begin with, each where one of its marks stands."""
+    """By each character that a mark begins with, a pattern that matches this character where one of its marks
+    follows."""
     heads = {}
     for first, rests in _by_first(marks).items():
-        at_word = rf"(?<!\w{first})" if first.isalnum() else ""
-        behind = f"{_ANY_UNSEEN}{_any_of(rests)}"
+        # Invisible characters before a word are no part of it, although some of them are letters to `\w`.
+        at_word = rf"(?<![^\W{_INVISIBLE}]{first})" if first.isalnum() else ""
+        behind = f"{_ANY_INVISIBLE}{_any_of(rests)}"
         if first == "<":
-            behind = f"{_ANY_UNSEEN}(?:{_any_of(rests)}|{_SPECIAL})|{_SPECIAL_END}"
+            behind = f"{_ANY_INVISIBLE}(?:{_any_of(rests)}|{_SPECIAL})|{_SPECIAL_END}"
         heads[first] = f"{re.escape(first)}{at_word}(?={behind})"
     return heads
 
 
 def _any_of(marks: Iterable[str]) -> str:
-    """A pattern of any of the marks; what several begin with is looked at once."""
+    """A pattern of any of the marks, as a tree: a beginning that several share is matched once."""
     branches = [
-        re.escape(first) + ("" if "" in rests else _ANY_UNSEEN + _any_of(rests))
+        re.escape(first) + ("" if "" in rests else _ANY_INVISIBLE + _any_of(rests))
         for first, rests in _by_first(marks).items()
     ]
     return f"(?:{'|'.join(branches)})"
 
 
 def _by_first(marks: Iterable[str]) -> dict[str, list[str]]:
-    """What follows each character that a mark begins with."""
+    """The rests of the marks, by the character that each begins with."""
     rests: dict[str, list[str]] = {}
     for mark in sorted(marks):
         rests.setdefault(mark[0], []).append(mark[1:])

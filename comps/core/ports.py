@@ -5,34 +5,77 @@ A model server is one required protocol; further abilities are protocols of thei
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from comps.core.types import JSON, Embeddings, Event, ModelInfo, Prompt, Sampling
+from comps.core.types import JSON, Embeddings, Finished, Generation, ModelInfo, Prompt, Sampling, TextDelta
+
+
+class Answer(Protocol):
+    """What a model server writes an answer to, as to one of asyncio's streams: a write returns at once, `drain` waits.
+
+    https://docs.python.org/3/library/asyncio-stream.html#asyncio.StreamWriter
+    """
+
+    def text(self, text: str, choice: int = 0) -> None:
+        """Write a piece of text: valid Unicode, not empty, never half a character.
+
+        Args:
+            text: What comes next.
+            choice: Of an answer with several, which one goes on, from 0.
+        """
+        ...
+
+    def delta(self, delta: TextDelta) -> None:
+        """Write a piece that has more than text, such as a tool call."""
+        ...
+
+    def finished(self, end: Finished) -> None:
+        """Write the end of a choice, once for each; nothing may follow for it."""
+        ...
+
+    @property
+    def full(self) -> bool:
+        """Whether the reader does not keep up, so that `drain` would wait."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until the reader has caught up; returns at once if it has."""
+        ...
 
 
 class ModelServer(Protocol):
     """Turns prompts into tokens."""
 
     async def describe(self) -> ModelInfo:
-        """Say who is there; also the readiness check, so it is cheap and never generates.
+        """What the model server is and honours; also the readiness check, so it is cheap and never generates.
 
         Raises:
             Unreachable: It is not there, or not ready yet.
         """
         ...
 
-    def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        """Yield `TextDelta`s and, at the end, one `Finished` a choice; closing the generator stops the model.
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
+        """Write an answer: its pieces and, at the end, one `Finished` a choice. Cancelling it stops the model.
 
         Raises:
-            InvalidRequest: The prompt or a sampling value cannot be served (`PromptTooLong` for the window).
-            ModelServerError: The model server failed, before or between events.
+            InvalidRequest: The prompt or a sampling value cannot be served (`PromptTooLong` for the window); nothing
+                was written.
+            ModelServerError: The model server failed, before or after something was written.
         """
         ...
 
     async def aclose(self) -> None:
         """Free what is held; calling it again does nothing."""
+        ...
+
+
+@runtime_checkable
+class Completes(Protocol):
+    """A model server that can give a whole answer at once, for less than it costs piece by piece."""
+
+    async def complete(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> Generation:
+        """The whole answer; otherwise as `ModelServer.generate`."""
         ...
 
 
@@ -60,6 +103,15 @@ class CountsTokens(Protocol):
         Raises:
             InvalidRequest: It is too long to be counted (`TextTooLong`).
         """
+        ...
+
+
+@runtime_checkable
+class CountsTexts(CountsTokens, Protocol):
+    """A model server that can count many texts at once, for less than it costs one by one."""
+
+    async def count_texts(self, texts: Sequence[str]) -> Sequence[int]:
+        """The tokens of each text, in their order; otherwise as `CountsTokens.count_tokens`."""
         ...
 
 
@@ -142,5 +194,15 @@ class Embeds(Protocol):
         ...
 
 
-ABILITIES = ("load", "count_tokens", "token_ends", "count_prompt", "render", "translated", "embed")
+ABILITIES = (
+    "complete",
+    "load",
+    "count_tokens",
+    "count_texts",
+    "token_ends",
+    "count_prompt",
+    "render",
+    "translated",
+    "embed",
+)
 """The methods of the optional abilities, by which it is told whether a model server has one."""

@@ -1,7 +1,7 @@
-"""Request and documents into a prompt; the only place where documents meet a template.
+"""Requests and documents become prompts; the only place where documents are filled into templates.
 
-The layout keeps what stays the same in front (instructions, history, documents) and the question last, so that a model
-server's prefix cache can be of use.
+What stays the same from request to request comes first (instructions, history, documents) and the question last, so
+that a model server's prefix cache applies.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import groupby
+from operator import is_
 
 from comps.core.errors import InvalidRequest
 from comps.core.types import JSON, Document, GenerationRequest, Message, Prompt
@@ -18,20 +20,21 @@ RAG_TEMPLATES = {
     "en": "Answer the question from these search results.\n\n{context}\n\n{question}",
     "zh": "请根据以下搜索结果回答问题。\n\n{context}\n\n{question}",
 }
-"""Chosen by `tests/benchmarks/answers.py`: more words about how to answer cost a small model a quarter of its facts."""
+"""Chosen by `tests/benchmarks/answers.py`: with more words about how to answer, a small model loses a quarter of its
+facts."""
 
 AUTO = "auto"
-"""The language that goes by the documents: Chinese where they are, else English."""
+"""The language that is detected in the documents: Chinese or English."""
 
 DOCUMENT_TEMPLATE = "[{number}] {title}\n{text}"
 
 _PLACEHOLDER = re.compile(r"\{(context|question)\}")
 _FIELD = re.compile(r"\{(\w+)\}")
 _CJK = re.compile("[\u4e00-\u9fff]")
-_TEXTS = ("text", "refusal", "thinking")
-"""What parts of a content call the text that they hold."""
-_LOOKED_AT = 20_000
-"""Of so many characters the language is told."""
+_TEXT_KEYS = ("text", "refusal", "thinking")
+"""The keys of a content part that hold text to read."""
+_DETECTED_LENGTH = 20_000
+"""In characters: the beginning of the context in which the language is detected."""
 _CHINESE_SHARE = 0.3
 """From this share of Chinese characters on, a context is Chinese: OPEA's own rule."""
 
@@ -42,11 +45,11 @@ class Templates:
 
     Attributes:
         rag: Templates with `{context}` and `{question}`, by language.
-        document: A document in the context, with `{number}`, `{title}`, `{text}`, and any name in its metadata. A line
+        document: A document in the context, with `{number}`, `{title}`, `{text}`, and any key of its metadata. A line
             none of whose fields has a value is left out.
-        escape: Makes a text one that neither opens nor closes a turn: a document, and a turn that something was
-            filled into, are looked at as the model reads them, too, since what was filled in may be harmless until it
-            stands beside something else.
+        escape: Breaks up turn markers in a text. It is applied to whole texts after they are filled in, since two
+            harmless texts may form a marker where they meet: to each message that something was filled into, and, in
+            text to continue, to each document.
     """
 
     rag: Mapping[str, str] = field(default_factory=lambda: RAG_TEMPLATES)
@@ -55,7 +58,7 @@ class Templates:
 
     @property
     def numbered(self) -> bool:
-        """Whether a model can tell the documents by their numbers."""
+        """Whether the model sees the documents' numbers."""
         return "{number}" in self.document
 
 
@@ -65,13 +68,14 @@ DEFAULT_TEMPLATES = Templates()
 def build_prompt(request: GenerationRequest, templates: Templates = DEFAULT_TEMPLATES) -> Prompt:
     """The prompt that the model gets: what was asked, with every document in it.
 
-    Text to continue stays text, and a conversation a conversation, in which the documents go into the last user turn
-    (or where a system turn asks for them with `{context}`, which gives way to nothing where a search found nothing).
+    Text to continue stays text, and a conversation stays a conversation: there, the documents go into the last user
+    message, or where a system message asks for them with `{context}`, which is empty where a search found nothing.
+    Messages that nothing is filled into stay as they are.
 
     Raises:
-        InvalidRequest: There are documents, but no user turn to lay them before; or no template for the language.
+        InvalidRequest: There are documents and no user message to put them into, or no template for the language.
     """
-    if request.language not in (AUTO, *templates.rag):
+    if request.language != AUTO and request.language not in templates.rag:
         known = ", ".join([AUTO, *sorted(templates.rag)])
         raise InvalidRequest(f"there is no prompt template for '{request.language}'; known: {known}", "language")
     if request.documents is None and request.template is None:
@@ -79,101 +83,154 @@ def build_prompt(request: GenerationRequest, templates: Templates = DEFAULT_TEMP
     documents = request.documents or ()
     if any(document.number is None for document in documents):
         documents = numbered(documents)
-    context = "\n\n".join(as_context(document, templates) for document in documents)
-    if isinstance(request.prompt, str):
-        if not _is_wrapped(request):
-            return request.prompt
-        return fill(_template(request, context, templates), context, request.prompt)
-    return _into_conversation(request, request.prompt, context, templates)
+    contexts = [as_context(document, templates) for document in documents]
+    if not isinstance(request.prompt, str):
+        return _into_conversation(request, request.prompt, "\n\n".join(contexts), templates)
+    if not _is_wrapped(request):
+        return request.prompt
+    context = "\n\n".join(map(templates.escape, contexts))
+    return fill(_template(request, context, templates), context, request.prompt)
 
 
 def numbered(documents: Sequence[Document]) -> tuple[Document, ...]:
-    """The documents with their numbers: the `citation_id`s of the caller, if there is another for each, else their
-    places."""
+    """The documents with their numbers: the caller's `citation_id`s if every document has one of its own, else their
+    places, from 1."""
     given = [one for document in documents if (one := own_number(document)) is not None]
-    called = given if len(set(given)) == len(documents) else range(1, len(documents) + 1)
-    return tuple(replace(document, number=number) for document, number in zip(documents, called, strict=True))
+    numbers = given if len(set(given)) == len(documents) else range(1, len(documents) + 1)
+    return tuple(
+        Document(one.text, one.title, one.metadata, number) for one, number in zip(documents, numbers, strict=True)
+    )
 
 
 def own_number(document: Document) -> int | None:
-    """The `citation_id` of the caller, if a mark can say it."""
+    """The caller's `citation_id`, if it can be a document's number: an integer from 1 on."""
     own = document.metadata.get("citation_id")
     return own if isinstance(own, int) and not isinstance(own, bool) and own > 0 else None
 
 
 def escape_control_tokens(request: GenerationRequest, escape: Callable[[str], str]) -> GenerationRequest:
-    """The request with every text in it made escape, but for one to continue: that may hold turns of the caller's."""
-
-    def each(value: JSON) -> JSON:
-        if isinstance(value, str):
-            return escape(value)
-        if isinstance(value, dict):
-            return {name: each(one) for name, one in value.items()}
-        return [each(one) for one in value] if isinstance(value, list) else value
-
-    def part(one: JSON) -> JSON:
-        # What is no text, such as the URL of a picture, is not for reading.
-        texts = {name: one[name] for name in _TEXTS if isinstance(one.get(name), str)}
-        return {**one, **each(texts)}
-
-    def message(one: Message) -> Message:
-        said = one.content
-        content = escape(said) if isinstance(said, str) else [part(each) for each in _with_texts_together(said)]
-        return replace(one, content=content, extra=each(dict(one.extra)))
-
-    def document(one: Document) -> Document:
-        return replace(one, text=escape(one.text), title=escape(one.title), metadata=each(dict(one.metadata)))
-
-    if request.documents:
-        request = replace(request, documents=tuple(map(document, request.documents)))
+    """The request with every text in it escaped, except text to continue and its template: these may hold turns that
+    the caller wrote."""
+    documents = request.documents and escape_documents(request.documents, escape)
     if isinstance(request.prompt, str):
-        return request
-    prompt = tuple(map(message, request.prompt))
-    return replace(request, prompt=prompt, template=request.template and escape(request.template))
+        return replace(request, documents=documents) if documents else request
+    prompt = escape_prompt(join_texts(request.prompt), escape)
+    return replace(request, prompt=prompt, documents=documents, template=request.template and escape(request.template))
 
 
-def _with_texts_together(content: Sequence[JSON]) -> Iterator[JSON]:
-    """The parts of a content, with neighbouring texts as one: a model server may lay them side by side, where what is
-    harmless in each would be so no more."""
-    for name, run in groupby(content, _name_of_text):
+def escape_prompt(prompt: Prompt, escape: Callable[[str], str]) -> Prompt:
+    """A conversation with every message escaped, the same object if nothing changes; text to continue as it is."""
+    if isinstance(prompt, str):
+        return prompt
+    messages = tuple([_escape_message(message, escape) for message in prompt])
+    return prompt if all(map(is_, messages, prompt)) else messages
+
+
+def escape_documents(documents: Sequence[Document], escape: Callable[[str], str]) -> tuple[Document, ...]:
+    """The documents with each text in them escaped; one that does not change is the same object."""
+    return tuple(_escape_document(document, escape) for document in documents)
+
+
+def _escape_document(document: Document, escape: Callable[[str], str]) -> Document:
+    metadata = _escape_json(document.metadata, escape) if document.metadata else document.metadata
+    escaped = Document(escape(document.text), escape(document.title), metadata, document.number)
+    return document if escaped == document else escaped
+
+
+def _escape_message(message: Message, escape: Callable[[str], str]) -> Message:
+    content = message.content
+    escaped = escape(content) if isinstance(content, str) else [_escape_part(part, escape) for part in content]
+    extra = _escape_json(message.extra, escape) if message.extra else message.extra
+    if escaped == content and extra == message.extra:
+        return message
+    return Message(message.role, escaped, extra)
+
+
+def _escape_part(part: JSON, escape: Callable[[str], str]) -> JSON:
+    """A part of a content; what is no text to read in it, such as a picture's URL, stays as it is."""
+    return {**part, **{key: escape(part[key]) for key in _TEXT_KEYS if isinstance(part.get(key), str)}}
+
+
+def _escape_json(value: JSON, escape: Callable[[str], str]) -> JSON:
+    """A JSON value with every string in it escaped, except the keys."""
+    if isinstance(value, str):
+        return escape(value)
+    if isinstance(value, Mapping):
+        return {key: _escape_json(one, escape) for key, one in value.items()}
+    return [_escape_json(one, escape) for one in value] if isinstance(value, list) else value
+
+
+def join_texts(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages with neighbouring text parts of a content joined by line breaks: a model server may put them side
+    by side, where two harmless texts may form a marker."""
+    if all(isinstance(message.content, str) for message in messages):
+        return messages
+    return tuple(
+        one if isinstance(one.content, str) else replace(one, content=[*_joined_parts(one.content)]) for one in messages
+    )
+
+
+def _joined_parts(content: Sequence[JSON]) -> Iterator[JSON]:
+    for key, run in groupby(content, _text_key):
         parts = list(run)
-        if name is None:
+        if key is None:
             yield from parts
         else:
-            whole = {key: value for part in reversed(parts) for key, value in part.items()}
-            yield {**whole, name: "\n".join(part[name] for part in parts)}
+            joined = {name: value for part in reversed(parts) for name, value in part.items()}
+            yield {**joined, key: "\n".join(part[key] for part in parts)}
 
 
-def _name_of_text(part: JSON) -> str | None:
-    """What a part that is a text calls it."""
-    name = str(part.get("type")).removeprefix("input_").removeprefix("output_")
-    return name if name in _TEXTS and isinstance(part.get(name), str) else None
+def _text_key(part: JSON) -> str | None:
+    """The key under which a part holds its text; None if it is no text."""
+    if not isinstance(part, dict):
+        return None
+    key = str(part.get("type")).removeprefix("input_").removeprefix("output_")
+    return key if key in _TEXT_KEYS and isinstance(part.get(key), str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line of a document template, parsed."""
+
+    pattern: str
+    """With `%s` for each field."""
+    fields: tuple[str, ...]
+    is_joined: bool
+    """Whether the next line follows without a line break where the last field, which ends this line, is empty."""
+
+
+@lru_cache(16)
+def _lines(template: str) -> tuple[_Line, ...]:
+    lines = []
+    for line in template.splitlines(keepends=True):
+        fields = tuple(_FIELD.findall(line))
+        pattern = "%s".join(text.replace("%", "%%") for text in _FIELD.split(line)[::2])
+        lines.append(_Line(pattern, fields, bool(fields) and line.endswith("}\n")))
+    return tuple(lines)
 
 
 def as_context(document: Document, templates: Templates = DEFAULT_TEMPLATES) -> str:
-    """A document as the model reads it."""
+    """A document as the model reads it, not escaped."""
     values = {name: str(value) for name, value in document.metadata.items() if isinstance(value, str | int | float)}
-    values |= {"number": str(document.number), "title": document.title, "text": document.text}
-    lines = []
-    for line in templates.document.splitlines(keepends=True):
-        fields = [values.get(name, "") for name in _FIELD.findall(line)]
-        if fields and not any(fields):
-            continue
-        filled = _FIELD.sub(lambda found: values.get(found[1], ""), line)
-        # Where what a line ends with is missing, the next one goes on there.
-        lines.append(filled.rstrip("\n") if line.endswith("}\n") and not fields[-1] else filled)
-    return templates.escape("".join(lines))
+    values["number"], values["title"], values["text"] = str(document.number), document.title, document.text
+    filled = []
+    for line in _lines(templates.document):
+        fields = tuple([values.get(name, "") for name in line.fields])
+        if not fields or any(fields):
+            text = line.pattern % fields
+            filled.append(text.rstrip("\n") if line.is_joined and not fields[-1] else text)
+    return "".join(filled)
 
 
 def _is_wrapped(request: GenerationRequest) -> bool:
-    """Whether there is something to lay around the question."""
+    """Whether a template is put around the question."""
     return bool(request.documents) or request.template is not None
 
 
 def fill(template: str, context: str, question: str) -> str:
-    """`template` with `{context}` and `{question}` replaced, in one pass: what is filled in is never read as template.
+    """`template` with `{context}` and `{question}` replaced, in one pass: placeholders in what is filled in stay.
 
-    A template without one of the two still gets it: neither a document nor the question is ever lost.
+    A template without one of the two gets it all the same: neither a document nor the question is ever lost.
     """
     if context and "{context}" not in template:
         template = "{context}\n\n" + template
@@ -184,11 +241,12 @@ def fill(template: str, context: str, question: str) -> str:
 
 
 def chosen_template(request: GenerationRequest, templates: Templates = DEFAULT_TEMPLATES) -> str | None:
-    """The template that is laid around the question, whichever of the documents are kept; None if none is."""
-    asking = not isinstance(request.prompt, str) and any(map(asks_for_context, request.prompt))
-    if not _is_wrapped(request) or (asking and request.template is None):
+    """The template that is put around the question, whichever of the documents are kept; None if none is."""
+    has_place = not isinstance(request.prompt, str) and any(map(asks_for_context, request.prompt))
+    if not _is_wrapped(request) or (has_place and request.template is None):
         return None
-    context = "\n\n".join(f"{document.title}\n{document.text}" for document in request.documents or ())
+    texts = [f"{document.title}\n{document.text[:_DETECTED_LENGTH]}" for document in request.documents or ()]
+    context = "\n\n".join(texts)
     return _template(request, context, templates)
 
 
@@ -197,32 +255,35 @@ def _template(request: GenerationRequest, context: str, templates: Templates) ->
         return request.template
     if request.language in templates.rag:
         return templates.rag[request.language]
-    beginning = context[:_LOOKED_AT]
-    chinese = bool(context) and len(_CJK.findall(beginning)) >= _CHINESE_SHARE * len(beginning)
-    return templates.rag["zh" if chinese else "en"]
+    return templates.rag["zh" if _is_chinese(context) else "en"]
+
+
+def _is_chinese(context: str) -> bool:
+    beginning = context[:_DETECTED_LENGTH]
+    return not beginning.isascii() and len(_CJK.findall(beginning)) >= _CHINESE_SHARE * len(beginning)
 
 
 def _into_conversation(
     request: GenerationRequest, messages: tuple[Message, ...], context: str, templates: Templates
 ) -> Prompt:
-    asking = any(asks_for_context(message) for message in messages)
-    if asking:
+    has_place = any(map(asks_for_context, messages))
+    if has_place:
         messages = tuple(_with_context(one, context, templates) if asks_for_context(one) else one for one in messages)
-    if not _is_wrapped(request) or (asking and request.template is None):
+    if not _is_wrapped(request) or (has_place and request.template is None):
         return messages
     last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
     if last is None:
         raise InvalidRequest("documents need a message of role 'user' to go with", "messages")
-    turn = messages[last]
-    filled = templates.escape(fill(_template(request, context, templates), context, text_of(turn.content)))
-    content: str | list[JSON] = filled
-    if not isinstance(turn.content, str):
-        content = [{"type": "text", "text": filled}, *(part for part in turn.content if not _is_text(part))]
-    return (*messages[:last], replace(turn, content=content), *messages[last + 1 :])
+    question = messages[last]
+    filled = fill(_template(request, context, templates), context, text_of(question.content))
+    content: str | list[JSON] = templates.escape(filled)
+    if not isinstance(question.content, str):
+        content = [{"type": "text", "text": content}, *(part for part in question.content if not _is_text(part))]
+    return (*messages[:last], Message(question.role, content, question.extra), *messages[last + 1 :])
 
 
 def asks_for_context(message: Message) -> bool:
-    """Whether documents belong into this message."""
+    """Whether a message has a place for the documents: `{context}` in a system message."""
     return (
         message.role in ("system", "developer") and isinstance(message.content, str) and "{context}" in message.content
     )
@@ -234,7 +295,7 @@ def _with_context(message: Message, context: str, templates: Templates) -> Messa
 
 
 def plain_roles(prompt: Prompt) -> Prompt:
-    """The prompt for a model's chat template, which seldom knows `developer`: OpenAI's newer name of `system`."""
+    """The prompt with `system` in place of `developer`, OpenAI's newer name for it, which few chat templates know."""
     if isinstance(prompt, str):
         return prompt
     return tuple(replace(one, role="system") if one.role == "developer" else one for one in prompt)
@@ -247,17 +308,24 @@ def text_of(content: str | list[JSON]) -> str:
     return "\n".join(str(part["text"]) for part in content if _is_text(part))
 
 
+def all_text_of(content: str | list[JSON]) -> str:
+    """The same, with the text of parts of other types, such as `input_text`, `refusal` and `thinking`."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part[key] for part in content if (key := _text_key(part)))
+
+
 def only_text(message: Message) -> str:
-    """The text of a message for a model that reads nothing else.
+    """The text of a message for a model that takes only text.
 
     Raises:
-        InvalidRequest: There are parts that are no text.
+        InvalidRequest: It has parts that are not text.
     """
     if isinstance(message.content, str):
         return message.content
-    foreign = next((part for part in message.content if part.get("type") != "text"), None)
-    if foreign is not None:
-        raise InvalidRequest(f"this model takes text only, no '{foreign.get('type')}'", "messages")
+    other = next((part for part in message.content if part.get("type") != "text"), None)
+    if other is not None:
+        raise InvalidRequest(f"this model takes text only, no '{other.get('type')}'", "messages")
     return "\n".join(part["text"] for part in message.content)
 
 

@@ -1,4 +1,4 @@
-"""Work done at the same time."""
+"""Coroutines that run concurrently."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ T = TypeVar("T")
 
 
 async def at_once(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all the work, done at the same time; if one fails, the others stop, and have stopped when it
-    raises."""
+    """The results of coroutines that run concurrently, in their order; one alone runs in the caller's task.
+
+    If one raises, the others are cancelled, and have ended before its error is raised here.
+    """
+    if len(work) <= 1:
+        return [await one for one in work]
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         return await asyncio.gather(*tasks)

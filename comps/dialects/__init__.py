@@ -1,4 +1,4 @@
-"""One file per way of asking: what its bodies mean, and how its answers are spelled."""
+"""The dialects, a module or a folder each: what their request bodies mean, and how their answers are encoded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIALECTS = {
 
 
 def open_dialect(name: str, switches: Any) -> Dialect:
-    """One of the dialects in `DIALECTS`, switched as it shall be."""
+    """One of the dialects in `DIALECTS`, with its switches."""
     module, _, function = DIALECTS[name].partition(":")
     dialect: Dialect = getattr(import_module(module), function)(switches)
     return dialect

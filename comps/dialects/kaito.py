@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.version import version_short
 
 from comps.core.errors import InvalidRequest, LLMError, Malformed
@@ -25,23 +25,23 @@ from comps.dialects.shared.llama import (
     Limits,
     LlamaChatCall,
     LlamaGenerateCall,
-    given,
+    not_null,
     shut_down,
 )
 
 _LONGEST_INPUT = 1000
-"""How many of the things that are wrong with a body are told, and how many bytes of what is wrong are echoed."""
+"""The most bytes of a wrong value that an error echoes."""
 
 
 def _error(error: LLMError) -> JSON:
-    """FastAPI's error: a sentence, or a list of what is wrong with the body."""
+    """FastAPI's error: a sentence, or a list of the problems of the body."""
     if not isinstance(error, Malformed):
         return {"detail": str(error)}
     return {"detail": [_problem(problem) for problem in error.problems]}
 
 
 def _problem(problem: Mapping[str, Any]) -> JSON:
-    """One of the things that are wrong, as pydantic tells it."""
+    """One of the problems, as pydantic reports it."""
     kind, message = problem["type"], problem["msg"]
     if kind == "model_type":  # The original has plain dictionaries there.
         kind, message = "dict_type", "Input should be a valid dictionary"
@@ -68,13 +68,13 @@ class KaitoGenerateCall(LlamaGenerateCall):
 
 
 class KaitoChatCall(LlamaChatCall):
-    """Dialogs for Llama to answer. One that holds a tag of Llama's own prompts has an error for its answer."""
+    """Dialogs for Llama to answer. The answer to one with a tag of Llama's prompt format is an error message."""
 
     style = KAITO
 
 
 class TransformersParameters(BaseModel):
-    """How transformers' `generate` chooses tokens; `null` is the same as leaving a field out."""
+    """The sampling parameters of transformers' `generate`; `null` is the same as leaving a field out."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
@@ -111,9 +111,9 @@ class TransformersParameters(BaseModel):
 
 
 _DEFAULTS: Mapping[str, JSON] = {"do_sample": True, "temperature": 1}
-"""What these two are where they are left out."""
+"""Values that are the same as leaving the field out."""
 _WITHOUT_EFFECT = ("pad_token_id", "use_cache")
-"""On the text, whatever the value."""
+"""Fields that do not change the text."""
 _CAPABILITIES = {
     "max_length": "max_total_tokens",
     "max_new_tokens": "max_tokens",
@@ -121,47 +121,44 @@ _CAPABILITIES = {
     "do_sample": "temperature",
     **{name: name for name in ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty")},
 }
-"""What a model server has to honour for a parameter to be honoured."""
+"""The capability of the model server that each parameter needs."""
 
 
 class GenerateKwargs(TransformersParameters):
-    """What the later server passes to `generate`."""
+    """The parameters that the later server passes to `generate`."""
 
 
 class TransformersCall(TransformersParameters, GenerationCall):
-    """What the two bodies of the other models share: flat parameters, as Falcon's server has them, or
-    `generate_kwargs`, as the later one; both have Falcon's defaults."""
+    """What the two bodies of the other models have in common: flat parameters, as of Falcon's server, or
+    `generate_kwargs`, as of the later one; both have Falcon's defaults."""
 
     style = KAITO
 
     generate_kwargs: GenerateKwargs | None = Field(None, description="As the flat parameters, and beats them.")
     clean_up_tokenization_spaces: bool | None = Field(None, description="No spaces before . , ? ! and the like.")
 
-    _limits: Limits = PrivateAttr(default=Limits())
-
-    def model_post_init(self, context: Any) -> None:
-        self._limits = context or Limits()
+    _switches: ClassVar[Limits] = Limits()
 
     def _flat(self) -> dict[str, JSON]:
-        return {name: value for name, value in given(self).items() if name in TransformersParameters.model_fields}
+        return {name: value for name, value in not_null(self).items() if name in TransformersParameters.model_fields}
 
     def _applied(self) -> dict[str, JSON]:
         """The parameters that apply."""
-        return {**self._flat(), **given(self.generate_kwargs)}
+        return {**self._flat(), **not_null(self.generate_kwargs)}
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         applied = self._applied()
         lost = [
             name
             for name, value in self._flat().items()
-            if value != applied[name] or self._is_lost(name, value, capabilities)
+            if value != applied[name] or self._is_without_effect(name, value, capabilities)
         ]
-        for name, value in given(self.generate_kwargs).items():
-            if self._is_lost(name, value, capabilities):
+        for name, value in not_null(self.generate_kwargs).items():
+            if self._is_without_effect(name, value, capabilities):
                 lost.append(f"generate_kwargs.{name}")
         return lost + super().ignored(capabilities)
 
-    def _is_lost(self, name: str, value: JSON, capabilities: AbstractSet[str]) -> bool:
+    def _is_without_effect(self, name: str, value: JSON, capabilities: AbstractSet[str]) -> bool:
         applied = self._applied()
         if name == "max_length" and "max_new_tokens" in applied:
             return True
@@ -175,7 +172,7 @@ class TransformersCall(TransformersParameters, GenerationCall):
 
     def _request(self, prompt: Prompt) -> GenerationRequest:
         applied = self._applied()
-        within = "generate_kwargs." if "max_length" in given(self.generate_kwargs) else ""
+        within = "generate_kwargs." if "max_length" in not_null(self.generate_kwargs) else ""
         sampling = Sampling(
             max_tokens=applied.get("max_new_tokens"),
             temperature=applied.get("temperature", 1.0) if applied.get("do_sample", True) else 0.0,
@@ -193,14 +190,14 @@ class TransformersCall(TransformersParameters, GenerationCall):
             options={"min_tokens": least} if (least := applied.get("min_new_tokens")) else {},
         )
 
-    def _said(self, generation: Generation) -> str:
+    def _answer_text(self, generation: Generation) -> str:
         if not self.clean_up_tokenization_spaces:
             return generation.text
         return _SPACES.sub(lambda found: found[0].strip(), generation.text)
 
 
 _SPACES = re.compile(r" ' | (?=[.?!,]|n't|'(?:m|s|ve|re))")
-"""What transformers takes for spaces that a tokenizer has put there."""
+"""Spaces that transformers removes as additions of a tokenizer."""
 
 
 class KaitoPromptCall(TransformersCall):
@@ -226,7 +223,7 @@ class KaitoPromptCall(TransformersCall):
     def requests(self) -> Sequence[GenerationRequest]:
         if not self.prompt:
             raise InvalidRequest("Text generation parameter prompt required")
-        answers, most = self._applied().get("num_return_sequences", 1), self._limits.max_batch_size
+        answers, most = self._applied().get("num_return_sequences", 1), self._switches.max_batch_size
         if answers > most:
             raise InvalidRequest(f"{answers} are asked for, and {most} allowed", "num_return_sequences")
         return [self._request((self.prefix or "") + self.prompt)] * answers
@@ -235,12 +232,12 @@ class KaitoPromptCall(TransformersCall):
         lost = ["handle_long_generation"] if self.handle_long_generation else []
         return lost + super().ignored(capabilities)
 
-    def _is_lost(self, name: str, value: JSON, capabilities: AbstractSet[str]) -> bool:
-        return name != "num_return_sequences" and super()._is_lost(name, value, capabilities)
+    def _is_without_effect(self, name: str, value: JSON, capabilities: AbstractSet[str]) -> bool:
+        return name != "num_return_sequences" and super()._is_without_effect(name, value, capabilities)
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         before = "" if self.return_full_text is False else self.prompt
-        return {"Result": "".join(before + self._said(generation) for generation in generations)}
+        return {"Result": "".join(before + self._answer_text(generation) for generation in generations)}
 
 
 def _lowered(value: JSON) -> JSON:
@@ -276,7 +273,7 @@ class KaitoMessagesCall(TransformersCall):
         return names + super().ignored(capabilities)
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
-        return {"Result": str({"role": "assistant", "content": self._said(generations[0])})}
+        return {"Result": str({"role": "assistant", "content": self._answer_text(generations[0])})}
 
 
 def _alive(status: ServiceStatus) -> JSON:

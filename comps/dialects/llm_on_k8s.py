@@ -1,4 +1,4 @@
-"""llm-on-k8s, Llama 2 behind Flask (2023): KAITO's Llama before it was KAITO's, in Flask's JSON."""
+"""llm-on-k8s, Llama 2 behind Flask (2023): the predecessor of KAITO's Llama, with Flask's JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _error(error: LLMError) -> JSON:
 
 
 def _jsonify(document: JSON) -> bytes:
-    """As Flask does: sorted, in ASCII, and a line of its own."""
+    """Flask's JSON: sorted keys, ASCII, and a line break at the end."""
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 
@@ -37,11 +37,11 @@ class LLMOnK8sGenerateCall(LlamaGenerateCall):
     """Texts to continue."""
 
     style = FLASK
-    failed = "Request Failed"
+    error_prefix = "Request Failed"
 
 
 class LLMOnK8sChatCall(LlamaChatCall):
-    """Dialogs to answer. One that holds a tag of Llama's own prompts has an error for its answer."""
+    """Dialogs to answer. The answer to one with a tag of Llama's prompt format is an error message."""
 
     style = FLASK
 

@@ -1,46 +1,47 @@
-"""OPEA's own wire: six bodies on /v1/chat/completions, from the first microservice (2024) to Enterprise-RAG (2026).
+"""OPEA's API: six bodies on /v1/chat/completions, from the first microservice (2024) to Enterprise-RAG (2026).
 
-A body is known by its marker: `query`, `initial_query` or `messages`. The first two are answered as the first
-microservice did, the third as OpenAI does; `Switches` takes the forms of the later services instead.
+A body is recognised by its marker: `query`, `initial_query` or `messages`. The first two are answered as by the first
+microservice, the third as by OpenAI; `Switches` chooses the forms of the later services instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import orjson
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
 from comps.core.citations import cited_numbers
 from comps.core.errors import LLMError
 from comps.core.prompts import numbered, own_number, text_of
-from comps.core.types import JSON, Event, Generation, GenerationRequest, Message, Sampling, TextDelta
+from comps.core.types import JSON, Generation, GenerationRequest, Message
 from comps.dialects.openai import CHAT, MODELS, OPENAI, ChatCall
 from comps.dialects.shared import framing
-from comps.dialects.shared.base import Dialect, Route, ServiceStatus, Style
+from comps.dialects.shared.base import Dialect, Route, ServiceStatus, Style, Writer
 from comps.dialects.shared.bodies import AskingMessages, Question, echoed
 from comps.dialects.shared.fields import DocumentsCall
 from comps.dialects.shared.framing import ResponseMetadata
+from comps.dialects.shared.writers import ChatChunks, ChunksAndSources, LiteralEvents, bytes_literal
 
 OPEA = Style(lambda error: {"detail": str(error)})
-"""OPEA's services are FastAPI's."""
+"""OPEA's services have the errors of FastAPI."""
 
 _FACT, _OTHER = "Intel Gaudi 2 has 96 GB of HBM2E memory on board.", "Deep learning is a part of machine learning."
 
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """What the sibling services do differently from one another.
+    """How OPEA's services differ from each other.
 
     Attributes:
-        stream: How a query's answer is streamed: `bytes` (data: b'…'), `text` (data: '…', Enterprise-RAG 1) or
+        stream: The stream that answers a question: `bytes` (data: b'…'), `text` (data: '…', Enterprise-RAG 1) or
             `openai` (chunks).
-        messages: How a messages body is answered: `openai`, or `enterprise_rag` (version 2).
-        disable_streaming: Answer whole, whatever is asked.
-        output_guard: An output guard comes next: answer whole, as a document that carries its parameters on.
+        messages: The answer to messages: `openai`, or `enterprise_rag` (version 2).
+        disable_streaming: Never stream, even if asked to.
+        output_guard: An output guard is next in the pipeline: never stream, and pass its parameters on.
     """
 
     stream: Literal["bytes", "text", "openai"] = "bytes"
@@ -61,10 +62,7 @@ class OpeaCall(DocumentsCall):
     input_guardrail_params: dict[str, Any] | None = Field(None, description="For a guard before; no effect here.")
     output_guardrail_params: dict[str, Any] | None = Field(None, description="For a guard behind; carried on.")
 
-    _switches: Switches = PrivateAttr(default=Switches())
-
-    def model_post_init(self, context: Any) -> None:
-        self._switches = context or Switches()
+    _switches: ClassVar[Switches] = Switches()
 
     @property
     def streamed(self) -> bool:
@@ -75,10 +73,10 @@ class OpeaCall(DocumentsCall):
     @property
     def _asked_to_stream(self) -> bool:
         asked = self.streaming if self.stream is None else self.stream
-        return self._streams_untold if asked is None else asked
+        return self._streams_by_default if asked is None else asked
 
     @property
-    def _streams_untold(self) -> bool:
+    def _streams_by_default(self) -> bool:
         return True
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
@@ -87,7 +85,7 @@ class OpeaCall(DocumentsCall):
 
 
 class _Question(OpeaCall):
-    """What the two question bodies share: the first microservice's answer."""
+    """What the two bodies with a question have in common: the first microservice's answer."""
 
     marker: ClassVar[str]
     defaults = {
@@ -103,14 +101,14 @@ class _Question(OpeaCall):
 
     @property
     def question(self) -> str:
-        """What is asked."""
+        """The question."""
         return str(getattr(self, self.marker))
 
     def requests(self) -> Sequence[GenerationRequest]:
         return [
             GenerationRequest(
                 prompt=(Message("user", self.question),),
-                documents=self.gathered(),
+                documents=self.all_documents(),
                 template=self.chat_template,
                 language=self.language or "auto",
                 sampling=self.sampling(),
@@ -118,19 +116,20 @@ class _Question(OpeaCall):
         ]
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
-        said = generations[0]
-        document = {"id": metadata.id, "text": said.text, "prompt": self.question, **framing.cited(said.extra)}
+        answer = generations[0]
+        found = framing.citations_in(answer.extra)
+        document = {"id": metadata.id, "text": answer.text, "prompt": self.question, **found}
         document = self.with_report(document, metadata)
         if self._switches.output_guard:
             guard = self.output_guardrail_params
             return {**document, "streaming": self._asked_to_stream, "output_guardrail_params": guard}
         return document
 
-    def reply_stream(self, events: AsyncGenerator[Event], metadata: ResponseMetadata) -> AsyncGenerator[bytes]:
+    def writer(self, metadata: ResponseMetadata, write: Callable[[bytes], None]) -> Writer:
         if self._switches.stream == "openai":
-            return framing.chat_chunks(events, metadata, include_report=bool(self.include_report))
-        spell = framing.bytes_literal if self._switches.stream == "bytes" else repr
-        return framing.repr_stream(events, spell, metadata.reports if self.include_report else None)
+            return ChatChunks(metadata, write, include_report=bool(self.include_report))
+        literal = bytes_literal if self._switches.stream == "bytes" else repr
+        return LiteralEvents(write, literal, metadata.reports if self.include_report else None)
 
     def error_item(self, error: LLMError) -> bytes:
         if self._switches.stream == "openai":
@@ -216,17 +215,12 @@ class MessagesCall(OpeaCall, ChatCall):
         return self._switches.messages == "enterprise_rag"
 
     @property
-    def _streams_untold(self) -> bool:
+    def _streams_by_default(self) -> bool:
         return self._enterprise_rag
 
-    def sampling(self) -> Sampling:
-        sampling = super().sampling()
-        if not self._enterprise_rag:
-            return sampling
-        silent: dict[str, Any] = {
-            name: value for name, value in _Question.defaults.items() if getattr(sampling, name) is None
-        }
-        return replace(sampling, **silent)
+    def sampling_fields(self) -> dict[str, Any]:
+        fields = super().sampling_fields()
+        return {**_Question.defaults, **fields} if self._enterprise_rag else fields
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         if not (self._enterprise_rag or self._switches.output_guard):
@@ -242,30 +236,23 @@ class MessagesCall(OpeaCall, ChatCall):
         }
         return self.with_report(reply, metadata)
 
-    async def reply_stream(self, events: AsyncGenerator[Event], metadata: ResponseMetadata) -> AsyncGenerator[bytes]:
-        has_tail = self._enterprise_rag and self.data is not None
-        numbers: set[int] = set()
-        async for item in super().reply_stream(_noting(events, numbers) if has_tail else events, metadata):
-            yield item
-        if has_tail:
-            yield b"json: " + orjson.dumps(self._sources(numbers)) + b"\n\n"
+    def writer(self, metadata: ResponseMetadata, write: Callable[[bytes], None]) -> Writer:
+        if not self._enterprise_rag or self.data is None:
+            return super().writer(metadata, write)
+        return ChunksAndSources(metadata, write, self.include_usage, bool(self.include_report), self._sources)
 
     def _sources(self, cited: AbstractSet[int]) -> JSON:
-        """Of the documents that were sent along those that the answer cites; all of them where it cites none, so that
-        there is always something to show."""
-        named = {one.text for one in numbered(self.gathered() or ()) if one.number in cited}
-        ours = {one.text for one in self.gathered() or ()}
-        along = self.sent_along()
-        chosen = [one for one in along if one.text in named or (one.text not in ours and own_number(one) in cited)]
-        return {"reranked_docs": [echoed(document) for document in chosen or along]}
+        """The documents in `data` that the answer cites; all of them if it cites none, so that clients can show some.
 
-
-async def _noting(events: AsyncGenerator[Event], numbers: set[int]) -> AsyncGenerator[Event]:
-    """The events; the numbers of the documents that they cite go into `numbers`."""
-    async for event in events:
-        if isinstance(event, TextDelta) and event.extra:
-            numbers |= cited_numbers(event.extra)
-        yield event
+        Args:
+            cited: The numbers of the cited documents: ours, or the `citation_id`s of those that the messages quote.
+        """
+        given = numbered(self.all_documents() or ())
+        ours = {one.text for one in given}
+        named = {one.text for one in given if one.number in cited}
+        sent = self.data_documents()
+        chosen = [one for one in sent if one.text in named or (one.text not in ours and own_number(one) in cited)]
+        return {"reranked_docs": [echoed(document) for document in chosen or sent]}
 
 
 def _health_check(status: ServiceStatus) -> JSON:
@@ -285,7 +272,7 @@ def _statistics(status: ServiceStatus) -> JSON:
 
 
 def opea(switches: Switches) -> Dialect:
-    """The dialect, as the switches have it."""
+    """The dialect with these switches."""
     return Dialect(
         name="opea",
         calls={CHAT: (QueryCall, InitialQueryCall, MessagesCall)},

@@ -1,8 +1,7 @@
-"""OpenAI's own wire: chat, completions, embeddings and models.
+"""OpenAI's API: chat, completions, embeddings and models. https://platform.openai.com/docs/api-reference
 
-https://platform.openai.com/docs/api-reference. Sampling and documents mean here what they mean in every dialect; what
-only some model servers know (tools, a response format, logprobs …) is passed to those, and reported as ignored by the
-others.
+Sampling and documents work as in every dialect. Fields that only some model servers know (tools, a response format,
+logprobs …) are passed to those, and reported as ignored by the others.
 """
 
 from __future__ import annotations
@@ -10,29 +9,30 @@ from __future__ import annotations
 import re
 import struct
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from comps.core.errors import InvalidRequest, LLMError, UnknownModel
 from comps.core.prompts import text_of
-from comps.core.types import JSON, Document, Embeddings, Event, Generation, GenerationRequest, ModelInfo, Prompt
+from comps.core.types import JSON, Document, Embeddings, Generation, GenerationRequest, ModelInfo, Prompt
 from comps.dialects.shared import framing
-from comps.dialects.shared.base import Dialect, EmbeddingCall, Route, ServiceStatus, Style
+from comps.dialects.shared.base import Dialect, EmbeddingCall, Route, ServiceStatus, Style, Writer
 from comps.dialects.shared.bodies import MOST, Messages
 from comps.dialects.shared.fields import MANY, DocumentsCall, matters
 from comps.dialects.shared.framing import ResponseMetadata
+from comps.dialects.shared.writers import ChatChunks, TextChunks
 
 CHAT = "/v1/chat/completions"
 OPENAI = Style(framing.openai_error)
 
 _MOST_COMPARED = 50_000_000
-"""Characters that may be looked at to find documents in messages: some hundredths of a second."""
+"""The most characters to search for documents in messages, which takes some hundredths of a second."""
 _FACT = "Intel Gaudi 2 has 96 GB of HBM2E memory on board."
 _WEATHER = {
     "type": "function",
@@ -42,17 +42,16 @@ _WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
-_EITHER = ("n", "logit_bias", "response_format", "user")
-_OF_CHATS = (
+_COMMON_OPTIONS = ("n", "logit_bias", "response_format", "user")
+_CHAT_OPTIONS = (
     *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
     *("logprobs", "top_logprobs", "reasoning_effort", "verbosity", "modalities", "audio", "prediction"),
     *("web_search_options", "moderation", "metadata", "store", "service_tier", "safety_identifier"),
     *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
 )
-_OF_TEXTS = ("logprobs", "echo", "suffix", "best_of")
-_NO_OPTIONS = frozenset((*_EITHER, *_OF_CHATS, *_OF_TEXTS, "max_total_tokens"))
-"""What is no model server's own field where a body does not declare it: OpenAI has it on the other path, and the last
-is the house's word."""
+_TEXT_OPTIONS = ("logprobs", "echo", "suffix", "best_of")
+_NO_OPTIONS = frozenset((*_COMMON_OPTIONS, *_CHAT_OPTIONS, *_TEXT_OPTIONS, "max_total_tokens"))
+"""Undeclared fields that are not passed on: OpenAI has them on the other path, and the last one only `Sampling` has."""
 
 Schema = dict[str, Any]
 """An object in the model server's own form, which is passed through."""
@@ -82,8 +81,19 @@ def _format(form: Schema) -> Schema:
     return form
 
 
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """The dialect's settings.
+
+    Attributes:
+        disable_streaming: Never stream, even if asked to.
+    """
+
+    disable_streaming: bool = False
+
+
 class StreamOptions(BaseModel):
-    """What else to send in a stream."""
+    """What else a stream has."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -91,10 +101,11 @@ class StreamOptions(BaseModel):
 
 
 class OpenAICall(DocumentsCall):
-    """What bodies for text have in common."""
+    """What the bodies that ask for text have in common."""
 
     style = OPENAI
-    _wishes: ClassVar[tuple[str, ...]] = _EITHER
+    _switches: ClassVar[Any] = Switches()
+    _option_fields: ClassVar[tuple[str, ...]] = _COMMON_OPTIONS
     """The fields that only some model servers know."""
 
     stream_options: StreamOptions | None = None
@@ -107,54 +118,51 @@ class OpenAICall(DocumentsCall):
     )
     user: str | None = None
 
-    _whole: bool = PrivateAttr(default=False)
-
-    def model_post_init(self, context: Any) -> None:
-        self._whole = context is not None and context.disable_streaming
-
     @property
     def streamed(self) -> bool:
-        return bool(self.stream) and not self._whole
+        return bool(self.stream) and not self._switches.disable_streaming
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def asking(self, prompt: Prompt) -> GenerationRequest:
-        """A request with all that the body says besides the prompt."""
+    def _request(self, prompt: Prompt) -> GenerationRequest:
+        """A request with this prompt and all other fields of the body."""
         return GenerationRequest(
             prompt=prompt,
-            documents=self.gathered(),
+            documents=self.all_documents(),
             template=self.chat_template,
             language=self.language or "auto",
             sampling=self.sampling(),
             options=self.options(),
-            quoted=self.written,
+            quoted=self.quoted_documents,
         )
 
     def options(self) -> dict[str, JSON]:
-        """What only some model servers know; a field that is not OpenAI's may be one of theirs."""
-        return {name: value for name, value in self._wished().items() if name in self._wishes or _may_be_one(name)}
-
-    def _wished(self) -> dict[str, JSON]:
-        given = {name: getattr(self, name) for name in self._wishes} | (self.model_extra or {})
-        return {name: value for name, value in given.items() if value is not None}
+        """The fields that only some model servers know. An undeclared field may be one of them."""
+        options = self.sent_fields(self._option_fields)
+        if self.model_extra:
+            options.update(pair for pair in self.model_extra.items() if pair[1] is not None and _may_be_option(pair[0]))
+        return options
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
-        honoured = self.options().keys() & capabilities
-        unknown = [name for name, value in self._wished().items() if name not in honoured and matters(name, value)]
-        further = (self.stream_options and self.stream_options.model_extra) or {}
-        unknown += [f"stream_options.{name}" for name, value in further.items() if value]
-        known = [name for name in super().ignored(capabilities) if name not in (self.model_extra or ())]
-        return known + unknown
+        extra = self.model_extra or {}
+        lost = [name for name in super().ignored(capabilities) if name not in extra]
+        wishes = self.sent_fields(self._option_fields)
+        lost += [name for name, value in wishes.items() if name not in capabilities and matters(name, value)]
+        unknown = [name for name in extra if name not in capabilities or not _may_be_option(name)]
+        lost += [name for name in unknown if matters(name, extra[name])]
+        if self.stream_options and self.stream_options.model_extra:
+            lost += [f"stream_options.{name}" for name, value in self.stream_options.model_extra.items() if value]
+        return lost
 
     def error_item(self, error: LLMError) -> bytes:
         return framing.sse(orjson.dumps(framing.openai_error(error)))
 
 
-def _may_be_one(name: str) -> bool:
-    """Whether an undeclared field may be an option; `messages.*` is said of what a model server honours."""
+def _may_be_option(name: str) -> bool:
+    """Whether an undeclared field may be an option of a model server. `messages.*` are names of capabilities."""
     return name not in _NO_OPTIONS and not name.startswith("messages.")
 
 
@@ -181,7 +189,7 @@ class ChatCall(OpenAICall):
             "max_completion_tokens": 32,
         },
     }
-    _wishes = (*_EITHER, *_OF_CHATS)
+    _option_fields = (*_COMMON_OPTIONS, *_CHAT_OPTIONS)
 
     messages: Messages = Field(description="A list of messages, or one question as a string.")
     max_completion_tokens: int | None = Field(None, gt=0, le=MANY, description="OpenAI's newer name of max_tokens.")
@@ -212,34 +220,35 @@ class ChatCall(OpenAICall):
     def requests(self) -> Sequence[GenerationRequest]:
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("it needs logprobs to be true", "top_logprobs")
-        return [self.asking(tuple(message.message() for message in self.messages))]
+        return [self._request(tuple(message.message() for message in self.messages))]
 
     @cached_property
-    def written(self) -> tuple[Document, ...]:
-        # Enterprise-RAG has written its documents into the messages already, and sends them along to be echoed.
-        if not (along := self.sent_along()):
+    def quoted_documents(self) -> tuple[Document, ...]:
+        # Enterprise-RAG quotes its documents in the messages, and sends them as well, to be returned.
+        if not (documents := self.data_documents()):
             return ()
-        said = "\n".join(text_of(body.content or "") for body in self.messages)
-        if len(said) * len(along) > _MOST_COMPARED:
+        text = "\n".join(text_of(body.content or "") for body in self.messages)
+        if len(text) * len(documents) > _MOST_COMPARED:
             return ()
-        return tuple(document for document in along if document.text in said)
+        return tuple(document for document in documents if document.text in text)
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         lost = super().ignored(capabilities)
         if "messages.*" in capabilities:
             return lost
-        extra = {f"messages.{name}" for body in self.messages for name, value in body.extra.items() if value}
-        return lost + sorted(extra - capabilities)
+        extras = [body.model_extra for body in self.messages if body.model_extra]
+        names = {f"messages.{name}" for extra in extras for name, value in extra.items() if value}
+        return lost + sorted(names - capabilities)
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         return self.with_report(framing.chat_completion(generations[0], metadata), metadata)
 
-    def reply_stream(self, events: AsyncGenerator[Event], metadata: ResponseMetadata) -> AsyncGenerator[bytes]:
-        return framing.chat_chunks(events, metadata, self.include_usage, bool(self.include_report))
+    def writer(self, metadata: ResponseMetadata, write: Callable[[bytes], None]) -> Writer:
+        return ChatChunks(metadata, write, self.include_usage, bool(self.include_report))
 
 
 def _texts(value: Any) -> Any:
-    """One text or several; tokens are somebody else's tokenizer's."""
+    """A list of the one text or the several; token ids are refused, since they belong to some tokenizer."""
     items = value if isinstance(value, list) else [value]
     if any(isinstance(item, int | list) for item in items):
         raise ValueError(
@@ -264,7 +273,7 @@ class CompletionCall(OpenAICall):
         "Streamed": {"prompt": "Deep learning is", "max_tokens": 16, "stream": True},
     }
     defaults = {"max_tokens": 16}
-    _wishes = (*_EITHER, *_OF_TEXTS)
+    _option_fields = (*_COMMON_OPTIONS, *_TEXT_OPTIONS)
 
     prompt: Texts = Field(description="A text, or a list of texts.")
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -275,18 +284,18 @@ class CompletionCall(OpenAICall):
     def requests(self) -> Sequence[GenerationRequest]:
         if self.best_of and self.best_of < (self.n or 1):
             raise InvalidRequest("it must be at least n", "best_of")
-        asked = self.asking("")
-        return [replace(asked, prompt=text) for text in self.prompt]
+        first = self._request(self.prompt[0])
+        return [first, *(replace(first, prompt=text) for text in self.prompt[1:])]
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         return self.with_report(framing.text_completion(generations, metadata), metadata)
 
-    def reply_stream(self, events: AsyncGenerator[Event], metadata: ResponseMetadata) -> AsyncGenerator[bytes]:
-        return framing.text_chunks(events, metadata, self.include_usage, bool(self.include_report))
+    def writer(self, metadata: ResponseMetadata, write: Callable[[bytes], None]) -> Writer:
+        return TextChunks(metadata, write, self.include_usage, bool(self.include_report))
 
 
 class EmbeddingsCall(EmbeddingCall):
-    """Texts to turn into vectors."""
+    """Texts to embed."""
 
     marker = "input"
     examples = {
@@ -358,19 +367,8 @@ MODELS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Switches:
-    """What the settings say.
-
-    Attributes:
-        disable_streaming: Answer whole, whatever is asked.
-    """
-
-    disable_streaming: bool = False
-
-
 def openai(switches: Switches) -> Dialect:
-    """The dialect, as the switches have it."""
+    """The dialect with these switches."""
     return Dialect(
         name="openai",
         calls={CHAT: (ChatCall,), "/v1/completions": (CompletionCall,), "/v1/embeddings": (EmbeddingsCall,)},

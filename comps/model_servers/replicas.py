@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import Any
 
+from comps.core.answers import Forwarding
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, Refused, Unreachable
-from comps.core.ports import Loads, ModelServer
-from comps.core.types import JSON, Event, ModelInfo, Prompt, Sampling
+from comps.core.ports import Answer, Loads, ModelServer
+from comps.core.types import JSON, Finished, ModelInfo, Prompt, Sampling, TextDelta
 
 log = logging.getLogger("opea_llm")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 """Seconds for which a replica that failed is set aside: at first, and after failing again and again."""
-_PREPARING = ("count_tokens", "token_ends", "count_prompt", "render", "translated")
+_PREPARING = ("count_tokens", "count_texts", "token_ends", "count_prompt", "render", "translated")
 """What is asked before an answer: who fails at that may answer all the same."""
 
 
@@ -60,12 +61,45 @@ class _Replica:
         return pause
 
 
+class _Begun(Forwarding):
+    """Writes an answer on, and tells of its first piece.
+
+    Args:
+        answer: Where it is written to.
+        on_begin: Called before the first piece.
+    """
+
+    def __init__(self, answer: Answer, on_begin: Callable[[], None]) -> None:
+        super().__init__(answer)
+        self._on_begin = on_begin
+        self.begun = False
+
+    def text(self, text: str, choice: int = 0) -> None:
+        if not self.begun:
+            self._begin()
+        self._answer.text(text, choice)
+
+    def delta(self, delta: TextDelta) -> None:
+        if not self.begun:
+            self._begin()
+        self._answer.delta(delta)
+
+    def finished(self, end: Finished) -> None:
+        if not self.begun:
+            self._begin()
+        self._answer.finished(end)
+
+    def _begin(self) -> None:
+        self.begun = True
+        self._on_begin()
+
+
 class Replicas:
     """Model servers that serve the same model.
 
     A replica that fails is set aside for a second, and for twice as long each further time, up to 30 s; then one
     call is let through to try it. A request is moved to another replica only while nothing of its answer has been
-    yielded. While all are set aside, a request still tries the one whose time comes first. Counting that fails sets
+    written. While all are set aside, a request still tries the one whose time comes first. Counting that fails sets
     nobody aside, unless that one is away.
 
     It has every optional ability that one of the replicas has, and asks those that have it.
@@ -87,7 +121,7 @@ class Replicas:
         # An ability is told by its method, so there is one only where it is true.
         if self._with("load"):
             self.__dict__["load"] = self._load
-        for ability in (*_PREPARING, "embed"):
+        for ability in (*_PREPARING, "complete", "embed"):
             if self._with(ability):
                 self.__dict__[ability] = partial(self._ask, ability)
 
@@ -114,21 +148,16 @@ class Replicas:
                 failures.append(error)
         raise Unreachable(f"none of the {len(self._replicas)} replicas answers; the last one: {failures[-1]}")
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         failures: list[LLMError] = []
         for replica in self._in_turn(self._replicas):
-            begun = False
+            begun = _Begun(answer, replica.answers)
             try:
                 with self._busy(replica), self._health_of(replica):
-                    async with aclosing(replica.server.generate(prompt, sampling, options)) as events:
-                        async for event in events:
-                            if not begun:
-                                begun = True
-                                replica.answers()
-                            yield event
+                    await replica.server.generate(prompt, sampling, options, begun)
                 return
             except (ModelServerError, Overloaded) as error:
-                if begun or _is_its_answer(error):
+                if begun.begun or _is_its_answer(error):
                     raise
                 failures.append(error)
         raise _summed_up(failures)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TypeAlias
 
 from comps.core.errors import LLMError, SettingsError
+from comps.core.ports import Answer
 from comps.core.prompts import text_of
 from comps.core.stop_strings import StopStrings
-from comps.core.types import JSON, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
+from comps.core.types import JSON, Finished, ModelInfo, Prompt, Sampling, Usage
 from comps.model_servers.target import Target
 
 Script: TypeAlias = Sequence[str | LLMError | asyncio.Event]
@@ -51,7 +52,7 @@ class Scripted:
         self.reached = asyncio.Event()
         """Set when an answer has been asked for."""
         self.closed = asyncio.Event()
-        """Set when an answer was closed before its end."""
+        """Set when an answer was cancelled."""
 
     @classmethod
     def open(cls, target: Target) -> Scripted:
@@ -70,23 +71,17 @@ class Scripted:
     async def describe(self) -> ModelInfo:
         return self._info
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         self.asked.append((prompt, sampling, options))
         self.reached.set()
         script = self._answers[next(self._turn) % len(self._answers)]
-        ended = False
         try:
-            async for event in self._play(script, _words(prompt), sampling):
-                ended = isinstance(event, Finished)
-                yield event
-        except LLMError:
-            ended = True
+            await self._play(script, _words(prompt), sampling, answer)
+        except asyncio.CancelledError:
+            self.closed.set()
             raise
-        finally:
-            if not ended:
-                self.closed.set()
 
-    async def _play(self, script: Script, prompt_tokens: int, sampling: Sampling) -> AsyncGenerator[Event]:
+    async def _play(self, script: Script, prompt_tokens: int, sampling: Sampling, answer: Answer) -> None:
         stops, used, reason = StopStrings(sampling.stop), 0, "stop"
         for item in script:
             if isinstance(item, LLMError):
@@ -98,14 +93,15 @@ class Scripted:
                 reason = "length"
                 break
             await asyncio.sleep(self._delay)
+            await answer.drain()
             used += 1
             if text := stops.push(item):
-                yield TextDelta(text)
+                answer.text(text)
             if stops.hit:
                 break
         if text := stops.flush():
-            yield TextDelta(text)
-        yield Finished(reason, Usage(prompt_tokens, used))
+            answer.text(text)
+        answer.finished(Finished(reason, Usage(prompt_tokens, used)))
 
     async def aclose(self) -> None:
         """Nothing is held."""

@@ -13,7 +13,7 @@ from comps.core.types import JSON
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How a model server is reached over HTTP: credentials, TLS and patience. Times are in seconds."""
+    """How a model server is reached over HTTP: credentials, TLS and deadlines. Times are in seconds."""
 
     api_key: str = field(default="", repr=False)
     """Sent as a bearer token."""
@@ -30,11 +30,13 @@ class Access:
     client_key: str = ""
     connect_seconds: float = 10.0
     first_token_seconds: float = 300.0
-    """From the request to the first piece of the answer; 0: no limit."""
+    """From the request to the first piece of the answer, which of a whole answer is all of it; 0: no limit."""
     between_tokens_seconds: float = 120.0
     """From one piece of the answer to the next; 0: no limit."""
     total_seconds: float = 0.0
     """From the request to the end of the answer; 0: no limit."""
+    streams_whole: bool = False
+    """Whether whole answers are asked for as streams, for a proxy in between that cuts idle connections."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,11 @@ class Model(Section):
     total_seconds: float = key_of(
         0, "how long an answer may take as a whole; 0: no limit", "LLM_TOTAL_SECONDS", ge=0, allow_inf_nan=False
     )
+    whole_answers: Annotated[Literal["whole", "stream"], BeforeValidator(_lowered)] = key_of(
+        "whole",
+        "how the model server is asked for a whole answer; stream: for a proxy in between that cuts idle connections",
+        "LLM_WHOLE_ANSWERS",
+    )
     context_window: int = key_of(
         0, "tokens that prompt and answer may have together; 0: ask the model server", "LLM_CONTEXT_WINDOW", ge=0
     )

@@ -24,7 +24,8 @@ from typing import Any, Protocol
 
 import uvloop
 
-from tests.benchmarks.frameworks import END, HEAD, TOKEN, chunk
+from tests.benchmarks.relay.targets import nginx_configuration
+from tests.benchmarks.relay.wire import chunk
 from tests.process import free_port, serving
 
 PATH = "/v1/chat/completions"
@@ -40,6 +41,13 @@ PASSAGE = (
     "Intel Gaudi 2 has 96 GB of HBM2E memory on board, and is made for training and inference of large models. " * 8
 )
 QUESTION = "How much memory does Gaudi 2 have?"
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+TOKEN = b'{"id":"c","object":"chat.completion.chunk","model":"m","choices":[{"index":0,"delta":{"content":" word"}}]}'
+END = (
+    b'{"id":"c","object":"chat.completion.chunk","model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}',
+    b'{"id":"c","model":"m","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":5,"total_tokens":10}}',
+    b"[DONE]",
+)
 
 
 def chat(tokens: int, pause_ms: int = 0, *, stream: bool = True) -> dict[str, Any]:
@@ -75,10 +83,14 @@ async def _stream(writer: asyncio.StreamWriter, tokens: int, pause_ms: int) -> N
     for number in range(tokens):
         if number and pause_ms:
             await asyncio.sleep(pause_ms / 1000)
-        writer.write(chunk(TOKEN))
+        writer.write(_event(TOKEN))
         if writer.is_closing():
             raise ConnectionError
-    writer.write(b"".join(map(chunk, END)) + b"0\r\n\r\n")
+    writer.write(b"".join(map(_event, END)) + b"0\r\n\r\n")
+
+
+def _event(data: bytes) -> bytes:
+    return chunk(b"data: " + data + b"\n\n")
 
 
 def _facts(body: dict[str, Any]) -> Any:
@@ -224,16 +236,8 @@ def nginx(model_server: int) -> Iterator[Process]:
     """nginx with one worker, which only hands on."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         file = Path(folder, "nginx.conf")
-        file.write_text(
-            f"daemon off; worker_processes 1; pid {folder}/pid; error_log stderr crit; worker_rlimit_nofile 20000;"
-            f"events {{ worker_connections 20000; }} http {{ access_log off; keepalive_requests 100000;"
-            + "".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
-            + f"upstream m {{ server 127.0.0.1:{model_server}; keepalive 64; keepalive_requests 100000; }}"
-            f"server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_pass http://m; proxy_buffering off;"
-            'proxy_http_version 1.1; proxy_set_header Connection ""; } } }'
-        )
+        file.write_text(nginx_configuration(folder, port, model_server))
         process = subprocess.Popen(["taskset", "-c", CORE, "nginx", "-c", str(file)])
         try:
             _wait(port)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 from time import process_time
 
 import pytest
 
-from comps.core.citations import by_number, citations, cited_numbers, marks, with_citations
-from comps.core.generator import TextGenerator, collect
+from comps.core.answers import collect, read
+from comps.core.citations import Cited, by_number, citations, cited_numbers, marks, with_citations
+from comps.core.generator import TextGenerator
+from comps.core.ports import Answer
 from comps.core.prompts import Templates
 from comps.core.types import JSON, Document, Event, Finished, GenerationRequest, Message, TextDelta
 from comps.model_servers.scripted import Scripted
+from tests.core.test_answers import write
 
 LINK = Document("one", "Gaudi 2", {"url": "http://a"}, 1)
 FILE = Document("two", "", {"bucket_name": "b", "object_name": "o", "citation_id": "c2"}, 2)
@@ -143,13 +147,14 @@ def test_which_documents_are_cited_is_read_from_what_came_beside_the_text() -> N
     assert cited_numbers({"annotations": foreign}) == cited_numbers(None) == cited_numbers({}) == set()
 
 
-async def play(*events: Event) -> AsyncGenerator[Event]:
-    for event in events:
-        yield event
-
-
 async def listed(*events: Event, echoed: str = "") -> list[Event]:
-    return [event async for event in with_citations(play(*events), GIVEN, echoed)]
+    """The events, with what they cite. The whole answer cites the same."""
+
+    async def ask(answer: Answer) -> None:
+        await write(events, Cited(answer, GIVEN, echoed))
+
+    assert await collect(ask) == with_citations(await collect(write, events), GIVEN, echoed)
+    return [event async for event in read(ask)]
 
 
 @pytest.mark.parametrize("pieces", [["See [1]."], ["See [", "1", "]."], [*"See [1]."], ["See", " [1", "", "]", "."]])
@@ -180,28 +185,22 @@ async def test_the_marks_of_an_echoed_prompt_are_not_the_models() -> None:
     assert cited_numbers(found.extra) == {2}
 
 
-async def test_closing_the_events_closes_the_model_servers() -> None:
-    closed = []
-
-    async def endless() -> AsyncGenerator[Event]:
-        try:
-            while True:
-                yield TextDelta("a")
-        finally:
-            closed.append(True)
-
-    async with aclosing(with_citations(endless(), GIVEN)) as events:
-        await anext(events)
-    assert closed == [True]
-
-
 def asked(*documents: Document, quoted: tuple[Document, ...] = ()) -> GenerationRequest:
     return GenerationRequest((Message("user", "Why?"),), documents or None, quoted=quoted)
 
 
+async def test_closing_the_events_closes_the_model_servers() -> None:
+    server = Scripted([["a", asyncio.Event()]])
+    async with aclosing(read(TextGenerator(server, "m").generate, asked(Document("one")))) as events:
+        await anext(events)
+    assert server.closed.is_set()
+
+
 async def answered(text: str, request: GenerationRequest, **arguments: object) -> JSON:
     generator = TextGenerator(Scripted([[text]]), "m", **arguments)  # type: ignore[arg-type]
-    return (await collect(generator.generate(request))).extra
+    extra = (await collect(generator.generate, request)).extra
+    assert (await generator.complete(await generator.plan(request))).extra == extra
+    return extra
 
 
 async def test_an_answer_from_documents_says_what_it_cites() -> None:
@@ -240,7 +239,7 @@ async def test_what_is_cited_is_as_the_caller_sent_it_whatever_the_model_was_giv
 async def test_a_document_that_had_no_room_is_none_that_can_be_cited() -> None:
     server = Scripted([["Because [1] [2]."]], context_window=600)
     documents = tuple(Document(f"{place} " + "word " * 400) for place in (1, 2))
-    whole = await collect(TextGenerator(server, "m").generate(asked(*documents)))
+    whole = await collect(TextGenerator(server, "m").generate, asked(*documents))
     assert whole.extra
     assert cited_numbers(whole.extra) == {1}
     assert whole.extra["unknown_citations"] == [2]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
 
 import pytest
 
+from comps.core.answers import Forwarding, collect, read
 from comps.core.errors import InvalidRequest, ModelServerError, SettingsError, UnknownModel, Unreachable, no_room
-from comps.core.generator import Models, TextGenerator, collect, together
+from comps.core.generator import Models, TextGenerator
+from comps.core.ports import Answer
 from comps.core.prompts import RAG_TEMPLATES, fill
 from comps.core.tasks import at_once
 from comps.core.types import (
     JSON,
     Document,
     Embeddings,
-    Event,
     Finished,
     Generation,
     GenerationRequest,
@@ -27,29 +27,13 @@ from comps.core.types import (
     Sampling,
     TextDelta,
     Usage,
-    total,
 )
 from comps.model_servers.scripted import Scripted
 
 
-class Events:
-    """Events to be gathered, and whether they were closed."""
-
-    def __init__(self, *events: Event) -> None:
-        self.events = events
-        self.closed = False
-
-    async def play(self) -> AsyncGenerator[Event]:
-        try:
-            for event in self.events:
-                yield event
-        finally:
-            self.closed = True
-
-
 async def test_a_request_comes_out_as_events() -> None:
     generator = TextGenerator(Scripted([["Deep", " learning"]]), "m")
-    events = [event async for event in generator.generate(GenerationRequest("What is it?"))]
+    events = [event async for event in read(generator.generate, GenerationRequest("What is it?"))]
     assert events == [TextDelta("Deep"), TextDelta(" learning"), Finished("stop", Usage(3, 2))]
 
 
@@ -57,14 +41,14 @@ async def test_the_model_server_gets_prompt_sampling_and_options() -> None:
     server = Scripted()
     sampling = Sampling(max_tokens=7, temperature=0.5, stop=("x",))
     request = GenerationRequest("Why?", sampling=sampling, options={"logprobs": True})
-    await collect(TextGenerator(server, "m").generate(request))
+    await collect(TextGenerator(server, "m").generate, request)
     assert server.asked == [("Why?", sampling, {"logprobs": True})]
 
 
 async def test_documents_reach_the_model_server() -> None:
     server = Scripted()
     request = GenerationRequest((Message("user", "Why?"),), (Document("Because."),))
-    await collect(TextGenerator(server, "m").generate(request))
+    await collect(TextGenerator(server, "m").generate, request)
     [(prompt, _, _)] = server.asked
     assert prompt == (Message("user", fill(RAG_TEMPLATES["en"], "[1] Because.", "Why?")),)
 
@@ -72,20 +56,20 @@ async def test_documents_reach_the_model_server() -> None:
 async def test_a_request_that_makes_no_prompt_does_not_reach_the_model_server() -> None:
     server = Scripted()
     with pytest.raises(InvalidRequest, match="messages"):
-        await collect(TextGenerator(server, "m").generate(GenerationRequest((), (Document("Because."),))))
+        await collect(TextGenerator(server, "m").generate, GenerationRequest((), (Document("Because."),)))
     assert server.asked == []
 
 
 @pytest.mark.parametrize("model", [None, "", "m"])
 async def test_a_request_that_names_the_model_or_none_is_answered(model: str | None) -> None:
     generator = TextGenerator(Scripted([["yes"]]), "m")
-    assert (await collect(generator.generate(GenerationRequest("?", model=model)))).text == "yes"
+    assert (await collect(generator.generate, GenerationRequest("?", model=model))).text == "yes"
 
 
 async def test_an_unknown_model_is_refused_with_the_known_one() -> None:
     server = Scripted()
     with pytest.raises(UnknownModel, match="'other' is not served here; known: m") as caught:
-        await collect(TextGenerator(server, "m").generate(GenerationRequest("?", model="other")))
+        await collect(TextGenerator(server, "m").generate, GenerationRequest("?", model="other"))
     assert caught.value.field == "model"
     assert server.asked == []
 
@@ -127,7 +111,7 @@ async def test_a_model_that_could_not_be_loaded_says_so_to_everybody_who_asks() 
     with pytest.raises(ModelServerError, match="the model m could not be loaded") as described:
         await generator.describe()
     with pytest.raises(ModelServerError) as asked:
-        await collect(generator.generate(GenerationRequest("?")))
+        await collect(generator.generate, GenerationRequest("?"))
     assert "secret" not in f"{described.value}{asked.value}"
     assert asked.value is not described.value  # One for all would keep the frames of every request, with its body.
     assert server.asked == []
@@ -136,7 +120,7 @@ async def test_a_model_that_could_not_be_loaded_says_so_to_everybody_who_asks() 
 async def test_where_nothing_is_to_be_loaded_loading_does_nothing() -> None:
     generator = TextGenerator(Scripted([["yes"]]), "m")
     await generator.load()
-    assert (await collect(generator.generate(GenerationRequest("?")))).text == "yes"
+    assert (await collect(generator.generate, GenerationRequest("?"))).text == "yes"
 
 
 def test_models_are_found_by_name_and_the_first_without_one() -> None:
@@ -152,56 +136,32 @@ def test_models_are_found_by_name_and_the_first_without_one() -> None:
 
 async def test_closing_the_events_stops_the_model() -> None:
     server = Scripted([["a", asyncio.Event(), "b"]])
-    events = TextGenerator(server, "m").generate(GenerationRequest("?"))
+    events = read(TextGenerator(server, "m").generate, GenerationRequest("?"))
     assert await anext(events) == TextDelta("a")
     await events.aclose()
     assert server.closed.is_set()
-
-
-async def test_collecting_joins_the_pieces_and_keeps_reason_and_usage() -> None:
-    events = Events(TextDelta("a"), TextDelta(""), TextDelta("b"), Finished("length", Usage(1, 2)))
-    assert await collect(events.play()) == Generation("ab", "length", Usage(1, 2))
-    assert events.closed
-
-
-async def test_collecting_keeps_the_choices_apart() -> None:
-    events = Events(
-        TextDelta("a"), TextDelta("x", choice=1), Finished("length", choice=1), TextDelta("b"), Finished("stop")
-    )
-    assert await collect(events.play()) == Generation("ab", "stop", further=(Generation("x", "length"),))
-
-
-@pytest.mark.parametrize(
-    "events",
-    [(), (TextDelta("half an"),), (TextDelta("half an"), Finished("stop", choice=1))],
-    ids=["empty", "text only", "another choice ended"],
-)
-async def test_half_an_answer_is_an_error(events: tuple[Event, ...]) -> None:
-    with pytest.raises(ModelServerError, match="broke off"):
-        await collect(Events(*events).play())
 
 
 async def test_an_error_between_events_is_raised_as_it_is() -> None:
     error = Unreachable("gone")
     generator = TextGenerator(Scripted([["half", error]]), "m")
     with pytest.raises(Unreachable) as caught:
-        await collect(generator.generate(GenerationRequest("?")))
+        await collect(generator.generate, GenerationRequest("?"))
     assert caught.value is error
 
 
 async def test_collecting_that_is_cancelled_stops_the_model() -> None:
     reached, server = asyncio.Event(), Scripted([["a", asyncio.Event()]])
 
-    async def watched() -> AsyncGenerator[Event]:
-        events = TextGenerator(server, "m").generate(GenerationRequest("?"))
-        try:
-            async for event in events:
-                reached.set()
-                yield event
-        finally:
-            await events.aclose()
+    class Watched(Forwarding):
+        def text(self, text: str, choice: int = 0) -> None:
+            super().text(text, choice)
+            reached.set()
 
-    task = asyncio.ensure_future(collect(watched()))
+    async def ask(answer: Answer) -> None:
+        await TextGenerator(server, "m").generate(GenerationRequest("?"), Watched(answer))
+
+    task = asyncio.ensure_future(collect(ask))
     await reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -209,21 +169,48 @@ async def test_collecting_that_is_cancelled_stops_the_model() -> None:
     assert server.closed.is_set()
 
 
-async def test_collecting_puts_together_what_came_with_the_text() -> None:
-    events = Events(
-        TextDelta("", extra={"reasoning": "hm"}),
-        TextDelta("a", extra={"logprobs": {"content": [1]}}),
-        TextDelta("b", extra={"logprobs": {"content": [2]}}),
-        Finished("stop"),
-    )
-    whole = await collect(events.play())
-    assert whole.extra == {"reasoning": "hm", "logprobs": {"content": [1, 2]}}
+class Completing(Scripted):
+    """A model server that gives whole answers at once."""
+
+    async def complete(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> Generation:
+        return await collect(super().generate, prompt, sampling, options)
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
+        raise AssertionError("it was to be asked for the whole answer")
 
 
-async def test_a_choice_without_an_end_is_half_an_answer() -> None:
-    events = Events(TextDelta("a"), TextDelta("x", choice=1), Finished("stop"))
+@pytest.mark.parametrize("kind", [Scripted, Completing])
+async def test_a_whole_answer_is_asked_for_whole_of_whoever_gives_it(kind: type[Scripted]) -> None:
+    server = kind([["a", "b"]])
+    generator = TextGenerator(server, "m")
+    sampling = Sampling(max_tokens=5)
+    plan = await generator.plan(GenerationRequest("?", sampling=sampling, options={"user": "x"}))
+    assert await generator.complete(plan) == Generation("ab", "stop", Usage(1, 2))
+    assert server.asked == [("?", sampling, {"user": "x"})]
+
+
+@pytest.mark.parametrize("kind", [Scripted, Completing])
+async def test_a_whole_answer_that_is_cancelled_stops_the_model(kind: type[Scripted]) -> None:
+    server = kind([["a", asyncio.Event()]])
+    generator = TextGenerator(server, "m")
+    completing = asyncio.ensure_future(generator.complete(await generator.plan(GenerationRequest("?"))))
+    await server.reached.wait()
+    completing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await completing
+    assert server.closed.is_set()
+
+
+async def test_a_whole_answer_that_breaks_off_is_an_error() -> None:
+    class Broken(Scripted):
+        async def generate(
+            self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer
+        ) -> None:
+            answer.text("half an")
+
+    generator = TextGenerator(Broken(), "m")
     with pytest.raises(ModelServerError, match="broke off"):
-        await collect(events.play())
+        await generator.complete(await generator.plan(GenerationRequest("?")))
 
 
 class Counting(Scripted):
@@ -244,7 +231,7 @@ async def test_what_prompt_and_answer_may_have_together_leaves_the_rest_to_the_a
 ) -> None:
     server = Counting()
     request = GenerationRequest("what is it", sampling=Sampling(most), max_total_tokens=total)
-    await collect(TextGenerator(server, "m").generate(request))
+    await collect(TextGenerator(server, "m").generate, request)
     [(_, sampling, _)] = server.asked
     assert sampling.max_tokens == left
 
@@ -253,13 +240,13 @@ async def test_a_prompt_that_leaves_no_room_is_refused_with_the_numbers() -> Non
     generator = TextGenerator(Counting(), "m")
     for field in ("max_length", None):
         with pytest.raises(InvalidRequest, match="3 tokens, and 3 are allowed") as caught:
-            await collect(generator.generate(GenerationRequest("what is it", max_total_tokens=3, total_field=field)))
+            await collect(generator.generate, GenerationRequest("what is it", max_total_tokens=3, total_field=field))
         assert caught.value.field == field
 
 
 async def test_a_prompt_that_fills_a_default_is_answered_with_a_token() -> None:
     request = GenerationRequest("what is it", max_total_tokens=3, total_is_default=True)
-    answer = await collect(TextGenerator(Counting([["a", "b"]]), "m").generate(request))
+    answer = await collect(TextGenerator(Counting([["a", "b"]]), "m").generate, request)
     assert (answer.text, answer.reason) == ("a", "length")
 
 
@@ -272,23 +259,22 @@ class Keeping(Counting):
     async def count_tokens(self, text: str) -> int:
         raise AssertionError("it counts by itself")
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         if sampling.max_total_tokens and sampling.max_total_tokens <= 7:
             raise no_room(7, sampling.max_total_tokens)
-        async with aclosing(super().generate(prompt, sampling, options)) as events:
-            async for event in events:
-                yield event
+        await super().generate(prompt, sampling, options, answer)
 
 
 async def test_a_model_server_that_keeps_prompt_and_answer_within_a_limit_is_told_it() -> None:
     server = Keeping([["a", "b"]])
     generator = TextGenerator(server, "m")
-    await collect(generator.generate(GenerationRequest("what is it", sampling=Sampling(5), max_total_tokens=8)))
+    await collect(generator.generate, GenerationRequest("what is it", sampling=Sampling(5), max_total_tokens=8))
     assert [sampling for _, sampling, _ in server.asked] == [Sampling(5, max_total_tokens=8)]
     with pytest.raises(InvalidRequest, match="limit: the prompt alone has 7 tokens"):
-        await collect(generator.generate(GenerationRequest("what is it", max_total_tokens=7, total_field="limit")))
+        await collect(generator.generate, GenerationRequest("what is it", max_total_tokens=7, total_field="limit"))
     usual = GenerationRequest("what is it", max_total_tokens=7, total_is_default=True)
-    assert (await collect(generator.generate(usual))).text == "a"
+    assert (await collect(generator.generate, usual)).text == "a"
+    assert (await generator.complete(await generator.plan(usual))).text == "a"
 
 
 async def test_whether_prompt_and_answer_can_be_counted_together_is_a_capability() -> None:
@@ -316,61 +302,6 @@ def test_any_name_may_stand_for_the_only_model() -> None:
     assert Models([one, two]).named("two", any_name=True) is two
     with pytest.raises(UnknownModel):
         Models([one, two]).named("other", any_name=True)
-
-
-async def test_several_answers_come_as_they_are_made() -> None:
-    first_may_go_on = asyncio.Event()
-    slow = Scripted([["a", first_may_go_on, "b"]]).generate("?", Sampling(), {})
-    fast = Scripted([["c"]]).generate("?", Sampling(), {})
-    seen: list[Event] = []
-    async with aclosing(together([slow, fast], choices=2)) as events:
-        async for event in events:
-            seen.append(event)
-            if event == Finished("stop", choice=2):
-                first_may_go_on.set()
-    assert [event for event in seen if event.choice == 0] == [
-        TextDelta("a"),
-        TextDelta("b"),
-        Finished("stop", Usage(2, 3)),
-    ]
-    assert [event for event in seen if event.choice == 2] == [TextDelta("c", choice=2), Finished("stop", choice=2)]
-
-
-async def test_of_several_answers_of_which_one_is_not_counted_the_usage_is_not_known() -> None:
-    counted = Events(Finished("stop", Usage(1, 2)), Finished("stop", choice=1))
-    answers = [counted.play(), Events(Finished("stop")).play()]
-    assert [event async for event in together(answers, 2) if isinstance(event, Finished) and event.usage] == []
-
-
-def test_usages_are_added_up_with_the_details_that_all_of_them_have() -> None:
-    one = Usage(1, 2, {"a": {"x": 1, "y": 2}, "b": {"z": 3}})
-    assert total([one, Usage(3, 4, {"a": {"x": 5}})]) == Usage(4, 6, {"a": {"x": 6}})
-    assert total([one]) == one
-    assert total([one, None]) is None
-
-
-async def test_several_answers_are_closed_together() -> None:
-    never = asyncio.Event()
-    servers = [Scripted([["a", never]]), Scripted([["b", never]])]
-    async with aclosing(together([server.generate("?", Sampling(), {}) for server in servers])) as events:
-        await anext(events)
-        await anext(events)
-    assert all(server.closed.is_set() for server in servers)
-
-
-async def test_one_of_several_answers_that_fails_ends_the_others() -> None:
-    waiting = Scripted([["a", asyncio.Event()]])
-    failing = Scripted([["b", ModelServerError("x")]])
-    answers = [server.generate("?", Sampling(), {}) for server in (waiting, failing)]
-    with pytest.raises(ModelServerError, match="x"):
-        await collect(together(answers))
-    assert waiting.closed.is_set()
-
-
-async def test_one_of_several_answers_that_breaks_off_is_an_error() -> None:
-    answers = [Events(TextDelta("a"), Finished("stop")).play(), Events(TextDelta("b")).play()]
-    with pytest.raises(ModelServerError, match="broke off"):
-        await collect(together(answers))
 
 
 async def test_work_done_at_once_has_stopped_when_one_piece_fails() -> None:

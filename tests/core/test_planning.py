@@ -10,11 +10,14 @@ from dataclasses import replace
 
 import pytest
 
+from comps.core.answers import collect
 from comps.core.budget import DEFAULT_SHARING, Sharing
-from comps.core.counting import Counter, estimate, estimated_prompt, text_read
-from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, Refused, Unreachable
-from comps.core.planning import Plan, Planner, settled
+from comps.core.counting import Counter, estimate, estimated_prompt, message_text
+from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, Refused, TextTooLong, Unreachable
+from comps.core.generator import TextGenerator
+from comps.core.planning import Plan, Planner
 from comps.core.prompts import Templates, text_of
+from comps.core.reports import settled
 from comps.core.types import JSON, Document, DocumentUse, GenerationRequest, Message, Prompt, Report, Sampling, Usage
 from comps.model_servers.scripted import Scripted
 
@@ -59,7 +62,7 @@ class Words(Scripted):
 def words_of(prompt: Prompt) -> int:
     if isinstance(prompt, str):
         return len(prompt.split())
-    return sum(len(text_read(message).split()) + 4 for message in prompt)
+    return sum(len(message_text(message).split()) + 4 for message in prompt)
 
 
 def documents(*sizes: int) -> tuple[Document, ...]:
@@ -221,6 +224,50 @@ async def test_a_server_that_cannot_tell_where_tokens_are_is_asked_once() -> Non
     assert server.finds == 2
 
 
+class Batches(Finding):
+    """Counts many texts at once, too."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        super().__init__()
+        self.batches: list[list[str]] = []
+        self.batch_failure = failure
+
+    async def count_texts(self, texts: Sequence[str]) -> Sequence[int]:
+        self.batches.append(list(texts))
+        if self.batch_failure:
+            raise self.batch_failure
+        async with self._asked():
+            return [len(text.split()) for text in texts]
+
+
+async def test_texts_not_seen_before_are_counted_in_one_batch_if_the_server_can() -> None:
+    server, single = Batches(), Finding()
+    planner, other = Planner(server), Planner(single)
+    for sizes in ((90, 100, 120), (90, 100, 120, 110, 80)):
+        asked = request(found=documents(*sizes))
+        plan, same = await planner.plan(asked, 330), await other.plan(asked, 330)
+        assert (plan.prompt, plan.report) == (same.prompt, same.report)
+    assert [len(batch) for batch in server.batches] == [3, 2]
+    assert server.counted == []
+
+
+async def test_a_text_too_long_to_be_counted_is_found_in_a_batch_and_costs_the_others_nothing() -> None:
+    class Short(Batches):
+        async def token_ends(self, text: str) -> Sequence[int]:
+            if len(text.split()) > 150:
+                raise TextTooLong(200, 150)
+            return await super().token_ends(text)
+
+    plan = await planned(request(found=documents(60, 200)), 300, Short(TextTooLong(200, 150)))
+    assert plan.report.counted == "model"
+    assert [(use.fate, use.tokens) for use in plan.report.documents] == [("kept", 60), ("cut", 200)]
+
+
+async def test_a_batch_that_fails_costs_no_request_its_answer() -> None:
+    plan = await planned(request(found=documents(100, 200)), 400, Batches(Unreachable("away")))
+    assert plan.report.counted == "estimate"
+
+
 async def test_the_answer_gets_what_is_left_and_no_more_than_was_asked() -> None:
     plan = await planned(request(found=documents(100), sampling=Sampling(max_tokens=1000)), 400)
     assert plan.report.prompt_tokens
@@ -334,6 +381,16 @@ async def test_a_picture_in_a_conversation_leaves_its_texts_to_be_shared() -> No
     assert picture in plan.prompt[0].content
 
 
+async def test_texts_are_counted_by_whatever_name_their_parts_have() -> None:
+    said = [
+        Message("user", [{"type": "input_text", "text": "word " * 100}]),
+        Message("assistant", [{"type": "refusal", "refusal": "word " * 100}]),
+    ]
+    plan = await planned(request((*said * 3, *QUESTION)), 300)
+    assert plan.report.turns_dropped == 4
+    assert (plan.report.prompt_tokens or 0) > 200
+
+
 async def test_tool_calls_of_the_history_are_counted() -> None:
     calls = {"tool_calls": [{"function": {"name": "look", "arguments": "word " * 400}}]}
     said = (Message("user", "look"), Message("assistant", "", calls), Message("tool", "seen"))
@@ -425,6 +482,55 @@ async def test_of_a_document_longer_than_any_window_only_the_beginning_is_looked
     assert plan.report.documents[0].tokens is None
 
 
+@pytest.mark.parametrize("window", [None, 8192])
+@pytest.mark.parametrize("prompt", [QUESTION, "where is the lantern ?"])
+async def test_each_text_is_searched_for_markers_once_where_nothing_is_counted(
+    window: int | None, prompt: Prompt
+) -> None:
+    looked_at: list[str] = []
+
+    def escape(text: str) -> str:
+        looked_at.append(text)
+        return text
+
+    asked = request(prompt, documents(20, 20))
+    await Planner(Words(), escape=escape).plan(asked, window)
+    assert "\n".join(looked_at).count("d0.19.") == 1
+
+
+MARKED = ("</turn> a. " * 20, "b <turn> c. " * 20, "turn> d. " * 20)
+
+
+def escaped(text: str) -> str:
+    return text.replace("<turn>", "< turn>").replace("</turn>", "< /turn>")
+
+
+@pytest.mark.parametrize("window", [None, 200, 300, 8192])
+@pytest.mark.parametrize("native_", [False, True])
+@pytest.mark.parametrize("history", [(), (Message("user", "<turn>"), Message("assistant", "</turn>"))])
+async def test_what_is_asked_has_no_marker_and_its_tokens_are_counted_as_it_is_asked(
+    window: int | None, native_: bool, history: tuple[Message, ...]
+) -> None:
+    server = Native()
+    found = [Document(text, "<", {"url": text}) for text in MARKED]
+    template = Templates(document="{title}{text}")
+    planner = Planner(server, Sharing(10), template, escaped, native_)
+    plan, exact = [
+        await planner.plan(request((*history, *QUESTION), found), window, to_the_token=to_the_token)
+        for to_the_token in (False, True)
+    ]
+    assert not isinstance(plan.prompt, str)
+    laid = [*texts_of(plan), *(text for one in plan.options.get("documents", ()) for text in one.values())]
+    assert [text for text in laid if escaped(text) != text] == []
+    assert (exact.prompt, exact.options, exact.documents) == (plan.prompt, plan.options, plan.documents)
+    assert exact.report.prompt_tokens == await server.count_prompt(plan.prompt, plan.options)
+    assert all(escaped(one.text) == one.text for one in plan.documents)
+    assert [one.text for one in plan.sources] == [MARKED[(one.number or 0) - 1] for one in plan.documents]
+    if window:
+        assert exact.report.prompt_tokens + (plan.sampling.max_tokens or 0) <= window
+        assert None not in [use.tokens_used for use in exact.report.documents]
+
+
 async def test_a_question_that_no_tokenizer_gets_into_the_window_is_refused_unread() -> None:
     server = Words()
     with pytest.raises(PromptTooLong):
@@ -488,8 +594,8 @@ async def test_what_is_remembered_is_bounded_by_its_tokens() -> None:
     counter = Counter(Long())
     for number in range(100):
         await counter.count().text(f"text {number}")
-    assert counter.seen("text 99")
-    assert counter.seen("text 0") is None
+    assert counter.cached("text 99")
+    assert counter.cached("text 0") is None
 
 
 # beside the messages
@@ -553,6 +659,14 @@ async def test_a_chat_template_that_takes_no_documents_leaves_them_in_the_text_a
         assert not plan.report.native
     assert server.prompts == 2
     assert len(caplog.records) == 1
+
+
+async def test_documents_beside_the_messages_reach_the_model_server_also_where_a_total_is_kept_to() -> None:
+    server = Native()
+    asked = replace(request(found=documents(20)), max_total_tokens=500)
+    await collect(TextGenerator(server, "m", native=True).generate, asked)
+    ((_, _, options),) = server.asked
+    assert [one["doc_id"] for one in options["documents"]] == ["1"]
 
 
 @pytest.mark.parametrize("server", [Scripted(), Native(failure=Unreachable("away"))])

@@ -304,6 +304,12 @@ def test_a_document_template_shows_metadata_and_leaves_out_lines_that_would_say_
     assert context_of(Document("text"), template=template) == " (1)\ntext"
 
 
+def test_a_document_template_may_have_braces_and_percent_signs_of_its_own() -> None:
+    assert context_of(Document("text", "A"), template="{\n{title}: 100%s %d\n{text}\n}\n.") == (
+        "{\nA: 100%s %d\ntext\n}\n."
+    )
+
+
 def test_a_document_that_looks_like_a_template_is_shown_as_it_is() -> None:
     tricky = Document("{title} {number} {question}", "{text}", {"url": "{title}"})
     assert context_of(tricky, template="{url} {title}\n{text}") == "{title} {text}\n{title} {number} {question}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from comps.core.answers import Forwarding
 from comps.core.errors import (
     BodyTooLarge,
     Forbidden,
@@ -31,13 +32,15 @@ from comps.core.errors import (
     UnknownModel,
     Unreachable,
 )
-from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta
+from comps.core.ports import Answer
+from comps.core.types import JSON, Embeddings, Finished, ModelInfo, Prompt, Sampling, TextDelta
 from comps.dialects import DIALECTS, open_dialect
 from comps.dialects.shared.base import Call, Dialect, GenerationCall, TokenCountCall
 from comps.dialects.shared.fields import matters
-from comps.dialects.shared.framing import ResponseMetadata
 from comps.model_servers.scripted import Scripted
-from tests.service import PATIENCE, Able, Answer, Connection, Service, running, until_idle, until_in_flight
+from tests.dialects.written import written
+from tests.service import PATIENCE, Able, Connection, Service, running, until_idle, until_in_flight
+from tests.service import Answer as Response
 
 WORDS = ["Deep", " learning", " ."]
 
@@ -137,24 +140,21 @@ async def test_an_answer_cut_short_says_so(monkeypatch: pytest.MonkeyPatch, kind
 class Cut(Scripted):
     """A model server that cuts every answer short."""
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        async for event in super().generate(prompt, sampling, options):
-            yield Finished("length", event.usage) if isinstance(event, Finished) else event
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
+        await super().generate(prompt, sampling, options, _CutShort(answer))
+
+
+class _CutShort(Forwarding):
+    def finished(self, end: Finished) -> None:
+        self._answer.finished(replace(end, reason="length"))
 
 
 @STREAMS
-async def test_what_comes_without_text_is_an_item_of_its_own_or_none(kind: Kind) -> None:
-    async def items(*events: Event) -> list[bytes]:
-        async def play() -> AsyncGenerator[Event]:
-            for event in events:
-                yield event
-
-        call = kind.call.model_validate({**kind.bodies(streamed=True)[0], **kind.variables})
-        assert isinstance(call, GenerationCall)
-        return [item async for item in call.reply_stream(play(), ResponseMetadata("0" * 32, 1, "m"))]
-
+def test_what_comes_without_text_is_an_item_of_its_own_or_none(kind: Kind) -> None:
+    call = kind.call.model_validate({**kind.bodies(streamed=True)[0], **kind.variables})
+    assert isinstance(call, GenerationCall)
     begun, beside, end = TextDelta("Deep"), TextDelta("", extra={"annotations": [{"type": "x"}]}), Finished("stop")
-    plain, with_it = await items(begun, end), await items(begun, beside, end)
+    plain, with_it = written(call, begun, end), written(call, begun, beside, end)
     assert [item for item in with_it if b"annotations" not in item] == plain
     assert len(with_it) - len(plain) == (1 if b'"choices":' in plain[0] else 0)
 
@@ -191,9 +191,8 @@ class Failing(Able):
 
     error: LLMError
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         raise self.error
-        yield
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         raise self.error
@@ -202,7 +201,7 @@ class Failing(Able):
         raise self.error
 
 
-def check_error(dialect: str, answer: Answer, said: str = "") -> None:
+def check_error(dialect: str, answer: Response, said: str = "") -> None:
     """It is an error in the dialect's own shape."""
     assert answer.headers["content-type"] == "application/json"
     error = json.loads(answer.body.removesuffix(b"\0"))  # Which frames square's streams.
@@ -420,7 +419,7 @@ def changed(body: dict[str, Any], place: tuple[str | int, ...], value: JSON) -> 
     return body
 
 
-async def posted(client: Connection, kind: Kind, body: JSON) -> Answer:
+async def posted(client: Connection, kind: Kind, body: JSON) -> Response:
     await client.send("POST", kind.path, json.dumps(body).encode())
     return await client.answer()
 
@@ -443,9 +442,8 @@ class Deaf(Scripted):
     async def describe(self) -> ModelInfo:
         return ModelInfo("scripted", None, frozenset())
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        async for event in super().generate(prompt, Sampling(), options):
-            yield event
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
+        await super().generate(prompt, Sampling(), options, answer)
 
 
 class Watch:
@@ -593,10 +591,9 @@ class Counting(Able):
 
     used = False
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         self.used = True
-        async for event in super().generate(prompt, sampling, options):
-            yield event
+        await super().generate(prompt, sampling, options, answer)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         self.used = True

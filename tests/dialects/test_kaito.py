@@ -27,6 +27,7 @@ from comps.core.errors import (
     UnknownModel,
     Unreachable,
 )
+from comps.core.ports import Answer
 from comps.core.types import Generation, GenerationRequest, Message, ModelInfo, Prompt, Sampling
 from comps.dialects.kaito import KAITO, kaito
 from comps.dialects.shared.base import GenerationCall
@@ -103,11 +104,10 @@ def shown(dialog: Sequence[dict[str, str]], answer: str) -> list[dict[str, str]]
 class Telling(Scripted):
     """A model server that answers with the end of what it was told, whatever the order of the answers."""
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Any) -> Any:
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Any, answer: Answer) -> None:
         self.asked.append((prompt, sampling, options))
         text = prompt if isinstance(prompt, str) else str(prompt[-1].content)
-        async for event in Scripted([[f"[{text[-9:]}]"]]).generate(prompt, sampling, options):
-            yield event
+        await Scripted([[f"[{text[-9:]}]"]]).generate(prompt, sampling, options, answer)
 
 
 async def test_the_seeds_prompts_are_continued_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +16,6 @@ from llm_api import error as client_errors
 
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, Unreachable
 from comps.core.types import (
-    Event,
     Finished,
     Generation,
     GenerationRequest,
@@ -25,16 +24,16 @@ from comps.core.types import (
     TextDelta,
     Usage,
 )
-from comps.dialects.llm_api.dialect import Switches, llm_api, text_event
+from comps.dialects.llm_api.dialect import Switches, llm_api
+from comps.dialects.llm_api.events import text_event
 from comps.dialects.llm_api.params import Family
 from comps.dialects.shared.base import GenerationCall
 from comps.dialects.shared.endpoint import Endpoint, RequestError
-from comps.dialects.shared.framing import ResponseMetadata
 from comps.model_servers.scripted import Scripted
+from tests.dialects.written import METADATA, written
 from tests.service import PATIENCE, Able, Service, running
 
 LLAMA = Switches()
-STAMP = ResponseMetadata("0123456789abcdef0123456789abcdef", 1_700_000_000, "tiny")
 ALL = frozenset((*Sampling.__dataclass_fields__, "max_total_tokens", "min_tokens"))
 LLAMAS = Sampling(128, 0.8, 0.95, 40, None, 1.1, 0.0, 0.0)
 TRANSFORMERS = Sampling(None, 0.0, 1.0, 50, 1.0, 1.0)
@@ -56,14 +55,9 @@ def ignored(params: Any, capabilities: frozenset[str] = ALL, family: Family = "l
     return read({"prompt": "?", "params": params, **further}, switches=Switches(family)).ignored(capabilities)
 
 
-async def streamed(params: Any, *pieces: str, reason: str = "stop") -> list[bytes]:
-    async def play() -> AsyncGenerator[Event]:
-        for piece in pieces:
-            yield TextDelta(piece)
-        yield Finished(reason, Usage(5, 2))
-
+def streamed(params: Any, *pieces: str, reason: str = "stop") -> list[bytes]:
     call = read({"prompt": "One\nand", "params": params}, "/agenerate")
-    return [item async for item in call.reply_stream(play(), STAMP)]
+    return written(call, *map(TextDelta, pieces), Finished(reason, Usage(5, 2)))
 
 
 def refusal(body: Any) -> Any:
@@ -257,7 +251,7 @@ def test_what_changes_nothing_is_not_said_to_be_ignored() -> None:
 
 def test_a_whole_answer_is_a_bare_string() -> None:
     def whole(params: Any) -> Any:
-        return read({"prompt": "Who?", "params": params}).reply([Generation(" Me.\n", "stop")], STAMP)
+        return read({"prompt": "Who?", "params": params}).reply([Generation(" Me.\n", "stop")], METADATA)
 
     assert whole(None) == " Me.\n"
     assert whole({"echo": True}) == "Who? Me.\n"
@@ -279,16 +273,16 @@ def test_an_event_is_the_raw_text_line_by_line(text: str, event: bytes) -> None:
     assert text_event(text) == event
 
 
-async def test_a_line_break_that_comes_in_two_pieces_is_one() -> None:
-    assert await streamed({}, "a\r", "", "\nb\n", "\nc") == [
+def test_a_line_break_that_comes_in_two_pieces_is_one() -> None:
+    assert streamed({}, "a\r", "", "\nb\n", "\nc") == [
         b"data: a\r\ndata: \r\n\r\n",
         b"data: b\r\ndata: \r\n\r\n",
         b"data: \r\ndata: c\r\n\r\n",
     ]
 
 
-async def test_prompt_and_suffix_are_streamed_too_if_asked_for() -> None:
-    assert await streamed({"echo": True, "suffix": "End"}, " two", reason="length") == [
+def test_prompt_and_suffix_are_streamed_too_if_asked_for() -> None:
+    assert streamed({"echo": True, "suffix": "End"}, " two", reason="length") == [
         b"data: One\r\ndata: and\r\n\r\n",
         b"data:  two\r\n\r\n",
         b"data: End\r\n\r\n",

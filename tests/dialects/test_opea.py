@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import orjson
 import pytest
 
-from comps.core.citations import by_number, citations, with_citations
+from comps.core.citations import by_number, citations
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong
 from comps.core.prompts import numbered
 from comps.core.types import (
     Document,
-    Event,
     Finished,
     Generation,
     GenerationRequest,
@@ -27,10 +25,9 @@ from comps.dialects.opea import Switches, opea
 from comps.dialects.openai import CHAT
 from comps.dialects.shared.base import GenerationCall
 from comps.dialects.shared.endpoint import Endpoint, RequestError
-from comps.dialects.shared.framing import ResponseMetadata
+from tests.dialects.written import METADATA, written
 
 NORMAL = Switches()
-STAMP = ResponseMetadata("0123456789abcdef0123456789abcdef", 1_700_000_000, "tiny")
 DEFAULTS = Sampling(1024, 0.01, 0.95, 10, 0.95, 1.03, 0.0, 0.0)
 SEED = {
     "query": "What is Deep Learning?",
@@ -60,11 +57,6 @@ def request(body: Any, switches: Switches = NORMAL) -> GenerationRequest:
     return only
 
 
-async def play(*events: Event) -> AsyncGenerator[Event]:
-    for event in events:
-        yield event
-
-
 CITED: dict[str, Any] = {
     "annotations": [
         {
@@ -76,18 +68,18 @@ CITED: dict[str, Any] = {
 }
 
 
-async def cited(body: Any, switches: Switches = NORMAL) -> list[bytes]:
-    events = play(TextDelta("Deep [3][9]"), TextDelta("", extra=CITED), Finished("stop", Usage(5, 2)))
-    return [item async for item in read(body, switches).reply_stream(events, STAMP)]
+def cited(body: Any, switches: Switches = NORMAL) -> list[bytes]:
+    events = TextDelta("Deep [3][9]"), TextDelta("", extra=CITED), Finished("stop", Usage(5, 2))
+    return written(read(body, switches), *events)
 
 
-async def streamed(body: Any, switches: Switches = NORMAL, reason: str = "stop") -> list[bytes]:
-    events = play(TextDelta(" Deep"), TextDelta("'n\" ü\n"), Finished(reason, Usage(5, 2)))
-    return [item async for item in read(body, switches).reply_stream(events, STAMP)]
+def streamed(body: Any, switches: Switches = NORMAL, reason: str = "stop") -> list[bytes]:
+    events = TextDelta(" Deep"), TextDelta("'n\" ü\n"), Finished(reason, Usage(5, 2))
+    return written(read(body, switches), *events)
 
 
 def whole(body: Any, switches: Switches = NORMAL, reason: str = "stop") -> Any:
-    return read(body, switches).reply([Generation("Deep.", reason, Usage(5, 2))], STAMP)
+    return read(body, switches).reply([Generation("Deep.", reason, Usage(5, 2))], METADATA)
 
 
 def test_the_seeds_body_is_one_question_with_its_sampling() -> None:
@@ -156,10 +148,9 @@ def test_null_is_the_same_as_leaving_a_field_out() -> None:
     assert request({"query": "?", **dict.fromkeys(names)}) == request({"query": "?"})
 
 
-async def test_further_fields_of_a_delta_are_passed_on() -> None:
-    call = read({"messages": "?"})
-    events = play(TextDelta("", extra={"reasoning": "hm"}), TextDelta("a"), Finished("stop"))
-    items = [item async for item in call.reply_stream(events, STAMP)]
+def test_further_fields_of_a_delta_are_passed_on() -> None:
+    events = TextDelta("", extra={"reasoning": "hm"}), TextDelta("a"), Finished("stop")
+    items = written(read({"messages": "?"}), *events)
     assert json.loads(items[0].removeprefix(b"data: "))["choices"][0]["delta"]["reasoning"] == "hm"
 
 
@@ -244,7 +235,7 @@ def test_when_it_streams(body: Any, switches: Switches, expected: bool) -> None:
 
 
 def test_the_seeds_whole_answer() -> None:
-    assert whole(SEED) == {"id": STAMP.id, "text": "Deep.", "prompt": "What is Deep Learning?"}
+    assert whole(SEED) == {"id": METADATA.id, "text": "Deep.", "prompt": "What is Deep Learning?"}
     assert whole({"initial_query": "Why?"})["prompt"] == "Why?"
 
 
@@ -255,18 +246,23 @@ def test_the_seeds_whole_answer() -> None:
         ("text", rb"""data: ' Deep'""", """data: '\\'n" ü\\n'""".encode()),
     ],
 )
-async def test_a_question_is_streamed_as_pythons_literals(stream: Any, first: bytes, second: bytes) -> None:
-    items = await streamed({"query": "?"}, Switches(stream=stream))
+def test_a_question_is_streamed_as_pythons_literals(stream: Any, first: bytes, second: bytes) -> None:
+    items = streamed({"query": "?"}, Switches(stream=stream))
     assert items == [first + b"\n\n", second + b"\n\n", b"data: [DONE]\n\n"]
 
 
 @pytest.mark.parametrize(
     ("body", "switches"), [({"query": "?"}, Switches(stream="openai")), ({"messages": "?"}, Switches())]
 )
-async def test_openais_chunks(body: Any, switches: Switches) -> None:
-    *items, done = await streamed(body, switches, "length")
+def test_openais_chunks(body: Any, switches: Switches) -> None:
+    *items, done = streamed(body, switches, "length")
     chunks = [json.loads(item.removeprefix(b"data: ")) for item in items]
-    head = {"id": f"chatcmpl-{STAMP.id}", "object": "chat.completion.chunk", "created": STAMP.created, "model": "tiny"}
+    head = {
+        "id": f"chatcmpl-{METADATA.id}",
+        "object": "chat.completion.chunk",
+        "created": METADATA.created,
+        "model": "tiny",
+    }
     choices = [
         {"index": 0, "delta": {"role": "assistant", "content": " Deep"}, "logprobs": None, "finish_reason": None},
         {"index": 0, "delta": {"content": "'n\" ü\n"}, "logprobs": None, "finish_reason": None},
@@ -276,8 +272,8 @@ async def test_openais_chunks(body: Any, switches: Switches) -> None:
     assert done == b"data: [DONE]\n\n"
 
 
-async def test_a_stream_carries_its_usage_if_asked() -> None:
-    items = await streamed({"messages": "?", "stream_options": {"include_usage": True}})
+def test_a_stream_carries_its_usage_if_asked() -> None:
+    items = streamed({"messages": "?", "stream_options": {"include_usage": True}})
     chunk = json.loads(items[-2].removeprefix(b"data: "))
     assert chunk["choices"] == []
     assert chunk["usage"] == {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
@@ -285,9 +281,9 @@ async def test_a_stream_carries_its_usage_if_asked() -> None:
 
 def test_a_conversation_is_answered_as_openai_does() -> None:
     assert whole({"messages": "?"}, reason="length") == {
-        "id": f"chatcmpl-{STAMP.id}",
+        "id": f"chatcmpl-{METADATA.id}",
         "object": "chat.completion",
-        "created": STAMP.created,
+        "created": METADATA.created,
         "model": "tiny",
         "choices": [
             {
@@ -345,12 +341,12 @@ def test_enterprise_rags_whole_answer() -> None:
 @pytest.mark.parametrize("switches", [Switches(messages="enterprise_rag"), Switches(output_guard=True)])
 def test_each_of_several_answers_is_a_choice(switches: Switches) -> None:
     several = Generation("One.", "stop", further=(Generation("Two.", "length"),))
-    answer = read({"messages": "?", "n": 2, "stream": False}, switches).reply([several], STAMP)
+    answer = read({"messages": "?", "n": 2, "stream": False}, switches).reply([several], METADATA)
     assert [(one["index"], one["message"]["content"]) for one in answer["choices"]] == [(0, "One."), (1, "Two.")]
 
 
-async def test_enterprise_rags_stream_ends_with_the_documents_that_were_sent() -> None:
-    *_, finish, done, tail = await streamed(E2_BODY, Switches(messages="enterprise_rag"), "length")
+def test_enterprise_rags_stream_ends_with_the_documents_that_were_sent() -> None:
+    *_, finish, done, tail = streamed(E2_BODY, Switches(messages="enterprise_rag"), "length")
     assert b'"finish_reason":"length"' in finish
     assert done == b"data: [DONE]\n\n"
     assert tail.startswith(b"json: ")
@@ -381,13 +377,13 @@ E2_RAG = Switches(messages="enterprise_rag")
         ("Deep.", ["one", "two", "Content"]),
     ],
 )
-async def test_enterprise_rag_gets_the_documents_that_the_answer_cites_or_else_all(said: str, texts: list[str]) -> None:
+def test_enterprise_rag_gets_the_documents_that_the_answer_cites_or_else_all(said: str, texts: list[str]) -> None:
     call = read(E2_WRITTEN, E2_RAG)
     (asked,) = call.requests()
     given = by_number((), asked.quoted)
-    events = with_citations(play(TextDelta(said), Finished("stop")), given)
-    *_, done, tail = [item async for item in call.reply_stream(events, STAMP)]
-    whole = call.reply([Generation(said, "stop", extra=citations(said, given))], STAMP)
+    found = citations(said, given)
+    *_, done, tail = written(call, TextDelta(said), *([TextDelta("", 0, found)] if found else []), Finished("stop"))
+    whole = call.reply([Generation(said, "stop", extra=found)], METADATA)
     assert done == b"data: [DONE]\n\n"
     assert whole["data"] == json.loads(tail.removeprefix(b"json: "))
     assert [document["text"] for document in whole["data"]["reranked_docs"]] == texts
@@ -401,16 +397,16 @@ def test_a_document_that_goes_back_to_enterprise_rag_keeps_its_title_if_it_has_o
 def test_documents_that_are_new_to_enterprise_rags_messages_are_cited_by_their_numbers_in_the_prompt() -> None:
     call = read({"messages": "?", "data": {"reranked_docs": ["one", "two"]}}, E2_RAG)
     extra = citations("[2]", by_number(numbered(call.requests()[0].documents or ())))
-    answer = call.reply([Generation("[2]", "stop", extra=extra)], STAMP)
+    answer = call.reply([Generation("[2]", "stop", extra=extra)], METADATA)
     assert [document["text"] for document in answer["data"]["reranked_docs"]] == ["two"]
 
 
 @pytest.mark.parametrize("spelling", ["bytes", "text"])
-async def test_a_stream_of_literals_says_what_is_cited_only_to_those_who_ask(spelling: Any) -> None:
+def test_a_stream_of_literals_says_what_is_cited_only_to_those_who_ask(spelling: Any) -> None:
     switches = Switches(stream=spelling)
     literal = b"data: b'Deep [3][9]'\n\n" if spelling == "bytes" else b"data: 'Deep [3][9]'\n\n"
-    assert await cited({"query": "?"}, switches) == [literal, b"data: [DONE]\n\n"]
-    assert await cited({"query": "?", "include_report": True}, switches) == [
+    assert cited({"query": "?"}, switches) == [literal, b"data: [DONE]\n\n"]
+    assert cited({"query": "?", "include_report": True}, switches) == [
         literal,
         b"event: annotations\ndata: " + orjson.dumps(CITED) + b"\n\n",
         b"data: [DONE]\n\n",
@@ -420,9 +416,11 @@ async def test_a_stream_of_literals_says_what_is_cited_only_to_those_who_ask(spe
 @pytest.mark.parametrize(
     ("body", "switches"), [({"query": "?"}, Switches(stream="openai")), ({"messages": "?"}, Switches())]
 )
-async def test_openais_chunks_say_what_is_cited_before_the_end(body: Any, switches: Switches) -> None:
-    _, said, end, _ = await cited(body, switches)
-    head = f'data: {{"id":"chatcmpl-{STAMP.id}","object":"chat.completion.chunk","created":1700000000,"model":"tiny",'
+def test_openais_chunks_say_what_is_cited_before_the_end(body: Any, switches: Switches) -> None:
+    _, said, end, _ = cited(body, switches)
+    head = (
+        f'data: {{"id":"chatcmpl-{METADATA.id}","object":"chat.completion.chunk","created":1700000000,"model":"tiny",'
+    )
     delta = b'"choices":[{"index":0,"delta":' + orjson.dumps(CITED)
     assert said == head.encode() + delta + b',"logprobs":null,"finish_reason":null}]}\n\n'
     assert b'"finish_reason":"stop"' in end
@@ -430,34 +428,34 @@ async def test_openais_chunks_say_what_is_cited_before_the_end(body: Any, switch
 
 @pytest.mark.parametrize("body", [{"query": "Q"}, {"initial_query": "Q"}])
 def test_a_whole_answer_to_a_question_says_what_it_cites(body: Any) -> None:
-    answer = read(body).reply([Generation("Deep [3][9]", "stop", extra=CITED)], STAMP)
-    assert answer == {"id": STAMP.id, "text": "Deep [3][9]", "prompt": "Q", **CITED}
+    answer = read(body).reply([Generation("Deep [3][9]", "stop", extra=CITED)], METADATA)
+    assert answer == {"id": METADATA.id, "text": "Deep [3][9]", "prompt": "Q", **CITED}
 
 
 @pytest.mark.parametrize("switches", [NORMAL, E2_RAG])
 def test_a_whole_answer_to_a_conversation_says_in_its_message_what_it_cites(switches: Switches) -> None:
-    answer = read({"messages": "?"}, switches).reply([Generation("Deep [3][9]", "stop", extra=CITED)], STAMP)
+    answer = read({"messages": "?"}, switches).reply([Generation("Deep [3][9]", "stop", extra=CITED)], METADATA)
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": "Deep [3][9]", **CITED}
 
 
-async def test_of_passages_that_say_the_same_those_of_a_cited_one_are_all_told() -> None:
+def test_of_passages_that_say_the_same_those_of_a_cited_one_are_all_told() -> None:
     texts = ["a", "b", "c", "a"]
     call = read({"messages": "?", "data": {"reranked_docs": [{"text": text} for text in texts]}}, E2_RAG)
     (asked,) = call.requests()
     given = by_number(numbered(asked.documents or ()))
-    whole = call.reply([Generation("Deep [1].", "stop", extra=citations("Deep [1].", given))], STAMP)
+    whole = call.reply([Generation("Deep [1].", "stop", extra=citations("Deep [1].", given))], METADATA)
     assert [document["text"] for document in whole["data"]["reranked_docs"]] == ["a", "a"]
 
 
-async def test_without_data_enterprise_rags_stream_has_no_tail() -> None:
-    assert (await streamed({"messages": "?"}, Switches(messages="enterprise_rag")))[-1] == b"data: [DONE]\n\n"
+def test_without_data_enterprise_rags_stream_has_no_tail() -> None:
+    assert (streamed({"messages": "?"}, Switches(messages="enterprise_rag")))[-1] == b"data: [DONE]\n\n"
 
 
 def test_in_front_of_an_output_guard_a_document_carries_its_parameters_on() -> None:
     guarded = Switches(output_guard=True)
     parameters = {"ban_topics": {"enabled": True}}
     assert whole({"query": "Q", "output_guardrail_params": parameters}, guarded) == {
-        "id": STAMP.id,
+        "id": METADATA.id,
         "text": "Deep.",
         "prompt": "Q",
         "streaming": True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import AsyncGenerator
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -13,6 +13,7 @@ import pytest
 
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, PromptTooLong, UnknownModel
 from comps.core.types import (
+    JSON,
     Document,
     Embeddings,
     Event,
@@ -26,16 +27,15 @@ from comps.core.types import (
 from comps.dialects.openai import CHAT, Switches, openai
 from comps.dialects.shared.base import EmbeddingCall, GenerationCall
 from comps.dialects.shared.endpoint import Endpoint, RequestError
-from comps.dialects.shared.framing import ResponseMetadata
 from comps.model_servers import FRAMEWORKS, open_model_server
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Target
+from tests.dialects.written import METADATA, written
 from tests.model_servers.replay import Reply, replaying, sse
 from tests.model_servers.tgi_stand_in import standing_in
 from tests.service import Able, running
 
 TEXT, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
-STAMP = ResponseMetadata("0123456789abcdef0123456789abcdef", 1_700_000_000, "tiny")
 QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "?"}]}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {}}}
 ALL = frozenset(("n", "tools", "tool_choice", "logprobs", "messages.*", *Sampling.__dataclass_fields__))
@@ -60,12 +60,13 @@ def refused(body: Any, path: str = CHAT) -> dict[str, Any]:
     return error
 
 
-async def streamed(body: Any, *events: Event, path: str = CHAT) -> list[str]:
-    async def play() -> AsyncGenerator[Event]:
-        for event in events:
-            yield event
+def streamed(body: Any, *events: Event, path: str = CHAT) -> list[str]:
+    return [item.decode() for item in written(read(body, path), *events)]
 
-    return [item.decode() async for item in read(body, path).reply_stream(play(), STAMP)]
+
+def reply(stream: bool, streamed: Sequence[JSON], whole: JSON) -> Reply:
+    """A model server's answer, in chunks or whole."""
+    return sse(*streamed) if stream else Reply([json.dumps(whole).encode()])
 
 
 def choices(items: list[str]) -> list[Any]:
@@ -245,10 +246,10 @@ def test_a_whole_answer_has_all_that_came_with_it() -> None:
     first = Generation("", "tool_calls", Usage(5, 2), {"tool_calls": calls, "reasoning_content": "Hm."})
     second = Generation("Deep.", "length", extra={"logprobs": {"content": [1]}})
     whole = Generation(first.text, first.reason, first.usage, first.extra, (second,))
-    assert read(QUESTION).reply([whole], STAMP) == {
-        "id": f"chatcmpl-{STAMP.id}",
+    assert read(QUESTION).reply([whole], METADATA) == {
+        "id": f"chatcmpl-{METADATA.id}",
         "object": "chat.completion",
-        "created": STAMP.created,
+        "created": METADATA.created,
         "model": "tiny",
         "choices": [
             {
@@ -273,11 +274,11 @@ def test_a_whole_answer_has_all_that_came_with_it() -> None:
     }
 
 
-HEAD = f'data: {{"id":"chatcmpl-{STAMP.id}","object":"chat.completion.chunk","created":1700000000,"model":"tiny"'
+HEAD = f'data: {{"id":"chatcmpl-{METADATA.id}","object":"chat.completion.chunk","created":1700000000,"model":"tiny"'
 
 
-async def test_a_streamed_answer_byte_for_byte() -> None:
-    items = await streamed(
+def test_a_streamed_answer_byte_for_byte() -> None:
+    items = streamed(
         {**QUESTION, "stream_options": {"include_usage": True}},
         TextDelta(" Deep"),
         TextDelta('"ü'),
@@ -293,9 +294,9 @@ async def test_a_streamed_answer_byte_for_byte() -> None:
     ]
 
 
-async def test_what_comes_with_a_piece_is_where_openai_has_it() -> None:
+def test_what_comes_with_a_piece_is_where_openai_has_it() -> None:
     call = {"index": 0, "function": {"arguments": "{"}}
-    items = await streamed(
+    items = streamed(
         QUESTION,
         TextDelta("", extra={"reasoning_content": "Hm."}),
         TextDelta("a", extra={"logprobs": {"content": [1]}}),
@@ -315,8 +316,8 @@ async def test_what_comes_with_a_piece_is_where_openai_has_it() -> None:
     ]
 
 
-async def test_each_choice_begins_and_ends_on_its_own() -> None:
-    items = await streamed(
+def test_each_choice_begins_and_ends_on_its_own() -> None:
+    items = streamed(
         {**QUESTION, "n": 2},
         TextDelta("a"),
         TextDelta("x", choice=1),
@@ -333,8 +334,8 @@ async def test_each_choice_begins_and_ends_on_its_own() -> None:
     ]
 
 
-async def test_a_choice_that_says_nothing_is_the_assistants_all_the_same() -> None:
-    (only,) = choices(await streamed(QUESTION, Finished("stop")))
+def test_a_choice_that_says_nothing_is_the_assistants_all_the_same() -> None:
+    (only,) = choices(streamed(QUESTION, Finished("stop")))
     assert only == {
         "index": 0,
         "delta": {"role": "assistant", "content": ""},
@@ -343,9 +344,9 @@ async def test_a_choice_that_says_nothing_is_the_assistants_all_the_same() -> No
     }
 
 
-async def test_a_streamed_completion_byte_for_byte() -> None:
-    head = f'data: {{"id":"cmpl-{STAMP.id}","object":"text_completion","created":1700000000,"model":"tiny"'
-    items = await streamed({"prompt": "a"}, TextDelta(" b"), Finished("length", Usage(1, 1)), path=TEXT)
+def test_a_streamed_completion_byte_for_byte() -> None:
+    head = f'data: {{"id":"cmpl-{METADATA.id}","object":"text_completion","created":1700000000,"model":"tiny"'
+    items = streamed({"prompt": "a"}, TextDelta(" b"), Finished("length", Usage(1, 1)), path=TEXT)
     assert items == [
         f'{head},"choices":[{{"index":0,"text":" b","logprobs":null,"finish_reason":null}}]}}\n\n',
         f'{head},"choices":[{{"index":0,"text":"","logprobs":null,"finish_reason":"length"}}]}}\n\n',
@@ -381,7 +382,7 @@ def test_completions_are_short_unless_told_otherwise_as_openais() -> None:
 
 def test_vectors_are_numbers_or_little_endian_floats() -> None:
     vectors = Embeddings(([0.5, -2.0], [1.0, 0.0]), 7)
-    plain = embedding({"input": ["a", "b"]}).reply(vectors, STAMP)
+    plain = embedding({"input": ["a", "b"]}).reply(vectors, METADATA)
     assert plain == {
         "object": "list",
         "data": [
@@ -391,7 +392,7 @@ def test_vectors_are_numbers_or_little_endian_floats() -> None:
         "model": "tiny",
         "usage": {"prompt_tokens": 7, "total_tokens": 7},
     }
-    packed = embedding({"input": ["a", "b"], "encoding_format": "base64"}).reply(vectors, STAMP)
+    packed = embedding({"input": ["a", "b"], "encoding_format": "base64"}).reply(vectors, METADATA)
     decoded = [struct.unpack("<2f", base64.b64decode(item["embedding"])) for item in packed["data"]]
     assert decoded == [(0.5, -2.0), (1.0, 0.0)]
 
@@ -399,8 +400,8 @@ def test_vectors_are_numbers_or_little_endian_floats() -> None:
 def test_other_dimensions_than_the_models_are_refused() -> None:
     call = embedding({"input": "a", "dimensions": 3})
     with pytest.raises(InvalidRequest, match="dimensions: the vectors of tiny have 2"):
-        call.reply(Embeddings(([1.0, 2.0],)), STAMP)
-    assert call.reply(Embeddings(([1.0, 2.0, 3.0],)), STAMP)["data"]
+        call.reply(Embeddings(([1.0, 2.0],)), METADATA)
+    assert call.reply(Embeddings(([1.0, 2.0, 3.0],)), METADATA)["data"]
 
 
 async def test_models_are_listed_and_told_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,29 +417,44 @@ async def test_models_are_listed_and_told_one_by_one(monkeypatch: pytest.MonkeyP
     assert none.json["error"]["message"] == "model: 'd' is not served here; known: a/b.c"
 
 
+TOOL_CALL = {"index": 0, "id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+LOGPROBS = {"content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}]}
+
+
+def tool_call_and_text(stream: bool) -> Reply:
+    """A model server's answer with two choices."""
+    usage = {"prompt_tokens": 3, "completion_tokens": 4}
+    chunks = [
+        {"choices": [{"index": 0, "delta": {"tool_calls": [TOOL_CALL]}}]},
+        {"choices": [{"index": 1, "delta": {"content": "a"}, "logprobs": LOGPROBS}]},
+        {"choices": [{"index": 1, "delta": {"reasoning_content": "Hm."}}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
+        {"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": usage},
+    ]
+    first = {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]}
+    second = {"role": "assistant", "content": "a", "reasoning_content": "Hm."}
+    whole = [
+        {"index": 0, "message": first, "finish_reason": "tool_calls"},
+        {"index": 1, "message": second, "logprobs": LOGPROBS, "finish_reason": "stop"},
+    ]
+    return reply(stream, chunks, {"choices": whole, "usage": usage})
+
+
 @pytest.mark.parametrize("enabled", ["openai", "opea"])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_tools_logprobs_and_several_answers_go_to_the_model_server_and_come_back(
     monkeypatch: pytest.MonkeyPatch, framework: str, stream: bool, enabled: str
 ) -> None:
-    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
-    logprobs = {"content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}]}
     replies: dict[str, Reply | list[Reply]] = {
         "/v1/models": Reply([b'{"data": []}']),
-        CHAT: sse(
-            {"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]},
-            {"choices": [{"index": 1, "delta": {"content": "a"}, "logprobs": logprobs}]},
-            {"choices": [{"index": 1, "delta": {"reasoning_content": "Hm."}}]},
-            {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
-            {"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]},
-            {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}},
-        ),
+        CHAT: tool_call_and_text(stream),
     }
     asked = {"n": 2, "tools": [TOOL], "logprobs": True, "min_p": 0.1}
     turns = [
         {"role": "user", "content": "?", "name": "Ann"},
-        {"role": "assistant", "content": None, "tool_calls": [{k: v for k, v in call.items() if k != "index"}]},
+        {"role": "assistant", "content": None, "tool_calls": [{k: v for k, v in TOOL_CALL.items() if k != "index"}]},
         {"role": "tool", "content": "42", "tool_call_id": "c"},
     ]
     environment = {"LLM_NAME": "m", "FRAMEWORK": framework, "LLM_DIALECTS": enabled}
@@ -453,15 +469,15 @@ async def test_tools_logprobs_and_several_answers_go_to_the_model_server_and_com
     assert {name: sent[name] for name in asked} == asked
     if not stream:
         one, two = answer.json["choices"]
-        assert one["message"]["tool_calls"][0]["function"] == call["function"]
-        assert (two["message"]["content"], two["logprobs"]) == ("a", logprobs)
+        assert one["message"]["tool_calls"][0]["function"] == TOOL_CALL["function"]
+        assert (two["message"]["content"], two["logprobs"]) == ("a", LOGPROBS)
         assert two["message"]["reasoning_content"] == "Hm."
         assert answer.json["usage"]["total_tokens"] == 7
         assert answer.headers["x-finish-reason"] == "tool_calls,stop"
     else:
         pieces = choices([chunk.decode() for chunk in answer.chunks])
-        assert pieces[0]["delta"]["tool_calls"] == [call]
-        assert (pieces[1]["delta"]["content"], pieces[1]["logprobs"]) == ("a", logprobs)
+        assert pieces[0]["delta"]["tool_calls"] == [TOOL_CALL]
+        assert (pieces[1]["delta"]["content"], pieces[1]["logprobs"]) == ("a", LOGPROBS)
         assert [(piece["index"], piece["finish_reason"]) for piece in pieces[-2:]] == [(0, "tool_calls"), (1, "stop")]
 
 
@@ -470,14 +486,19 @@ async def test_tools_logprobs_and_several_answers_go_to_the_model_server_and_com
 async def test_what_completions_wish_goes_to_the_model_server_and_comes_back(
     monkeypatch: pytest.MonkeyPatch, framework: str, stream: bool
 ) -> None:
-    def piece(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
-        logprobs = {"tokens": [text], "token_logprobs": [-0.5], "top_logprobs": None, "text_offset": [index]}
-        return {"choices": [{"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}]}
+    def choice(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
+        logprobs = {"tokens": list(text), "token_logprobs": [-0.5] * len(text)}
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     details = {"prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": None}
-    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4, **details}}
-    said = sse(piece(0, "a"), piece(1, "x"), piece(0, "b", "length"), piece(1, "y", "length"), usage)
-    replies: dict[str, Reply | list[Reply]] = {"/v1/models": Reply([b'{"data": []}']), TEXT: said}
+    usage = {"prompt_tokens": 3, "completion_tokens": 4, **details}
+    pieces = choice(0, "a"), choice(1, "x"), choice(0, "b", "length"), choice(1, "y", "length")
+    chunks = [*({"choices": [one]} for one in pieces), {"choices": [], "usage": usage}]
+    whole = {"choices": [choice(0, "ab", "length"), choice(1, "xy", "length")], "usage": usage}
+    replies: dict[str, Reply | list[Reply]] = {
+        "/v1/models": Reply([b'{"data": []}']),
+        TEXT: reply(stream, chunks, whole),
+    }
     asked = {"echo": True, "logprobs": 2, "n": 2, "suffix": "z", "logit_bias": {"5": -100.0}, "user": "Ann"}
     async with replaying(replies) as replay:
         server = open_model_server("openai_api", Target("m", replay.url))
@@ -489,10 +510,10 @@ async def test_what_completions_wish_goes_to_the_model_server_and_comes_back(
     assert {body["prompt"] for body in bodies} == {"p", "q"}
     assert all({name: body[name] for name in asked} == asked for body in bodies)
     if stream:
-        *chunks, last, _ = (chunk.decode() for chunk in answer.chunks)
-        counted, pieces = json.loads(last.removeprefix("data: "))["usage"], choices(chunks)
+        *items, last, _ = (item.decode() for item in answer.chunks)
+        counted = json.loads(last.removeprefix("data: "))["usage"]
         told: dict[int, list[Any]] = {number: [] for number in range(4)}
-        for one in pieces:
+        for one in choices(items):
             told[one["index"]].append((one["text"], one["logprobs"] and one["logprobs"]["tokens"]))
         ab, xy = ([(first, [first]), (second, [second]), ("", None)] for first, second in ("ab", "xy"))
         assert told == {0: ab, 1: xy, 2: ab, 3: xy}
@@ -579,13 +600,13 @@ CITED: dict[str, Any] = {
 
 def test_a_text_that_is_continued_says_in_its_choice_what_it_cites() -> None:
     said = Generation("No [1][9]", "stop", extra=CITED)
-    (choice,) = read({"prompt": "a"}, TEXT).reply([said], STAMP)["choices"]
+    (choice,) = read({"prompt": "a"}, TEXT).reply([said], METADATA)["choices"]
     assert choice == {"index": 0, "text": "No [1][9]", "logprobs": None, **CITED, "finish_reason": "stop"}
 
 
-async def test_a_streamed_text_says_in_its_choice_what_it_cites() -> None:
+def test_a_streamed_text_says_in_its_choice_what_it_cites() -> None:
     events = TextDelta("No [1][9]"), TextDelta("", extra=CITED), Finished("stop")
-    _, said, end = choices(await streamed({"prompt": "a"}, *events, path=TEXT))
+    _, said, end = choices(streamed({"prompt": "a"}, *events, path=TEXT))
     assert said == {"index": 0, "text": "", **CITED, "logprobs": None, "finish_reason": None}
     assert end["finish_reason"] == "stop"
 
@@ -596,11 +617,20 @@ async def test_what_each_choice_cites_is_said_with_it_whatever_the_framework(
     monkeypatch: pytest.MonkeyPatch, framework: str, stream: bool
 ) -> None:
     pieces = [(0, "It has 96 GB ["), (1, "Bread [2"), (0, "1"), (1, "]."), (0, "].")]
-    said = sse(
+    chunks = [
         *({"choices": [{"index": index, "delta": {"content": text}}]} for index, text in pieces),
         *({"choices": [{"index": index, "delta": {}, "finish_reason": "stop"}]} for index in (0, 1)),
-    )
-    replies: dict[str, Reply | list[Reply]] = {"/v1/models": Reply([b'{"data": []}']), CHAT: said}
+    ]
+    whole = {
+        "choices": [
+            {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            for index, text in enumerate(("It has 96 GB [1].", "Bread [2]."))
+        ]
+    }
+    replies: dict[str, Reply | list[Reply]] = {
+        "/v1/models": Reply([b'{"data": []}']),
+        CHAT: reply(stream, chunks, whole),
+    }
     documents = [{"text": "96 GB", "title": "Gaudi 2", "metadata": {"url": "http://a", "citation_id": 1}}]
     async with replaying(replies) as replay:
         server = open_model_server("vllm", Target("m", replay.url))

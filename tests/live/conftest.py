@@ -21,6 +21,8 @@ from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_model
 from tests.live.servers import NAME, SERVERS, Server, python_of
 from tests.live.table import HEAD, REPORTS, Table
 
+pytest.register_assert_rewrite("tests.live.embedded_contract")
+
 START_SECONDS, STOP_SECONDS = 240.0, 20.0
 _TABLE = pytest.StashKey[Table]()
 

@@ -128,7 +128,7 @@ async def test_the_kind_ray_serve_asks_it(app: httpx.Client, prompt: Prompt) -> 
     server = open_model_server("ray_serve", Target("SmolLM2-135M-Instruct", str(app.base_url)))
     try:
         assert (await server.describe()).context_window == 8192
-        answer = await collect(server.generate(prompt, Sampling(max_tokens=5, temperature=0), {}))
+        answer = await collect(server.generate, prompt, Sampling(max_tokens=5, temperature=0), {})
     finally:
         await server.aclose()
     assert answer.text

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from comps.core.generator import collect
-from comps.core.ports import CountsPrompts, CountsTokens, FindsTokens, ModelServer, Renders
+from comps.core.answers import collect, read
+from comps.core.ports import Completes, CountsPrompts, CountsTokens, FindsTokens, ModelServer, Renders
 from comps.core.types import JSON, Event, Finished, Message, Prompt, Sampling, TextDelta
 from comps.model_servers import FRAMEWORKS, through_framework
 
@@ -58,8 +58,7 @@ class Subject:
 
 
 async def events_of(server: ModelServer, prompt: Prompt = QUESTION, sampling: Sampling = GREEDY) -> list[Event]:
-    async with aclosing(server.generate(prompt, sampling, {})) as events:
-        return [event async for event in events]
+    return [event async for event in read(server.generate, prompt, sampling, {})]
 
 
 def joined(events: list[Event]) -> list[Event]:
@@ -75,7 +74,7 @@ def joined(events: list[Event]) -> list[Event]:
 
 
 async def text_of(server: ModelServer, sampling: Sampling) -> str:
-    return (await collect(server.generate(QUESTION, sampling, {}))).text
+    return (await collect(server.generate, QUESTION, sampling, {})).text
 
 
 class Contract:
@@ -102,6 +101,16 @@ class Contract:
         assert len(deltas) > 1
         assert all(isinstance(delta, TextDelta) and delta.text for delta in deltas)
         assert isinstance(end, Finished)
+
+    @pytest.mark.check("same")
+    async def test_a_whole_answer_is_what_the_pieces_make_together(self, server: ModelServer, subject: Subject) -> None:
+        if not isinstance(server, Completes):
+            pytest.skip("this model server gives no whole answers")
+        whole = await server.complete(QUESTION, GREEDY, {})
+        collected = await collect(server.generate, QUESTION, GREEDY, {})
+        assert (whole.text, whole.reason) == (collected.text, collected.reason)
+        if subject.counts:
+            assert whole.usage == collected.usage
 
     @pytest.mark.check("length")
     async def test_an_answer_cut_at_max_tokens_says_length(self, server: ModelServer) -> None:
@@ -131,7 +140,7 @@ class Contract:
         conversation = tuple(Message(role, text) for role, text in turns)
         prompts: tuple[Prompt, ...] = (QUESTION, conversation, "Once upon a time")
         for prompt in prompts:
-            usage = (await collect(server.generate(prompt, GREEDY, {}))).usage
+            usage = (await collect(server.generate, prompt, GREEDY, {})).usage
             assert usage
             assert await subject.server.count_prompt(prompt, {}) == usage.prompt_tokens
 
@@ -145,7 +154,7 @@ class Contract:
         conversation = tuple(Message(role, text) for role, text in turns)
         rendered = await server.render(conversation, {})
         assert [text for _, text in turns] == sorted((text for _, text in turns), key=rendered.index)
-        usage = (await collect(server.generate(conversation, GREEDY, {}))).usage
+        usage = (await collect(server.generate, conversation, GREEDY, {})).usage
         assert usage
         # What the tokenizer lays before every text is not in it.
         assert usage.prompt_tokens - await server.count_tokens(rendered) in (0, 1)
@@ -185,20 +194,20 @@ class Contract:
     ) -> None:
         whole = await text_of(server, GREEDY)
         stop = whole[9:14]  # Begins and ends within a token.
-        cut = await collect(server.generate(QUESTION, Sampling(max_tokens=12, temperature=0.0, stop=("§", stop)), {}))
+        cut = await collect(server.generate, QUESTION, Sampling(max_tokens=12, temperature=0.0, stop=("§", stop)), {})
         before, shown, _ = whole.partition(stop)
         assert cut.text == (before + shown if subject.shows_stop else before)
         assert cut.reason == "stop"
 
     @pytest.mark.check("several")
     async def test_an_answer_can_be_had_while_another_is_open(self, server: ModelServer) -> None:
-        async with aclosing(server.generate(QUESTION, GREEDY, {})) as first:
+        async with aclosing(read(server.generate, QUESTION, GREEDY, {})) as first:
             await anext(first)
             assert isinstance((await events_of(server))[-1], Finished)
             assert isinstance([event async for event in first][-1], Finished)
 
     @pytest.mark.check("cancel")
     async def test_can_be_asked_again_after_an_answer_was_closed(self, server: ModelServer) -> None:
-        async with aclosing(server.generate(QUESTION, Sampling(max_tokens=500, temperature=0.0), {})) as events:
+        async with aclosing(read(server.generate, QUESTION, Sampling(max_tokens=500, temperature=0.0), {})) as events:
             await anext(events)
         assert len(await events_of(server)) > 1

@@ -8,8 +8,8 @@ from contextlib import aclosing
 
 import pytest
 
+from comps.core.answers import collect, read
 from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, PromptTooLong, Unreachable
-from comps.core.generator import collect
 from comps.core.ports import Loads, ModelServer
 from comps.core.types import Message, Sampling, TextDelta, Usage
 from comps.model_servers import FRAMEWORKS, MODEL_SERVERS, open_model_server, through_framework
@@ -91,7 +91,7 @@ async def test_an_error_after_the_first_token_comes_behind_what_was_generated(
     framework: Callable[[ModelServer], ModelServer],
 ) -> None:
     error = ModelServerError("it broke")
-    async with aclosing(framework(Scripted([["one", error]])).generate(QUESTION, GREEDY, {})) as events:
+    async with aclosing(read(framework(Scripted([["one", error]])).generate, QUESTION, GREEDY, {})) as events:
         assert await anext(events) == TextDelta("one")
         with pytest.raises(ModelServerError) as caught:
             await anext(events)
@@ -100,7 +100,7 @@ async def test_an_error_after_the_first_token_comes_behind_what_was_generated(
 
 async def test_closing_an_answer_closes_it_at_the_model_server(framework: Callable[[ModelServer], ModelServer]) -> None:
     scripted = Scripted([["one", asyncio.Event(), "never"]])
-    async with aclosing(framework(scripted).generate(QUESTION, GREEDY, {})) as events:
+    async with aclosing(read(framework(scripted).generate, QUESTION, GREEDY, {})) as events:
         assert await anext(events) == TextDelta("one")
     await asyncio.wait_for(scripted.closed.wait(), 5)
 
@@ -120,7 +120,7 @@ async def test_every_field_of_sampling_arrives(framework: Callable[[ModelServer]
     sampling = Sampling(7, 0.5, 0.9, 40, 0.8, 1.1, 0.2, 0.3, 42, ("a", "b"), 99)
     assert None not in [getattr(sampling, name) for name in Sampling.__dataclass_fields__]
     scripted = Scripted()
-    await collect(framework(scripted).generate(QUESTION, sampling, {"user": "x"}))
+    await collect(framework(scripted).generate, QUESTION, sampling, {"user": "x"})
     assert scripted.asked == [(QUESTION, sampling, {"user": "x"})]
 
 
@@ -135,7 +135,7 @@ async def test_every_role_and_content_arrives_as_it_was_said(framework: Callable
         Message("user", parts),
     )
     scripted = Scripted()
-    await collect(framework(scripted).generate(conversation, GREEDY, {}))
+    await collect(framework(scripted).generate, conversation, GREEDY, {})
     assert scripted.asked[0][0] == conversation
 
 
@@ -143,7 +143,7 @@ async def test_what_langchain_would_read_in_its_own_way_arrives_as_it_was_said(
     framework: Callable[[ModelServer], ModelServer],
 ) -> None:
     scripted = Scripted()
-    await collect(framework(scripted).generate(ODD_MESSAGES, GREEDY, {}))
+    await collect(framework(scripted).generate, ODD_MESSAGES, GREEDY, {})
     assert scripted.asked[0][0] == ODD_MESSAGES
 
 
@@ -175,6 +175,6 @@ def test_every_kind_opens_without_loading_anything() -> None:
 
 @ENGINE
 async def test_usage_is_the_model_servers_own(engine: OpenVINO) -> None:
-    usage = (await collect(engine.generate((Message("user", "Hi"),), Sampling(max_tokens=3), {}))).usage
+    usage = (await collect(engine.generate, (Message("user", "Hi"),), Sampling(max_tokens=3), {})).usage
     # The model's own chat template adds a system turn and the marks of the turns: 30 tokens to one.
     assert usage == Usage(31, 3)

@@ -34,6 +34,32 @@ class Parrot(SimpleChatModel):
 """
 
 
+LOUD = """
+
+from comps import collect
+
+class Loud(Echo):
+    @classmethod
+    def open(cls, target):
+        server = cls()
+        server.mark = target.engine["mark"]
+        return server
+
+    async def generate(self, prompt, sampling, options, answer):
+        whole = await collect(super().generate, prompt, sampling, options)
+        for word in whole.text.split():
+            answer.text(word.upper() + " " + self.mark)
+        answer.finished(Finished(whole.reason))
+"""
+ENTRY_POINTS = """\
+    echo = acme_servers:Echo
+    Loud = acme_servers:Loud
+    broken = acme_broken:Nothing
+    closed = acme_servers:Usage
+    scripted = acme_servers:Echo
+"""
+
+
 def echo() -> str:
     """The example in CONTRIBUTING, as it stands there."""
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
@@ -51,42 +77,26 @@ def package(folder: Path, name: str, module: str, points: str = "") -> Path:
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """`opea-llm` where two packages are installed besides."""
-    sources, installed = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("installed")
-    points = """\
-        echo = acme_servers:Echo
-        Loud = acme_servers:Loud
-        broken = acme_broken:Nothing
-        closed = acme_servers:TextDelta
-        scripted = acme_servers:Echo
-    """
-    loud = """
-
-class Loud(Echo):
-    @classmethod
-    def open(cls, target):
-        server = cls()
-        server.mark = target.engine["mark"]
-        return server
-
-    async def generate(self, prompt, sampling, options):
-        async for event in super().generate(prompt, sampling, options):
-            yield TextDelta(event.text.upper() + self.mark) if isinstance(event, TextDelta) else event
-"""
-    servers = package(sources / "servers", "acme_servers", echo() + loud, points)
-    chat = package(sources / "chat", "acme_chat", CHAT_MODEL)
-    broken = package(sources / "broken", "acme_broken", "import acme_driver_that_is_not_there\n")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the packages are installed into."""
+    sources, folder = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("installed")
+    packages = (
+        package(sources / "servers", "acme_servers", echo() + LOUD, ENTRY_POINTS),
+        package(sources / "chat", "acme_chat", CHAT_MODEL),
+        package(sources / "broken", "acme_broken", "import acme_driver_that_is_not_there\n"),
+    )
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index"]
-    how = ["--no-deps", "--no-build-isolation", "--target", str(installed)]
+    how = ["--no-deps", "--no-build-isolation", "--target", str(folder)]
     done = subprocess.run(
-        [*pip, *how, str(servers), str(chat), str(broken)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
+        [*pip, *how, *map(str, packages)], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(installed: Path) -> Command:
+    """`opea-llm` where the packages are installed besides."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join((str(ROOT), str(installed)))
@@ -139,7 +149,7 @@ def test_a_package_that_cannot_be_imported_is_named_with_the_reason_once_it_is_c
 def test_what_cannot_be_opened_is_no_kind(command: Command) -> None:
     done = command("check", MODEL_SERVER="closed")
     assert done.returncode == 2
-    assert "acme_servers:TextDelta of the package acme-servers has no open(target)" in done.stderr
+    assert "acme_servers:Usage of the package acme-servers has no open(target)" in done.stderr
 
 
 def test_no_package_takes_the_place_of_a_kind_that_is_here(command: Command) -> None:

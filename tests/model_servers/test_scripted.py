@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from comps.core.answers import collect, read
 from comps.core.errors import ModelServerError, SettingsError
-from comps.core.generator import collect
 from comps.core.types import Event, Finished, Generation, Message, ModelInfo, Sampling, TextDelta, Usage
 from comps.model_servers import open_model_server
 from comps.model_servers.scripted import Script, Scripted
@@ -17,7 +17,7 @@ from comps.model_servers.target import Target
 
 
 async def events_of(script: Script, sampling: Sampling | None = None) -> list[Event]:
-    return [event async for event in Scripted([script]).generate("a prompt", sampling or Sampling(), {})]
+    return [event async for event in read(Scripted([script]).generate, "a prompt", sampling or Sampling(), {})]
 
 
 def answers_file(folder: Path, content: str | bytes) -> Target:
@@ -36,7 +36,7 @@ async def test_an_answer_comes_a_piece_at_a_time() -> None:
 
 async def test_answers_are_played_one_after_the_other_over_and_over() -> None:
     server = Scripted([["one"], ["two"]])
-    texts = [(await collect(server.generate("?", Sampling(), {}))).text for _ in range(5)]
+    texts = [(await collect(server.generate, "?", Sampling(), {})).text for _ in range(5)]
     assert texts == ["one", "two", "one", "two", "one"]
 
 
@@ -47,13 +47,13 @@ async def test_an_empty_answer_has_an_end_all_the_same() -> None:
 async def test_every_call_is_kept_as_it_came() -> None:
     server = Scripted()
     prompt, sampling = (Message("user", "Why?"),), Sampling(temperature=0.5)
-    await collect(server.generate(prompt, sampling, {"n": 1}))
+    await collect(server.generate, prompt, sampling, {"n": 1})
     assert server.asked == [(prompt, sampling, {"n": 1})]
 
 
 async def test_it_says_when_an_answer_was_asked_for() -> None:
     server = Scripted()
-    events = server.generate("?", Sampling(), {})
+    events = read(server.generate, "?", Sampling(), {})
     assert not server.reached.is_set()
     await anext(events)
     assert server.reached.is_set()
@@ -62,7 +62,7 @@ async def test_it_says_when_an_answer_was_asked_for() -> None:
 
 async def test_words_of_a_conversation_are_counted() -> None:
     prompt = (Message("system", "Be kind."), Message("user", [{"type": "text", "text": "Why is it so?"}]))
-    generation = await collect(Scripted([["x"]]).generate(prompt, Sampling(), {}))
+    generation = await collect(Scripted([["x"]]).generate, prompt, Sampling(), {})
     assert generation.usage == Usage(6, 1)
 
 
@@ -97,7 +97,7 @@ async def test_what_looked_like_a_stop_string_is_shown_when_the_answer_is_cut() 
 async def test_an_error_is_raised_where_it_stands() -> None:
     error = ModelServerError("broken")
     server = Scripted([["half", error, "never"]])
-    events = server.generate("?", Sampling(), {})
+    events = read(server.generate, "?", Sampling(), {})
     assert await anext(events) == TextDelta("half")
     with pytest.raises(ModelServerError) as caught:
         await anext(events)
@@ -107,16 +107,19 @@ async def test_an_error_is_raised_where_it_stands() -> None:
 
 async def test_an_event_is_waited_for() -> None:
     gate = asyncio.Event()
-    events = Scripted([["a", gate, "b"]]).generate("?", Sampling(), {})
+    events = read(Scripted([["a", gate, "b"]]).generate, "?", Sampling(), {})
     assert await anext(events) == TextDelta("a")
-    rest = asyncio.ensure_future(collect(events))
+    second = asyncio.ensure_future(anext(events))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not second.done()
     gate.set()
-    assert await rest == Generation("b", "stop", Usage(1, 2))
+    assert [await second, await anext(events)] == [TextDelta("b"), Finished("stop", Usage(1, 2))]
 
 
 async def test_closing_an_answer_before_its_end_sets_closed() -> None:
-    server = Scripted([["a", "b"]])
-    events = server.generate("?", Sampling(), {})
+    server = Scripted([["a", asyncio.Event()]])
+    events = read(server.generate, "?", Sampling(), {})
     await anext(events)
     assert not server.closed.is_set()
     await events.aclose()
@@ -124,14 +127,9 @@ async def test_closing_an_answer_before_its_end_sets_closed() -> None:
 
 
 async def test_cancelling_an_answer_sets_closed() -> None:
-    begun, server = asyncio.Event(), Scripted([["a", asyncio.Event()]])
-
-    async def read() -> None:
-        async for _ in server.generate("?", Sampling(), {}):
-            begun.set()
-
-    task = asyncio.ensure_future(read())
-    await begun.wait()
+    server = Scripted([["a", asyncio.Event()]])
+    task = asyncio.ensure_future(collect(server.generate, "?", Sampling(), {}))
+    await server.reached.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert server.closed.is_set()
@@ -139,13 +137,13 @@ async def test_cancelling_an_answer_sets_closed() -> None:
 
 async def test_an_answer_read_to_its_end_was_not_closed() -> None:
     server = Scripted([["a"]])
-    await collect(server.generate("?", Sampling(), {}))
+    await collect(server.generate, "?", Sampling(), {})
     assert not server.closed.is_set()
 
 
 async def test_answers_at_the_same_time_do_not_mix() -> None:
     server = Scripted([["a", "b"], ["c", "d"]], delay=0.001)
-    answers = await asyncio.gather(*(collect(server.generate("?", Sampling(), {})) for _ in range(2)))
+    answers = await asyncio.gather(*(collect(server.generate, "?", Sampling(), {}) for _ in range(2)))
     assert [answer.text for answer in answers] == ["ab", "cd"]
 
 
@@ -167,7 +165,7 @@ def test_answers_are_read_from_a_file(tmp_path: Path) -> None:
     server = Scripted.open(answers_file(tmp_path, json.dumps([["Grüße", " 👋"], []])))
 
     async def twice() -> list[Generation]:
-        return [await collect(server.generate("?", Sampling(), {})) for _ in range(2)]
+        return [await collect(server.generate, "?", Sampling(), {}) for _ in range(2)]
 
     assert asyncio.run(twice()) == [Generation("Grüße 👋", "stop", Usage(1, 2)), Generation("", "stop", Usage(1, 0))]
 
@@ -175,7 +173,7 @@ def test_answers_are_read_from_a_file(tmp_path: Path) -> None:
 async def test_without_a_file_there_is_a_demonstration() -> None:
     server = open_model_server("scripted", Target("m"))
     assert (await server.describe()).name == "m"
-    assert (await collect(server.generate("?", Sampling(), {}))).text
+    assert (await collect(server.generate, "?", Sampling(), {})).text
 
 
 @pytest.mark.parametrize(

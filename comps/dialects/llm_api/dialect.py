@@ -4,34 +4,34 @@ server-sent events. https://github.com/1b5d/llm-api
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
 from comps.core.errors import LLMError, Malformed
-from comps.core.generator import collect
-from comps.core.types import JSON, Embeddings, Event, Finished, Generation, GenerationRequest, TextDelta
+from comps.core.types import JSON, Embeddings, Generation, GenerationRequest
+from comps.dialects.llm_api.events import OneEvent, TextEvents, text_comment
 from comps.dialects.llm_api.params import DEFAULTS, Family, LLMAPIParams
 from comps.dialects.shared import framing
-from comps.dialects.shared.base import Dialect, EmbeddingCall, GenerationCall, Route, ServiceStatus, Style
+from comps.dialects.shared.base import Dialect, EmbeddingCall, GenerationCall, Route, ServiceStatus, Style, Writer
 from comps.dialects.shared.framing import ResponseMetadata
 
 STYLE = Style(framing.pydantic_1_error, {Malformed: 422})
 
-_SILENT = LLMAPIParams.model_validate({})
+_NO_PARAMS = LLMAPIParams.model_validate({})
 _Text = Annotated[str, Field(coerce_numbers_to_str=True)]
 """A number stands for its digits, as with pydantic 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """What llm-api's own settings say.
+    """The dialect's settings.
 
     Attributes:
-        family: The family of the model, whose defaults count where a body's parameters are silent.
+        family: The family of the model, whose defaults apply where a body has no parameters.
         disable_streaming: A streamed answer is one event.
     """
 
@@ -77,10 +77,7 @@ class LLMAPICall(GenerationCall):
     params: LLMAPIParams | None = Field(None, description="How to continue it; the parameters of all model families.")
     stream: Any = Field(None, description="No effect: /agenerate streams, /generate does not.")
 
-    _switches: Switches = PrivateAttr(default=Switches())
-
-    def model_post_init(self, context: Any) -> None:
-        self._switches = context or Switches()
+    _switches: ClassVar[Switches] = Switches()
 
     @property
     def wanted_model(self) -> str | None:
@@ -92,7 +89,7 @@ class LLMAPICall(GenerationCall):
 
     @property
     def _params(self) -> LLMAPIParams:
-        return self.params or _SILENT
+        return self.params or _NO_PARAMS
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         lost = [f"params.{name}" for name in self._params.ignored(self._default, capabilities)]
@@ -115,20 +112,20 @@ class LLMAPICall(GenerationCall):
         return [request]
 
     @property
-    def _around(self) -> tuple[str, str]:
-        """What comes before the continuation, and what behind it."""
+    def _affixes(self) -> tuple[str, str]:
+        """The texts before and behind the continuation."""
         return self.prompt if self._params.echo else "", self._params.suffix or ""
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
-        before, behind = self._around
+        before, behind = self._affixes
         return before + generations[0].text + behind
 
 
 class StreamedLLMAPICall(LLMAPICall):
-    """A text to continue, piece by piece.
+    """A text to continue, answered as a stream.
 
-    Its clients know nothing but text: what went wrong, and that an answer was cut short, is said in comments, which
-    they pass over, and a stream that fails loses its connection.
+    Its clients understand only text. An error, and the finish reason of an answer that was cut short, are comments,
+    which clients skip; after an error the connection is closed.
     """
 
     cuts_off = True
@@ -137,49 +134,16 @@ class StreamedLLMAPICall(LLMAPICall):
     def streamed(self) -> bool:
         return True
 
-    async def reply_stream(self, events: AsyncGenerator[Event], metadata: ResponseMetadata) -> AsyncGenerator[bytes]:
-        before, behind = self._around
-        finished: Finished | None = None
-        within_line_break = False
-        if self._switches.disable_streaming:
-            events = _at_once(events)
-        if before:
-            yield text_event(before)
-        async for event in events:
-            if isinstance(event, Finished):
-                finished = event
-            elif event.text:
-                # A line break of two characters may come in two pieces.
-                yield text_event(event.text.removeprefix("\n") if within_line_break else event.text)
-                within_line_break = event.text.endswith("\r")
-        if behind:
-            yield text_event(behind)
-        if finished and finished.reason != "stop":
-            yield _comment(f"finish_reason={finished.reason}")
+    def writer(self, metadata: ResponseMetadata, write: Callable[[bytes], None]) -> Writer:
+        kind = OneEvent if self._switches.disable_streaming else TextEvents
+        return kind(write, *self._affixes)
 
     def error_item(self, error: LLMError) -> bytes:
-        return _comment(f"error: {error}")
-
-
-async def _at_once(events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
-    """The same answer in one piece."""
-    whole = await collect(events)
-    yield TextDelta(whole.text)
-    yield Finished(whole.reason, whole.usage)
-
-
-def text_event(text: str) -> bytes:
-    """A piece of text as an event, with a `data:` for each of its lines. All line breaks are the same to clients."""
-    lines = text.encode().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return b"data: " + lines.replace(b"\n", b"\r\ndata: ") + b"\r\n\r\n"
-
-
-def _comment(text: str) -> bytes:
-    return f": {' '.join(text.split())}\r\n\r\n".encode()
+        return text_comment(f"error: {error}")
 
 
 class LLMAPIEmbeddingCall(EmbeddingCall):
-    """A text to turn into a vector."""
+    """A text to embed."""
 
     marker = "text"
     examples = {"A text": {"text": "What is the capital of France?"}}
@@ -203,7 +167,7 @@ def _check(status: ServiceStatus) -> JSON:
 
 
 def llm_api(switches: Switches) -> Dialect:
-    """The dialect, as the switches have it."""
+    """The dialect with these switches."""
     return Dialect(
         name="llm_api",
         calls={"/generate": (LLMAPICall,), "/agenerate": (StreamedLLMAPICall,), "/embeddings": (LLMAPIEmbeddingCall,)},

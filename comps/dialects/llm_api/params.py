@@ -1,6 +1,6 @@
-"""The parameters of llm-api's model families, and of its older versions, in one: whoever asks need not know the family.
+"""The parameters of all of llm-api's model families and versions in one, so that clients need not know the family.
 
-What they mean and their defaults are read in https://github.com/1b5d/llm-api, app/llms, and in what that calls:
+Sources of their meaning and defaults: https://github.com/1b5d/llm-api, app/llms, and the libraries that it calls,
 llama-cpp-python 0.2.11 and transformers 4.30.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -23,7 +24,7 @@ def _as_list(value: Any) -> Any:
 
 
 class LLMAPIParams(BaseModel):
-    """What `params` may hold. `null` is the same as leaving one out."""
+    """The fields of `params`. `null` is the same as leaving one out."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
@@ -59,9 +60,9 @@ class LLMAPIParams(BaseModel):
     model: str | None = Field(None, description="The served model's name, where several are served.")
 
     def sampling(self, default: LLMAPIParams) -> Sampling:
-        """How to choose tokens; where these parameters are silent, as `default` has it."""
-        own = self._fields()
-        fields = {**default._fields(), **own}
+        """How to sample: these parameters, and those of `default` for the rest."""
+        own = self._fields
+        fields = {**default._fields, **own}
         if self.max_length and "max_tokens" not in own:
             fields.pop("max_tokens", None)
         if fields.get("max_tokens", 1) <= 0:
@@ -73,16 +74,16 @@ class LLMAPIParams(BaseModel):
         return Sampling(**{**fields, "stop": tuple(text for text in fields.get("stop", ()) if text)})
 
     def max_total_tokens(self, default: LLMAPIParams) -> int | None:
-        """The most tokens of prompt and answer together; in transformers too, a limit of the answer goes before it."""
-        most = self._fields().get("max_tokens")
+        """The most tokens of prompt and answer together; None if the answer has a limit, which has priority."""
+        most = self._fields.get("max_tokens")
         if most is None:
             return self.max_length or default.max_length
         return None if most > 0 else self.max_length
 
     def ignored(self, default: LLMAPIParams, capabilities: AbstractSet[str]) -> list[str]:
-        """The parameters that nothing will come of, given what the model server honours."""
+        """The names of the parameters without effect; see `Call.ignored`."""
         lost = [name for name, value in (self.model_extra or {}).items() if matters(name, value)]
-        for field, counts in self._fields().items():
+        for field, counts in self._fields.items():
             unknown = field not in capabilities
             given = self._given(field).items()
             lost += [name for name, value in given if value != counts or (unknown and matters(name, value))]
@@ -90,7 +91,7 @@ class LLMAPIParams(BaseModel):
             lost.append("max_length")
         if self.min_new_tokens and "min_tokens" not in capabilities:
             lost.append("min_new_tokens")
-        temperature = self._fields().get("temperature")
+        temperature = self._fields.get("temperature")
         if self._greedy(default):
             void = [pair for field in OF_SAMPLES for pair in self._given(field).items()]
             lost += [name for name, value in void if value and matters(name, value)]
@@ -101,13 +102,17 @@ class LLMAPIParams(BaseModel):
     def _greedy(self, default: LLMAPIParams) -> bool:
         return (default.do_sample if self.do_sample is None else self.do_sample) is False
 
+    @cached_property
     def _fields(self) -> dict[str, Any]:
-        """What is set, by the names of `Sampling`."""
+        """The parameters that are set, by the names of `Sampling`."""
         return {field: next(iter(given.values())) for field in _NAMES if (given := self._given(field))}
 
     def _given(self, field: str) -> dict[str, Any]:
-        """A field of `Sampling` under all names that it has here, as far as they are set; the first counts."""
-        return {name: value for name in _NAMES[field] if (value := getattr(self, name)) is not None}
+        """The parameters that are set for a field of `Sampling`; the first one applies."""
+        names = _NAMES[field]
+        if self.model_fields_set.isdisjoint(names):
+            return {}
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
@@ -122,7 +127,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "seed": ("seed",),
     "stop": ("stop",),
 }
-"""What the fields of `Sampling` are called here."""
+"""The parameters for each field of `Sampling`."""
 _TRANSFORMERS = {
     "max_length": 20,
     "do_sample": False,
@@ -147,4 +152,4 @@ DEFAULTS: Mapping[Family, LLMAPIParams] = {
     "gptq_llama": LLMAPIParams.model_validate({"max_length": 50, "temp": 0.8, "top_p": 0.95}),
     "autoawq": LLMAPIParams.model_validate(_TRANSFORMERS),
 }
-"""What counts where a body is silent. That gptq_llama's answers had at least 10 tokens with the prompt is left out."""
+"""The defaults of each family, without gptq_llama's minimum of 10 tokens for prompt and answer."""

@@ -1,14 +1,14 @@
-"""What a dialect is: kinds of bodies, each of which knows what it means and how its answer is spelled.
+"""What a dialect is: kinds of request bodies, each with its meaning and the encoding of its answer.
 
 A `Call` is pure: it turns a body into requests and events into bytes, and never sees a socket or a model server.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,7 +24,7 @@ from comps.core.errors import (
     UnknownModel,
     Unreachable,
 )
-from comps.core.types import GPU, JSON, Embeddings, Event, Generation, GenerationRequest, ModelInfo
+from comps.core.types import GPU, JSON, Embeddings, Finished, Generation, GenerationRequest, ModelInfo, TextDelta
 from comps.dialects.shared.framing import SSE, ResponseMetadata
 
 STATUS: Mapping[type[LLMError], int] = {
@@ -43,12 +43,12 @@ STATUS: Mapping[type[LLMError], int] = {
 
 @dataclass(frozen=True)
 class Style:
-    """How a dialect lays what is not a stream on the wire.
+    """How a dialect encodes what is not streamed.
 
     Attributes:
         error: The body of an error.
-        statuses: HTTP statuses by error class, where they are others than in `STATUS`.
-        encode: A document as bytes.
+        statuses: HTTP statuses by error class, where they differ from `STATUS`.
+        encode: A JSON document as bytes.
     """
 
     error: Callable[[LLMError], JSON]
@@ -61,54 +61,95 @@ class Style:
         return next(known[kind] for kind in type(error).__mro__ if kind in known)
 
 
-class Call(BaseModel):
-    """One kind of body: the wire's fields, their meaning, and how the answer is spelled.
+class Writer(Protocol):
+    """Writes the events of a streamed answer in the form of a dialect, an item each; see `comps.core.ports.Answer`."""
 
-    Which kind of work it asks for, its parent says: `GenerationCall`, `EmbeddingCall` or `TokenCountCall`. What the
-    path says (`{model}`) is a field like any other, and beats the body. Fields that it does not declare are accepted,
+    def text(self, text: str, choice: int = 0) -> None:
+        """Write a piece of text, not empty."""
+        ...
+
+    def delta(self, delta: TextDelta) -> None:
+        """Write a piece that has more than text, and may have no text."""
+        ...
+
+    def finished(self, end: Finished) -> None:
+        """Write the end of a choice."""
+        ...
+
+    def close(self) -> None:
+        """Write what follows the ends of all choices, such as the usage and the end mark of the stream."""
+        ...
+
+
+class Call(BaseModel):
+    """One kind of request body: its fields, their meaning, and the encoding of the answer.
+
+    Subclasses derive from `GenerationCall`, `EmbeddingCall` or `TokenCountCall`, by the work that is asked for. A
+    variable of the path (`{model}`) is a field as well, and overrides that of the body. Undeclared fields are accepted,
     and reported by `ignored`.
     """
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     marker: ClassVar[str | None]
-    """The JSON key that tells this body from the others read on its path; None: any body is this one."""
+    """The JSON key by which this kind of body is recognised on its path; None: every body is of this kind."""
     examples: ClassVar[Mapping[str, JSON]]
-    """Bodies that work, each with what it shows, for the documentation."""
+    """Valid bodies by their titles, for the documentation."""
     style: ClassVar[Style]
     any_model: ClassVar[bool] = False
-    """Whether, where one model is served, any name stands for that one; a name that does not exist is then ignored."""
+    """Whether any model name is accepted where only one model is served; a name that does not exist is then ignored."""
+    _switches: ClassVar[Any] = None
+    """The class has the defaults; `model_post_init` gives an instance those of its `Dialect`.
+
+    It is not a private attribute of pydantic's, since their defaults are copied for each body, and they are slow to
+    read.
+    """
 
     model: str | None = Field(None, description="The served model's name, where several are served.")
 
+    def model_post_init(self, context: Any) -> None:
+        if context is not None:
+            self.__dict__["_switches"] = context
+
     @property
     def wanted_model(self) -> str | None:
-        """The name of the model that is to answer; None or empty: the first."""
+        """The name of the model that is asked for; None or empty: the first one."""
         return self.model
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
-        """The fields the caller set and nothing will come of, given what the model server honours."""
-        return [name for name, value in (self.model_extra or {}).items() if value is not None]
+        """The names of the fields that were sent but have no effect.
+
+        Args:
+            capabilities: The names of the sampling fields and options that the model server honours.
+        """
+        return [name for name, value in self.model_extra.items() if value is not None] if self.model_extra else []
+
+    def sent_fields(self, names: Sequence[str]) -> dict[str, JSON]:
+        """Those of the fields that were sent and are not null, in the order of `names`."""
+        found = self.model_fields_set.intersection(names)
+        if not found:
+            return {}
+        return {name: value for name in names if name in found and (value := getattr(self, name)) is not None}
 
 
 class GenerationCall(Call):
     """A body that asks for text."""
 
     media_type: ClassVar[str] = SSE
-    """Of a streamed answer."""
+    """The content type of a streamed answer."""
     cuts_off: ClassVar[bool] = False
-    """Whether a stream that fails loses its connection, since nothing in it could tell a client so."""
+    """Whether the connection is closed when a stream fails, since its clients understand no error item."""
 
     @property
     def streamed(self) -> bool:
-        """Whether the answer goes out piece by piece."""
+        """Whether the answer is streamed."""
         return False
 
     def requests(self) -> Sequence[GenerationRequest]:
-        """What the body asks for; nothing if it can be answered, whole, without a model.
+        """What is asked of the model, one request for each prompt; none if no model is needed for the answer.
 
         Raises:
-            InvalidRequest: The fields are well-formed, but make no sense together.
+            InvalidRequest: The fields contradict each other.
         """
         raise NotImplementedError(f"{type(self).__name__} asks for nothing")
 
@@ -117,26 +158,28 @@ class GenerationCall(Call):
         raise NotImplementedError(f"{type(self).__name__} has no whole answer")
 
     def ends(self, generations: Sequence[Generation]) -> Sequence[str]:
-        """Why each answer in the whole reply ended, in their order there."""
+        """The finish reason of each answer in `reply`, in their order there."""
         return [choice.reason for generation in generations for choice in generation.choices]
 
-    def reply_stream(self, events: AsyncGenerator[Event], metadata: ResponseMetadata) -> AsyncGenerator[bytes]:
-        """The streamed answer, one item to be sent at once a step, up to and with the mark of its end.
+    def writer(self, metadata: ResponseMetadata, write: Callable[[bytes], None]) -> Writer:
+        """The writer of the streamed answer. The choices of several requests are numbered consecutively.
 
-        The choices of several requests are numbered one after the other.
+        Args:
+            metadata: Of this response; its reports are complete when the first event is written.
+            write: Sends one item, as one HTTP chunk.
         """
         raise NotImplementedError(f"{type(self).__name__} has no streamed answer")
 
     def error_item(self, error: LLMError) -> bytes:
-        """The last item of a stream that broke off; no mark of the end follows it."""
+        """The last item of a stream that failed; no end mark follows it."""
         raise NotImplementedError(f"{type(self).__name__} has no streamed answer")
 
 
 class EmbeddingCall(Call):
-    """A body that asks for vectors."""
+    """A body that asks for embeddings."""
 
     def texts(self) -> Sequence[str]:
-        """What to embed."""
+        """The texts to embed."""
         raise NotImplementedError(f"{type(self).__name__} has no texts")
 
     def reply(self, embeddings: Embeddings, metadata: ResponseMetadata) -> JSON:
@@ -145,10 +188,10 @@ class EmbeddingCall(Call):
 
 
 class TokenCountCall(Call):
-    """A body that asks how many tokens a text has."""
+    """A body that asks for the number of tokens of a text."""
 
     def text(self) -> str:
-        """What to count."""
+        """The text whose tokens are counted."""
         raise NotImplementedError(f"{type(self).__name__} has no text")
 
     def reply(self, tokens: int) -> JSON:
@@ -158,30 +201,30 @@ class TokenCountCall(Call):
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """What the routes without a body may tell: the state of the service at this moment."""
+    """The state of the service at this moment, from which routes without a body answer."""
 
     name: str
     version: str
     started: int
     """Seconds since 1970."""
     models: Sequence[ModelInfo]
-    """What is served, the first where no name is given; without what model servers say, if they were not asked."""
+    """The served models, the default one first; names only if the model servers were not asked."""
     not_ready: LLMError | None
     """Why the service cannot answer now; None if it can, or if the model servers were not asked."""
     statistics: Mapping[str, float | None]
     queue_length: int
-    """Answers that are being made or wait for it."""
+    """The number of answers that run or wait."""
     path: Mapping[str, str]
-    """What the path says, by the names in its braces."""
+    """The variables of the path, by the names in its braces."""
     shut_down: Callable[[], None] | None
-    """Ends the service when what runs is answered; None if the settings do not allow it."""
+    """Ends the service once running answers have ended; None if the settings do not allow it."""
     gpus: Callable[[], Awaitable[Sequence[GPU]]]
-    """Asks for the graphics cards of this machine; raises why they cannot be told."""
+    """The graphics cards of this machine; raises `LLMError` if they cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """An answer that is no JSON."""
+    """An answer in plain text instead of JSON."""
 
     text: str
     media_type: str = "text/plain; charset=utf-8"
@@ -192,25 +235,25 @@ class Route:
     """A route without a body.
 
     Attributes:
-        tell: The answer; raises why there is none now. Its docstring says what the route is for.
-        asks_models: Whether the model servers are asked who they are first; liveness must not depend on them.
-        style: How it is spelled; None: as all that its dialect tells.
+        respond: Makes the answer, or raises an `LLMError`. Its docstring is the route's summary in OpenAPI.
+        asks_models: Whether the model servers are asked for their state first; liveness must not depend on them.
+        style: How the answer is encoded; None: in the dialect's own style.
     """
 
-    tell: Callable[[ServiceStatus], JSON | Text | Awaitable[JSON | Text]]
+    respond: Callable[[ServiceStatus], JSON | Text | Awaitable[JSON | Text]]
     asks_models: bool = True
     style: Style | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One way of asking and answering.
+    """One API: the bodies that it reads and the routes that it has.
 
     Attributes:
-        calls: The bodies that it reads, by path, in the order in which their markers are looked for.
-        style: How errors are spelled that come before it is clear which `Call` a body is, and what `routes` tell.
+        calls: Kinds of bodies by path, in the order in which their markers are looked for.
+        style: Encodes the answers of `routes`, and the errors of bodies that are of no kind of `calls`.
         routes: Routes without a body, by method and path (`GET /v1/models`).
-        switches: Passed to every `Call` as pydantic's validation context.
+        switches: The dialect's settings, which every `Call` gets as pydantic's validation context.
     """
 
     name: str

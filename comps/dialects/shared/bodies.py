@@ -1,4 +1,4 @@
-"""What bodies are made of: documents and messages, in all the forms that services send them in."""
+"""The parts of request bodies: documents and messages, in all forms in which services send them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from comps.core.types import JSON, Document, Message
 
 MOST = 10_000
-"""Of documents, messages, or what else there is a list of in a body; to read more would hold up everybody else for
-longer than a moment."""
+"""The most items of a list in a body, such as documents or messages: to check more would block the event loop for too
+long."""
 
 
 def _not_blank(text: str) -> str:
@@ -36,7 +36,7 @@ class DocumentBody(BaseModel):
     metadata: dict[str, Any] | None = None
 
     def documents(self) -> list[Document]:
-        """A list of texts is as many documents."""
+        """The documents; one for each text of a list."""
         texts = [self.text] if isinstance(self.text, str) else self.text
         metadata = {**(self.model_extra or {}), **(self.metadata or {})}
         return [Document(text, self.title or "", metadata) for text in texts]
@@ -48,7 +48,7 @@ Documents = Annotated[
 
 
 class DataBody(BaseModel):
-    """What Enterprise-RAG sends along with the messages."""
+    """What Enterprise-RAG sends with the messages."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -56,7 +56,7 @@ class DataBody(BaseModel):
 
 
 _PARTS = ("image_url", "input_audio", "file", "refusal")
-"""OpenAI's parts of messages that are not text; a model server may know more of them."""
+"""The types of message parts in OpenAI's API besides text; a model server may know others."""
 
 
 def _part(part: dict[str, Any]) -> dict[str, Any]:
@@ -78,13 +78,15 @@ class MessageBody(BaseModel):
     content: str | list[Annotated[dict[str, Any], AfterValidator(_part)]] | None = None
 
     def message(self) -> Message:
-        """The turn in the core's words."""
+        """The turn as the core's type."""
         return Message(self.role, "" if self.content is None else self.content, self.extra)
 
     @property
     def extra(self) -> dict[str, JSON]:
-        """What else it says: name, tool_calls, tool_call_id …"""
-        return {name: value for name, value in (self.model_extra or {}).items() if value is not None}
+        """The other fields of the message: name, tool_calls, tool_call_id …"""
+        if not self.model_extra:
+            return {}
+        return {name: value for name, value in self.model_extra.items() if value is not None}
 
 
 def _as_messages(value: Any) -> Any:
@@ -92,9 +94,12 @@ def _as_messages(value: Any) -> Any:
 
 
 def _asking(messages: list[MessageBody]) -> list[MessageBody]:
-    asked = next((message.content for message in reversed(messages) if message.role == "user"), "?")
-    if not (asked.strip() if isinstance(asked, str) else asked):
-        raise ValueError("the last message of role 'user' must not be empty")
+    for message in reversed(messages):
+        if message.role == "user":
+            asked = message.content
+            if not (asked.strip() if isinstance(asked, str) else asked):
+                raise ValueError("the last message of role 'user' must not be empty")
+            break
     return messages
 
 
@@ -102,11 +107,11 @@ Messages = Annotated[
     list[MessageBody], Field(min_length=1, max_length=MOST, fail_fast=True), BeforeValidator(_as_messages)
 ]
 AskingMessages = Annotated[Messages, AfterValidator(_asking)]
-"""Messages in which the user, if there is one, asks something."""
+"""Messages in which the last one of role `user`, if there is any, is not empty."""
 
 
 def echoed(document: Document) -> JSON:
-    """A document as Enterprise-RAG hands it back to its user interface."""
+    """A document as Enterprise-RAG returns it to its user interface."""
     known = document.metadata
     scores = {"vector_distance": 1.0, "reranker_score": 0.0, "citation_id": 0}
     echoed = {"text": document.text, **{name: known.get(name, default) for name, default in scores.items()}}

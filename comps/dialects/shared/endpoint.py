@@ -1,4 +1,4 @@
-"""The endpoint of a path: which kind of body has come, what it says, and what is wrong with it."""
+"""The endpoint of a path: finds the kind of a request body, validates it, and explains what is wrong with it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ from comps.dialects.shared.bodies import MOST
 
 @dataclass(frozen=True)
 class Endpoint:
-    """All that is read on one path: the calls of the enabled dialects, in their order; of those with the same marker,
-    the first."""
+    """Reads the bodies on one path.
+
+    Attributes:
+        path: The path, with variables in braces.
+        dialects: The enabled ones. Of two kinds of bodies with the same marker, that of the first dialect is read.
+    """
 
     path: str
     dialects: Sequence[Dialect]
 
     @cached_property
     def calls(self) -> list[tuple[type[Call], Dialect]]:
-        """Every kind of body read here, with the dialect it is of."""
+        """The kinds of bodies that are read here, each with its dialect."""
         by_marker: dict[str | None, tuple[type[Call], Dialect]] = {}
         for dialect in self.dialects:
             for call in dialect.calls.get(self.path, ()):
@@ -36,47 +40,47 @@ class Endpoint:
 
     @property
     def style(self) -> Style:
-        """Of what is said before it is clear which call a body is."""
+        """The style of errors for bodies that are of no kind read here."""
         return self.calls[0][0].style
 
     def read(self, body: bytes, path: Mapping[str, str]) -> Call:
         """The body as a `Call`.
 
         Args:
-            body: As it came.
-            path: What the path says.
+            body: The bytes of the request body.
+            path: The variables of the path, which override fields of the body.
 
         Raises:
-            RequestError: It is none that is read here; it carries the style of the error with it.
+            RequestError: It is not valid.
         """
         try:
-            return self._interpret(orjson.loads(body), path)
+            return self._from_document(orjson.loads(body), body, path)
         except orjson.JSONDecodeError as error:
-            self._look_for_the_field(body, path)
+            self._explain_invalid_value(body, path)
             raise RequestError(_not_json(body, error), self.style) from None
 
-    def _look_for_the_field(self, body: bytes, path: Mapping[str, str]) -> None:
-        """Raise what is wrong with the field that makes the body no JSON, if it is one that Python's parser lets by:
-        NaN, say, or half a character."""
+    def _explain_invalid_value(self, body: bytes, path: Mapping[str, str]) -> None:
+        """Raise the error of a field with a value that only Python's JSON parser accepts, such as NaN or half of a
+        surrogate pair; return if there is no such field."""
         try:
             document = json.loads(body)
         except (ValueError, RecursionError):
             return
-        call = self._interpret(document, path)
-        if half := _half_a_character(document):
+        call = self._from_document(document, body, path)
+        if half := _lone_surrogate(document):
             raise RequestError(half, call.style)
 
-    def _interpret(self, document: JSON, path: Mapping[str, str]) -> Call:
+    def _from_document(self, document: JSON, body: bytes, path: Mapping[str, str]) -> Call:
         if not isinstance(document, dict):
             kind = type(document).__name__
-            said = f"not a JSON object, but {_JSON_NAMES.get(kind, kind)}"
+            message = f"not a JSON object, but {_JSON_NAMES.get(kind, kind)}"
             problem = ("dict_type", "Input should be a valid dictionary")
-            raise RequestError(_malformed(said, *(_MISSING if document is None else problem)), self.style)
-        if too_much := _too_much(document):
+            raise RequestError(_malformed(message, *(_MISSING if document is None else problem)), self.style)
+        if not _is_small(body) and (too_much := _limit_exceeded(document)):
             raise RequestError(too_much, self.style)
-        return self._understand({**document, **path})
+        return self._as_call({**document, **path} if path else document)
 
-    def _understand(self, document: dict[str, JSON]) -> Call:
+    def _as_call(self, document: dict[str, JSON]) -> Call:
         for call, dialect in self.calls:
             if call.marker is None or len(self.calls) == 1 or document.get(call.marker) is not None:
                 return _validated(document, call, dialect)
@@ -88,13 +92,13 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class PreviewEndpoint(Endpoint):
-    """An endpoint that reads every body that other endpoints read.
+    """An endpoint that reads the bodies of several other endpoints.
 
-    A body is read as the first kind that finds nothing wrong with it and knows the most of its fields; kinds without a
-    marker are tried last.
+    Of the kinds for which a body is valid, it is read as that which declares the most of its fields, the first of equal
+    ones; kinds without a marker are tried last.
 
     Attributes:
-        endpoints: Those; the first of them says what is wrong with a body that has no marker of any.
+        endpoints: The other endpoints; the first one explains what is wrong with a body without any marker.
     """
 
     endpoints: Sequence[Endpoint] = ()
@@ -104,10 +108,10 @@ class PreviewEndpoint(Endpoint):
         return [one for endpoint in self.endpoints for one in endpoint.calls]
 
     def owner(self, call: Call) -> Endpoint:
-        """The endpoint at which a body was read."""
+        """The endpoint whose kind of body this is."""
         return next(endpoint for endpoint in self.endpoints if any(kind is type(call) for kind, _ in endpoint.calls))
 
-    def _understand(self, document: dict[str, JSON]) -> Call:
+    def _as_call(self, document: dict[str, JSON]) -> Call:
         marked = [one for one in self.calls if one[0].marker is not None and document.get(one[0].marker) is not None]
         unmarked = [one for one in self.calls if one[0].marker is None]
         wrong: list[RequestError] = []
@@ -115,18 +119,23 @@ class PreviewEndpoint(Endpoint):
             read: list[Call] = []
             for call, dialect in candidates:
                 try:
-                    read.append(_sensible(_validated(document, call, dialect)))
+                    read.append(_consistent(_validated(document, call, dialect)))
                 except RequestError as request_error:
                     wrong.append(request_error)
             if read:
                 return min(read, key=lambda call: len(call.model_extra or ()))
         if marked:
             raise wrong[0]
-        return self.endpoints[0]._understand(document)
+        return self.endpoints[0]._as_call(document)
 
 
 class RequestError(Exception):
-    """A body that is no call: what is wrong with it, and how its dialect says so."""
+    """A body that is not valid.
+
+    Args:
+        error: What is wrong with it.
+        style: How its dialect encodes the error.
+    """
 
     def __init__(self, error: InvalidRequest, style: Style) -> None:
         super().__init__(str(error))
@@ -134,8 +143,8 @@ class RequestError(Exception):
         self.style = style
 
 
-def _sensible(call: Call) -> Call:
-    """The call, unless its fields make no sense together."""
+def _consistent(call: Call) -> Call:
+    """The call; raises `RequestError` if its fields contradict each other."""
     try:
         if isinstance(call, GenerationCall):
             call.requests()
@@ -152,13 +161,20 @@ def _validated(document: dict[str, JSON], call: type[Call], dialect: Dialect) ->
 
 
 _MOST_VALUES = 100_000
-"""Of a whole body. To check each of more, and to say what is wrong with it, would hold up everybody else."""
+"""The most values of a body: to check more would block the event loop for too long."""
 _DEEPEST = 100
-"""Of values within values: what goes through them, here and in JSON's writers, goes no deeper than some hundreds."""
+"""The most levels of nested values: recursive functions, here and in JSON encoders, end at some hundreds."""
 
 
-def _too_much(document: JSON) -> Malformed | None:
-    """What is wrong with a body that has too much in it, however little of it is understood."""
+def _is_small(body: bytes) -> bool:
+    """Whether a body is within all limits for sure: it cannot have more levels than brackets, nor more values than
+    brackets and commas."""
+    opened = body.count(b"[") + body.count(b"{")
+    return opened <= _DEEPEST and opened + body.count(b",") <= MOST
+
+
+def _limit_exceeded(document: JSON) -> Malformed | None:
+    """The error of a body that exceeds a limit, in whatever field; None if it exceeds none."""
     values = 0
     inside: list[tuple[tuple[str | int, ...], JSON]] = [((), document)]
     while inside:
@@ -178,16 +194,16 @@ def _too_much(document: JSON) -> Malformed | None:
     return None
 
 
-def _half_a_character(document: JSON) -> Malformed | None:
-    """What is wrong with a body in which there is half of a surrogate pair without the other half."""
+def _lone_surrogate(document: JSON) -> Malformed | None:
+    """The error of a body that has half of a surrogate pair without the other half; None if it has not."""
     inside: list[tuple[tuple[str | int, ...], JSON]] = [((), document)]
     while inside:
         place, value = inside.pop()
         texts = [value] if isinstance(value, str) else value if isinstance(value, dict) else ()
         if half := next((found for text in texts if (found := _SURROGATE.search(text))), None):
-            said = f"\\u{ord(half[0]):x} (character {half.start()}) is half of a character"
+            message = f"\\u{ord(half[0]):x} (character {half.start()}) is half of a character"
             field = ".".join(map(str, place)) or "body"
-            return Malformed(said, field, [{"type": "string_unicode", "loc": place, "msg": said}])
+            return Malformed(message, field, [{"type": "string_unicode", "loc": place, "msg": message}])
         if isinstance(value, dict | list):
             inside += [((*place, name), one) for name, one in _items(value)]
     return None
@@ -203,19 +219,19 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def _not_json(body: bytes, error: orjson.JSONDecodeError) -> Malformed:
     if not body:
         return _malformed("empty", *_MISSING)
-    said, position = f"not a JSON document: {error}", error.pos
+    message, position = f"not a JSON document: {error}", error.pos
     try:
         body.decode()
     except UnicodeDecodeError as undecodable:
         position = undecodable.start
-        said = f"not UTF-8 text (byte {position})"
-    problem = {"type": "json_invalid", "loc": (position,), "msg": "JSON decode error", "ctx": {"error": said}}
-    return Malformed(said, "body", [problem])
+        message = f"not UTF-8 text (byte {position})"
+    problem = {"type": "json_invalid", "loc": (position,), "msg": "JSON decode error", "ctx": {"error": message}}
+    return Malformed(message, "body", [problem])
 
 
-def _malformed(said: str, kind: str, message: str) -> Malformed:
-    """What is wrong with a body as a whole, in our words and in pydantic's."""
-    return Malformed(said, "body", [{"type": kind, "loc": (), "msg": message}])
+def _malformed(message: str, kind: str, pydantic_message: str) -> Malformed:
+    """The error of a body as a whole, with our message, and with pydantic's type and message."""
+    return Malformed(message, "body", [{"type": kind, "loc": (), "msg": pydantic_message}])
 
 
 _MISSING = ("missing", "Field required")
@@ -229,21 +245,20 @@ _JSON_NAMES = {
 }
 _MOST_PROBLEMS = 20
 _MOST_ERRORS = 5
-"""Of the problems, in the sentence that says what is wrong."""
+"""The most problems in the message of an error."""
 _PYTHONS_OBJECT = re.compile(r"a valid dictionary( or instance of \w+)?")
 
 
 def _explain(error: ValidationError) -> Malformed:
-    """All that is wrong with a body, in one error named after the first field."""
+    """The problems of a body as one error, with the name of the first field."""
     found = error.errors(include_url=False, include_context=False)[:_MOST_PROBLEMS]
-    said: dict[str, list[str]] = {}
+    by_field: dict[str, list[str]] = {}
     for one in found:
-        # Where a value may be of several types, pydantic names each of them behind the field.
+        # Where a value may be of several types, pydantic appends each of them to the field.
         place = [str(step) for step in one["loc"] if isinstance(step, int) or _is_key(step)]
-        said.setdefault(".".join(place), []).append(
-            _PYTHONS_OBJECT.sub("an object", one["msg"].removeprefix("Value error, "))
-        )
-    (first, messages), *rest = list(said.items())[:_MOST_ERRORS]
+        message = _PYTHONS_OBJECT.sub("an object", one["msg"].removeprefix("Value error, "))
+        by_field.setdefault(".".join(place), []).append(message)
+    (first, messages), *rest = list(by_field.items())[:_MOST_ERRORS]
     further = [f"{name}: {' or '.join(texts)}" for name, texts in rest]
     return Malformed("; ".join([" or ".join(messages), *further]), first or "body", [dict(one) for one in found])
 

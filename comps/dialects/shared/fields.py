@@ -1,25 +1,27 @@
-"""What most bodies that ask for text have in common, whoever sends them: how to sample, and documents."""
+"""What most bodies that ask for text have in common: the sampling fields and documents."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
 from comps.core.types import JSON, Document, Sampling
 from comps.dialects.shared.base import GenerationCall
 from comps.dialects.shared.bodies import DataBody, Documents
-from comps.dialects.shared.framing import ResponseMetadata, report_object, says_something
+from comps.dialects.shared.framing import ResponseMetadata, report_object, was_counted
 
 MANY = 2**31 - 1
 StopStrings = Annotated[list[str], Field(max_length=100)]
-"""Each is looked for at every token."""
+"""Few enough to look for each of them at every token."""
 _LIMITS = ("max_tokens", "max_new_tokens", "max_completion_tokens")
 _SAMPLING = tuple(name for name in Sampling.__dataclass_fields__ if name not in ("stop", "max_total_tokens"))
+_SAMPLING_AND_STOP = (*_SAMPLING, "stop")
+_DOCUMENTS = ("documents", "reranked_docs", "retrieved_docs", "data")
 OF_SAMPLES = ("temperature", "top_k", "top_p", "typical_p")
-"""What means nothing where the likeliest token is taken."""
+"""Fields without effect in greedy decoding."""
 _NEUTRAL: Mapping[str, tuple[JSON, ...]] = {
     # How to sample.
     "top_k": (MANY,),
@@ -45,11 +47,11 @@ _NEUTRAL: Mapping[str, tuple[JSON, ...]] = {
     "return_dict_in_generate": (False,),
     "use_cache": (True,),
 }
-"""Values that change nothing, so that nothing is lost where a field is not honoured."""
+"""Values by field with which it has no effect, so that nothing is lost where it is not honoured."""
 
 
 def matters(name: str, value: JSON) -> bool:
-    """Whether a field is there to change something; nothing empty is, and 0 is not False."""
+    """Whether a field with this value has an effect. Empty values have none; 0 and False are different values."""
     neutral = _NEUTRAL.get(name, ())
     return value not in (None, [], "", {}) and not any(
         value == one and isinstance(value, bool) is isinstance(one, bool) for one in neutral
@@ -57,21 +59,20 @@ def matters(name: str, value: JSON) -> bool:
 
 
 def or_all(top_k: int | None) -> int | None:
-    """A `top_k` of 0 or less is off, which means all tokens; one that is left out is the model server's to decide."""
+    """`top_k`, with all tokens for one that is 0 or less; None stays None, for the model server's default."""
     return MANY if top_k is not None and top_k <= 0 else top_k
 
 
 def at_most_1(share: float | None) -> float | None:
-    """A `top_p` of more than 1 is off, as 1 is."""
+    """`top_p`, with 1 for what is more; both switch it off."""
     return None if share is None else min(share, 1.0)
 
 
 class SampledCall(GenerationCall):
-    """A body with the sampling fields under the names that the house has for them. `null` is the same as leaving a
-    field out."""
+    """A body with the sampling fields under the names of `Sampling`. `null` is the same as leaving a field out."""
 
     defaults: ClassVar[Mapping[str, float]] = {}
-    """The sampling that applies where the body is silent."""
+    """The sampling fields that apply where the body has none."""
 
     max_tokens: int | None = Field(None, gt=0, le=MANY, description="The same as max_new_tokens; the smaller counts.")
     max_new_tokens: int | None = Field(None, gt=0, le=MANY, description="The most tokens to generate.")
@@ -95,23 +96,29 @@ class SampledCall(GenerationCall):
         return bool(self.stream)
 
     def sampling(self) -> Sampling:
-        """What the body says of sampling, and the defaults for the rest."""
-        given = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
-        if limits := [value for name in _LIMITS if (value := getattr(self, name, None)) is not None]:
-            given["max_tokens"] = min(limits)
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Sampling(**{**self.defaults, **given}, stop=tuple(text for text in stop if text))
+        """How to sample: the body's fields, and the defaults for the rest."""
+        return Sampling(**self.sampling_fields())
+
+    def sampling_fields(self) -> dict[str, Any]:
+        """The fields of `Sampling` that are set."""
+        fields = {**self.defaults, **self.sent_fields(_SAMPLING)}
+        if limits := self.sent_fields(_LIMITS):
+            fields["max_tokens"] = min(limits.values())
+        if self.stop:
+            stops = [self.stop] if isinstance(self.stop, str) else self.stop
+            fields["stop"] = tuple(text for text in stops if text)
+        return fields
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
-        wanted = [name for name in (*_SAMPLING, "stop") if matters(name, getattr(self, name))]
-        lost = [name for name in wanted if name not in capabilities]
+        sent = self.sent_fields(_SAMPLING_AND_STOP)
+        lost = [name for name, value in sent.items() if name not in capabilities and matters(name, value)]
         if "max_tokens" not in capabilities:
-            lost += [name for name in _LIMITS[1:] if getattr(self, name, None) is not None]
+            lost += self.sent_fields(_LIMITS[1:])
         return lost + super().ignored(capabilities)
 
 
 class DocumentsCall(SampledCall):
-    """A body that may have documents, in any of the fields that OPEA's services have had for them."""
+    """A body that may have documents, in any of the fields that OPEA's services use for them."""
 
     documents: Documents | None = Field(
         None, description="Reranked documents: strings, or objects with text and title."
@@ -127,41 +134,43 @@ class DocumentsCall(SampledCall):
     include_report: bool | None = Field(None, description="Say in a stream, too, what became of the documents.")
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
-        lost = [f"data.{name}" for name in (self.data and self.data.model_extra) or ()]
+        lost = [f"data.{name}" for name in self.data.model_extra or ()] if self.data else []
         if self.retrieved_docs and len(self.retrieved_docs) > (self.top_n or 1):
             lost.append(f"retrieved_docs[{self.top_n or 1}:]")
         return lost + super().ignored(capabilities)
 
     def with_report(self, reply: dict[str, JSON], metadata: ResponseMetadata) -> JSON:
-        """A whole answer, and what became of the request on its way into the prompt, if there is something to tell; of
-        several prompts, a list in their order."""
-        told = [report for _, report in sorted(metadata.reports.items())]
-        if not (told and self.include_report) and not any(map(says_something, told)):
+        """A whole answer, with its `report`, or the `reports` of several prompts in their order, if they are asked for
+        or a prompt had to be counted."""
+        reports = [report for _, report in sorted(metadata.reports.items())]
+        if not (reports and self.include_report) and not any(map(was_counted, reports)):
             return reply
-        if len(told) == 1:
-            return {**reply, "report": report_object(told[0])}
-        return {**reply, "reports": [report_object(report) for report in told]}
+        if len(reports) == 1:
+            return {**reply, "report": report_object(reports[0])}
+        return {**reply, "reports": [report_object(report) for report in reports]}
 
-    def gathered(self) -> tuple[Document, ...] | None:
-        """The documents of all fields, best first; None if there is no such field, or the messages hold them all."""
+    def all_documents(self) -> tuple[Document, ...] | None:
+        """The documents of all fields, best first; None if there is no such field, or the messages quote them all."""
+        if self.model_fields_set.isdisjoint(_DOCUMENTS):
+            return None
         fields = (self.documents, self.reranked_docs, self.retrieved_docs, self.data and self.data.reranked_docs)
         if all(field is None for field in fields):
             return None
         bodies = (self.documents or []) + (self.reranked_docs or []) + (self.retrieved_docs or [])[: self.top_n or 1]
-        found = (*(document for body in bodies for document in body.documents()), *self.unwritten())
-        return found if found or not self.written else None
+        found = (*(document for body in bodies for document in body.documents()), *self.unquoted_documents())
+        return found if found or not self.quoted_documents else None
 
     @property
-    def written(self) -> tuple[Document, ...]:
-        """Those of the documents in `data` that the messages hold already."""
+    def quoted_documents(self) -> tuple[Document, ...]:
+        """The documents in `data` that the messages quote."""
         return ()
 
-    def unwritten(self) -> list[Document]:
-        """The others of them."""
-        texts = {document.text for document in self.written}
-        return [document for document in self.sent_along() if document.text not in texts]
+    def unquoted_documents(self) -> list[Document]:
+        """The documents in `data` that the messages do not quote."""
+        texts = {document.text for document in self.quoted_documents}
+        return [document for document in self.data_documents() if document.text not in texts]
 
-    def sent_along(self) -> list[Document]:
+    def data_documents(self) -> list[Document]:
         """The documents in `data`."""
         bodies = (self.data and self.data.reranked_docs) or []
         return [document for body in bodies for document in body.documents()]

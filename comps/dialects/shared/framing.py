@@ -1,12 +1,9 @@
-"""How answers are laid on the wire, shared by the dialects: server-sent events, OpenAI's objects and chunks.
-
-Every function that yields, yields whole events: the handler sends each as one HTTP chunk.
-"""
+"""How answers are encoded, shared by the dialects: server-sent events, OpenAI's objects, reports and errors."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,17 +12,17 @@ import orjson
 from comps.core.citations import ANNOTATIONS, UNKNOWN
 from comps.core.errors import InvalidRequest, LLMError, Malformed, Overloaded, PromptTooLong, UnknownModel
 from comps.core.generator import Preview
-from comps.core.types import JSON, Event, Finished, Generation, Message, Report, TextDelta, Usage, total
+from comps.core.types import JSON, Generation, Message, Report, Usage, total
 
 DONE = b"data: [DONE]\n\n"
 SSE = "text/event-stream; charset=utf-8"
 _PLACE = re.compile(r"\.(\d+)")
-"""In a list: `messages.0.role` is `messages[0].role` in OpenAI's errors."""
+"""An index in the name of a field: OpenAI's errors have `messages[0].role` for `messages.0.role`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseMetadata:
-    """What makes one reply this reply."""
+    """What is particular to one response."""
 
     id: str
     """32 hexadecimal digits."""
@@ -33,153 +30,36 @@ class ResponseMetadata:
     """Seconds since 1970."""
     model: str
     reports: Mapping[int, Report] = field(default_factory=dict)
-    """What became of each request on its way into a prompt, by its place; there from an answer's first event on."""
+    """The report of each request, by its place; complete when the first event is written."""
 
 
 def sse(data: bytes) -> bytes:
-    """One server-sent event; `data` has no line break in it."""
+    """One server-sent event, of data without line breaks."""
     return b"data: " + data + b"\n\n"
 
 
 def comment(text: str) -> bytes:
-    """An event that clients pass over."""
+    """A comment of server-sent events, which clients skip."""
     return b": " + text.encode() + b"\n\n"
 
 
-async def repr_stream(
-    events: AsyncGenerator[Event], spell: Callable[[str], str], reports: Mapping[int, Report] | None = None
-) -> AsyncGenerator[bytes]:
-    """OPEA's own stream: a Python literal an event, and before the end, if reports are wanted, what the answer cites
-    and these, as events of those types.
-
-    Its clients know no place for a finish reason, so an answer that was cut short says so in a comment behind the end,
-    where none of them reads on.
-    """
-    finished: Finished | None = None
-    found: dict[str, JSON] = {}
-    async for event in events:
-        if isinstance(event, Finished):
-            finished = event
-        elif event.text:
-            yield sse(spell(event.text).encode())
-        elif event.extra:
-            found = cited(event.extra) or found
-    if reports is not None and found:
-        yield b"event: annotations\n" + sse(orjson.dumps(found))
-    for report in (reports or {}).values():
-        yield b"event: report\n" + sse(orjson.dumps(report_object(report)))
-    yield DONE
-    if finished and finished.reason != "stop":
-        yield comment(f"finish_reason={finished.reason}")
-
-
-def bytes_literal(text: str) -> str:
-    """`b' Deep'`"""
-    return repr(text.encode())
-
-
-async def chat_chunks(
-    events: AsyncGenerator[Event], metadata: ResponseMetadata, include_usage: bool = False, include_report: bool = False
-) -> AsyncGenerator[bytes]:
-    """OpenAI's `chat.completion.chunk`s and `[DONE]`: a piece of text each, then the finish reason, then the usage."""
-    head = {"id": f"chatcmpl-{metadata.id}", "object": "chat.completion.chunk"}
-    chunk = _Chunk(head, metadata, include_usage, include_report)
-    begun: dict[int, bytes] = {}
-    async for event in events:
-        if isinstance(event, TextDelta):
-            before = begun.get(event.choice)
-            has_begun = before is not None
-            if before is None:
-                before = chunk.opening(event.choice) + b'"delta":{"role":"assistant","content":'
-                begun[event.choice] = chunk.opening(event.choice) + b'"delta":{"content":'
-            if event.extra:
-                further, logprobs = _besides(event.extra)
-                if further and not event.text and has_begun:
-                    # OPEA's pipelines take a content that is there for a text.
-                    delta = chunk.opening(event.choice) + b'"delta":{' + further[1:]
-                else:
-                    delta = before + orjson.dumps(event.text or None) + further
-                yield delta + b'},"logprobs":' + logprobs + chunk.unfinished
-            else:
-                yield before + orjson.dumps(event.text) + b'},"logprobs":null' + chunk.unfinished
-        else:
-            said = event.choice in begun
-            yield chunk.last(event, b'"delta":{}' if said else b'"delta":{"role":"assistant","content":""}')
-    for item in chunk.end():
-        yield item
-
-
-async def text_chunks(
-    events: AsyncGenerator[Event], metadata: ResponseMetadata, include_usage: bool = False, include_report: bool = False
-) -> AsyncGenerator[bytes]:
-    """The same for text that is continued: `text_completion`s."""
-    chunk = _Chunk({"id": f"cmpl-{metadata.id}", "object": "text_completion"}, metadata, include_usage, include_report)
-    async for event in events:
-        if isinstance(event, TextDelta):
-            further, logprobs = _besides(event.extra) if event.extra else (b"", b"null")
-            before = chunk.opening(event.choice) + b'"text":'
-            yield before + orjson.dumps(event.text) + further + b',"logprobs":' + logprobs + chunk.unfinished
-        else:
-            yield chunk.last(event, b'"text":""')
-    for item in chunk.end():
-        yield item
-
-
-class _Chunk:
-    """What the chunks of one reply share, encoded once."""
-
-    def __init__(
-        self, head: dict[str, JSON], metadata: ResponseMetadata, include_usage: bool, include_report: bool
-    ) -> None:
-        self._constant = orjson.dumps({**head, "created": metadata.created, "model": metadata.model})[:-1]
-        self._include_usage = include_usage
-        self._reports = metadata.reports if include_report else {}
-        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
-        self.unfinished = b',"finish_reason":null}' + self._tail
-        self._usage: Usage | None = None
-
-    def opening(self, choice: int) -> bytes:
-        """A chunk up to what a choice says."""
-        return b"data: " + self._constant + b',"choices":[{"index":%d,' % choice
-
-    def last(self, end: Finished, nothing: bytes) -> bytes:
-        """The chunk that ends a choice."""
-        self._usage = self._usage or end.usage
-        reason = b',"logprobs":null,"finish_reason":' + orjson.dumps(end.reason) + b"}"
-        return self.opening(end.choice) + nothing + reason + self._tail
-
-    def end(self) -> Iterator[bytes]:
-        """What comes when all choices have ended."""
-        several = len(self._reports) > 1
-        for number, report in sorted(self._reports.items()):
-            whose = b',"prompt":%d' % number if several else b""
-            told = orjson.dumps(report_object(report))
-            yield sse(self._constant + b',"choices":[]' + whose + b',"report":' + told + b"}")
-        if self._include_usage:
-            yield sse(self._constant + b',"choices":[],"usage":' + orjson.dumps(usage_object(self._usage)) + b"}")
-        yield DONE
-
-
-def _besides(extra: Mapping[str, JSON]) -> tuple[bytes, bytes]:
-    """What comes with a piece of text: further fields of the object that has the text, and logprobs, which are beside
-    it."""
-    fields = {name: value for name, value in extra.items() if name != "logprobs"}
-    return b"," + orjson.dumps(fields)[1:-1] if fields else b"", orjson.dumps(extra.get("logprobs"))
-
-
-def cited(extra: Mapping[str, JSON] | None) -> dict[str, JSON]:
-    """What the answer cites, of what came beside it."""
+def citations_in(extra: Mapping[str, JSON] | None) -> dict[str, JSON]:
+    """What an answer cites, of the fields that came with its text (`Generation.extra`)."""
     return {name: extra[name] for name in (ANNOTATIONS, UNKNOWN) if extra.get(name)} if extra else {}
 
 
 def report_object(report: Report) -> JSON:
-    """What became of a request on its way into a prompt, for a client; sizes are in tokens."""
+    """A report as JSON; sizes are in tokens."""
     return {**asdict(report), "headroom": report.headroom}
 
 
 def preview_document(of_all: Mapping[str, JSON], previews: Sequence[Preview]) -> bytes:
-    """What the model server would be asked for the requests of a body, and what is true of all of them; plain JSON,
-    whatever the dialect's own is."""
+    """The answer of the preview route, as plain JSON in every dialect.
+
+    Args:
+        of_all: The fields that hold for all requests of the body.
+        previews: What the model server would be asked, for each request.
+    """
     return orjson.dumps({**of_all, "prompts": [_preview_object(preview) for preview in previews]})
 
 
@@ -201,8 +81,8 @@ def _message(message: Message) -> JSON:
     return {"role": message.role, "content": message.content, **message.extra}
 
 
-def says_something(report: Report) -> bool:
-    """Whether a client might miss it: it was close enough to the limit to be counted."""
+def was_counted(report: Report) -> bool:
+    """Whether the prompt was so close to the limit that its tokens had to be counted."""
     return report.counted != "not"
 
 
@@ -224,7 +104,7 @@ def chat_choice(generation: Generation, index: int = 0) -> JSON:
     logprobs = extra.pop("logprobs", None)
     message = {"role": "assistant", "content": generation.text, **extra}
     if calls := extra.get("tool_calls"):
-        # Their places in the list say what the index says in a stream.
+        # Only in a stream do tool calls have an index.
         message["tool_calls"] = [{name: value for name, value in call.items() if name != "index"} for call in calls]
         message["content"] = generation.text or None
     return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": generation.reason}
@@ -274,7 +154,7 @@ def openai_error(error: LLMError) -> JSON:
 
 
 def pydantic_1_error(error: LLMError) -> JSON:
-    """The error object of FastAPI over pydantic 1: a text, or what is wrong with each field in pydantic 1's words.
+    """The error object of FastAPI with pydantic 1: a text, or a list of problems with the messages of pydantic 1.
 
     https://docs.pydantic.dev/1.10/usage/models/#error-handling
     """
@@ -284,16 +164,16 @@ def pydantic_1_error(error: LLMError) -> JSON:
 
 
 def _pydantic_1_problem(problem: Mapping[str, Any]) -> JSON:
-    kind, said = _PYDANTIC_1.get(problem["type"], ("value_error", problem["msg"].removeprefix("Value error, ")))
+    kind, message = _PYDANTIC_1.get(problem["type"], ("value_error", problem["msg"].removeprefix("Value error, ")))
     if problem["type"].endswith("_type") and problem.get("input", problem) is None:
-        kind, said = "type_error.none.not_allowed", "none is not an allowed value"
+        kind, message = "type_error.none.not_allowed", "none is not an allowed value"
     if kind.startswith("value_error.number"):
-        said = problem["msg"].replace("Input should be", "ensure this value is")
-    spelled = {"loc": ["body", *problem["loc"]], "msg": said, "type": kind}
+        message = problem["msg"].replace("Input should be", "ensure this value is")
+    item = {"loc": ["body", *problem["loc"]], "msg": message, "type": kind}
     if problem["type"] == "json_invalid":
-        said = problem["ctx"]["error"]
-        spelled.update(msg=said, ctx={"msg": said, "pos": problem["loc"][0]})
-    return spelled
+        message = problem["ctx"]["error"]
+        item.update(msg=message, ctx={"msg": message, "pos": problem["loc"][0]})
+    return item
 
 
 _INTEGER = ("type_error.integer", "value is not a valid integer")
@@ -321,4 +201,5 @@ _PYDANTIC_1: Mapping[str, tuple[str, str]] = {
     "less_than_equal": ("value_error.number.not_le", ""),
     "finite_number": ("value_error.number.not_finite_number", ""),
 }
-"""Types of problems and what is said of them in pydantic 1, by their types today; what has a number in it is made."""
+"""The type and message in pydantic 1 for each type of problem in pydantic 2. A message with a number in it is derived
+from that of pydantic 2."""

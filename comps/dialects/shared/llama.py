@@ -1,6 +1,6 @@
-"""Llama 2 as its reference implementation is served: several prompts or dialogs in a body, answered at once and whole.
+"""Llama 2 as its reference implementation is served: several prompts or dialogs in a body, with one whole answer.
 
-What the dialects `kaito` and `llm_on_k8s` share; each has its own style.
+The dialects `kaito` and `llm_on_k8s` share it; each has its own style.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from comps.core.errors import Forbidden, InvalidRequest
 from comps.core.types import JSON, Generation, GenerationRequest, Message, Prompt, Sampling
@@ -22,24 +22,24 @@ from comps.dialects.shared.framing import ResponseMetadata
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the original's Llama is started with.
+    """The limits with which the original starts Llama.
 
     Attributes:
         max_batch_size: The most prompts, dialogs or answers of a body.
-        max_seq_len: The most tokens of a prompt and its answer together; 0: as many as the model holds.
+        max_seq_len: The most tokens of a prompt and its answer together; 0: the context window of the model.
     """
 
     max_batch_size: int = 32
     max_seq_len: int = 0
 
 
-def given(parameters: BaseModel | None) -> dict[str, JSON]:
-    """What is not null of them."""
+def not_null(parameters: BaseModel | None) -> dict[str, JSON]:
+    """The parameters that are not null, by name."""
     return {name: value for name, value in parameters or () if value is not None}
 
 
 class LlamaParameters(BaseModel):
-    """How Llama chooses tokens."""
+    """Llama's sampling parameters."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
@@ -50,39 +50,36 @@ class LlamaParameters(BaseModel):
     )
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
-        """The names of what nothing comes of."""
-        said = [name for name, value in given(self).items() if matters(name, value)]
-        return [name for name in said if _LLAMA_NAMES.get(name) not in capabilities]
+        """The names of the parameters without effect; see `Call.ignored`."""
+        names = [name for name, value in not_null(self).items() if matters(name, value)]
+        return [name for name in names if _LLAMA_NAMES.get(name) not in capabilities]
 
 
 _LLAMA_NAMES = {"max_gen_len": "max_tokens", "temperature": "temperature", "top_p": "top_p"}
 _MAX_GEN_LEN = 511
-"""Where neither the body nor the settings limit an answer: one token less than what KAITO starts its Llama with."""
+"""The most tokens of an answer where neither the body nor the settings limit it: KAITO's `max_seq_len` less 1."""
 
 
 class LlamaCall(GenerationCall):
-    """What the two bodies of Llama's share."""
+    """What both kinds of Llama's bodies have in common."""
 
-    failed: ClassVar[str] = "Request Failed: "
-    """How an error begins that the original's model raises."""
+    error_prefix: ClassVar[str] = "Request Failed: "
+    """What the messages of errors begin with that the original's model raises."""
 
     parameters: LlamaParameters | None = None
 
-    _limits: Limits = PrivateAttr(default=Limits())
-
-    def model_post_init(self, context: Any) -> None:
-        self._limits = context or Limits()
+    _switches: ClassVar[Limits] = Limits()
 
     def _applied(self) -> Mapping[str, JSON]:
         """The parameters that apply."""
-        return given(self.parameters)
+        return not_null(self.parameters)
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         names = self.parameters.ignored(capabilities) if self.parameters else []
         return [*(f"parameters.{name}" for name in names), *super().ignored(capabilities)]
 
     def _request(self, prompt: Prompt) -> GenerationRequest:
-        applied, most = self._applied(), self._limits.max_seq_len or None
+        applied, most = self._applied(), self._switches.max_seq_len or None
         sampling = Sampling(
             max_tokens=applied.get("max_gen_len", None if most else _MAX_GEN_LEN),
             temperature=max(applied.get("temperature", 0.6), 0.0),
@@ -91,8 +88,8 @@ class LlamaCall(GenerationCall):
         return GenerationRequest(prompt, sampling=sampling, max_total_tokens=most)
 
     def _check_batch(self, size: int) -> None:
-        if size > self._limits.max_batch_size:
-            raise InvalidRequest(f"{self.failed}({size}, {self._limits.max_batch_size})")
+        if size > self._switches.max_batch_size:
+            raise InvalidRequest(f"{self.error_prefix}({size}, {self._switches.max_batch_size})")
 
 
 class LlamaGenerateCall(LlamaCall):
@@ -131,7 +128,7 @@ class DialogMessage(BaseModel):
     content: str
 
     def message(self) -> Message:
-        """The turn in the core's words; its role may be capitalised, as in an answer."""
+        """The turn as the core's type; its role may be capitalised, as it is in answers."""
         return Message(self.role.lower(), self.content)
 
 
@@ -139,7 +136,7 @@ Dialog = Annotated[list[DialogMessage], Field(max_length=MOST)]
 
 
 class InputData(BaseModel):
-    """Dialogs, and what may stand beside them."""
+    """Dialogs and their parameters."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -154,7 +151,7 @@ _SPECIAL_TAGS_ANSWER = "Error: special tags are not allowed as part of the promp
 
 
 class LlamaChatCall(LlamaCall):
-    """Dialogs to answer. One that holds a tag of Llama's own prompts has an error for its answer."""
+    """Dialogs to answer. The answer to one with a tag of Llama's prompt format is an error message."""
 
     marker = "input_data"
     examples = {
@@ -180,11 +177,11 @@ class LlamaChatCall(LlamaCall):
         return self.input_data.input_string
 
     def _applied(self) -> Mapping[str, JSON]:
-        return {**given(self.input_data.parameters), **super()._applied()}
+        return {**not_null(self.input_data.parameters), **super()._applied()}
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         applied, inner = self._applied(), self.input_data.parameters
-        beaten = [name for name, value in given(inner).items() if value != applied[name]]
+        beaten = [name for name, value in not_null(inner).items() if value != applied[name]]
         lost = [f"parameters.{name}" for name in {*beaten, *(inner.ignored(capabilities) if inner else ())}]
         turns = [turn for dialog in self._dialogs for turn in dialog]
         lost += [f"input_string.{name}" for turn in turns for name in turn.model_extra or ()]
@@ -198,8 +195,8 @@ class LlamaChatCall(LlamaCall):
             raise InvalidRequest("Input string is required")
         conversations = [tuple(turn.message() for turn in dialog) for dialog in self._dialogs]
         for number, conversation in enumerate(conversations):
-            if wrong := _wrong_with([message.role for message in conversation]):
-                raise InvalidRequest(f"{self.failed}{wrong}; see input_data.input_string.{number}")
+            if wrong := _role_error([message.role for message in conversation]):
+                raise InvalidRequest(f"{self.error_prefix}{wrong}; see input_data.input_string.{number}")
         self._check_batch(len(conversations))
         asked = zip(self._dialogs, conversations, strict=True)
         return [self._request(conversation) for dialog, conversation in asked if not _has_special_tags(dialog)]
@@ -222,8 +219,8 @@ def _has_special_tags(dialog: Sequence[DialogMessage]) -> bool:
     return any(tag in turn.content for turn in dialog for tag in _SPECIAL_TAGS)
 
 
-def _wrong_with(roles: list[str]) -> str | None:
-    """What is wrong with the turns of a dialog, in the words of Llama's reference implementation."""
+def _role_error(roles: list[str]) -> str | None:
+    """What is wrong with the roles of a dialog, in the words of Llama's reference implementation; None: nothing."""
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if any(role != ("user", "assistant")[number % 2] for number, role in enumerate(turns)):
         return (
@@ -236,7 +233,7 @@ def _wrong_with(roles: list[str]) -> str | None:
 
 
 def shut_down(status: ServiceStatus) -> None:
-    """End the service when what runs is answered.
+    """End the service once running answers have ended.
 
     Raises:
         Forbidden: The settings do not allow it.

@@ -1,7 +1,7 @@
 """Conversation templates: the turns of a chat as the text that a model was trained to continue.
 
-They are UKP-SQuARE's own, which it has from FastChat (Apache-2.0). Names, separators and texts are to the letter what
-they are there, since that is what the models have seen. The settings add further ones.
+They are those of UKP-SQuARE, which are from FastChat (Apache-2.0). Names, separators and texts are the same to the
+letter, since the models were trained with them. The settings add further ones.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from comps.core.types import JSON
 
 _SYSTEM = "{system_message}"
 _SAID = "\0"
-"""A text that no template writes itself."""
+"""A stand-in for the text of a turn, which no template contains."""
 _WORDS = re.compile(r"#+ ?\w.*\S|\w.*:")
-"""Words in a line that a model takes a turn from: `User:`, `### Human:`, `### End`."""
+"""Words in a line that begin or end a turn for a model: `User:`, `### Human:`, `### End`."""
 
 
 class SeparatorStyle(IntEnum):
-    """How a template lays out its turns, with SQuARE's numbers; its 5 was never made."""
+    """How a template separates turns, with SQuARE's numbers; it has no 5."""
 
     ADD_COLON_SINGLE = 1
     LLAMA2 = 2
@@ -37,7 +37,7 @@ class SeparatorStyle(IntEnum):
 
 
 _OF_TWO = (SeparatorStyle.LLAMA2, SeparatorStyle.VICUNA, SeparatorStyle.DOLLY)
-"""The styles that separate with `sep` and `sep2` in turn."""
+"""The styles with `sep` behind even turns and `sep2` behind odd ones."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Conversation:
     """One template, with the names of FastChat's class.
 
     Attributes:
-        system_message: What the template says of itself if asked; a chat always brings its own, or none.
-        roles: Of the human's turns and of the model's.
-        messages: An example exchange, told before every chat: role and text each.
-        stop_str: What an answer ends before.
-        stop_token_ids: What an answer ends before, where the model server knows tokens.
-        match: Parts of a model's name, in small letters, any of which makes this its template; the built-in ones are
-            chosen by rules of their own.
+        system_message: Only shown by the route for templates; a chat has its own, or none.
+        roles: The role of the human and that of the model.
+        messages: An example exchange before every chat: role and text of each turn.
+        stop_str: Stop strings.
+        stop_token_ids: Stop tokens, for model servers that know tokens.
+        match: Parts of model names, in small letters, whose template this is; the built-in ones have rules of their
+            own.
     """
 
     name: str
@@ -67,19 +67,19 @@ class Conversation:
     match: tuple[str, ...] = ()
 
     def render(self, system: str, turns: Sequence[tuple[int, str]]) -> str:
-        """The text that the model continues, without the token of its beginning.
+        """The text that the model continues, without a token for its beginning.
 
-        What opens or closes a turn, by this template or any (`<|im_end|>`), has been broken up in the texts; a role
+        In the texts, tags that open or close a turn in this template or any other (`<|im_end|>`) are broken up; a role
         that is a plain word, such as `User:`, only where the template has it: at the start of a line, or anywhere.
 
         Args:
             system: The system message; empty: none.
-            turns: Whose (an index of `roles`) and what; an empty text is rendered like the open turn at the end.
+            turns: The index in `roles` and the text of each; an empty text is rendered like the open turn at the end.
         """
         escape = self._escape
-        return self._laid_out(escape(system), [(who, escape(text)) for who, text in turns])
+        return self._rendered(escape(system), [(who, escape(text)) for who, text in turns])
 
-    def _laid_out(self, system: str, turns: Sequence[tuple[int, str]]) -> str:
+    def _rendered(self, system: str, turns: Sequence[tuple[int, str]]) -> str:
         everything = [*self.messages, *((self.roles[who], text) for who, text in turns), (self.roles[1], "")]
         rendered = (self._turn(number, role, text) for number, (role, text) in enumerate(everything))
         return self._opening(system) + "".join(rendered)
@@ -118,15 +118,16 @@ class Conversation:
 
     @cached_property
     def _escape(self) -> Callable[[str], str]:
-        """Breaks up what opens or closes a turn."""
+        """Breaks up the tags and words that open or close a turn."""
         own = (self.system_template, *self.roles, self.sep, self.sep2 or "", *self.stop_str)
         return control_token_escape({*(tag for text in own for tag in tags_in(text)), *self._words()})
 
     def _words(self) -> Iterator[str]:
-        r"""The words that do, told by what is written around texts; after a `\n`, at the start of a line."""
+        r"""The plain words that open or close a turn, found around the texts of a rendered chat. Those that do so at
+        the start of a line begin with `\n`."""
         human, model = ("" if tags_in(role) else role for role in self.roles)
         bare = replace(self, messages=(), roles=(human, model))
-        turns = bare._laid_out("", [(0, _SAID), (1, _SAID), (0, _SAID)])
+        turns = bare._rendered("", [(0, _SAID), (1, _SAID), (0, _SAID)])
         for piece in f"\n{self.system_template}\n{turns}".replace(_SYSTEM, _SAID).split(_SAID):
             for place, line in enumerate(piece.splitlines()):
                 for tag in tags_in(line):
@@ -135,8 +136,8 @@ class Conversation:
                     begins = place and words[0] == line.strip() and words[0][0] != "#"
                     yield f"\n{words[0]}" if begins else words[0]
 
-    def told(self) -> JSON:
-        """The template as FastChat's workers tell of it."""
+    def as_fastchat(self) -> JSON:
+        """The template as JSON, as FastChat's workers answer it."""
         stops = self.stop_str[0] if len(self.stop_str) == 1 else list(self.stop_str) or None
         return {
             "name": self.name,
@@ -246,8 +247,8 @@ ONE_SHOT = Conversation(
 
 
 def conversation_of(model: str, further: Sequence[Conversation] = ()) -> Conversation:
-    """The template of a model, by its name or its path: first of `further`, then of the built-in ones, the last part of
-    the name before the whole; where none knows it, `one_shot`."""
+    """The template of a model, by its name or its path: of `further`, else of the built-in ones, else `one_shot`. The
+    last part of the name is tried before the whole."""
     last = model.rstrip("/").rpartition("/")[2]
     for name in (last.lower(), model.lower()):
         for conversation in further:
@@ -270,10 +271,10 @@ _BY_PART = {"llama-2": LLAMA_2, "dolly-v2": DOLLY, "mistral": MISTRAL}
 def read_conversation(name: str, written: Mapping[str, str]) -> Conversation:
     r"""A template of the settings.
 
-    Text may stand in quotes, which keep the spaces at its ends; `\n`, `\r`, `\t` and `\\` are what they are in Python.
+    Text may be quoted, to keep the spaces at its ends; `\n`, `\r`, `\t` and `\\` are escapes as in Python.
 
     Args:
-        name: What it is called, and a part of the names of its models unless `match` says others.
+        name: Its name, which is also a part of the names of its models unless there is a `match`.
         written: The keys of `Conversation` as text: `match` and `roles` separated by commas, `sep_style` by name or
             number, `stop_str` a text or a JSON list of several, `stop_token_ids` separated by commas.
 

@@ -1,19 +1,19 @@
 """UKP-SQuARE's LLM Ops: FastChat's worker with a chat mode, behind `/api` or `/api/{model}`.
 
-A chat becomes text to continue, by a conversation template that the body chooses; see `conversations`. A streamed
-answer is JSON frames, each with the whole text so far and a NUL behind it, and its last one says how it ended.
+A conversation template that the body chooses turns a chat into text to continue; see `conversations`. For streamed
+answers see `frames`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from comps.core.errors import (
     Forbidden,
@@ -28,26 +28,22 @@ from comps.core.errors import (
 )
 from comps.core.types import (
     JSON,
-    Event,
-    Finished,
     Generation,
     GenerationRequest,
     Message,
     ModelInfo,
     Prompt,
-    Sampling,
-    Usage,
 )
-from comps.dialects.shared import framing
-from comps.dialects.shared.base import Call, Dialect, Route, ServiceStatus, Style, TokenCountCall
+from comps.dialects.shared.base import Call, Dialect, Route, ServiceStatus, Style, TokenCountCall, Writer
 from comps.dialects.shared.bodies import MOST
 from comps.dialects.shared.fields import SampledCall
 from comps.dialects.shared.framing import ResponseMetadata
 from comps.dialects.square.conversations import Conversation, conversation_of
+from comps.dialects.square.frames import Frames, frame_usage
 
 _BASES = ("/api", "/api/{model:path}")
 _ALMOST_GREEDY = 1e-5
-"""Up to this temperature the likeliest token is always taken; it is the smallest top_p as well."""
+"""Up to this temperature decoding is greedy; it is the smallest top_p as well."""
 
 _CODES: Mapping[type[LLMError], int] = {
     InvalidRequest: 40001,
@@ -65,8 +61,8 @@ _NO_PROMPT = "Prompt is required."
 
 
 def _error(error: LLMError) -> JSON:
-    """What SQuARE and FastChat say where a prompt is missing; else what readers of either understand, who look at
-    `error_message`, or show `text` if `error_code` is not 0."""
+    """The original's error where a prompt is missing. Any other error has the fields of both: SQuARE's clients read
+    `error_message`, FastChat's show `text` if `error_code` is not 0."""
     if isinstance(error, InvalidRequest) and error.args == (_NO_PROMPT,):
         return {"error_code": 1, "error_message": _NO_PROMPT}
     return {"error_code": _code(error), "error_message": str(error), "text": str(error)}
@@ -80,18 +76,18 @@ def _code(error: LLMError) -> int:
 
 SQUARE = Style(_error)
 STREAMED = replace(SQUARE, encode=lambda document: SQUARE.encode(document) + b"\0")
-"""What fails before the first frame is a frame too: SQuARE's web page looks at nothing else."""
+"""An error before the first frame is a frame too: SQuARE's web page reads nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """How chats reach the model, and how answers leave.
+    """The dialect's settings.
 
     Attributes:
-        prompt: What the model gets of a chat: `conversation`, text by a conversation template; `messages`, its turns,
-            for the model's own template.
-        conversations: Templates to look at before the built-in ones.
-        model: Whose template is taken where a body names no model.
+        prompt: What the model is sent of a chat: `conversation`, text by a conversation template; `messages`, its
+            turns, for the model's own template.
+        conversations: Templates that are tried before the built-in ones.
+        model: The model whose template is used where a body names none.
         disable_streaming: A streamed answer is its last frame only.
     """
 
@@ -102,7 +98,7 @@ class Switches:
 
 
 class SquareMessage(BaseModel):
-    """One turn of a chat, in the words of SQuARE or of OpenAI; an empty one is left open."""
+    """One turn of a chat, with the names of SQuARE or of OpenAI; an empty one is left open."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -134,10 +130,7 @@ class SquareCall(SampledCall):
     stop_token_ids: list[int | None] | None = Field(None, description="As stop, for model servers that know tokens.")
     echo: Any = Field(True, description="Whether the text begins with the prompt.")
 
-    _switches: Switches = PrivateAttr(default=Switches())
-
-    def model_post_init(self, context: Any) -> None:
-        self._switches = context or Switches()
+    _switches: ClassVar[Switches] = Switches()
 
     @property
     def wanted_model(self) -> str | None:
@@ -158,8 +151,8 @@ class SquareCall(SampledCall):
         return conversation_of(named, self._switches.conversations)
 
     @cached_property
-    def asked(self) -> Prompt:
-        """What the model gets."""
+    def model_prompt(self) -> Prompt:
+        """The text or the messages that the model is sent."""
         if not self._chat:
             if self.prompt is None:
                 raise InvalidRequest(_NO_PROMPT)
@@ -168,9 +161,9 @@ class SquareCall(SampledCall):
             return self.prompt
         if self.messages is None:
             raise InvalidRequest("a chat needs them", "messages")
-        said = [(body.role, body.text or "") for body in self.messages]
-        system = "\n\n".join(filter(None, (self.system_message, *(text for role, text in said if role == "system"))))
-        turns = [(_WHO[role], text) for role, text in said if role in _WHO]
+        texts = [(body.role, body.text or "") for body in self.messages]
+        system = "\n\n".join(filter(None, (self.system_message, *(text for role, text in texts if role == "system"))))
+        turns = [(_WHO[role], text) for role, text in texts if role in _WHO]
         if not (turns or system):
             raise InvalidRequest("there is nothing to answer", "messages")
         if self._rendered:
@@ -180,11 +173,11 @@ class SquareCall(SampledCall):
 
     @property
     def _echoed(self) -> str:
-        """What stands before the answer; a model's own template is not known here, and is not echoed."""
-        return self.asked if self.echo and isinstance(self.asked, str) else ""
+        """The prompt that the answer begins with; empty for messages, since the model's template is not known here."""
+        return self.model_prompt if self.echo and isinstance(self.model_prompt, str) else ""
 
     def requests(self) -> Sequence[GenerationRequest]:
-        prompt = self.asked
+        prompt = self.model_prompt
         ids = [one for one in self.stop_token_ids or () if one is not None]
         if self._rendered:
             ids += self._conversation.stop_token_ids
@@ -196,18 +189,16 @@ class SquareCall(SampledCall):
             )
         ]
 
-    def sampling(self) -> Sampling:
-        said = super().sampling()
-        assert said.temperature is not None
-        assert said.top_p is not None
-        greedy = said.temperature <= _ALMOST_GREEDY
-        stops = (*said.stop, *(self._conversation.stop_str if self._rendered else ()))
-        return replace(
-            said,
-            temperature=0.0 if greedy else said.temperature,
-            top_p=1.0 if greedy else max(said.top_p, _ALMOST_GREEDY),
-            stop=tuple(dict.fromkeys(stops)),
-        )
+    def sampling_fields(self) -> dict[str, Any]:
+        fields = super().sampling_fields()
+        if fields["temperature"] <= _ALMOST_GREEDY:
+            fields.update(temperature=0.0, top_p=1.0)
+        else:
+            fields["top_p"] = max(fields["top_p"], _ALMOST_GREEDY)
+        if self._rendered:
+            fields["stop"] = (*fields.get("stop", ()), *self._conversation.stop_str)
+        fields["stop"] = tuple(dict.fromkeys(fields.get("stop", ())))
+        return fields
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         without_effect = ["prompt"] if self._chat else ["messages", "system_message"]
@@ -226,7 +217,7 @@ class SquareCall(SampledCall):
         return {
             "text": self._echoed + answer.text,
             "error_code": 0,
-            "usage": _usage(answer.usage),
+            "usage": frame_usage(answer.usage),
             "finish_reason": answer.reason,
         }
 
@@ -272,33 +263,15 @@ class WorkerGenerateStreamCall(SquareCall):
     def streamed(self) -> bool:
         return True
 
-    async def reply_stream(self, events: AsyncGenerator[Event], metadata: ResponseMetadata) -> AsyncGenerator[bytes]:
-        # Text that has been sent once is escaped already: a frame costs a copy of it, and no more.
-        frame = bytearray(b'{"text": "' + _escaped(self._echoed))
-        async for event in events:
-            if isinstance(event, Finished):
-                ended = f'"usage": {json.dumps(_usage(event.usage))}, "finish_reason": {json.dumps(event.reason)}'
-                yield b"".join((frame, b'", "error_code": 0, ', ended.encode(), b"}\0"))
-            elif event.text:
-                frame += _escaped(event.text)
-                if not self._switches.disable_streaming:
-                    yield b"".join((frame, b'", "error_code": 0, "usage": {}}\0'))
+    def writer(self, metadata: ResponseMetadata, write: Callable[[bytes], None]) -> Writer:
+        return Frames(write, self._echoed, only_last=self._switches.disable_streaming)
 
     def error_item(self, error: LLMError) -> bytes:
         return json.dumps({"text": str(error), "error_code": _CODES[LLMError]}).encode() + b"\0"
 
 
-def _escaped(text: str) -> bytes:
-    """The inside of a JSON string, in ASCII."""
-    return json.dumps(text)[1:-1].encode()
-
-
-def _usage(usage: Usage | None) -> JSON:
-    return framing.usage_object(usage) or {}
-
-
 class CountTokenCall(TokenCountCall):
-    """A text whose tokens are counted, without the one that a model server may lay before it as its beginning."""
+    """A text whose tokens are counted, without a token for its beginning."""
 
     marker = None
     style = SQUARE
@@ -315,8 +288,8 @@ class CountTokenCall(TokenCountCall):
         return {"count": tokens, "error_code": 0}
 
 
-def _asked_for(status: ServiceStatus) -> Sequence[ModelInfo]:
-    """The model that the path names, and where it names none all of them."""
+def _requested_models(status: ServiceStatus) -> Sequence[ModelInfo]:
+    """The model that the path names; all models if it names none."""
     if status.not_ready:
         raise status.not_ready
     name = status.path.get("model")
@@ -328,31 +301,31 @@ def _asked_for(status: ServiceStatus) -> Sequence[ModelInfo]:
     return known
 
 
-def _told_name(model: ModelInfo, status: ServiceStatus) -> str:
-    """Of a path on this machine the last part, as the originals have it, if the model is not asked for by the whole:
-    the only one is asked for by any name."""
+def _public_name(model: ModelInfo, status: ServiceStatus) -> str:
+    """The model's name. If it is a path on this machine its last part, as in the originals, unless there are several
+    models, which are asked for by their names."""
     is_path = model.name.startswith(("/", "./", "../", "~"))
     return model.name.rstrip("/").rpartition("/")[2] if is_path and len(status.models) == 1 else model.name
 
 
 def _status(status: ServiceStatus) -> JSON:
     """Which models answer here, and how many answers are under way"""
-    names = [_told_name(model, status) for model in _asked_for(status)]
+    names = [_public_name(model, status) for model in _requested_models(status)]
     return {"model_names": names, "speed": 1, "queue_length": status.queue_length}
 
 
 def _details(status: ServiceStatus) -> JSON:
     """The model's context window in tokens; null if it is not known"""
-    return {"context_length": _asked_for(status)[0].context_window}
+    return {"context_length": _requested_models(status)[0].context_window}
 
 
 def _deployed(status: ServiceStatus) -> JSON:
     """The models that answer here, as SQuARE's model manager lists them for its user interface"""
     return [
         {
-            "identifier": _told_name(model, status),
+            "identifier": _public_name(model, status),
             "model_type": "llm",
-            "model_name": _told_name(model, status),
+            "model_name": _public_name(model, status),
             "disable_gpu": False,
             "batch_size": 1,
             "max_input": model.context_window,
@@ -364,14 +337,14 @@ def _deployed(status: ServiceStatus) -> JSON:
 
 
 def square(switches: Switches) -> Dialect:
-    """The dialect, as the switches have it."""
+    """The dialect with these switches."""
 
     def conversation(status: ServiceStatus) -> JSON:
         """The conversation template of a chat that names no model_identifier"""
-        name = _asked_for(status)[0].name
-        return {"conv": conversation_of(status.path.get("model") or name, switches.conversations).told()}
+        name = _requested_models(status)[0].name
+        return {"conv": conversation_of(status.path.get("model") or name, switches.conversations).as_fastchat()}
 
-    told = {
+    named = {
         # SQuARE's names, and FastChat's own.
         "GET worker_status": Route(_status),
         "GET worker_conv_template": Route(conversation, asks_models=False),
@@ -380,15 +353,15 @@ def square(switches: Switches) -> Dialect:
         "POST worker_get_conv_template": Route(conversation, asks_models=False),
         "POST model_details": Route(_details),
     }
-    routes = {route.replace(" ", f" {base}/"): fact for base in _BASES for route, fact in told.items()}
-    read: dict[str, Sequence[type[Call]]] = {
+    routes = {name.replace(" ", f" {base}/"): route for base in _BASES for name, route in named.items()}
+    bodies: dict[str, Sequence[type[Call]]] = {
         "worker_generate": (WorkerGenerateCall,),
         "worker_generate_stream": (WorkerGenerateStreamCall,),
         "count_token": (CountTokenCall,),
     }
     return Dialect(
         name="square",
-        calls={f"{base}/{name}": calls for base in _BASES for name, calls in read.items()},
+        calls={f"{base}/{name}": calls for base in _BASES for name, calls in bodies.items()},
         style=SQUARE,
         routes={**routes, "GET /api/models/deployed-models": Route(_deployed)},
         switches=switches,

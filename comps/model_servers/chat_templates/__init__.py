@@ -1,1 +1,1 @@
-"""Conversations as text, and texts as tokens, where the model server does neither."""
+"""Chat templates and tokenizers applied in this service, for model servers that do not."""

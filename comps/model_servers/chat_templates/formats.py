@@ -1,7 +1,7 @@
-"""The chat templates that are here: what the turns of a conversation look like to the models of each family.
+"""The built-in chat templates, one for each family of models.
 
-Each writes what the models' published template writes, and the golden files in tests/model_servers/chat_templates hold
-it to that. Llama 3.1's date is the one that its template says without a clock. None has tools.
+Each renders what the models' published template renders; the golden files in tests/model_servers/chat_templates check
+this. Llama 3.1's date is the constant of its published template. None has tools.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Format:
-    r"""One chat template, and what there is to know beside it.
+    r"""One chat template.
 
     Attributes:
-        models: A pattern of the models' names in small letters, without their owner.
+        models: A regular expression for the models' names in lower case, without their owner.
         jinja: The template, with Hugging Face's variables.
-        bos: The token of a text's beginning.
-        eos: The token of its end.
-        stops: What an answer ends before.
-        markers: What opens or closes a turn, besides the special tokens that all have; after a `\n`, only at the start
+        bos: The beginning-of-sequence token.
+        eos: The end-of-sequence token.
+        stops: Stop strings: what an answer ends before.
+        markers: What opens or closes a turn, beside special tokens. One that begins with `\n` counts only at the start
             of a line.
     """
 
@@ -46,7 +46,7 @@ _TURNS = r"""
     {%- endif -%}
 {%- endfor -%}
 """
-"""For templates of turns that alternate: `system` (none without one) and `turns`."""
+"""For templates whose turns alternate. It sets `system` (none without a system message) and `turns`."""
 
 _CHATML = r"""
 {%- for message in messages -%}
@@ -59,7 +59,7 @@ _CHATML = r"""
 
 
 def _chatml_of(system: str) -> str:
-    """ChatML of models that are always told who they are."""
+    """ChatML with a default system message."""
     default = "'<|im_start|>system\\n" + system + "<|im_end|>\\n'"
     return "{%- if messages[0].role != 'system' -%}{{- " + default + " -}}{%- endif -%}" + _CHATML
 
@@ -76,6 +76,35 @@ _MISTRAL = (
     "[TOOL_RESULTS]",
     "[/TOOL_RESULTS]",
 )
+
+
+def _mistral(answer: str, opening: str, closing: str, system_turn: str) -> str:
+    """The template of a generation of Mistral's models.
+
+    Args:
+        answer: What is written of an assistant's turn, before EOS.
+        opening: What stands before a user's turn.
+        closing: What stands behind it.
+        system_turn: The user's turn that the system message stands in: `first` or `last`.
+    """
+    return (
+        _TURNS
+        + r"""
+{{- bos_token -}}
+{%- for turn in turns -%}
+    {%- if turn.role == 'assistant' -%}
+        {{- ANSWER ~ eos_token -}}
+    {%- else -%}
+        {%- set before = system ~ '\n\n' if loop.SYSTEM_TURN and system is not none else '' -%}
+        {{- 'OPENING' ~ before ~ turn.content ~ 'CLOSING' -}}
+    {%- endif -%}
+{%- endfor -%}
+""".replace("ANSWER", answer)
+        .replace("OPENING", opening)
+        .replace("CLOSING", closing)
+        .replace("SYSTEM_TURN", system_turn)
+    )
+
 
 _LLAMA_3_TURNS = r"""
 {%- for message in messages -%}
@@ -120,8 +149,8 @@ FORMATS: dict[str, Format] = {
         + r"""
 {{- (system or '') | trim -}}
 {%- for turn in turns -%}
-    {%- set said = (turn.content | trim).replace('\n\n', '\n') -%}
-    {{- '\n\n' ~ turn.role | capitalize ~ ': ' ~ said -}}
+    {%- set content = (turn.content | trim).replace('\n\n', '\n') -%}
+    {{- '\n\n' ~ turn.role | capitalize ~ ': ' ~ content -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- '\n\nAssistant:' -}}
@@ -217,10 +246,10 @@ FORMATS: dict[str, Format] = {
     "llama-3.1": Format(
         models=r"(meta-)?llama-?3\.[123]",
         jinja=r"""
-{%- set told = messages[0].content | trim if messages[0].role == 'system' else '' -%}
+{%- set system = messages[0].content | trim if messages[0].role == 'system' else '' -%}
 {%- set messages = messages[1:] if messages[0].role == 'system' else messages -%}
 {{- bos_token ~ '<|start_header_id|>system<|end_header_id|>\n\n' -}}
-{{- 'Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n' ~ told ~ '<|eot_id|>' -}}
+{{- 'Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n' ~ system ~ '<|eot_id|>' -}}
 """
         + _LLAMA_3_TURNS,
         bos="<|begin_of_text|>",
@@ -229,17 +258,7 @@ FORMATS: dict[str, Format] = {
     ),
     "mistral-nemo": Format(
         models=r"mistral-nemo",
-        jinja=_TURNS
-        + r"""
-{{- bos_token -}}
-{%- for turn in turns -%}
-    {%- if turn.role == 'assistant' -%}
-        {{- turn.content ~ eos_token -}}
-    {%- else -%}
-        {{- '[INST]' ~ (system ~ '\n\n' if loop.last and system is not none else '') ~ turn.content ~ '[/INST]' -}}
-    {%- endif -%}
-{%- endfor -%}
-""",
+        jinja=_mistral("turn.content", "[INST]", "[/INST]", "last"),
         bos="<s>",
         eos="</s>",
         stops=("</s>",),
@@ -247,17 +266,7 @@ FORMATS: dict[str, Format] = {
     ),
     "mistral-v1": Format(
         models=r"mistral-7b-instruct(-v0\.[12])?(?!-v)|mixtral-8x7b",
-        jinja=_TURNS
-        + r"""
-{{- bos_token -}}
-{%- for turn in turns -%}
-    {%- if turn.role == 'assistant' -%}
-        {{- ' ' ~ turn.content ~ eos_token -}}
-    {%- else -%}
-        {{- ' [INST] ' ~ (system ~ '\n\n' if loop.first and system is not none else '') ~ turn.content ~ ' [/INST]' -}}
-    {%- endif -%}
-{%- endfor -%}
-""",
+        jinja=_mistral("' ' ~ turn.content", " [INST] ", " [/INST]", "first"),
         bos="<s>",
         eos="</s>",
         stops=("</s>",),
@@ -265,17 +274,7 @@ FORMATS: dict[str, Format] = {
     ),
     "mistral-v3": Format(
         models=r"mistral-7b-instruct-v0\.3|mixtral-8x22b",
-        jinja=_TURNS
-        + r"""
-{{- bos_token -}}
-{%- for turn in turns -%}
-    {%- if turn.role == 'assistant' -%}
-        {{- ' ' ~ turn.content | trim ~ eos_token -}}
-    {%- else -%}
-        {{- '[INST] ' ~ (system ~ '\n\n' if loop.last and system is not none else '') ~ turn.content ~ '[/INST]' -}}
-    {%- endif -%}
-{%- endfor -%}
-""",
+        jinja=_mistral("' ' ~ turn.content | trim", "[INST] ", "[/INST]", "last"),
         bos="<s>",
         eos="</s>",
         stops=("</s>",),
@@ -330,7 +329,7 @@ FORMATS: dict[str, Format] = {
     ),
     "qwen3": Format(
         models=r"qwen3-(?!vl|omni)",
-        # What the model thought before an earlier answer is not said again.
+        # The model's thinking before earlier answers is left out.
         jinja=_CHATML.replace(
             "message.content",
             r"(message.content.split('</think>')[-1].lstrip('\n') if message.role == 'assistant' and "
@@ -363,4 +362,4 @@ FORMATS: dict[str, Format] = {
         markers=("USER:", "ASSISTANT:"),
     ),
 }
-"""By the name that the setting `chat_template` knows each by."""
+"""By their names in the setting `chat_template`."""

@@ -1,13 +1,13 @@
-"""Conversations as text, by a chat template, for models and model servers that only continue text."""
+"""Chat templates applied here, for models and model servers that only continue text."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,15 +17,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from comps.core.errors import InvalidRequest, SettingsError
 from comps.core.markers import markers_in, tag_at
-from comps.core.ports import ABILITIES, CountsPrompts, CountsTokens, ModelServer, Translates
+from comps.core.ports import ABILITIES, Answer, Completes, CountsPrompts, CountsTokens, ModelServer, Translates
 from comps.core.prompts import only_text, plain_roles
-from comps.core.types import JSON, Event, Message, ModelInfo, Prompt, Sampling
+from comps.core.types import JSON, Generation, Message, ModelInfo, Prompt, Sampling
 from comps.model_servers.chat_templates.formats import FORMATS, Format
 
 _BOS = tuple({form.bos for form in FORMATS.values() if form.bos})
 
 _SYSTEM, _USER, _ASSISTANT = "\ue000", "\ue001", "\ue002"
-"""Contents that no template writes itself."""
+"""Private-use characters that stand for contents: no template writes them itself."""
 _CONTENT = re.compile(f"[{_SYSTEM}{_USER}{_ASSISTANT}]")
 
 _ONLY_IN_CHATS = frozenset(
@@ -41,11 +41,11 @@ _ONLY_IN_CHATS = frozenset(
         "top_logprobs",
     )
 )
-"""Options that a text to continue has no place for."""
-_AROUND = 8
-"""Tokens left for those that a model server puts around a text."""
+"""Options that only a conversation can have."""
+_MARGIN = 8
+"""Tokens left for those that a model server adds to a text, such as BOS."""
 
-_OF_NO_FORMAT = (
+_OTHER_MARKERS = (
     *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),  # Mistral, since Small 3.
     *("[|system|]", "[|user|]", "[|assistant|]", "[|tool|]", "[|endofturn|]"),  # EXAONE.
     *("]~!b[", "]~b]", "[e~["),  # MiniMax.
@@ -53,19 +53,21 @@ _OF_NO_FORMAT = (
     *("<reserved_106>", "<reserved_107>"),  # Baichuan.
     *("[unused9]", "[unused10]"),  # Pangu.
 )
-"""Of models whose chat templates are not here."""
-_OF_FORMATS = frozenset(mark for form in FORMATS.values() for mark in form.markers)
-_OF_ANY_MODEL = frozenset((*_OF_NO_FORMAT, *(mark for mark in _OF_FORMATS if not (mark[0] + mark[-1]).strip("#:<[>]"))))
-"""The markers of all models but for those that ordinary text has, such as `User:` and `### End`."""
+"""Markers of models whose chat templates are not in `FORMATS`."""
+_FORMAT_MARKERS = frozenset(mark for form in FORMATS.values() for mark in form.markers)
+_ALL_MARKERS = frozenset(
+    (*_OTHER_MARKERS, *(mark for mark in _FORMAT_MARKERS if not (mark[0] + mark[-1]).strip("#:<[>]")))
+)
+"""The markers of all models, except those that ordinary text may have, such as `User:` and `### End`."""
 
 
 class ChatTemplate:
     """One chat template.
 
     Args:
-        name: What the settings call it.
-        form: What it is; empty `stops` and `markers` are found out.
-        roles: Those that it knows; None leaves that to it.
+        name: Its name in the settings.
+        form: The template; empty `stops` and `markers` are found by rendering a conversation.
+        roles: Those that it knows; None: the template itself decides.
 
     Raises:
         SettingsError: It is no Jinja template.
@@ -79,29 +81,33 @@ class ChatTemplate:
             self._template = _environment().from_string(form.jinja)
         except jinja2.TemplateSyntaxError as error:
             raise SettingsError(f"chat_template = {name}: line {error.lineno}: {error.message}") from None
-        seen = self._seen()
-        self.stops = form.stops or _stops_in(seen)
-        """What an answer ends before."""
-        self.markers = form.markers or tuple(markers_in(_CONTENT.split(seen)))
-        """What opens or closes a turn, besides special tokens."""
+        example = self._example()
+        self.stops = form.stops or _stops_in(example)
+        """Stop strings: what an answer ends before."""
+        self.markers = form.markers or tuple(markers_in(_CONTENT.split(example)))
+        """What opens or closes a turn, beside special tokens."""
 
     def render(self, conversation: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The text that the model continues.
 
-        Contents are written as they are: what opens or closes a turn has been broken up in them (see `markers`). The
-        token of the text's beginning is left out: whoever reads the text puts it there.
+        Contents are written as they are: markers in them have been escaped before (see `markers`). The BOS token is
+        left out, since model servers put it before every text.
+
+        Args:
+            conversation: The messages.
+            add_generation_prompt: End with what opens the assistant's turn.
 
         Raises:
-            InvalidRequest: The template does not take such a conversation, or there are parts that are no text.
+            InvalidRequest: The template does not take such a conversation, or a content has a part that is no text.
         """
-        messages = [self._plain(message) for message in conversation]
+        messages = [self._as_dict(message) for message in conversation]
         try:
             text = self._rendered(messages, add_generation_prompt)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise InvalidRequest(f"the chat template {self.name} does not take it: {error}", "messages") from None
         return text.removeprefix(next((bos for bos in _BOS if text.startswith(bos)), ""))
 
-    def _plain(self, message: Message) -> dict[str, str]:
+    def _as_dict(self, message: Message) -> dict[str, str]:
         if self._roles is not None and message.role not in self._roles:
             known = ", ".join(self._roles)
             raise InvalidRequest(f"the chat template {self.name} knows no such role; known: {known}", "messages")
@@ -116,8 +122,8 @@ class ChatTemplate:
         )
         return text
 
-    def _seen(self) -> str:
-        """What it writes around contents, with a system message if it takes one; empty if it takes neither."""
+    def _example(self) -> str:
+        """A rendered conversation, with a system message if the template takes one; empty if it takes neither."""
         turns = [("user", _USER), ("assistant", _ASSISTANT), ("user", _USER)]
         for conversation in ([("system", _SYSTEM), *turns], turns):
             try:
@@ -128,9 +134,13 @@ class ChatTemplate:
 
 
 class Templated:
-    """A model server that gets every conversation as text, by a chat template; text to continue passes as it is.
+    """A model server that gets every conversation as text, by a chat template. Text to continue is passed on as it is.
 
-    It can do all else that the model server can.
+    It has the optional abilities of the model server.
+
+    Args:
+        server: Where the texts go.
+        template: The chat template.
     """
 
     def __init__(self, server: ModelServer, template: ChatTemplate) -> None:
@@ -139,18 +149,37 @@ class Templated:
         for ability in ABILITIES:
             if (method := getattr(server, ability, None)) and not hasattr(self, ability):
                 setattr(self, ability, method)
+        # These two take a prompt, so what is passed on to them is text.
+        if isinstance(server, Completes):
+            self.complete = partial(self._complete, server.complete)
         if isinstance(server, CountsPrompts):
-            self.count_prompt = self._count_prompt
+            self.count_prompt = partial(self._count_prompt, server.count_prompt)
 
-    async def _count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
-        assert isinstance(self._server, CountsPrompts)
-        return await self._server.count_prompt(self._text(prompt), {})
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
+        await self._server.generate(*await self._as_text(prompt, sampling, options), answer)
+
+    async def _complete(
+        self,
+        complete: Callable[[Prompt, Sampling, Mapping[str, JSON]], Awaitable[Generation]],
+        prompt: Prompt,
+        sampling: Sampling,
+        options: Mapping[str, JSON],
+    ) -> Generation:
+        return await complete(*await self._as_text(prompt, sampling, options))
+
+    async def _count_prompt(
+        self,
+        count_prompt: Callable[[Prompt, Mapping[str, JSON]], Awaitable[int]],
+        prompt: Prompt,
+        options: Mapping[str, JSON],
+    ) -> int:
+        return await count_prompt(self._rendered(prompt), {})
 
     async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
         """See `Renders`."""
-        return self._text(prompt)
+        return self._rendered(prompt)
 
-    def _text(self, prompt: Prompt) -> str:
+    def _rendered(self, prompt: Prompt) -> str:
         prompt = plain_roles(prompt)
         return prompt if isinstance(prompt, str) else self._template.render(prompt)
 
@@ -158,12 +187,6 @@ class Templated:
         info = await self._server.describe()
         lost = {name for name in info.capabilities if name in _ONLY_IN_CHATS or name.startswith("messages.")}
         return replace(info, capabilities=info.capabilities - lost)
-
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        asked = await self._as_text(prompt, sampling, options)
-        async with aclosing(self._server.generate(*asked)) as events:
-            async for event in events:
-                yield event
 
     async def translated(
         self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
@@ -175,20 +198,21 @@ class Templated:
     async def _as_text(
         self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
     ) -> tuple[str, Sampling, Mapping[str, JSON]]:
-        """What is asked of whoever continues text. An answer may be as long as that to a chat: OpenAI's completions end
-        after 16 tokens if nobody says more."""
+        """What the model server is asked instead. `max_tokens` is set where the context window is known: OpenAI's
+        completions have a default of 16."""
         if isinstance(prompt, str):
             return prompt, sampling, options
         if options.get("logprobs"):
             raise InvalidRequest("there are none of a chat that goes to the model as text", "logprobs")
-        text = self._text(prompt)
+        text = self._rendered(prompt)
         stop = tuple(dict.fromkeys((*sampling.stop, *self._template.stops)))
         most = await self._room(text) if sampling.max_tokens is None else sampling.max_tokens
         kept = {name: value for name, value in options.items() if name not in _ONLY_IN_CHATS}
         return text, replace(sampling, stop=stop, max_tokens=most), kept
 
     async def _room(self, text: str) -> int | None:
-        """How many tokens an answer has room for, where no token is shorter than a byte; None if nobody knows."""
+        """How many tokens an answer has room for; None if the window is unknown. Where the model server counts no
+        tokens, the text's bytes are an upper bound on them."""
         window = (await self._server.describe()).context_window
         if window is None:
             return None
@@ -196,7 +220,7 @@ class Templated:
             tokens = await self._server.count_tokens(text)
         else:
             tokens = len(text.encode("utf-8", "replace"))
-        return max(window - tokens - _AROUND, 0) or None
+        return max(window - tokens - _MARGIN, 0) or None
 
     async def aclose(self) -> None:
         await self._server.aclose()
@@ -206,8 +230,8 @@ def chat_template(wanted: str, model: str) -> ChatTemplate:
     """The chat template that a setting names.
 
     Args:
-        wanted: One of `FORMATS`, `auto` for that of the model, or the path of a Jinja file, which gets the tokens of
-            the text's ends from the model's format, if there is one.
+        wanted: One of `FORMATS`; `auto`: the model's own; or the path of a Jinja file, which gets BOS and EOS from the
+            model's own format, if there is one.
         model: The model's name, with or without its owner, or its path.
 
     Raises:
@@ -228,11 +252,11 @@ def chat_template(wanted: str, model: str) -> ChatTemplate:
 
 
 def markers_of(wanted: str, model: str) -> Collection[str]:
-    """What opens or closes a turn, besides special tokens, whoever applies the model's chat template.
+    """What opens or closes a turn, beside special tokens, wherever the model's chat template is applied.
 
     Args:
-        wanted: As for `chat_template`; empty where that is not this service.
-        model: The model's name, with or without its owner, or its path. One that is not known may have any template.
+        wanted: As for `chat_template`; empty where it is not applied here.
+        model: The model's name, with or without its owner, or its path. Of an unknown model, the markers of all.
 
     Raises:
         SettingsError: There is no such chat template.
@@ -240,7 +264,7 @@ def markers_of(wanted: str, model: str) -> Collection[str]:
     if wanted not in ("", "auto"):
         return chat_template(wanted, model).markers
     own = _name_of(model)
-    return FORMATS[own].markers if own else _OF_ANY_MODEL
+    return FORMATS[own].markers if own else _ALL_MARKERS
 
 
 def _name_of(model: str) -> str | None:
@@ -259,7 +283,7 @@ def _read(path: str) -> str:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """What Hugging Face gives the templates of its models."""
+    """Jinja with the settings and functions that Hugging Face's transformers gives to chat templates."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.globals.update(raise_exception=_raise, strftime_now=lambda form: datetime.now().strftime(form))
     environment.filters["tojson"] = _json
@@ -274,7 +298,7 @@ def _json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
-def _stops_in(seen: str) -> tuple[str, ...]:
-    """What a template closes an answer with, if that is a mark."""
-    found = tag_at(seen.partition(_ASSISTANT)[2].lstrip())
+def _stops_in(example: str) -> tuple[str, ...]:
+    """The marker behind the assistant's content in an example conversation, if there is one."""
+    found = tag_at(example.partition(_ASSISTANT)[2].lstrip())
     return (found,) if found else ()

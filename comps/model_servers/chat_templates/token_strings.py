@@ -1,4 +1,4 @@
-"""Tokens as vocabularies spell them: where each of them ends in the text that they came from."""
+"""Token strings, as vocabularies spell them: where in a text each token ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import accumulate, chain
 _SHOWN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _HIDDEN = [byte for byte in range(0x100) if byte not in _SHOWN]
 _BYTES = {0x100 + place: byte for place, byte in enumerate(_HIDDEN)}
-"""How byte-level vocabularies spell the bytes that are no signs: https://github.com/openai/gpt-2/blob/master/src/encoder.py."""
+"""How byte-level vocabularies spell the bytes that are no printable characters: https://github.com/openai/gpt-2/blob/master/src/encoder.py."""
 _WITHIN = bytes(range(0x80, 0xC0))
 """Bytes of UTF-8 that begin no character."""
 _FALLBACK = re.compile("<0x([0-9A-F]{2})>")

@@ -1,6 +1,6 @@
-"""A model embedded in this service: the side of it that the service sees, whatever the engine.
+"""A model embedded in this service, as the service sees it, whatever the engine.
 
-The engine runs in a process of its own (see `engine`). Each kind is a subclass that says which engine that is.
+The engine runs in a process of its own; see `engine_process`. Each kind is a subclass that names the engine's program.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import aclosing
 from dataclasses import asdict
 from typing import ClassVar, TypeVar
 
@@ -24,8 +24,9 @@ from comps.core.errors import (
     Unreachable,
     no_room,
 )
+from comps.core.ports import Answer
 from comps.core.prompts import only_text, plain_roles, text_of
-from comps.core.types import JSON, Embeddings, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
+from comps.core.types import JSON, Embeddings, Finished, ModelInfo, Prompt, Sampling, Usage
 from comps.model_servers.embedded.engine_process import EngineProcess
 from comps.model_servers.embedded.model_files import find_model
 from comps.model_servers.target import Target, need
@@ -36,25 +37,25 @@ Kind = TypeVar("Kind", bound="Embedded")
 
 
 class Embedded:
-    """A model in this service. A subclass says which engine runs it.
+    """A model in this service. A subclass names the engine that runs it.
 
     Args:
         model_name: The bundled model, a path, or a Hugging Face repository; see `find`.
-        device: CPU, GPU, NPU … or as the engine names it.
-        settings: The engine's own, under its own names.
-        context_window: In tokens; None takes the model's, or what the engine makes of it.
+        device: CPU, GPU, NPU, or as the engine names it.
+        settings: The engine's own settings, by its own names.
+        context_window: In tokens; None takes the model's, or the engine's default.
 
     Raises:
         SettingsError: A package that the engine needs is not installed.
     """
 
     kind: ClassVar[str]
-    called: ClassVar[str]
+    display_name: ClassVar[str]
     """The engine's name in errors."""
     program: ClassVar[str]
-    """The module that is the program of its process."""
+    """The module that is the program of the engine's process."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """What the program imports that comes with the extra named like the kind, and not with this service itself."""
+    """What the program imports that the extra of the kind's name installs, and not this service itself."""
     honoured: ClassVar[frozenset[str]] = frozenset(Sampling.__dataclass_fields__)
     """The fields of Sampling that it does not ignore."""
     takes_local_dir: ClassVar[bool] = False
@@ -71,7 +72,7 @@ class Embedded:
         self._model_name = model_name
         own = dict(settings or {})
         self._local_dir = str(own.pop("local_dir", "") if self.takes_local_dir else "")
-        self._load = {"device": device, "settings": own, "window": context_window}
+        self._load_options = {"device": device, "settings": own, "window": context_window}
         self._engine: EngineProcess | None = None
         self._info: ModelInfo | None = None
         self._longest_token = 1
@@ -91,11 +92,11 @@ class Embedded:
 
     @staticmethod
     def find(model_name: str, local_dir: str) -> str:
-        """What the engine loads for a model's name, fetched if need be; it may take long, and runs in a thread.
+        """What the engine loads for a model's name: a path or a repository. It may download, and runs in a thread.
 
         Args:
             model_name: The bundled model, a path, or a Hugging Face repository.
-            local_dir: The folder that a named file of a repository may be in already; empty: none.
+            local_dir: A folder that the named file of a repository may be in already; empty: none.
 
         Raises:
             SettingsError: There is no such model, or it is not here and cannot be fetched.
@@ -108,13 +109,13 @@ class Embedded:
             if self._engine and self._info and not self._engine.ended:
                 return
             await self._end()
-            model = await _aside(lambda: self.find(self._model_name, self._local_dir))
+            model = await _in_daemon_thread(lambda: self.find(self._model_name, self._local_dir))
             self._engine = await asyncio.to_thread(EngineProcess, self.program)
-            loaded = await _one(self._engine.ask({"load": {"model": model, **self._load}}))
+            loaded = await self._engine.ask({"load": {"model": model, **self._load_options}})
             if "setting" in loaded:
                 raise SettingsError(f"model_server = {self.kind}: {loaded['error']}")
             if "error" in loaded:
-                raise ModelServerError(f"{self.called} cannot load {self._model_name}: {loaded['error']}")
+                raise ModelServerError(f"{self.display_name} cannot load {self._model_name}: {loaded['error']}")
             self._longest_token = loaded["longest_token"]
             self._loaded_once = True
             self._info = ModelInfo(self._model_name, loaded["context_window"], self.honoured)
@@ -125,12 +126,16 @@ class Embedded:
         return self._engine.pid if self._engine else None
 
     async def describe(self) -> ModelInfo:
-        self._answering()
+        self._loaded_engine()
         assert self._info
         return self._info
 
-    def _answering(self) -> EngineProcess:
-        """The engine, if it can answer."""
+    def _loaded_engine(self) -> EngineProcess:
+        """The engine with its model loaded. If its process has ended, it is started again in the background.
+
+        Raises:
+            Unreachable: It is loading, has ended, or was closed.
+        """
         if self._engine and self._info and not self._engine.ended:
             return self._engine
         if not self._loaded_once:
@@ -142,39 +147,49 @@ class Embedded:
     async def _load_again(self) -> None:
         try:
             await self.load()
-        except LLMError as error:  # Whoever asks next tries again.
+        except LLMError as error:  # The next request tries again.
             log.error("the model could not be started again: %s", error)
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        engine = self._answering()
-        self._refuse_far_too_long(prompt, sampling.max_total_tokens)
-        body = {"prompt": _plain(plain_roles(prompt)), "sampling": asdict(sampling)}
-        async with aclosing(engine.ask({"generate": body})) as parts:
-            async for part in parts:
-                if "error" in part:
-                    raise _error(part, PromptTooLong)
-                if part["text"]:
-                    yield TextDelta(part["text"])
-                if part.get("last"):
-                    yield Finished(part["reason"], Usage(*part["usage"]))
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
+        engine = self._loaded_engine()
+        self._check_prompt_length(prompt, sampling.max_total_tokens)
+        body = {"prompt": _text_contents(plain_roles(prompt)), "sampling": asdict(sampling)}
+        buffered = _BufferedText(answer)
+        try:
+            last = await engine.ask({"generate": body}, lambda part: buffered.write(part["text"]))
+            buffered.write(last.get("text", ""))
+            await buffered.flush()
+        except LLMError:  # What was generated before comes first.
+            await buffered.flush()
+            raise
+        finally:
+            buffered.close()
+        if "error" in last:
+            raise _error(last, PromptTooLong)
+        answer.finished(Finished(last["reason"], Usage(*last["usage"])))
 
-    def _refuse_far_too_long(self, prompt: Prompt, total: int | None) -> None:
-        """Refuse what cannot fit whatever its tokens are: counting a book's would hold up everybody's next token."""
+    def _check_prompt_length(self, prompt: Prompt, total: int | None) -> None:
+        """Refuse a prompt that cannot fit, whatever its tokens are: to count a whole book would delay all answers.
+
+        Args:
+            prompt: What is to be answered.
+            total: The most tokens of prompt and answer together; None: only the context window counts.
+        """
         texts = [prompt] if isinstance(prompt, str) else [text_of(message.content) for message in prompt]
-        at_least, window = self._at_least(texts), self._window
+        at_least, window = self._least_tokens(texts), self._window
         if window and at_least > window:
             raise PromptTooLong(at_least, window, at_least=True)
         if total and at_least > total:
             raise no_room(at_least, total, at_least=True)
 
-    def _refuse_long_texts(self, texts: Sequence[str]) -> None:
-        """The same for texts that are not answered."""
+    def _check_text_lengths(self, texts: Sequence[str]) -> None:
+        """Refuse a text to count or embed that cannot fit, whatever its tokens are."""
         for text in texts:
-            if self._window and (at_least := self._at_least([text])) > self._window:
+            if self._window and (at_least := self._least_tokens([text])) > self._window:
                 raise TextTooLong(at_least, self._window, at_least=True)
 
-    def _at_least(self, texts: Sequence[str]) -> int:
-        """How many tokens they have together, whatever these are."""
+    def _least_tokens(self, texts: Sequence[str]) -> int:
+        """A lower bound on the number of their tokens together: no token has more characters than the longest."""
         return sum(map(len, texts)) // self._longest_token
 
     @property
@@ -183,13 +198,13 @@ class Embedded:
 
     async def count_tokens(self, text: str) -> int:
         """See `CountsTokens`; a text that is sure to have more tokens than the window holds is refused."""
-        self._refuse_long_texts([text])
+        self._check_text_lengths([text])
         return int((await self._ask({"count": text}))["count"])
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         """See `CountsPrompts`."""
-        self._refuse_far_too_long(prompt, None)
-        return int((await self._ask({"measure": _plain(plain_roles(prompt))}))["count"])
+        self._check_prompt_length(prompt, None)
+        return int((await self._ask({"count_prompt": _text_contents(plain_roles(prompt))}))["count"])
 
     async def translated(
         self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
@@ -201,18 +216,18 @@ class Embedded:
         """See `Renders`."""
         if isinstance(prompt, str):
             return prompt
-        self._refuse_far_too_long(prompt, None)
-        return str((await self._ask({"render": _plain(plain_roles(prompt))}))["text"])
+        self._check_prompt_length(prompt, None)
+        return str((await self._ask({"render": _text_contents(plain_roles(prompt))}))["text"])
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """See `Embeds`; a vector is the mean of the last hidden states over a text's tokens, of length 1."""
-        self._refuse_long_texts(texts)
+        self._check_text_lengths(texts)
         part = await self._ask({"embed": list(texts)})
         return Embeddings(tuple(part["vectors"]), part["prompt_tokens"])
 
     async def _ask(self, message: Mapping[str, JSON]) -> dict[str, JSON]:
-        """The engine's answer to what has one of a single part."""
-        part = await _one(self._answering().ask(message))
+        """The engine's answer to a request that has one part."""
+        part = await self._loaded_engine().ask(message)
         if "error" in part:
             raise _error(part, TextTooLong)
         return part
@@ -224,42 +239,83 @@ class Embedded:
         await self._end()
 
     async def _end(self) -> None:
-        """End the engine, if there is one; while it loads it hears nothing, and has nothing to finish."""
+        """End the engine, if there is one. While it loads it reads no input, so it gets no time to end by itself."""
         engine, loaded = self._engine, self._info is not None
         self._engine = self._info = None
         if engine:
             await asyncio.to_thread(engine.close, *(() if loaded else (0.0,)))
 
 
-async def _aside(work: Callable[[], str]) -> str:
-    """Do something long in a thread that nobody waits for at the end of the process, as is done for asyncio's own."""
+class _BufferedText:
+    """Writes text to an answer as it comes, and buffers what comes while the answer is full.
+
+    An engine computes at its own pace and does not wait for a slow reader. So the buffer may hold what is left of the
+    answer, which `max_tokens` and the context window bound.
+
+    Args:
+        answer: Where the text is written to.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._buffer: deque[str] = deque()
+        self._flushing: asyncio.Task[None] | None = None
+
+    def write(self, text: str) -> None:
+        """Write a piece of text, which may be empty."""
+        if not text:
+            return
+        if not (self._buffer or self._answer.full):
+            self._answer.text(text)
+            return
+        self._buffer.append(text)
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.ensure_future(self._write_buffer())
+
+    async def flush(self) -> None:
+        """Wait until the buffer is empty."""
+        if self._flushing:
+            await self._flushing
+
+    def close(self) -> None:
+        """Write nothing any more."""
+        if self._flushing:
+            self._flushing.cancel()
+
+    async def _write_buffer(self) -> None:
+        while self._buffer:
+            await self._answer.drain()
+            self._answer.text(self._buffer.popleft())
+
+
+async def _in_daemon_thread(work: Callable[[], str]) -> str:
+    """The result of `work`, done in a daemon thread: unlike asyncio's own threads, it does not delay the exit."""
     done: Future[str] = Future()
     done.set_running_or_notify_cancel()
 
     def run() -> None:
         try:
             done.set_result(work())
-        except BaseException as error:  # Handed on as it is.
+        except BaseException as error:  # Raised where it is awaited.
             done.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
     return await asyncio.wrap_future(done)
 
 
-async def _one(parts: AsyncGenerator[JSON]) -> dict[str, JSON]:
-    """The only part of an answer that has one."""
-    async with aclosing(parts):
-        return dict(await anext(parts))
+def _text_contents(prompt: Prompt) -> JSON:
+    """The prompt as the engine's chat template takes it: with text contents only.
 
-
-def _plain(prompt: Prompt) -> JSON:
-    """The prompt as the engine's chat template takes it: text contents only."""
+    Raises:
+        InvalidRequest: A message has a part that is no text.
+    """
     if isinstance(prompt, str):
         return prompt
     return [{"role": message.role, "content": only_text(message)} for message in prompt]
 
 
-def _error(part: dict[str, JSON], too_long: type[PromptTooLong]) -> Exception:
+def _error(part: Mapping[str, JSON], too_long: type[PromptTooLong]) -> LLMError:
+    """The error that a part of the engine's tells, as `too_long` where it is about a length."""
     if "too_long" in part:
         return too_long(*part["too_long"])
     if field := part.get("field"):

@@ -1,4 +1,4 @@
-"""What engines that choose every token themselves have in common: checks, a steady pace, and the answer's end."""
+"""Decoding, for engines that choose each token: checks of settings and sampling, chunk sizes, and an answer's end."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from comps.model_servers.embedded.engine_program import Part
 from comps.model_servers.embedded.text import IncrementalDecoder
 
 STEP_SECONDS = 0.25
-"""How long a step may take: so long does a long prompt hold up every other answer, and a cancelled request go on."""
+"""How long a step may take. For so long a long prompt delays all answers, and a cancelled request goes on."""
 _LEAST_CHUNK = 32
 _CONTEXT = 8
-"""Tokens of a text that are decoded with what continues it: the space between two words may belong to either."""
+"""Tokens of a text to continue that are decoded together with its continuation: the space between two words may belong
+to either."""
 
 _ALMOST_GREEDY = 1e-5
-"""Below this temperature the likeliest token is always taken: divided by less, scores overflow."""
+"""Below this temperature decoding is greedy: logits divided by less overflow."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 100),
@@ -33,7 +34,12 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 def check_settings(given: Mapping[str, JSON], known: Iterable[str], owner: str) -> None:
-    """Refuse a setting that would be lost.
+    """Refuse an unknown setting.
+
+    Args:
+        given: The settings.
+        known: The names of those that there are.
+        owner: The kind of model server, for the error.
 
     Raises:
         SettingsError: A key of `given` is not among `known`; it names the nearest.
@@ -42,12 +48,12 @@ def check_settings(given: Mapping[str, JSON], known: Iterable[str], owner: str) 
     for key in given:
         if key not in known:
             near = get_close_matches(key, known, 1)
-            said = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise SettingsError(f"{key}: {owner} has no such setting; {said}")
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise SettingsError(f"{key}: {owner} has no such setting; {hint}")
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Refuse values that mean nothing, before a library makes something of them.
+    """Refuse values that are out of range, which libraries may take.
 
     Raises:
         InvalidRequest: One is out of its range.
@@ -58,18 +64,23 @@ def check_sampling(sampling: Sampling) -> None:
             raise InvalidRequest(f"{value} is not between {least} and {most}", name)
 
 
-def greedy(sampling: Sampling) -> bool:
-    """Whether it leaves the likeliest token alone."""
+def is_greedy(sampling: Sampling) -> bool:
+    """Whether only the likeliest token can be chosen."""
     cold = sampling.temperature is not None and sampling.temperature < _ALMOST_GREEDY
     return cold or sampling.top_p == 0
 
 
-def room_for(prompt_tokens: int, sampling: Sampling, window: int) -> int:
-    """How many tokens an answer may have.
+def max_new_tokens(prompt_tokens: int, sampling: Sampling, window: int) -> int:
+    """How many tokens an answer may have, at least 1.
+
+    Args:
+        prompt_tokens: The prompt's length.
+        sampling: Its `max_tokens` and `max_total_tokens` count.
+        window: The context window in tokens.
 
     Raises:
-        PromptTooLong: None, for the window.
-        InvalidRequest: None, for `max_total_tokens`.
+        PromptTooLong: The prompt fills the window.
+        InvalidRequest: It has `max_total_tokens` already.
     """
     if prompt_tokens >= window:
         raise PromptTooLong(prompt_tokens, window)
@@ -79,33 +90,40 @@ def room_for(prompt_tokens: int, sampling: Sampling, window: int) -> int:
     return min(sampling.max_tokens or window, total - prompt_tokens)
 
 
-def chunk_for(seconds_per_token: float, most: int) -> int:
-    """How many tokens of a prompt to take in at once, in powers of two: a measured time is never the same twice, and
-    other chunks round differently, so that no seed would repeat an answer."""
+def prefill_chunk(seconds_per_token: float, most: int) -> int:
+    """How many tokens of a prompt to read in a step.
+
+    It is a power of two: measured times vary, and sums over other chunks round differently, so that a seed would not
+    repeat an answer.
+
+    Args:
+        seconds_per_token: Measured.
+        most: The most that there may be.
+    """
     chunk = _LEAST_CHUNK
     while chunk * 2 <= most and chunk * 2 * seconds_per_token <= STEP_SECONDS:
         chunk *= 2
     return min(chunk, most)
 
 
-class Answer:
-    """One answer while it grows.
+class Completion:
+    """One answer while it is generated: tokens in, parts out (see `engine_program`).
 
     Args:
-        number: The request's.
-        prompt: Its tokens; those of a text to continue also tell how its continuation is spaced.
-        room: The most tokens that it may have, at least 1.
-        stops: Texts that end it.
+        number: The request's id.
+        prompt: The prompt's tokens. The last of a text to continue tell whether its continuation begins with a space.
+        max_tokens: The most tokens that it may have, at least 1.
+        stops: Stop strings.
         decode: From tokens to text; see `IncrementalDecoder`.
-        ends: The tokens that end it.
-        continues: Whether the prompt is a text to continue.
+        ends: The end-of-sequence tokens.
+        continues: Whether the prompt is a text to continue, and no conversation.
     """
 
     def __init__(
         self,
         number: int,
         prompt: Sequence[int],
-        room: int,
+        max_tokens: int,
         stops: Sequence[str],
         decode: Callable[[Sequence[int]], str],
         ends: Collection[int],
@@ -113,9 +131,9 @@ class Answer:
     ) -> None:
         self.number = number
         self.tokens = 0
-        """How many there are by now, a token that ends it included."""
+        """How many there are by now, an end-of-sequence token included."""
         self._prompt_tokens = len(prompt)
-        self._room = room
+        self._max_tokens = max_tokens
         self._ends = ends
         self._stops = StopStrings(stops)
         self._decoder = IncrementalDecoder(decode)
@@ -123,11 +141,11 @@ class Answer:
             self._decoder.push(prompt[-_CONTEXT:])
 
     def push(self, token: int) -> Part | None:
-        """What there is to say for one more token; after a part with `last` nothing more may come."""
+        """Add a token; returns the part that it makes, if any. After a part with `last` no token may follow."""
         self.tokens += 1
         ended = token in self._ends
         text = "" if ended else self._stops.push(self._decoder.push([token]))
-        full = self.tokens >= self._room
+        full = self.tokens >= self._max_tokens
         if (ended or full) and not self._stops.hit:
             text += self._stops.push(self._decoder.flush())
             text += self._stops.flush()

@@ -1,11 +1,11 @@
-"""A model engine in a process of its own, which this service starts, talks to and ends.
+"""The process of a model engine, seen from the service: it starts the process, sends requests and ends it.
 
-An engine may hold Python's interpreter lock while it computes: openvino-genai's `step()` does, for 10 ms a token and
-350 ms a slice of a long prompt, and in this process all requests would stand still meanwhile. So it gets a process, and
-speaks JSON lines over its standard input and output. Every message carries the id of the request that it belongs to;
-the words are in `engine_program`, which is the other end.
+An engine may hold Python's global interpreter lock while it computes: openvino-genai's `step()` does, for 10 ms a token
+and 350 ms a chunk of a long prompt. In the service's own process, all requests would stand still meanwhile. So an
+engine has a process, and speaks JSON lines over its standard input and output; `engine_program` is the other end and
+documents the messages. Every message carries the id of the request that it belongs to.
 
-Requests may come from any event loop: pipes are served by two threads, and what arrives is handed to the loop that
+Requests may come from several event loops. Two threads serve the pipes, and hand what arrives to the event loop that
 asked.
 """
 
@@ -17,22 +17,45 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncGenerator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO
 
-from comps.core.errors import ModelServerError, Unreachable
+from comps.core.errors import Unreachable
 from comps.core.types import JSON
+from comps.model_servers.embedded.engine_program import Part
 
 log = logging.getLogger("opea_llm")
 
 _START = "import sys, runpy; _, module, *sys.path = sys.argv; runpy.run_module(module, run_name='__main__')"
-"""Python's own `-m` would look into the current folder first, and find there what is none of ours."""
+"""Python's own `-m` would search the current folder first."""
 _GRACE = 5.0
-"""Seconds an engine has to end by itself once its input is closed."""
+"""Seconds that an engine has to end by itself once its input is closed."""
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """A request that the engine works on. `deliver` runs in the event loop that asked."""
+
+    loop: asyncio.AbstractEventLoop
+    last_part: asyncio.Future[Part]
+    on_part: Callable[[Part], None] | None
+
+    def deliver(self, part: Part) -> None:
+        if self.last_part.done():  # Cancelled, or failed: nothing is delivered any more.
+            return
+        if part.get("last"):
+            self.last_part.set_result(part)
+        elif self.on_part:
+            try:
+                self.on_part(part)
+            except Exception as error:  # It is this request's failure, and no other's.
+                self.last_part.set_exception(error)
 
 
 class EngineProcess:
@@ -47,12 +70,12 @@ class EngineProcess:
             [sys.executable, "-c", _START, module, *(str(Path(place).resolve()) for place in sys.path if place)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the service, which ends its engine when nobody needs it any more.
+            start_new_session=True,  # Ctrl-C is for the service, which ends its engine when no request needs it.
         )
         self._ids = count(1)
-        self._inboxes: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Queue[JSON]]] = {}
+        self._requests: dict[int, _Request] = {}
         self._lock = threading.Lock()
-        self._outbox: SimpleQueue[JSON] = SimpleQueue()
+        self._outgoing: SimpleQueue[JSON] = SimpleQueue()
         assert self._process.stdin
         assert self._process.stdout
         threading.Thread(target=self._write, args=(self._process.stdin,), daemon=True).start()
@@ -67,85 +90,90 @@ class EngineProcess:
         """Whether the process is gone."""
         return self._process.poll() is not None
 
-    async def ask(self, message: Mapping[str, JSON]) -> AsyncGenerator[JSON]:
-        """Send `message` and yield what comes back for it, up to and with the part that has `"last": true`.
+    async def ask(self, message: Mapping[str, JSON], on_part: Callable[[Part], None] | None = None) -> Part:
+        """Send a request and wait for its last part. Cancelling it cancels the request at the engine.
 
-        Closing the generator before that tells the engine to stop.
+        Args:
+            message: The request, without its id; see `engine_program`.
+            on_part: Called in this event loop with each earlier part, as it arrives. What it raises is raised here,
+                and cancels the request at the engine.
+
+        Returns:
+            The part that has `"last": true`.
 
         Raises:
             Unreachable: The process is gone.
         """
-        inbox: asyncio.Queue[JSON] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        request = _Request(loop, loop.create_future(), on_part)
         number = next(self._ids)
         with self._lock:
             if self.ended:
                 raise self._gone()
-            self._inboxes[number] = (asyncio.get_running_loop(), inbox)
-        self._outbox.put({**message, "id": number})
-        last = False
+            self._requests[number] = request
+        self._outgoing.put({**message, "id": number})
         try:
-            while not last:
-                part = await inbox.get()
-                if part is None:
-                    last = True
-                    raise self._gone()
-                last = part.get("last", False)
-                yield part
+            part = await request.last_part
+        except BaseException:
+            self._outgoing.put({"cancel": number})
+            raise
         finally:
             with self._lock:
-                self._inboxes.pop(number, None)
-            if not last:
-                self._outbox.put({"cancel": number})
+                self._requests.pop(number, None)
+        if "gone" in part:
+            raise self._gone()
+        return part
 
     def close(self, grace: float = _GRACE) -> None:
-        """End the process; whoever still waits gets `Unreachable`. Blocks until it is gone.
+        """End the process; requests that still wait get `Unreachable`. Blocks until the process is gone.
 
         Args:
-            grace: Seconds it has to end by itself.
+            grace: Seconds that it has to end by itself.
         """
-        self._outbox.put(None)
+        self._outgoing.put(None)
         try:
             self._process.wait(grace)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
-    def _gone(self) -> ModelServerError:
+    def _gone(self) -> Unreachable:
         return Unreachable(f"the model's process has ended (exit code {self._process.poll()})")
 
     def _write(self, pipe: IO[bytes]) -> None:
-        # If the process is gone, the reading side tells everybody; the pipe, as it is closed, fails once more.
+        # If the process is gone, the reading thread tells all requests; the pipe fails once more as it is closed.
         with suppress(OSError), pipe:
-            while (message := self._outbox.get()) is not None:
+            while (message := self._outgoing.get()) is not None:
                 pipe.write(json.dumps(message).encode() + b"\n")
                 pipe.flush()
 
     def _read(self, pipe: IO[bytes]) -> None:
-        """Hand out what the engine says: a line holds all that one step brought, for all requests."""
+        """Deliver what the engine writes: a line holds the parts of one step, of all requests."""
         try:
             with pipe:
                 for line in pipe:
-                    with self._lock:
-                        self._deliver(json.loads(line))
+                    self._deliver(json.loads(line))
         except ValueError:
-            log.exception("the model's process says what makes no sense; it is ended")
+            log.exception("the model's process writes what is no JSON; it is ended")
         finally:
             self._process.kill()
             self._process.wait()
             with self._lock:
-                self._deliver([{"id": number, "gone": True} for number in self._inboxes])
+                waiting = list(self._requests)
+            self._deliver([{"id": number, "gone": True, "last": True} for number in waiting])
 
-    def _deliver(self, parts: list[JSON]) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[JSON], JSON]]] = {}
-        for part in parts:
-            if waiting := self._inboxes.get(part["id"]):
-                loop, inbox = waiting
-                by_loop.setdefault(loop, []).append((inbox, None if "gone" in part else part))
+    def _deliver(self, parts: Sequence[Part]) -> None:
+        """Wake each event loop that asked once, with all that is for its requests."""
+        by_loop: defaultdict[asyncio.AbstractEventLoop, list[tuple[_Request, Part]]] = defaultdict(list)
+        with self._lock:
+            for part in parts:
+                if request := self._requests.get(part["id"]):
+                    by_loop[request.loop].append((request, part))
         for loop, arrived in by_loop.items():
-            with suppress(RuntimeError):  # That loop may be closed, and with it whoever waited there.
-                loop.call_soon_threadsafe(_put_all, arrived)
+            with suppress(RuntimeError):  # The loop is closed, and with it whoever waited there.
+                loop.call_soon_threadsafe(_deliver_all, arrived)
 
 
-def _put_all(arrived: list[tuple[asyncio.Queue[JSON], JSON]]) -> None:
-    for inbox, part in arrived:
-        inbox.put_nowait(part)
+def _deliver_all(arrived: Sequence[tuple[_Request, Part]]) -> None:
+    for request, part in arrived:
+        request.deliver(part)

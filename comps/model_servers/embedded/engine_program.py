@@ -1,14 +1,14 @@
-"""What every engine's own process does: read requests, let the engine take steps, say what came of them.
+"""The program of an engine's process, whatever the engine: read requests, let the engine take steps, write parts.
 
 Input, a JSON line each:
     {"id": n, "load": {…}}                                           first, and once
     {"id": n, "generate": {"prompt": text | messages, "sampling": {…}}}
     {"id": n, "count": text}
-    {"id": n, "measure": text | messages}
+    {"id": n, "count_prompt": text | messages}
     {"id": n, "render": messages}
     {"id": n, "embed": [text, …]}
-    {"cancel": n}
-Output, a JSON line a step, a list of parts:
+    {"cancel": n}                                                    n may have ended already
+Output, a JSON line for each step, a list of parts:
     {"id": n, "context_window": tokens | null, "longest_token": characters, "last": true}      loaded
     {"id": n, "text": piece}
     {"id": n, "text": piece, "reason": "stop" | "length", "usage": [prompt, completion], "last": true}
@@ -18,7 +18,8 @@ Output, a JSON line a step, a list of parts:
     {"id": n, "error": text, "field"?: name, "too_long"?: [prompt, window], "last": true}
     {"id": n, "error": text, "setting": true, "last": true}                   not loaded for a setting that is wrong
 
-One thread speaks to the engine, so nothing is locked. It ends when its input does; `engine` is the other end.
+One thread calls the engine, so nothing is locked. The program ends when its input does. `engine_process` is the other
+end.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import select
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, BinaryIO, Protocol, TypeAlias, runtime_checkable
+from typing import BinaryIO, Protocol, TypeAlias, runtime_checkable
 
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError
 from comps.core.types import JSON, Sampling
@@ -38,19 +39,25 @@ Part: TypeAlias = dict[str, JSON]
 
 
 class Engine(Protocol):
-    """A model, and the requests that it is working on. What its methods raise is told to whoever asked."""
+    """A model, and the requests that it works on. What its methods raise becomes the request's error."""
 
     context_window: int | None
+    """In tokens; None: unknown."""
     longest_token: int
-    """No token stands for more characters."""
+    """How many characters the longest token has."""
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to do for `step`."""
+        """Whether `step` has anything to do."""
         ...
 
     def start(self, number: int, prompt: str | list[dict[str, str]], sampling: Sampling) -> None:
-        """Take in a request to generate, under the number that its parts will carry.
+        """Add a request to generate.
+
+        Args:
+            number: The request's id, which its parts carry.
+            prompt: Text to continue, or messages with `role` and `content`.
+            sampling: How to choose tokens, and how many.
 
         Raises:
             InvalidRequest: It cannot be served (`PromptTooLong` for the window).
@@ -58,45 +65,53 @@ class Engine(Protocol):
         ...
 
     def cancel(self, number: int) -> None:
-        """Forget a request, if it is there."""
+        """Drop a request, if it is there."""
         ...
 
     def count(self, text: str) -> int:
         """The tokens of `text`, without special tokens."""
         ...
 
-    def measure(self, prompt: str | list[dict[str, str]]) -> int:
-        """The tokens that would be read of a prompt to generate from; raises like `start`."""
+    def count_prompt(self, prompt: str | list[dict[str, str]]) -> int:
+        """The tokens of a prompt as the model reads it, with special tokens; raises like `start`."""
         ...
 
     def render(self, messages: list[dict[str, str]]) -> str:
-        """The text that would be read of a conversation; raises like `start`."""
+        """A conversation in the chat template, as the model reads it; raises like `start`."""
         ...
 
     def step(self) -> list[Part]:
-        """Compute for at most a few hundred milliseconds, and say what each request gained."""
+        """Compute for at most a few hundred milliseconds; returns the parts that this made."""
         ...
 
 
 @runtime_checkable
 class Embeds(Protocol):
-    """An engine that also turns texts into vectors."""
+    """An engine that can also embed texts."""
 
     def start_embedding(self, number: int, texts: Sequence[str]) -> None:
-        """Take in texts to embed, of which `step` reads some; raises like `Engine.start`."""
+        """Add texts to embed, which `step` reads; raises like `Engine.start`."""
         ...
 
 
-class Inbox:
-    """Messages from a file descriptor, one JSON document a line."""
+class MessageReader:
+    """Reads messages from a file descriptor, one JSON document a line.
+
+    Args:
+        source: The file descriptor.
+    """
 
     def __init__(self, source: int) -> None:
         self._source = source
-        self._begun: list[bytes] = []
-        """The pieces of a line whose end has not arrived yet: to join them each time would take ever longer."""
+        self._incomplete: list[bytes] = []
+        """The pieces of a line whose end has not arrived; to join them with each piece would take quadratic time."""
 
     def read(self, wait: bool) -> list[dict[str, JSON]] | None:
-        """All that has arrived, waiting for some if told to; None at the end of the input."""
+        """All messages that have arrived, if any; None at the end of the input.
+
+        Args:
+            wait: Block until input has arrived. It may be less than a message.
+        """
         arrived: list[dict[str, JSON]] = []
         while wait or select.select([self._source], [], [], 0)[0]:
             wait = False
@@ -105,103 +120,120 @@ class Inbox:
                 return arrived or None
             *ends, rest = chunk.split(b"\n")
             for end in ends:
-                arrived.append(json.loads(b"".join((*self._begun, end))))
-                self._begun = []
-            self._begun.append(rest)
+                arrived.append(json.loads(b"".join((*self._incomplete, end))))
+                self._incomplete = []
+            self._incomplete.append(rest)
         return arrived
 
 
-class Outbox:
-    """The way out, kept clear of whatever a library prints."""
+class PartWriter:
+    """Writes parts to the standard output. What libraries print there goes to the standard error instead."""
 
     def __init__(self) -> None:
         self._output: BinaryIO = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)
 
-    def say(self, parts: list[Part]) -> None:
-        """Send what there is to say, in one line."""
+    def write(self, parts: list[Part]) -> None:
+        """Write parts as one line; nothing if there are none."""
         if parts:
             self._output.write(json.dumps(parts).encode() + b"\n")
             self._output.flush()
 
 
 def serve(load: Callable[..., Engine]) -> None:
-    """Load an engine as the first message says, and serve standard input until it ends."""
-    # A signal may be sent to every process there is; the service decides when its engine ends, by closing its input.
+    """Load an engine as the first message says, and serve the standard input until it ends.
+
+    Args:
+        load: Makes the engine, of `model`, `device`, `settings` and `window`.
+    """
+    # A signal may be sent to all processes; the service decides when its engine ends, by closing its input.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    inbox, outbox = Inbox(0), Outbox()
-    with suppress(BrokenPipeError):  # The service is gone, and so is the point of this process.
-        while (arrived := inbox.read(wait=True)) == []:
+    reader, writer = MessageReader(0), PartWriter()
+    with suppress(BrokenPipeError):  # The service is gone.
+        while (messages := reader.read(wait=True)) == []:
             pass
-        if arrived:
-            _serve(load, arrived, inbox, outbox)
+        if messages and (engine := _loaded(load, messages.pop(0), writer)):
+            _serve(engine, messages, reader, writer)
 
 
-def _serve(load: Callable[..., Engine], arrived: list[Any] | None, inbox: Inbox, outbox: Outbox) -> None:
-    assert arrived
-    first = arrived.pop(0)
+def _loaded(load: Callable[..., Engine], message: dict[str, JSON], writer: PartWriter) -> Engine | None:
+    """The engine, if it can be loaded; writes the part that tells so, or why it cannot."""
     try:
-        engine = load(**first["load"])
+        engine = load(**message["load"])
     except Exception as error:  # Whatever it is, it goes to whoever waits for this engine.
         wrong = {"setting": True} if isinstance(error, SettingsError) else {}
-        outbox.say([{"id": first["id"], "error": reason(error), **wrong, "last": True}])
-        return
+        writer.write([{"id": message["id"], "error": last_line(error), **wrong, "last": True}])
+        return None
     facts = {"context_window": engine.context_window, "longest_token": engine.longest_token}
-    outbox.say([{"id": first["id"], **facts, "last": True}])
-    waiting: set[int] = set()
-    """Who has been taken in, and has had no last part yet."""
+    writer.write([{"id": message["id"], **facts, "last": True}])
+    return engine
+
+
+def _serve(engine: Engine, messages: list[dict[str, JSON]], reader: MessageReader, writer: PartWriter) -> None:
+    """Handle messages and take steps, until the input ends."""
+    arrived: list[dict[str, JSON]] | None = messages
+    unfinished: set[int] = set()
+    """The requests that were added and have no last part yet."""
     while arrived is not None:
-        outbox.say([part for message in arrived if (part := _take(engine, message, waiting))])
+        writer.write([part for message in arrived if (part := _handle(engine, message, unfinished))])
         if engine.busy:
             try:
                 parts = engine.step()
-            except Exception as error:  # Whatever it is, the engine is not to be trusted with further requests.
-                outbox.say([{"id": number, "error": reason(error), "last": True} for number in waiting])
+            except Exception as error:  # Whatever it is, the engine's state cannot be relied on any longer.
+                writer.write([{"id": number, "error": last_line(error), "last": True} for number in unfinished])
                 raise
-            waiting.difference_update(part["id"] for part in parts if part.get("last"))
-            outbox.say(parts)
-        arrived = inbox.read(wait=not engine.busy)
+            unfinished.difference_update(part["id"] for part in parts if part.get("last"))
+            writer.write(parts)
+        arrived = reader.read(wait=not engine.busy)
 
 
-def _take(engine: Engine, message: dict[str, JSON], waiting: set[int]) -> Part | None:
-    """Take a message in; what can be answered at once is."""
+def _handle(engine: Engine, message: dict[str, JSON], unfinished: set[int]) -> Part | None:
+    """Handle a message; returns its part, if there is one at once."""
     if "cancel" in message:
-        waiting.discard(message["cancel"])
+        unfinished.discard(message["cancel"])
         engine.cancel(message["cancel"])
         return None
     number = message["id"]
     try:
-        if "count" in message:
-            return {"id": number, "count": engine.count(message["count"]), "last": True}
-        if "measure" in message:
-            return {"id": number, "count": engine.measure(message["measure"]), "last": True}
-        if "render" in message:
-            return {"id": number, "text": engine.render(message["render"]), "last": True}
-        if "generate" in message:
-            sampling = message["generate"]["sampling"]
-            sampling = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
-            engine.start(number, message["generate"]["prompt"], sampling)
-        elif isinstance(engine, Embeds):
-            engine.start_embedding(number, message["embed"])
-        else:
-            raise ModelServerError("this engine makes no embeddings")
-        waiting.add(number)
-        return None
+        if part := _answered_at_once(engine, message):
+            return {"id": number, **part, "last": True}
+        _start(engine, message)
     except PromptTooLong as error:
-        return {
-            "id": number,
-            "error": "too long",
-            "too_long": [error.prompt_tokens, error.context_window],
-            "last": True,
-        }
+        lengths = [error.prompt_tokens, error.context_window]
+        return {"id": number, "error": "too long", "too_long": lengths, "last": True}
     except InvalidRequest as error:
         return {"id": number, "error": error.args[0], "field": error.field, "last": True}
-    except Exception as error:  # From a library anything may come, and nothing may end the engine.
-        return {"id": number, "error": reason(error), "last": True}
+    except Exception as error:  # A library may raise anything, and no request may end the engine.
+        return {"id": number, "error": last_line(error), "last": True}
+    unfinished.add(number)
+    return None
 
 
-def reason(error: Exception) -> str:
-    """The last line of an error: before it, OpenVINO writes the paths of the machine that it was built on."""
+def _answered_at_once(engine: Engine, message: dict[str, JSON]) -> Part | None:
+    """What answers a message that needs no step; None for the others."""
+    if "count" in message:
+        return {"count": engine.count(message["count"])}
+    if "count_prompt" in message:
+        return {"count": engine.count_prompt(message["count_prompt"])}
+    if "render" in message:
+        return {"text": engine.render(message["render"])}
+    return None
+
+
+def _start(engine: Engine, message: dict[str, JSON]) -> None:
+    """Add a request that takes steps."""
+    if "generate" in message:
+        sampling = message["generate"]["sampling"]
+        sampling = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
+        engine.start(message["id"], message["generate"]["prompt"], sampling)
+    elif isinstance(engine, Embeds):
+        engine.start_embedding(message["id"], message["embed"])
+    else:
+        raise ModelServerError("this engine makes no embeddings")
+
+
+def last_line(error: Exception) -> str:
+    """The last line of an error's text: in those before it, OpenVINO writes paths of the machine it was built on."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

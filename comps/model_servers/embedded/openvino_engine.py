@@ -1,7 +1,4 @@
-"""The program of the OpenVINO engine's own process: all requests in one batch, a token for each of them a step.
-
-What it is told and what it says are in `engine_program`.
-"""
+"""The program of the OpenVINO engine: all requests in one batch, which a step gives a token each."""
 
 from __future__ import annotations
 
@@ -17,24 +14,24 @@ from typing import Any
 from comps.core.errors import InvalidRequest, SettingsError
 from comps.core.stop_strings import StopStrings
 from comps.core.types import JSON, Sampling
-from comps.model_servers.embedded.decoding import check_sampling, greedy, room_for
-from comps.model_servers.embedded.engine_program import Part, reason, serve
+from comps.model_servers.embedded.decoding import check_sampling, is_greedy, max_new_tokens
+from comps.model_servers.embedded.engine_program import Part, last_line, serve
 from comps.model_servers.embedded.gguf import gguf_window, openable
 from comps.model_servers.embedded.openvino_embedder import Embedder
 from comps.model_servers.embedded.text import ControlTokens, IncrementalDecoder
 from comps.model_servers.embedded.vectors import check_texts
 
-_PATIENCE = 0.05
-"""Seconds that a step waits for a text's vector, where there is no answer to go on with."""
-_ENDLESS = 2**31 - 1
-"""Tokens in the window of a model that does not say."""
+_EMBEDDING_WAIT = 0.05
+"""Seconds that a step waits for an embedding when no answer is being generated."""
+_UNKNOWN_WINDOW = 2**31 - 1
+"""The context window in tokens of a model that does not say."""
 _WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _PIECES = re.compile(r"(?s).{1,4000}(?=\s|\Z)|.{1,4000}")
 _LOOKS_SPECIAL = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{2,30}\]")
 
 
 @dataclass
-class _Running:
+class _Request:
     """One request in the batch."""
 
     handle: Any
@@ -45,12 +42,12 @@ class _Running:
 
 
 class Engine:
-    """The pipeline and the requests that are in it.
+    """The pipeline and the requests that are in it; see `engine_program.Engine`.
 
     Args:
-        model: A GGUF file, or a folder of OpenVINO's own format.
-        device: As OpenVINO names it: CPU, GPU, NPU …
-        settings: Fields of `SchedulerConfig`, such as `cache_size`; whatever else is there is a property of OpenVINO's.
+        model: A GGUF file, or a folder in OpenVINO's own format.
+        device: By OpenVINO's name: CPU, GPU, NPU …
+        settings: Fields of `SchedulerConfig`, such as `cache_size`; all others are properties of OpenVINO's.
         window: In tokens; None takes the model's own.
 
     Raises:
@@ -60,7 +57,7 @@ class Engine:
     def __init__(
         self, model: Path, device: str, settings: Mapping[str, JSON] | None = None, window: int | None = None
     ) -> None:
-        # OpenVINO's usage reports stay off: without this package it takes its own silent stand-in.
+        # Without this package, OpenVINO sends no usage reports.
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
         import numpy
         import openvino
@@ -69,9 +66,9 @@ class Engine:
         self._concatenate, self._tensor = numpy.concatenate, openvino.Tensor
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
-        properties = _schedule(scheduler, settings or {})
-        # In bf16, which OpenVINO prefers where a CPU has it, an answer whose beginning is cached comes out differently:
-        # no seed would repeat it. f32 does repeat, and is the faster of the two for one token after another.
+        properties = _configure(scheduler, settings or {})
+        # In bf16, OpenVINO's default on CPUs that have it, an answer whose prefix is cached differs from the first one,
+        # so a seed would not repeat it. In f32 it does, and decoding is faster.
         if device == "CPU":
             properties.setdefault("INFERENCE_PRECISION_HINT", "f32")
         with openable(model) as path:
@@ -80,38 +77,38 @@ class Engine:
         vocabulary: dict[bytes, int] = self._tokenizer.get_vocab()
         self.longest_token = max(map(len, vocabulary))
         self._controls = ControlTokens(_control_tokens(self._tokenizer, vocabulary))
-        self._running: dict[int, _Running] = {}
+        self._requests: dict[int, _Request] = {}
         self._embedder = Embedder(model, self._tokenizer, device, properties)
         self.context_window = window or context_window(model)
 
     @property
     def busy(self) -> bool:
-        return self._answering or self._embedder.busy
+        return self._generating or self._embedder.busy
 
     @property
-    def _answering(self) -> bool:
+    def _generating(self) -> bool:
         return bool(self._pipeline.has_non_finished_requests())
 
     def cancel(self, number: int) -> None:
         self._embedder.cancel(number)
-        if running := self._running.pop(number, None):
-            running.handle.cancel()
+        if request := self._requests.pop(number, None):
+            request.handle.cancel()
 
     def count(self, text: str) -> int:
         return len(self._encode(text, special=False))
 
     def start(self, number: int, prompt: str | list[dict[str, str]], sampling: Sampling) -> None:
         check_sampling(sampling)
-        ids = self._read(prompt)
+        ids = self._tokens_of(prompt)
         length = len(ids)
         if not length:
             raise InvalidRequest("there is nothing to continue", "prompt")
-        room = room_for(length, sampling, self.context_window or _ENDLESS)
+        most = max_new_tokens(length, sampling, self.context_window or _UNKNOWN_WINDOW)
         try:
-            config = self._config(sampling, room)
+            config = self._config(sampling, most)
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-            raise InvalidRequest(reason(error), _named(error)) from None
-        self._running[number] = _Running(
+            raise InvalidRequest(last_line(error), _field_named_in(error)) from None
+        self._requests[number] = _Request(
             self._pipeline.add_request(number, self._tensor(ids[None, :]), config),
             IncrementalDecoder(self._tokenizer.decode),
             StopStrings(sampling.stop),
@@ -123,43 +120,43 @@ class Engine:
         check_texts(tokenized, self.context_window)
         self._embedder.start(number, tokenized)
 
-    def measure(self, prompt: str | list[dict[str, str]]) -> int:
-        return len(self._read(prompt))
+    def count_prompt(self, prompt: str | list[dict[str, str]]) -> int:
+        return len(self._tokens_of(prompt))
 
-    def _read(self, prompt: str | list[dict[str, str]]) -> Any:
+    def _tokens_of(self, prompt: str | list[dict[str, str]]) -> Any:
         """The tokens of a prompt, in an array."""
         text = prompt if isinstance(prompt, str) else self.render(prompt)
         return self._encode(text, special=isinstance(prompt, str))
 
     def _encode(self, text: str, special: bool) -> Any:
-        """The tokens of all of `text`, in an array; a tokenizer may carry a length at which it drops the rest."""
+        """The tokens of all of `text`, in an array. The tokenizer may truncate it, so pieces are tokenized too."""
         pieces = [self._ids(piece, special and not number) for number, piece in enumerate(_PIECES.findall(text))]
         count = sum(map(len, pieces))
         if len(pieces) > 1 and self.context_window and count > 2 * self.context_window:
-            return self._concatenate(pieces)  # Far too long, so the whole need not be looked at once more.
+            return self._concatenate(pieces)  # Far too long, so the whole need not be tokenized as well.
         whole = self._ids(text, special)
-        # Where two pieces meet, a token may have come apart: one more each is no sign of a cut.
+        # A piece may end within a token, so one token more for each is no sign of truncation.
         return self._concatenate(pieces) if count > len(whole) + len(pieces) else whole
 
     def _ids(self, text: str, special: bool) -> Any:
         return self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].copy()
 
     def render(self, messages: list[dict[str, str]]) -> str:
-        """The conversation in the model's own chat template."""
         turns = self._controls.escaped(messages)
         return str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True))
 
-    def _config(self, sampling: Sampling, room: int) -> Any:
-        config = self._pipeline.get_config()  # A copy, with the model's own end tokens and defaults.
-        config.max_new_tokens = room
+    def _config(self, sampling: Sampling, most: int) -> Any:
+        """OpenVINO's `GenerationConfig` for an answer of so many tokens at most."""
+        config = self._pipeline.get_config()  # A copy, with the model's own end-of-sequence tokens and defaults.
+        config.max_new_tokens = most
         if sampling.temperature is not None or sampling.top_p is not None:
-            config.do_sample = not greedy(sampling)
+            config.do_sample = not is_greedy(sampling)
         if config.do_sample:
             for name in ("temperature", "top_p", "top_k"):
                 self._set(config, name, sampling)
         for name in ("repetition_penalty", "frequency_penalty", "presence_penalty"):
             self._set(config, name, sampling)
-        # Without a seed of its own, OpenVINO would draw the same answer every time.
+        # OpenVINO's default seed is a constant.
         config.rng_seed = random.getrandbits(63) if sampling.seed is None else sampling.seed % 2**64
         config.validate()
         return config
@@ -170,37 +167,38 @@ class Engine:
             setattr(config, name, value)
 
     def step(self) -> list[Part]:
-        """Let every running request grow by a token, and say what each gained, and which texts are embedded."""
-        answering = self._answering
-        if answering:
+        """Add a token to every answer; returns what each gained, and the texts that are embedded."""
+        generating = self._generating
+        if generating:
             self._pipeline.step()
-        parts = [part] if (part := self._embedder.step(0 if answering else _PATIENCE)) else []
-        for number, running in list(self._running.items()):
-            if part := self._progress(number, running):
+        parts = [part] if (part := self._embedder.step(0 if generating else _EMBEDDING_WAIT)) else []
+        for number, request in list(self._requests.items()):
+            if part := self._progress(number, request):
                 parts.append(part)
                 if part.get("last"):
-                    del self._running[number]
+                    del self._requests[number]
         return parts
 
-    def _progress(self, number: int, running: _Running) -> Part | None:
-        ids, finish = _read(running.handle)
-        running.completion_tokens += len(ids)
-        text = running.stops.push(running.decoder.push(ids)) if ids else ""
-        if finish != "NONE" and not running.stops.hit:
-            text += running.stops.push(running.decoder.flush()) + running.stops.flush()
-        usage = [running.prompt_tokens, running.completion_tokens]
-        if running.stops.hit:
-            running.handle.cancel()
+    def _progress(self, number: int, request: _Request) -> Part | None:
+        """The part of a request after a step, if it gained any text or ended."""
+        ids, finish = _new_tokens(request.handle)
+        request.completion_tokens += len(ids)
+        text = request.stops.push(request.decoder.push(ids)) if ids else ""
+        if finish != "NONE" and not request.stops.hit:
+            text += request.stops.push(request.decoder.flush()) + request.stops.flush()
+        usage = [request.prompt_tokens, request.completion_tokens]
+        if request.stops.hit:
+            request.handle.cancel()
             return {"id": number, "text": text, "reason": "stop", "usage": usage, "last": True}
         if finish != "NONE":
             return {"id": number, "text": text, "reason": finish.lower(), "usage": usage, "last": True}
-        if running.handle.get_status().name == "IGNORED":
+        if request.handle.get_status().name == "IGNORED":
             return {"id": number, "error": "the model's cache has no room for this prompt", "last": True}
         return {"id": number, "text": text} if text else None
 
 
-def _read(handle: Any) -> tuple[list[int], str]:
-    """The tokens that came since, and NONE, STOP or LENGTH."""
+def _new_tokens(handle: Any) -> tuple[list[int], str]:
+    """The tokens since the last call, and the finish reason: NONE, STOP or LENGTH."""
     ids: list[int] = []
     finish = "NONE"
     while handle.can_read():
@@ -210,19 +208,20 @@ def _read(handle: Any) -> tuple[list[int], str]:
     return ids, finish
 
 
-def _named(error: Exception) -> str | None:
+def _field_named_in(error: Exception) -> str | None:
+    """The field of `Sampling` that an error of OpenVINO's names, if it names one."""
     text = str(error)
     return next((name for name in Sampling.__dataclass_fields__ if name in text), None)
 
 
 def _control_tokens(tokenizer: Any, vocabulary: dict[bytes, int]) -> list[str]:
-    """The vocabulary's control tokens: what looks like one and leaves no text behind."""
-    texts = [(word.decode("utf-8", "replace"), number) for word, number in vocabulary.items()]
+    """The vocabulary's control tokens as text: those that look like one and are decoded into nothing."""
+    texts = [(text.decode("utf-8", "replace"), number) for text, number in vocabulary.items()]
     return [text for text, number in texts if _LOOKS_SPECIAL.fullmatch(text) and not tokenizer.decode([number])]
 
 
 def context_window(model: Path) -> int | None:
-    """How many tokens the model can hold, read from the model itself; None if it does not say."""
+    """The context window in tokens, by the model's own files; None if they do not say."""
     if model.is_file():
         with model.open("rb") as file:
             return gguf_window(file)
@@ -233,18 +232,18 @@ def context_window(model: Path) -> int | None:
     return next((config[name] for name in _WINDOW_FIELDS if isinstance(config.get(name), int)), None)
 
 
-def _schedule(scheduler: Any, settings: Mapping[str, JSON]) -> dict[str, JSON]:
-    """Set what the scheduler knows, and give back the rest."""
-    rest = {}
+def _configure(scheduler: Any, settings: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Set the fields of a `SchedulerConfig`; returns the settings that are none."""
+    properties = {}
     for name, value in settings.items():
         if not hasattr(scheduler, name):
-            rest[name] = value
+            properties[name] = value
             continue
         try:
             setattr(scheduler, name, value)
         except TypeError:
             raise SettingsError(f"{name} = {value}: not a value of OpenVINO's SchedulerConfig.{name}") from None
-    return rest
+    return properties
 
 
 def load(model: str, device: str, settings: Mapping[str, JSON], window: int | None) -> Engine:

@@ -1,4 +1,4 @@
-"""Text for engines in this house: no control tokens go in, whole characters and nothing of a stop string come out."""
+"""Text for embedded engines: control tokens in messages are broken up, tokens are decoded into whole characters."""
 
 from __future__ import annotations
 
@@ -6,57 +6,58 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 _WINDOW = 48
-"""Tokens decoded again for each new one; half of them are let go when it is full."""
+"""The most tokens that are decoded again for each new one; when there are more, the older half is dropped."""
 
 
 class IncrementalDecoder:
-    """Decodes a growing sequence of tokens piece by piece.
+    """Incremental detokenization: decodes a growing sequence of tokens piece by piece.
 
-    A tokenizer may spread one character over several tokens, and may decode a token differently for what stands before
-    it; so each step decodes a window of tokens and gives out what the text gained.
+    A character may be spread over several tokens, and a token's text may depend on the tokens before it. So each step
+    decodes a window of the last tokens and returns by how much its text has grown.
 
     Args:
-        decode: The tokenizer's own function, from token ids to text. Bytes that make no character yet may come out as
-            U+FFFD or not at all.
+        decode: The tokenizer's own function, from token ids to text. Bytes of an incomplete character may become U+FFFD
+            or nothing.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode
         self._window: list[int] = []
-        self._given = ""
-        """What of the window's text has been given out."""
+        self._returned = ""
+        """The text of the window that was returned already."""
 
     def push(self, ids: Sequence[int]) -> str:
-        """The text gained by `ids`; an incomplete character waits."""
+        """The text that `ids` add; an incomplete character is held back."""
         self._window.extend(ids)
-        gained = self._gain(self._decode(self._window).rstrip("\ufffd"))
+        added = self._added(self._decode(self._window).rstrip("\ufffd"))
         if len(self._window) > _WINDOW:
-            self._let_go()
-        return gained
+            self._shorten()
+        return added
 
     def flush(self) -> str:
-        """What is left at the end; half a character comes out as U+FFFD or not at all, as the tokenizer has it."""
-        return self._gain(self._decode(self._window))
+        """What is left at the end; an incomplete character becomes U+FFFD or nothing, as the tokenizer decodes it."""
+        return self._added(self._decode(self._window))
 
-    def _gain(self, text: str) -> str:
-        if len(text) <= len(self._given):
+    def _added(self, text: str) -> str:
+        """What the window's new text has more than was returned."""
+        if len(text) <= len(self._returned):
             return ""
-        gained, self._given = text[len(self._given) :], text
-        return gained
+        added, self._returned = text[len(self._returned) :], text
+        return added
 
-    def _let_go(self) -> None:
-        """Forget the older half, if all of the window's text has been given out (else a later step tries again)."""
-        if self._given == self._decode(self._window):
+    def _shorten(self) -> None:
+        """Drop the older half of the window, if all of its text was returned; else a later step does."""
+        if self._returned == self._decode(self._window):
             self._window = self._window[_WINDOW // 2 :]
-            # Half a character at the cut is no loss: it has been given out whole, and its rest makes no other one.
-            self._given = self._decode(self._window)
+            # A character that is cut in two here was returned whole, and its rest makes no other character.
+            self._returned = self._decode(self._window)
 
 
 class ControlTokens:
-    """Breaks up a model's control tokens where they stand in a message, so that they are read as the text they are.
+    """Escapes a model's control tokens in messages with a space, so that they are tokenized as ordinary text.
 
     Args:
-        texts: The control tokens.
+        texts: The control tokens as text.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -64,8 +65,8 @@ class ControlTokens:
         self._pattern = re.compile("|".join(map(re.escape, found))) if found else None
 
     def escaped(self, messages: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-        """The same messages, fit for the model's chat template."""
-        return [{**message, "content": self._plain(message["content"])} for message in messages]
+        """The same messages, safe for the model's chat template."""
+        return [{**message, "content": self._escape(message["content"])} for message in messages]
 
-    def _plain(self, text: str) -> str:
+    def _escape(self, text: str) -> str:
         return self._pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text) if self._pattern else text

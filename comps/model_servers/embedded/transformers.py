@@ -7,14 +7,16 @@ from comps.model_servers.embedded.model_files import find_checkpoint
 
 
 class Transformers(Embedded):
-    """transformers; its settings are arguments of `from_pretrained`, as `transformers_engine` says, and `local_dir`, a
-    folder that a repository's file of weights may be in, beside its config.json."""
+    """transformers.
+
+    Its settings are arguments of `from_pretrained` (see `transformers_engine`), and `local_dir`: a folder that a
+    repository's file of weights may be in, beside its config.json.
+    """
 
     kind = "transformers"
-    called = "transformers"
+    display_name = "transformers"
     program = "comps.model_servers.embedded.transformers_engine"
     packages = ("torch", "transformers", "accelerate")
-
     takes_local_dir = True
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""Texts on their way to vectors, in engines that read them in chunks.
+"""Embeddings, for engines that read texts in chunks.
 
-A text's vector is the mean of the model's last hidden states over all of its tokens, of length 1.
+A text's embedding is the mean of the model's last hidden states over all of its tokens, normalized to length 1.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from comps.model_servers.embedded.engine_program import Part
 
 
 def check_texts(texts: Sequence[Sequence[int]], most: int | None) -> None:
-    """Refuse texts of which one makes no vector.
+    """Refuse texts of which one cannot be embedded.
 
     Args:
         texts: The tokens of each.
-        most: How many a text may have; None if there is no limit.
+        most: How many tokens a text may have; None: any number.
 
     Raises:
-        InvalidRequest: One has none (`TextTooLong`: too many).
+        InvalidRequest: A text has no tokens (`TextTooLong`: too many).
     """
     lengths = [len(text) for text in texts]
     if most is not None and max(lengths, default=0) > most:
@@ -32,10 +32,10 @@ def check_texts(texts: Sequence[Sequence[int]], most: int | None) -> None:
 
 @dataclass
 class Texts:
-    """What one request wants embedded, text after text.
+    """The texts of one request to embed, which are read one after another.
 
     Args:
-        number: The request's.
+        number: The request's id.
         texts: The tokens of each.
     """
 
@@ -43,9 +43,9 @@ class Texts:
     texts: Sequence[Sequence[int]]
     _vectors: list[list[float]] = field(default_factory=list)
     _read: int = 0
-    """How many tokens of the text that is next have been read."""
+    """How many tokens of the current text have been read."""
     _total: Any = 0.0
-    """The sum of their hidden states."""
+    """The sum of their hidden states: an array of shape (hidden size,)."""
 
     @property
     def done(self) -> bool:
@@ -53,15 +53,20 @@ class Texts:
 
     @property
     def text(self) -> Sequence[int]:
-        """The one that is being read."""
+        """The tokens of the current text."""
         return self.texts[len(self._vectors)]
 
     def chunk(self, most: int) -> tuple[Sequence[int], int]:
-        """The tokens to read next, and how many of the same text were read before them."""
+        """The tokens to read next, at most so many, and how many of the same text were read before them."""
         return self.text[self._read : self._read + most], self._read
 
     def add(self, tokens: int, total: Any) -> None:
-        """Take in that so many tokens were read: the sum of their hidden states, an array of shape (hidden size,)."""
+        """Add what was read.
+
+        Args:
+            tokens: How many tokens of the current text.
+            total: The sum of their hidden states: an array of shape (hidden size,).
+        """
         self._read += tokens
         self._total = self._total + total
         if self._read == len(self.text):
@@ -71,6 +76,6 @@ class Texts:
 
     @property
     def part(self) -> Part:
-        """What there is to say when all are done."""
+        """The part with all vectors (see `engine_program`), once all texts are read."""
         count = sum(map(len, self.texts))
         return {"id": self.number, "vectors": self._vectors, "prompt_tokens": count, "last": True}

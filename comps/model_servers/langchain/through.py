@@ -2,73 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import fields
+from importlib import import_module
 from typing import Any
 
-from langchain_core.language_models import BaseChatModel
+from langchain_core.callbacks import AsyncCallbackManager
+from langchain_core.globals import get_llm_cache
+from langchain_core.runnables.config import ensure_config
 
-from comps.core.errors import ModelServerError
-from comps.core.ports import ABILITIES, ModelServer
-from comps.core.types import JSON, Event, Finished, ModelInfo, Prompt, Sampling
-from comps.model_servers.langchain.chat_model import CONTINUE, ChatModelServer, events_of, to_langchain
-from comps.model_servers.langchain.chat_openai import ChatOpenAIAPI
-from comps.model_servers.langchain.chat_tgi import ChatTGI
+from comps.core.ports import ABILITIES, Answer, ModelServer
+from comps.core.types import JSON, Generation, ModelInfo, Prompt, Sampling
+from comps.model_servers.langchain.chat_model import CONTINUE, AnswersChat
+from comps.model_servers.langchain.chunks import MessageReader, generation_of
 from comps.model_servers.langchain.langchain_model import LangChainModel
+from comps.model_servers.langchain.messages import to_langchain
 from comps.model_servers.remote.openai_api import OpenAIAPI
 from comps.model_servers.remote.tgi import TGI
 
-CHAT_MODELS: dict[type[Any], Callable[[Any, str], BaseChatModel]] = {TGI: ChatTGI.over, OpenAIAPI: ChatOpenAIAPI.over}
-"""LangChain's own classes by the kind of model server, subclasses first; any other kind has `ChatModelServer`."""
+CHAT_MODELS: dict[type[Any], str] = {
+    TGI: "comps.model_servers.langchain.chat_tgi:ChatTGI",
+    OpenAIAPI: "comps.model_servers.langchain.chat_openai:ChatOpenAIAPI",
+    object: "comps.model_servers.langchain.chat_model:ChatModelServer",
+}
+"""LangChain's own classes by the kind of model server, subclasses first. They are imported when they are needed, since
+one brings OpenAI's SDK, which takes long."""
+
+_SAMPLING = tuple(field.name for field in fields(Sampling))
 
 
 def through_langchain(server: ModelServer, model: str = "") -> ModelServer:
     """The same model server, reached through LangChain, which calls it `model`; it keeps all its abilities."""
     if isinstance(server, LangChainModel):  # It is LangChain's in any case.
         return server
-    over = next((over for kind, over in CHAT_MODELS.items() if isinstance(server, kind)), ChatModelServer.over)
-    through = ThroughLangChain(over(server, model), server)
+    through = ThroughLangChain(_chat_model(server, model), server)
     for ability in ABILITIES:
         if getattr(server, ability, None) and not hasattr(through, ability):
             setattr(through, ability, getattr(server, ability))
     return through
 
 
+def _chat_model(server: ModelServer, model: str) -> AnswersChat:
+    path = next(path for kind, path in CHAT_MODELS.items() if isinstance(server, kind))
+    module, _, name = path.partition(":")
+    chat_model: AnswersChat = getattr(import_module(module), name).over(server, model)
+    return chat_model
+
+
 class ThroughLangChain:
     """A model server whose tokens come by way of a LangChain chat model, so that LangChain's callbacks and traces see
     every request.
+
+    Where nobody looks on, the chat model still makes the requests, but no objects of its own out of the answers.
 
     Args:
         chat_model: What is asked.
         server: What the chat model speaks to, where it is described and closed.
     """
 
-    def __init__(self, chat_model: BaseChatModel, server: ModelServer) -> None:
+    def __init__(self, chat_model: AnswersChat, server: ModelServer) -> None:
         self._chat_model = chat_model
         self._server = server
+        self._is_observed()  # What LangChain imports for it is not imported during the first request.
 
     async def describe(self) -> ModelInfo:
         return await self._server.describe()
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        given: dict[str, Any] = {name: value for name, value in asdict(sampling).items() if value is not None}
-        stop = list(given.pop("stop")) or None
-        if isinstance(prompt, str):
-            given[CONTINUE] = True
-        if options:  # In a place of their own, so that none is taken for an argument of LangChain's.
-            given["extra_body"] = dict(options)
-        messages = self._chat_model.astream(to_langchain(prompt, ours=True), stop=stop, **given)
-        ended = False
-        async with aclosing(events_of(messages)) as events:
-            async for event in events:
-                if isinstance(event, Finished):
-                    if not event.reason:
-                        break
-                    ended = True
-                yield event
-        if not ended:
-            raise ModelServerError("the model server broke off in the middle of the answer")
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
+        asked, given = to_langchain(prompt, ours=True), _call(prompt, sampling, options)
+        if not self._is_observed():
+            await self._chat_model.write_answer(asked, given.pop("stop"), given, answer)
+            return
+        reader = MessageReader(answer)
+        messages: Any = self._chat_model.astream(asked, **given)
+        async with aclosing(messages):
+            async for message in messages:
+                reader.read(message)
+                if answer.full:
+                    await answer.drain()
+        reader.close()
+
+    async def complete(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> Generation:
+        """See `Completes`."""
+        asked, given = to_langchain(prompt, ours=True), _call(prompt, sampling, options)
+        if self._is_observed() or self._is_cached():
+            return generation_of(await self._chat_model.ainvoke(asked, **given))
+        return await self._chat_model.whole_answer(asked, given.pop("stop"), given)
+
+    def _is_observed(self) -> bool:
+        """Whether something would learn of a request, or hold it up, that goes LangChain's whole way."""
+        model = self._chat_model
+        if model.rate_limiter or model.disable_streaming:
+            return True
+        callbacks = ensure_config().get("callbacks")
+        return bool(AsyncCallbackManager.configure(callbacks, model.callbacks, model.verbose).handlers)
+
+    def _is_cached(self) -> bool:
+        """Whether LangChain keeps whole answers."""
+        cache = self._chat_model.cache
+        return bool(cache) or (cache is None and get_llm_cache() is not None)
 
     async def aclose(self) -> None:
         await self._server.aclose()
+
+
+def _call(prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> dict[str, Any]:
+    """The arguments of a call of a chat model besides the messages."""
+    given = {name: value for name in _SAMPLING if (value := getattr(sampling, name)) is not None}
+    given["stop"] = list(sampling.stop) or None
+    if isinstance(prompt, str):
+        given[CONTINUE] = True
+    if options:  # In a place of their own, so that none is taken for an argument of LangChain's.
+        given["extra_body"] = dict(options)
+    return given

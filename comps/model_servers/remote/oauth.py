@@ -5,43 +5,44 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 from typing import Any
+from urllib.parse import urlencode
 
-import aiohttp
 import orjson
 
-from comps.core.errors import ModelServerError, Unreachable
+from comps.core.errors import ModelServerError, Timeout, Unreachable
 from comps.core.types import JSON
+from comps.model_servers.remote.exchange import Broken, Deadlines, Exchange
+from comps.model_servers.remote.site import Site
 
 _MARGIN = 30.0
 """Seconds before its end at which a token is renewed; of a shorter-lived one, a tenth of its life."""
 _UNTOLD = 300.0
 """Seconds for which a token is taken for good whose server does not say."""
-_PATIENCE = aiohttp.ClientTimeout(total=10.0)
+_SECONDS = 10.0
+"""How long the token server may take."""
+_FORM = b"application/x-www-form-urlencoded"
 
 
 class ClientCredentials:
     """The current token of one client.
 
     Args:
-        token_url: Where tokens are had.
+        site: Where tokens are had.
         client_id: Who asks for one.
         client_secret: What proves it.
-        proxy: The URL of a proxy to go through.
     """
 
-    def __init__(self, token_url: str, client_id: str, client_secret: str, proxy: str | None = None) -> None:
-        self._url = token_url
-        self._proxy = proxy
+    def __init__(self, site: Site, client_id: str, client_secret: str) -> None:
+        self._site = site
         self._form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": client_secret}
         self._token = ""
         self._renew_at = 0.0
         self._fetching: asyncio.Task[None] | None = None
 
-    async def token(self, session: aiohttp.ClientSession, refused: str = "") -> str:
+    async def token(self, refused: str = "") -> str:
         """A token that is still good.
 
         Args:
-            session: What it is fetched with if there is none.
             refused: A token that the model server does not accept (any more), whatever its server said of it.
 
         Raises:
@@ -52,7 +53,7 @@ class ClientCredentials:
             # Of many requests at once, one fetches it, or fails to, for all; it goes on if that one is cancelled.
             fetching = self._fetching
             if fetching is None or fetching.done() or fetching.get_loop() is not asyncio.get_running_loop():
-                fetching = self._fetching = asyncio.ensure_future(self._fetch(session))
+                fetching = self._fetching = asyncio.ensure_future(self._fetch())
                 fetching.add_done_callback(retrieve_exception)
             await asyncio.shield(fetching)
         return self._token
@@ -60,23 +61,18 @@ class ClientCredentials:
     def _good(self, refused: str) -> bool:
         return bool(self._token) and self._token != refused and monotonic() < self._renew_at
 
-    async def _fetch(self, session: aiohttp.ClientSession) -> None:
+    async def _fetch(self) -> None:
         asked = monotonic()
-        headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
+        request = self._site.request("POST", "", urlencode(self._form).encode(), b"", _FORM)
+        exchange = Exchange(request, Deadlines(_SECONDS))
         try:
-            async with session.post(
-                self._url,
-                data=self._form,
-                headers=headers,
-                timeout=_PATIENCE,
-                proxy=self._proxy,
-                allow_redirects=False,  # It would take the secret along.
-            ) as response:
-                status, said = response.status, _document(await response.read())
-        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            # A redirect is not followed: it would take the secret along.
+            await self._site.connections.run(exchange)
+        except (Broken, Unreachable, Timeout) as error:
             raise Unreachable("the server that gives tokens for the model server cannot be reached") from error
+        status, said = exchange.status, _document(exchange.body)
         token = said.get("access_token")
-        if status != 200 or not isinstance(token, str) or not token:
+        if status != 200 or not isinstance(token, str) or not token.isprintable() or not token:
             # Its codes are known words (RFC 6749, 5.2); what else it says may hold what we sent.
             code = str(said.get("error", ""))
             told = f": {code}" if code.replace("_", "").isalpha() and len(code) < 40 else ""
@@ -85,9 +81,13 @@ class ClientCredentials:
         seconds = float(life) if isinstance(life, int | float | str) and _is_number(life) else _UNTOLD
         self._token, self._renew_at = token, asked + seconds - min(_MARGIN, seconds / 10)
 
+    def close(self) -> None:
+        """Close all connections."""
+        self._site.connections.close()
+
 
 def retrieve_exception(task: asyncio.Task[Any]) -> None:
-    """Whoever waited may have left: then nobody else hears of a failure, and asyncio would complain in the log."""
+    """For a task that nobody may wait for any more: asyncio would complain in the log of a failure that nobody sees."""
     if not task.cancelled():
         task.exception()
 

@@ -6,37 +6,35 @@ import asyncio
 import re
 import time
 from base64 import b64decode
-from collections import defaultdict
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import isfinite
 from struct import iter_unpack
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
-import orjson
-
-from comps.core.deltas import ToolCalls
+from comps.core.answers import collect
 from comps.core.errors import InvalidRequest, ModelServerError, Refused, SettingsError
+from comps.core.ports import Answer
 from comps.core.types import (
     JSON,
     Embeddings,
-    Event,
-    Finished,
+    Generation,
     Message,
     ModelInfo,
     Prompt,
     Sampling,
-    TextDelta,
-    Usage,
     only,
 )
-from comps.model_servers.remote.client import HTTP, checked_answer, checked_url, error_message
+from comps.model_servers.remote.addresses import checked_url
+from comps.model_servers.remote.chunks import ChunkReader, whole_answer
+from comps.model_servers.remote.client import HTTP
+from comps.model_servers.remote.failures import checked_answer
 from comps.model_servers.remote.oauth import retrieve_exception
 from comps.model_servers.target import Access, Target
 
+T = TypeVar("T")
+
 _FRESH_SECONDS = 2.0
 """How long a description of the server is taken for true."""
-_REASON = re.compile("[a-z_]{1,40}")
 _NEWER_NAME = re.compile(r"max_completion_tokens\W* instead")
 """How OpenAI refuses max_tokens for its reasoning models. The newer name is not used unasked: many a server passes over
 it, and answers without a limit."""
@@ -87,7 +85,7 @@ messages. https://platform.openai.com/docs/api-reference/chat/create, https://pl
 class OpenAIAPI:
     """A server with `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings` and `/v1/models`.
 
-    Answers are always streamed from it, so that closing one ends it there as well.
+    It stops generating once the connection of a request closes, of a whole answer as of a stream.
 
     Args:
         model_name: The name that the server knows the model by.
@@ -110,9 +108,11 @@ class OpenAIAPI:
     ) -> None:
         self.model_name = model_name
         root, api = split_endpoint(endpoint)
-        self.http = HTTP(root, access or Access())
+        self.access = access or Access()
+        self.http = HTTP(root, self.access)
         self._api = api
         self._context_window = context_window
+        self._sampling_fields = sorted(self.honoured)
         self._info: ModelInfo | None = None
         self._described = 0.0
         self._describing: asyncio.Task[ModelInfo] | None = None
@@ -157,29 +157,41 @@ class OpenAIAPI:
         mine: dict[str, Any] = next((model for model in listing["data"] if model["id"] == self.model_name), {})
         return {**mine, **(mine.get("meta") or {})}
 
-    def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
-        return self.events(*self.request(prompt, sampling, options))
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
+        path, body = self.request(prompt, sampling, options)
+        await self.stream(path, body, answer)
 
-    async def events(self, path: str, body: JSON) -> AsyncGenerator[Event]:
-        """The answer to a body that `request` or `asking` made."""
-        body = {self._limit if name == "max_tokens" else name: value for name, value in body.items()}
+    async def complete(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> Generation:
+        """See `Completes`."""
+        path, body = self.request(prompt, sampling, options)
+        return await self.whole(path, body)
+
+    async def stream(self, path: str, body: dict[str, JSON], answer: Answer) -> None:
+        """Write the streamed answer to a body that `request` or `asking` made."""
+        reader = ChunkReader(answer)
+        streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
         with checked_answer():
-            try:
-                async with aclosing(self.stream(path, body)) as items, aclosing(_events(items)) as events:
-                    async for event in events:
-                        yield event
-                return
-            except InvalidRequest as refusal:
-                if "max_tokens" not in body or not _NEWER_NAME.search(str(refusal)):
-                    raise
-            self._limit = "max_completion_tokens"
-            async with aclosing(self.events(path, body)) as events:
-                async for event in events:
-                    yield event
+            await self._with_limit(streamed, lambda asked: self.http.stream(path, asked, reader))
+            reader.close()
 
-    def stream(self, path: str, body: JSON) -> AsyncGenerator[bytes]:
-        """The data of the events that answer `body`."""
-        return self.http.stream(path, body)
+    async def whole(self, path: str, body: dict[str, JSON]) -> Generation:
+        """The whole answer to such a body, asked for whole, or streamed and collected if `access` says so."""
+        if self.access.streams_whole:
+            return await collect(self.stream, path, body)
+        with checked_answer():
+            return whole_answer(await self._with_limit(body, lambda asked: self.http.response(path, asked)))
+
+    async def _with_limit(self, body: dict[str, JSON], ask: Callable[[dict[str, JSON]], Awaitable[T]]) -> T:
+        """Ask with the most tokens to generate under the name that the server has for it."""
+        if "max_tokens" not in body:
+            return await ask(body)
+        try:
+            return await ask(_renamed(body, self._limit))
+        except InvalidRequest as refusal:
+            if self._limit != "max_tokens" or not _NEWER_NAME.search(str(refusal)):
+                raise
+        self._limit = "max_completion_tokens"
+        return await ask(_renamed(body, self._limit))
 
     def request(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> tuple[str, dict[str, JSON]]:
         """The path and the body that ask for an answer."""
@@ -195,8 +207,6 @@ class OpenAIAPI:
             "model": self.model_name,
             **self._sampling(sampling),
             **options,
-            "stream": True,
-            "stream_options": {"include_usage": True},
             **asked,
         }
         return f"{self._api}/{'completions' if 'prompt' in asked else 'chat/completions'}", body
@@ -209,8 +219,8 @@ class OpenAIAPI:
 
     def _sampling(self, sampling: Sampling) -> dict[str, JSON]:
         """The sampling fields of the body; those that are not set are the server's to decide."""
-        fields = {name: getattr(sampling, name) for name in sorted(self.honoured)}
-        return {name: value for name, value in fields.items() if value not in (None, ())}
+        said = [(name, getattr(sampling, name)) for name in self._sampling_fields]
+        return {name: value for name, value in said if value is not None and value != ()}
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         body = {"model": self.model_name, "input": list(texts), "encoding_format": "float"}
@@ -273,62 +283,6 @@ def _of_this_loop(task: asyncio.Task[ModelInfo]) -> bool:
     return task.get_loop() is asyncio.get_running_loop()
 
 
-async def _events(items: AsyncGenerator[bytes]) -> AsyncGenerator[Event]:
-    """What a stream of chunks says; the end comes last, when its usage has arrived too."""
-    reasons: dict[int, str] = {}
-    calls: defaultdict[int, ToolCalls] = defaultdict(ToolCalls)
-    usage: Usage | None = None
-    async for data in items:
-        chunk = _chunk(data)
-        usage = _usage(chunk) or usage
-        for choice in chunk.get("choices") or ():
-            number = choice.get("index") or 0
-            if delta := _delta(choice, number, calls[number]):
-                yield delta
-            if reason := choice.get("finish_reason"):
-                reasons[number] = (_REASON.fullmatch(reason) and reason) or "unknown"
-    if not reasons or calls.keys() - reasons.keys():
-        raise ModelServerError("the model server broke off in the middle of the answer")
-    for place, (number, reason) in enumerate(sorted(reasons.items())):
-        yield Finished(reason, None if place else usage, number)
-
-
-def _chunk(data: bytes) -> dict[str, Any]:
-    try:
-        chunk = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        raise ModelServerError("the model server sent something that is no JSON in its stream") from None
-    if not isinstance(chunk, dict):
-        raise ModelServerError("the model server sent something that is no chunk in its stream")
-    if error := chunk.get("error"):
-        raise ModelServerError(f"the model server failed: {error_message(error)}")
-    return chunk
-
-
-def _delta(choice: dict[str, Any], number: int, calls: ToolCalls) -> TextDelta | None:
-    """The text of a choice, whether it is of a chat (`delta`) or not (`text`), and what comes with it."""
-    delta = choice.get("delta") or {"content": choice.get("text")}
-    text = delta.get("content") or ""
-    if not isinstance(text, str):
-        raise ModelServerError("the model server sent something that is no text in its stream")
-    extra = {name: value for name, value in delta.items() if name not in ("role", "content") and value is not None}
-    if "tool_calls" in extra:
-        extra["tool_calls"] = calls.numbered(extra["tool_calls"])
-    if choice.get("logprobs"):
-        extra["logprobs"] = choice["logprobs"]
-    return TextDelta(text, number, extra or None) if text or extra else None
-
-
-def _usage(chunk: dict[str, Any]) -> Usage | None:
-    counted = chunk.get("usage")
-    if not counted:
-        return None
-    prompt, completion = counted["prompt_tokens"], counted["completion_tokens"]
-    if prompt is None or completion is None:
-        return None
-    return Usage(int(prompt), int(completion), {name: _counts(said) for name, said in counted.items() if _counts(said)})
-
-
-def _counts(said: JSON) -> dict[str, int]:
-    """The numbers of an object."""
-    return {name: value for name, value in said.items() if type(value) is int} if isinstance(said, dict) else {}
+def _renamed(body: dict[str, JSON], limit: str) -> dict[str, JSON]:
+    """A body with the most tokens to generate under another name."""
+    return {limit if name == "max_tokens" else name: value for name, value in body.items()}

@@ -6,21 +6,23 @@ What is known here of TGI is read in its router: https://github.com/huggingface/
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import takewhile
 from types import MappingProxyType
-from typing import Any
 
 import orjson
 
+from comps.core.answers import Forwarding, broken_off, collect
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, PromptTooLong, Refused
+from comps.core.ports import Answer
 from comps.core.prompts import plain_roles
 from comps.core.stop_strings import StopStrings
-from comps.core.types import JSON, Event, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage, only
+from comps.core.types import JSON, Finished, Generation, ModelInfo, Prompt, Sampling, TextDelta, Usage, only
 from comps.model_servers.chat_templates.token_strings import in_characters
-from comps.model_servers.remote.client import checked_answer, error_message
+from comps.model_servers.remote.chunks import ChunkReader, whole_answer
+from comps.model_servers.remote.failures import checked_answer, error_message
 from comps.model_servers.remote.openai_api import OpenAIAPI, wire_message
 
 _OPTIONS = frozenset(("tools", "tool_choice", "tool_prompt", "response_format", "logprobs", "top_logprobs"))
@@ -68,14 +70,34 @@ class TGI(OpenAIAPI):
             self.honoured | _OPTIONS | {"messages.tool_calls"},  # It reads a message's name, and makes nothing of it.
         )
 
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> AsyncGenerator[Event]:
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         prompt, wanted = plain_roles(prompt), _wanted(options)
-        inputs = await self._inputs(prompt, wanted)
-        events = self._converse(prompt, sampling, wanted) if inputs is None else self._continue(inputs, sampling)
-        with checked_answer():
-            async with aclosing(events):
-                async for event in events:
-                    yield event
+        stopped = Stopped(answer, sampling.stop)
+        with checked_answer(), _refusals():
+            inputs = await self._inputs(prompt, wanted)
+            if inputs is not None:
+                await self._continue(inputs, sampling, stopped)
+                return
+            path, body = self.request(prompt, sampling, wanted)
+            reader = _MessagesReader(stopped)
+            body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+            await self.http.stream(path, body, reader)
+            reader.close()
+
+    async def complete(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> Generation:
+        """See `Completes`."""
+        if self.access.streams_whole:
+            return await collect(self.generate, prompt, sampling, options)
+        prompt, wanted = plain_roles(prompt), _wanted(options)
+        with checked_answer(), _refusals():
+            inputs = await self._inputs(prompt, wanted)
+            if inputs is not None:
+                return await self._continue_whole(inputs, sampling)
+            path, body = self.request(prompt, sampling, wanted)
+            generation = whole_answer(await self.http.response(path, body))
+        called = bool((generation.extra or {}).get("tool_calls"))
+        text, reason = _cut(generation.text, _chat_reason(generation.reason, called), sampling.stop)
+        return replace(generation, text=text, reason=reason)
 
     async def count_tokens(self, text: str) -> int:
         with checked_answer():
@@ -122,70 +144,29 @@ class TGI(OpenAIAPI):
             sent.add("temperature")
         return prompt, replace(only(sampling, sent), stop=tuple(self._stops(sampling))), wanted
 
-    async def _continue(self, inputs: str, sampling: Sampling) -> AsyncGenerator[Event]:
-        """The answer to a text, over TGI's own API."""
-        stops = StopStrings(sampling.stop)
-        details: dict[str, Any] | None = None
-        generated = 0
-        body = {"inputs": inputs, "parameters": self._parameters(sampling)}
-        async with aclosing(self.stream("/generate_stream", body)) as items:
-            async for item in items:
-                said = orjson.loads(item)
-                token, details = said["token"], said.get("details")
-                generated += 1
-                text = "" if token["special"] else stops.push(token["text"])
-                if details:
-                    text += stops.flush()
-                if text:
-                    yield TextDelta(text)
-                if stops.hit and not details:
-                    break
-        if details:
-            reason = "stop" if stops.hit else _REASONS.get(details["finish_reason"], "unknown")
-            yield Finished(reason, Usage(details["input_length"], details["generated_tokens"]))
-        elif stops.hit:
-            yield Finished("stop", Usage(len(await self._tokenize(inputs)), generated))
-        else:
-            raise ModelServerError("the model server broke off in the middle of the answer")
+    async def _continue(self, inputs: str, sampling: Sampling, answer: Stopped) -> None:
+        """Write the answer to a text, over TGI's own API."""
+        reader = _TokenReader(answer)
+        await self.http.stream("/generate_stream", self._asked(inputs, sampling), reader)
+        if reader.ended:
+            return
+        if not answer.stops.hit:
+            raise broken_off()
+        answer.finished(Finished("stop", Usage(len(await self._tokenize(inputs)), reader.generated)))
 
-    async def _converse(self, prompt: Prompt, sampling: Sampling, options: dict[str, JSON]) -> AsyncGenerator[Event]:
-        """The answer to a conversation, over the Messages API."""
-        stops = StopStrings(sampling.stop)
-        called = False
-        async with aclosing(super().generate(prompt, sampling, options)) as events:
-            async for event in events:
-                if isinstance(event, Finished):
-                    if rest := stops.flush():
-                        yield TextDelta(rest)
-                    yield replace(event, reason=_chat_reason(event.reason, called))
-                    return
-                called = called or "tool_calls" in (event.extra or {})
-                text = stops.push(event.text)
-                if text or event.extra:
-                    yield replace(event, text=text)
-                if stops.hit:
-                    break
-        yield Finished("stop")
+    async def _continue_whole(self, inputs: str, sampling: Sampling) -> Generation:
+        """The same, whole."""
+        response = await self.http.response("/generate", self._asked(inputs, sampling))
+        said = orjson.loads(response.body)
+        details = said["details"]
+        reason = _REASONS.get(details["finish_reason"], "unknown")
+        text, reason = _cut(str(said["generated_text"]), reason, sampling.stop)
+        counted = response.headers.get(b"x-prompt-tokens", b"")
+        prompt_tokens = int(counted) if counted.isdigit() else len(await self._tokenize(inputs))
+        return Generation(text, reason, Usage(prompt_tokens, int(details["generated_tokens"])))
 
-    async def stream(self, path: str, body: JSON) -> AsyncGenerator[bytes]:
-        """The events of an answer. TGI's errors are among them, under a status of 200, and it does not say how a whole
-        tool call ended, only what it used.
-        """
-        said = False
-        try:
-            async with aclosing(super().stream(path, body)) as items:
-                async for item in items:
-                    # Within text these would have backslashes.
-                    if b'"error"' in item and (error := orjson.loads(item).get("error")):
-                        raise _failure(error_message(error))
-                    said = said or b'"finish_reason":"' in item
-                    if b'"choices":[]' in item and not said:
-                        yield orjson.dumps({"choices": [{"delta": {}, "finish_reason": _UNSAID}]})
-                    yield item
-        except InvalidRequest as error:
-            if error.field or isinstance(error, PromptTooLong):
-                raise
-            raise _refused(str(error)) from None
+    def _asked(self, inputs: str, sampling: Sampling) -> dict[str, JSON]:
+        return {"inputs": inputs, "parameters": self._parameters(sampling)}
 
     def _parameters(self, sampling: Sampling) -> dict[str, JSON]:
         """The sampling fields of TGI's own API. Without a temperature of 0 it shall sample, as on its Messages API."""
@@ -308,6 +289,113 @@ def _in_its_words(options: dict[str, JSON]) -> dict[str, JSON]:
     if form.get("type") == "json_schema" and "value" not in form:
         return {**options, "response_format": {"type": "json_schema", "value": form.get("json_schema")}}
     return options
+
+
+class Stopped(Forwarding):
+    """Writes an answer on up to the first stop string: TGI shows it, or what of it stands in a token.
+
+    Args:
+        answer: Where it is written to.
+        stops: The stop strings.
+    """
+
+    def __init__(self, answer: Answer, stops: Sequence[str]) -> None:
+        super().__init__(answer)
+        self.stops = StopStrings(stops)
+
+    def text(self, text: str, choice: int = 0) -> None:
+        if shown := self.stops.push(text):
+            self._answer.text(shown, choice)
+
+    def delta(self, delta: TextDelta) -> None:
+        text = self.stops.push(delta.text)
+        if text or delta.extra:
+            self._answer.delta(replace(delta, text=text))
+
+    def finished(self, end: Finished) -> None:
+        if rest := self.stops.flush():
+            self._answer.text(rest, end.choice)
+        self._answer.finished(replace(end, reason="stop") if self.stops.hit else end)
+
+
+def _cut(text: str, reason: str, stops: Sequence[str]) -> tuple[str, str]:
+    """A whole text up to the first stop string, and why it ended."""
+    found = StopStrings(stops)
+    text = found.push(text)
+    return text + found.flush(), "stop" if found.hit else reason
+
+
+class _TokenReader:
+    """Reads the events of `/generate_stream`, a token each.
+
+    Args:
+        answer: Where the text is written to.
+    """
+
+    def __init__(self, answer: Stopped) -> None:
+        self._answer = answer
+        self.generated = 0
+        """Tokens so far."""
+        self.ended = False
+        """Whether the last one has come."""
+
+    @property
+    def full(self) -> bool:
+        return self._answer.full
+
+    async def drain(self) -> None:
+        await self._answer.drain()
+
+    def event(self, data: bytes) -> bool:
+        said = orjson.loads(data)
+        if "error" in said:  # Under a status of 200.
+            raise _failure(error_message(said["error"]))
+        token, details = said["token"], said.get("details")
+        self.generated += 1
+        if token["text"] and not token["special"]:
+            self._answer.text(token["text"])
+        if details:
+            self.ended = True
+            reason = _REASONS.get(details["finish_reason"], "unknown")
+            usage = Usage(details["input_length"], details["generated_tokens"])
+            self._answer.finished(Finished(reason, usage))
+        return self._answer.stops.hit and not self.ended
+
+
+class _MessagesReader(ChunkReader):
+    """Reads the chunks of the Messages API, which does not say how a whole tool call ended, only what it used."""
+
+    def __init__(self, answer: Stopped) -> None:
+        super().__init__(answer)
+        self._stops = answer.stops
+
+    def event(self, data: bytes) -> bool:
+        # Within text this would have backslashes.
+        if b'"error"' in data and (error := orjson.loads(data).get("error")):
+            raise _failure(error_message(error))
+        super().event(data)
+        return self._stops.hit
+
+    def close(self) -> None:
+        if self._stops.hit and not self.reasons:
+            self.reasons[0] = "stop"
+        elif not self.reasons and self.usage is not None:
+            self.reasons[0] = _UNSAID
+        called = bool(self.calls)
+        for number, reason in self.reasons.items():
+            self.reasons[number] = _chat_reason(reason, called)
+        super().close()
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Refusals, with the fields that TGI's messages name."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.field or isinstance(error, PromptTooLong):
+            raise
+        raise _refused(str(error)) from None
 
 
 def _chat_reason(reason: str, called: bool) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from comps.core.errors import ModelServerError
 from comps.core.types import JSON, Message, Prompt
 from comps.model_servers.chat_templates.token_strings import ends_of
-from comps.model_servers.remote.client import checked_answer
+from comps.model_servers.remote.failures import checked_answer
 from comps.model_servers.remote.openai_api import OPENAI_OPTIONS, OpenAIAPI, wire_message
 
 VLLM_OPTIONS = frozenset(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from comps.core.errors import Forbidden, InvalidRequest, LLMError, ModelServerError
-from comps.core.types import JSON, Embeddings, Event, Generation, GenerationRequest, TextDelta
+from comps.core.types import JSON, Embeddings, Finished, Generation, GenerationRequest, TextDelta
 from comps.dialects.shared.base import (
     Dialect,
     EmbeddingCall,
@@ -19,6 +19,7 @@ from comps.dialects.shared.base import (
     Style,
     Text,
     TokenCountCall,
+    Writer,
 )
 from comps.dialects.shared.framing import ResponseMetadata
 from comps.model_servers.scripted import Scripted
@@ -30,6 +31,25 @@ def _shout(document: JSON) -> bytes:
 
 
 STYLE = Style(lambda error: {"wrong": str(error)}, {InvalidRequest: 422}, _shout)
+
+
+class Numbered:
+    """Writes the texts of all choices, each with the number of its choice."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+
+    def text(self, text: str, choice: int = 0) -> None:
+        self._write(f"{choice}:{text};".encode())
+
+    def delta(self, delta: TextDelta) -> None:
+        self.text(delta.text, delta.choice)
+
+    def finished(self, end: Finished) -> None:
+        """Nothing is written of it."""
+
+    def close(self) -> None:
+        """Nothing follows."""
 
 
 class Tell(GenerationCall):
@@ -54,10 +74,8 @@ class Tell(GenerationCall):
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         return [metadata.model, *(generation.text for generation in generations)]
 
-    async def reply_stream(self, events: AsyncGenerator[Event], metadata: ResponseMetadata) -> AsyncGenerator[bytes]:
-        async for event in events:
-            if isinstance(event, TextDelta):
-                yield f"{event.choice}:{event.text};".encode()
+    def writer(self, metadata: ResponseMetadata, write: Callable[[bytes], None]) -> Writer:
+        return Numbered(write)
 
     def error_item(self, error: LLMError) -> bytes:
         return b"oh no;"

@@ -198,7 +198,7 @@ def test_a_template_of_ones_own_is_looked_at_before_the_built_in_ones() -> None:
 
 
 def test_a_template_is_told_as_fastchats_workers_tell_it() -> None:
-    assert LLAMA_2.told() == {
+    assert LLAMA_2.as_fastchat() == {
         "name": "llama-2",
         "system_template": "[INST] <<SYS>>\n{system_message}\n<</SYS>>\n\n",
         "system_message": "",
@@ -211,9 +211,9 @@ def test_a_template_is_told_as_fastchats_workers_tell_it() -> None:
         "stop_str": None,
         "stop_token_ids": None,
     }
-    assert (FALCON.told()["stop_str"], FALCON.told()["stop_token_ids"]) == ("\nUser", list(range(12)))
-    assert (ONE_SHOT.told()["offset"], ONE_SHOT.told()["messages"][0][0]) == (2, "Human")
-    assert Conversation("two", stop_str=("a", "b")).told()["stop_str"] == ["a", "b"]
+    assert (FALCON.as_fastchat()["stop_str"], FALCON.as_fastchat()["stop_token_ids"]) == ("\nUser", list(range(12)))
+    assert (ONE_SHOT.as_fastchat()["offset"], ONE_SHOT.as_fastchat()["messages"][0][0]) == (2, "Human")
+    assert Conversation("two", stop_str=("a", "b")).as_fastchat()["stop_str"] == ["a", "b"]
 
 
 def test_a_template_is_read_from_the_settings() -> None:

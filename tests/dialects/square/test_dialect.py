@@ -33,7 +33,7 @@ from comps.dialects.square.dialect import SQUARE, Switches, square
 from comps.model_servers import FRAMEWORKS, open_model_server
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Target
-from tests.model_servers.replay import Reply, replaying, sse
+from tests.model_servers.replay import Reply, replaying
 from tests.service import Able, Answer, running
 
 WHOLE, STREAM = "/api/worker_generate", "/api/worker_generate_stream"
@@ -616,7 +616,7 @@ async def test_the_template_told_is_that_of_a_chat_without_an_identifier(
         told = await service.get(path)
         asked = await service.post({}, path.replace("worker_conv", "worker_get_conv"))
         await service.post(body, path.replace("worker_conv_template", "worker_generate"))
-    assert told.json == asked.json == {"conv": conversation.told()}
+    assert told.json == asked.json == {"conv": conversation.as_fastchat()}
     assert server.asked[0][0] == conversation.render("", [(0, "U")])
 
 
@@ -722,7 +722,7 @@ async def test_stop_tokens_go_to_a_server_that_knows_them_and_are_named_for_anot
 ) -> None:
     replies: dict[str, Reply | list[Reply]] = {
         "/v1/models": Reply([b'{"data": []}']),
-        "/v1/completions": sse({"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}]}),
+        "/v1/completions": Reply([b'{"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}]}']),
     }
     async with replaying(replies) as replay:
         server = open_model_server(kind, Target("m", replay.url))

@@ -7,6 +7,7 @@ where that template is from.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from typing import Any
 import pytest
 
 from comps.app import open_models, read_settings
+from comps.core.answers import collect
 from comps.core.errors import InvalidRequest, SettingsError
-from comps.core.generator import collect
-from comps.core.ports import CountsTokens, Embeds, Loads, Renders, Translates
-from comps.core.types import Message, ModelInfo, Sampling
+from comps.core.ports import Completes, CountsTokens, Embeds, Loads, Renders, Translates
+from comps.core.types import JSON, Generation, Message, ModelInfo, Prompt, Sampling, Usage
 from comps.model_servers import with_chat_template
 from comps.model_servers.chat_templates.formats import FORMATS
 from comps.model_servers.chat_templates.templates import ChatTemplate, chat_template
@@ -213,7 +214,7 @@ async def test_a_conversation_is_text_to_the_model_server_and_ends_where_the_tem
     wrapped = with_chat_template(server, "chatml", "")
     asked = messages(("developer", "Be kind."), ("user", "Really?"))
     options = {"tools": [], "user": "ann"}
-    answer = await collect(wrapped.generate(asked, Sampling(max_tokens=9, stop=("STOP",)), options))
+    answer = await collect(wrapped.generate, asked, Sampling(max_tokens=9, stop=("STOP",)), options)
     assert (answer.text, answer.reason) == ("Yes.", "stop")
     prompt, sampling, passed = server.asked[0]
     assert (
@@ -223,6 +224,21 @@ async def test_a_conversation_is_text_to_the_model_server_and_ends_where_the_tem
     assert passed == {"user": "ann"}
 
 
+async def test_a_whole_answer_is_asked_for_as_text_of_a_model_server_that_gives_it() -> None:
+    class Completing(Scripted):
+        async def complete(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> Generation:
+            return await collect(self.generate, prompt, sampling, options)
+
+    server = Completing([["Yes", ".", "<|im_end|>"]])
+    wrapped = with_chat_template(server, "chatml", "")
+    assert isinstance(wrapped, Completes)
+    assert isinstance(wrapped, Translates)
+    asked = (messages(("user", "Really?")), Sampling(max_tokens=9), {"tools": [], "user": "ann"})
+    assert await wrapped.complete(*asked) == Generation("Yes.", "stop", Usage(3, 3))
+    assert server.asked == [await wrapped.translated(*asked)]
+    assert not isinstance(with_chat_template(Scripted(), "chatml", ""), Completes)
+
+
 async def test_what_a_conversation_becomes_can_be_told_beforehand() -> None:
     server = Scripted(context_window=200)
     replicas = Replicas([with_chat_template(server, "chatml", "")])
@@ -230,7 +246,7 @@ async def test_what_a_conversation_becomes_can_be_told_beforehand() -> None:
     assert isinstance(replicas, Renders)
     assert isinstance(replicas, Translates)
     told = await replicas.translated(*asked)
-    await collect(replicas.generate(*asked))
+    await collect(replicas.generate, *asked)
     assert server.asked == [told]
     assert await replicas.render(asked[0], {}) == told[0]
 
@@ -248,7 +264,7 @@ async def test_an_answer_without_a_limit_has_the_rest_of_the_window(
     server: Scripted, asked: str, most: int | None
 ) -> None:
     # A model server's own limit for texts to continue is often 16 tokens.
-    await collect(with_chat_template(server, "chatml", "").generate(messages(("user", asked)), Sampling(), {}))
+    await collect(with_chat_template(server, "chatml", "").generate, messages(("user", asked)), Sampling(), {})
     prompt, sampling, _ = server.asked[-1]
     assert len(prompt) == 50 + len(asked)
     assert sampling.max_tokens == most
@@ -257,16 +273,17 @@ async def test_an_answer_without_a_limit_has_the_rest_of_the_window(
 async def test_text_to_continue_passes_as_it_is() -> None:
     server = Scripted()
     sampling, options = Sampling(stop=("x",)), {"tools": [1], "logprobs": 1}
-    await collect(with_chat_template(server, "chatml", "").generate("[INST] <s>{{ 1 }}", sampling, options))
+    await collect(with_chat_template(server, "chatml", "").generate, "[INST] <s>{{ 1 }}", sampling, options)
     assert server.asked == [("[INST] <s>{{ 1 }}", sampling, options)]
 
 
 async def test_logprobs_of_a_chat_are_refused_since_a_text_has_others() -> None:
     with pytest.raises(InvalidRequest, match="logprobs"):
         await collect(
-            with_chat_template(Scripted(), "chatml", "").generate(
-                messages(("user", "a")), Sampling(), {"logprobs": True}
-            )
+            with_chat_template(Scripted(), "chatml", "").generate,
+            messages(("user", "a")),
+            Sampling(),
+            {"logprobs": True},
         )
 
 

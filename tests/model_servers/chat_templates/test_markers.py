@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from comps.app import open_models, read_settings
+from comps.core.answers import collect
 from comps.core.prompts import text_of
 from comps.core.types import GenerationRequest, Message, Prompt
 from comps.model_servers import control_token_escaper
@@ -28,8 +29,7 @@ async def planned(request: GenerationRequest, name: str, template: str, monkeypa
         monkeypatch.setenv(key, value)
     server = Scripted()
     models = await asyncio.to_thread(lambda: open_models(read_settings(None), {MODELS[name]: server}))
-    async for _ in models.named(None).generate(request):
-        pass
+    await collect(models.named(None).generate, request)
     return server.asked[0][0]
 
 
@@ -121,6 +121,24 @@ def test_plain_words_are_roles_only_where_the_format_has_them() -> None:
 @pytest.mark.parametrize("model", ["falcon-7b", "vicuna-7b-v1.5", "acme"])
 def test_what_breaks_no_turn_stays_as_it_is(text: str, model: str) -> None:
     assert control_token_escaper("", model)(text) == text
+
+
+@pytest.mark.parametrize("name", ["falcon", "vicuna", "llama-2"])
+@pytest.mark.parametrize("around", ["", "a word and another " * 500, "< a [1] b # c U d\n" * 500, "\n" * 500])
+def test_a_marker_is_found_in_a_text_of_any_length_among_many_or_few_of_its_characters(name: str, around: str) -> None:
+    escape = control_token_escaper(name, "acme")
+    for mark in marks_of(name):
+        text = escape(f"{around}\n{mark.strip()} {around}")
+        assert count(mark, text) == 0
+        assert text.replace(" ", "") == f"{around}\n{mark.strip()} {around}".replace(" ", "")
+    assert escape(around) is around
+
+
+@pytest.mark.parametrize(("name", "mark"), [("falcon", "\nUser:"), ("vicuna", "USER:")])
+@pytest.mark.parametrize("filler", ["\u115f", "\u1160", "\u3164", "\uffa0"])
+def test_an_invisible_letter_before_a_role_hides_it_not(name: str, mark: str, filler: str) -> None:
+    text = control_token_escaper(name, "")(f"a\n{filler}{mark.strip()} b")
+    assert text == f"a\n{filler}U {mark.strip()[1:]} b"
 
 
 def from_file(folder: Path, jinja: str) -> Callable[[str], str]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from comps.app import open_models, read_settings
-from comps.core.counting import AROUND
+from comps.core.answers import collect
+from comps.core.counting import MESSAGE_OVERHEAD
 from comps.core.errors import SettingsError
-from comps.core.ports import CountsPrompts, CountsTokens, Embeds
-from comps.core.types import Message
+from comps.core.ports import CountsPrompts, CountsTexts, CountsTokens, Embeds
+from comps.core.types import Message, Sampling
 from comps.model_servers import with_chat_template, with_tokenizer
 from comps.model_servers.scripted import Scripted
 from tests.model_servers.tgi_stand_in import tokenizer
 from tests.service import Able, running
+
+T = TypeVar("T")
 
 TEXT = "Deep learning is a part of machine learning, isn't it? 深度学习 🌊"
 
@@ -39,6 +45,31 @@ async def test_a_text_is_counted_without_special_tokens_and_one_to_continue_with
     assert await server.count_prompt(TEXT, {}) == len(tokenizer().encode(TEXT)) == tokens(TEXT) + 1
 
 
+@pytest.mark.parametrize("times", [1, 100])
+async def test_texts_are_counted_at_once_as_each_alone(file: str, times: int) -> None:
+    server = with_tokenizer(Scripted(), file)
+    assert isinstance(server, CountsTexts)
+    texts = [TEXT * times, "", "half a character: \ud800", TEXT[:9]]
+    assert await server.count_texts(texts) == [await server.count_tokens(text) for text in texts]
+    assert await server.count_texts([]) == []
+
+
+async def test_many_texts_are_counted_while_others_are_served(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[Callable[[], object]] = []
+
+    async def to_thread(work: Callable[[], T]) -> T:
+        threads.append(work)
+        return work()
+
+    monkeypatch.setattr(asyncio, "to_thread", to_thread)
+    server = with_tokenizer(Scripted(), file)
+    assert isinstance(server, CountsTexts)
+    await server.count_texts([TEXT])
+    assert threads == []
+    await server.count_texts([TEXT] * 40)
+    assert len(threads) == 1
+
+
 async def test_a_chat_template_of_ours_is_counted_with_all_that_it_writes(file: str) -> None:
     server = with_chat_template(with_tokenizer(Scripted(), file), "chatml", "")
     assert isinstance(server, CountsPrompts)
@@ -50,12 +81,13 @@ async def test_a_chat_template_of_nobody_knows_whose_is_estimated(file: str) -> 
     server = with_tokenizer(Scripted(), file)
     assert isinstance(server, CountsPrompts)
     conversation = (Message("system", "Be brief."), Message("user", [{"type": "text", "text": TEXT}]))
-    assert await server.count_prompt(conversation, {}) == tokens("Be brief.") + tokens(TEXT) + 3 * AROUND
+    assert await server.count_prompt(conversation, {}) == tokens("Be brief.") + tokens(TEXT) + 3 * MESSAGE_OVERHEAD
 
 
 async def test_all_else_stays_as_it_was(file: str) -> None:
     server = with_tokenizer(Able(), file)
     assert isinstance(server, Embeds)
+    assert (await collect(server.generate, TEXT, Sampling(), {})).text
     assert not isinstance(with_tokenizer(Scripted(), file), Embeds)
     assert await server.describe() == await Able().describe()
     plain = Scripted()

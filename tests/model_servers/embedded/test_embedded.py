@@ -1,4 +1,4 @@
-"""What the service has of an engine in a process of its own, whatever the engine: here, one of words."""
+"""The service and an engine in a process of its own, whatever the engine: here, one of words."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
+from comps.core.answers import Collector, collect, read
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, TextTooLong, Unreachable
-from comps.core.generator import collect
 from comps.core.types import JSON, Finished, Generation, Message, Sampling, TextDelta, Usage
 from comps.model_servers import open_model_server, target
 from comps.model_servers.embedded import base as embedded
-from comps.model_servers.embedded.decoding import chunk_for, greedy
+from comps.model_servers.embedded.decoding import is_greedy, prefill_chunk
 from comps.model_servers.embedded.engine_process import EngineProcess
-from comps.model_servers.embedded.engine_program import Inbox
+from comps.model_servers.embedded.engine_program import MessageReader, Part
 from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_checkpoint, find_gguf
 from comps.model_servers.target import Target
 from tests.model_servers.embedded.word_engine import Words
@@ -38,14 +38,14 @@ async def words() -> AsyncIterator[Words]:
 
 
 async def test_an_answer_comes_piece_by_piece_with_its_reason_and_its_usage(words: Words) -> None:
-    async with aclosing(words.generate("a b .", Sampling(), {})) as events:
+    async with aclosing(read(words.generate, "a b .", Sampling(), {})) as events:
         assert [event async for event in events] == [TextDelta(" a"), TextDelta(" b"), Finished("stop", Usage(3, 3))]
 
 
 async def test_max_tokens_and_the_window_end_an_answer_with_length(words: Words) -> None:
-    cut = await collect(words.generate(ENDLESS, Sampling(max_tokens=3), {}))
+    cut = await collect(words.generate, ENDLESS, Sampling(max_tokens=3), {})
     assert cut == Generation(" round and round", "length", Usage(2, 3))
-    filled = await collect(words.generate(ENDLESS, Sampling(), {}))
+    filled = await collect(words.generate, ENDLESS, Sampling(), {})
     assert (filled.reason, filled.usage) == ("length", Usage(2, 48))
 
 
@@ -58,39 +58,140 @@ async def test_texts_to_embed_reach_the_engine_unless_one_cannot_fit_whatever_it
 
 
 async def test_a_stop_string_across_tokens_ends_an_answer_before_it(words: Words) -> None:
-    cut = await collect(words.generate("one two three", Sampling(stop=("o th",)), {}))
+    cut = await collect(words.generate, "one two three", Sampling(stop=("o th",)), {})
     assert cut == Generation(" one tw", "stop", Usage(3, 3))
 
 
 async def test_a_control_token_in_a_message_reaches_the_engine_broken_up(words: Words) -> None:
-    answer = await collect(words.generate((Message("user", "say <end> now ."),), Sampling(), {}))
+    answer = await collect(words.generate, (Message("user", "say <end> now ."),), Sampling(), {})
     assert answer.text == " say < end> now"
 
 
+class Slow(Collector):
+    """An answer whose reader has to be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.caught_up = asyncio.Event()
+        self.pieces: list[str] = []
+
+    @property
+    def full(self) -> bool:  # type: ignore[override]
+        return not self.caught_up.is_set()
+
+    def text(self, text: str, choice: int = 0) -> None:
+        assert not self.full
+        self.pieces.append(text)
+        super().text(text, choice)
+
+    async def drain(self) -> None:
+        await self.caught_up.wait()
+
+
+async def test_what_a_slow_reader_cannot_take_yet_is_kept_for_it(words: Words) -> None:
+    answer = Slow()
+    writing = asyncio.ensure_future(words.generate("a b c .", Sampling(), {}, answer))
+    await collect(words.generate, ENDLESS, Sampling(), {})  # 48 steps of the engine, which waits for no reader.
+    assert not writing.done()
+    assert answer.pieces == []
+    answer.caught_up.set()
+    await writing
+    assert answer.pieces == [" a", " b", " c"]
+    assert answer.generation() == Generation(" a b c", "stop", Usage(4, 4))
+
+
+async def test_a_slow_reader_that_is_cancelled_gets_nothing_any_more(words: Words) -> None:
+    answer = Slow()
+    writing = asyncio.ensure_future(words.generate("a b c .", Sampling(), {}, answer))
+    await collect(words.generate, ENDLESS, Sampling(), {})
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    answer.caught_up.set()
+    await collect(words.generate, "a .", Sampling(), {})
+    assert answer.pieces == []
+
+
+class Watched(EngineProcess):
+    """Counts the parts that engines write."""
+
+    parts = 0
+
+    def _deliver(self, parts: Sequence[Part]) -> None:
+        Watched.parts += len(parts)
+        super()._deliver(parts)
+
+
+@pytest.fixture
+async def endless(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Words]:
+    """An engine whose answers do not end by themselves, and whose parts are counted."""
+    monkeypatch.setattr(embedded, "EngineProcess", Watched)
+    server = Words("words", context_window=10_000_000)
+    await server.load()
+    yield server
+    await server.aclose()
+
+
+async def until_idle() -> None:
+    """Wait until the engine writes no parts any more."""
+    before = -1
+    while before != Watched.parts:
+        before = Watched.parts
+        await asyncio.sleep(0.1)
+
+
+async def test_an_answer_that_cannot_be_written_fails_alone_and_stops_the_engine(endless: Words) -> None:
+    class Broken(Collector):
+        def text(self, text: str, choice: int = 0) -> None:
+            raise ValueError("no")
+
+    async with aclosing(read(endless.generate, ENDLESS, Sampling(), {})) as other:
+        await anext(other)
+        with pytest.raises(ValueError, match="no"):
+            await endless.generate(ENDLESS, Sampling(), {}, Broken())
+        assert isinstance(await anext(other), TextDelta)
+    await asyncio.wait_for(until_idle(), 5)
+
+
+async def test_a_cancelled_answer_stops_the_engine(endless: Words) -> None:
+    begun = asyncio.Event()
+
+    class Begun(Collector):
+        def text(self, text: str, choice: int = 0) -> None:
+            begun.set()
+
+    writing = asyncio.ensure_future(endless.generate(ENDLESS, Sampling(), {}, Begun()))
+    await asyncio.wait_for(begun.wait(), 5)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    await asyncio.wait_for(until_idle(), 5)
+
+
 async def test_a_short_answer_is_done_while_a_long_one_runs(words: Words) -> None:
-    async with aclosing(words.generate(ENDLESS, Sampling(), {})) as long:
+    async with aclosing(read(words.generate, ENDLESS, Sampling(), {})) as long:
         await anext(long)
-        assert (await collect(words.generate("a .", Sampling(), {}))).reason == "stop"
+        assert (await collect(words.generate, "a .", Sampling(), {})).reason == "stop"
 
 
 async def test_a_prompt_over_the_window_is_refused_with_the_numbers(words: Words) -> None:
     with pytest.raises(PromptTooLong) as caught:
-        await collect(words.generate("w " * 50, Sampling(), {}))
+        await collect(words.generate, "w " * 50, Sampling(), {})
     assert (caught.value.prompt_tokens, caught.value.context_window) == (50, 50)
 
 
 async def test_prompt_and_answer_together_have_the_tokens_that_they_may(words: Words) -> None:
-    cut = await collect(words.generate(ENDLESS, Sampling(max_tokens=9, max_total_tokens=5), {}))
+    cut = await collect(words.generate, ENDLESS, Sampling(max_tokens=9, max_total_tokens=5), {})
     assert (cut.reason, cut.usage) == ("length", Usage(2, 3))
     with pytest.raises(InvalidRequest, match="max_total_tokens: the prompt alone has 2 tokens, and 2 are allowed"):
-        await collect(words.generate(ENDLESS, Sampling(max_total_tokens=2), {}))
+        await collect(words.generate, ENDLESS, Sampling(max_total_tokens=2), {})
 
 
 async def test_what_cannot_fit_whatever_its_tokens_are_never_reaches_the_engine(words: Words) -> None:
     with pytest.raises(PromptTooLong, match="the prompt has at least 51 tokens"):
-        await collect(words.generate("crash" * 204, Sampling(max_total_tokens=5), {}))
+        await collect(words.generate, "crash" * 204, Sampling(max_total_tokens=5), {})
     with pytest.raises(InvalidRequest, match="max_total_tokens: the prompt alone has at least 6 tokens"):
-        await collect(words.generate("crash" * 24, Sampling(max_total_tokens=5), {}))
+        await collect(words.generate, "crash" * 24, Sampling(max_total_tokens=5), {})
     with pytest.raises(TextTooLong, match="the text has at least 51 tokens, and at most 50 are taken"):
         await words.count_tokens("crash" * 204)
 
@@ -111,7 +212,7 @@ async def test_what_cannot_fit_whatever_its_tokens_are_never_reaches_the_engine(
 )
 async def test_a_value_that_means_nothing_is_refused_by_name(words: Words, sampling: Sampling, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        await collect(words.generate("a", sampling, {}))
+        await collect(words.generate, "a", sampling, {})
     assert caught.value.field == field
 
 
@@ -131,10 +232,10 @@ async def test_a_conversation_is_rendered_by_the_engine_and_a_text_is_itself(wor
 async def test_a_step_that_fails_fails_all_its_answers() -> None:
     server = Words("words", context_window=10_000_000)
     await server.load()
-    async with aclosing(server.generate(ENDLESS, Sampling(), {})) as running:
+    async with aclosing(read(server.generate, ENDLESS, Sampling(), {})) as running:
         await anext(running)
         with pytest.raises(ModelServerError, match=r"^the model failed: it crashed$"):
-            await collect(server.generate("crash", Sampling(), {}))
+            await collect(server.generate, "crash", Sampling(), {})
         with pytest.raises(ModelServerError, match=r"^the model failed: it crashed$"):
             async for _ in running:
                 pass
@@ -168,7 +269,7 @@ def kill(server: Words) -> None:
 
 async def test_when_its_process_dies_answers_break_off_and_it_is_started_again(kept: FoundWords) -> None:
     await kept.load()
-    answers = [kept.generate(ENDLESS, Sampling(), {}) for _ in range(2)]
+    answers = [read(kept.generate, ENDLESS, Sampling(), {}) for _ in range(2)]
     for answer in answers:
         assert isinstance(await anext(answer), TextDelta)
     kill(kept)
@@ -179,30 +280,45 @@ async def test_when_its_process_dies_answers_break_off_and_it_is_started_again(k
     with pytest.raises(Unreachable, match="started again"):
         await kept.describe()
     await kept.load()  # Waits for the one that is under way.
-    assert (await collect(kept.generate("a .", Sampling(), {}))).text == " a"
+    assert (await collect(kept.generate, "a .", Sampling(), {})).text == " a"
+
+
+async def test_what_was_generated_before_its_process_died_reaches_a_slow_reader(kept: FoundWords) -> None:
+    await kept.load()
+    answer = Slow()
+    writing = asyncio.ensure_future(kept.generate(ENDLESS, Sampling(), {}, answer))
+    async with aclosing(read(kept.generate, ENDLESS, Sampling(), {})) as other:  # It has its turn behind the first.
+        await anext(other)
+    kill(kept)
+    await asyncio.sleep(0.1)
+    assert not writing.done()
+    answer.caught_up.set()
+    with pytest.raises(ModelServerError, match="has ended"):
+        await writing
+    assert answer.pieces[0] == " round"
 
 
 async def test_a_load_that_was_given_up_can_be_done_again(kept: FoundWords, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asyncio.Event()
 
-    class Watched(EngineProcess):
-        def ask(self, message: Mapping[str, JSON]) -> AsyncGenerator[JSON]:
+    class Asked(EngineProcess):
+        async def ask(self, message: Mapping[str, JSON], on_part: Callable[[Part], None] | None = None) -> Part:
             asked.set()
-            return super().ask(message)
+            return await super().ask(message, on_part)
 
-    monkeypatch.setattr(embedded, "EngineProcess", Watched)
+    monkeypatch.setattr(embedded, "EngineProcess", Asked)
     loading = asyncio.ensure_future(kept.load())
     await asyncio.wait_for(asked.wait(), 30)
     loading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await loading
     await kept.load()
-    assert (await collect(kept.generate("a .", Sampling(), {}))).text == " a"
+    assert (await collect(kept.generate, "a .", Sampling(), {})).text == " a"
 
 
 async def test_a_reload_that_failed_is_tried_again_by_whoever_asks_next(kept: FoundWords, tmp_path: Path) -> None:
     await kept.load()
-    running = kept.generate(ENDLESS, Sampling(), {})
+    running = read(kept.generate, ENDLESS, Sampling(), {})
     assert isinstance(await anext(running), TextDelta)
     kill(kept)
     (tmp_path / "words").unlink()
@@ -217,7 +333,7 @@ async def test_a_reload_that_failed_is_tried_again_by_whoever_asks_next(kept: Fo
     with pytest.raises(Unreachable, match="started again"):
         await kept.describe()
     await kept.load()
-    assert (await collect(kept.generate("a .", Sampling(), {}))).text == " a"
+    assert (await collect(kept.generate, "a .", Sampling(), {})).text == " a"
 
 
 async def test_the_window_and_the_settings_reach_the_engine() -> None:
@@ -319,27 +435,27 @@ def test_weights_in_a_file_that_transformers_would_refuse_are_refused_at_the_sta
 
 
 def test_next_to_no_temperature_is_none() -> None:
-    assert greedy(Sampling(temperature=1e-40))
-    assert greedy(Sampling(temperature=0.0))
-    assert greedy(Sampling(temperature=1.0, top_p=0.0))
-    assert not greedy(Sampling(temperature=1e-5))
-    assert not greedy(Sampling())
+    assert is_greedy(Sampling(temperature=1e-40))
+    assert is_greedy(Sampling(temperature=0.0))
+    assert is_greedy(Sampling(temperature=1.0, top_p=0.0))
+    assert not is_greedy(Sampling(temperature=1e-5))
+    assert not is_greedy(Sampling())
 
 
 def test_all_that_has_arrived_is_read_at_once_however_long_its_lines_are(tmp_path: Path) -> None:
     said = [{"count": "x" * 3_000_000}, {"cancel": 1}]
     (tmp_path / "lines").write_bytes(b"".join(json.dumps(one).encode() + b"\n" for one in said) + b"half a")
     with (tmp_path / "lines").open("rb") as file:
-        inbox = Inbox(file.fileno())
-        assert inbox.read(wait=True) == said
-        assert inbox.read(wait=False) is None
+        reader = MessageReader(file.fileno())
+        assert reader.read(wait=True) == said
+        assert reader.read(wait=False) is None
 
 
 def test_prompts_are_read_in_chunks_of_a_steady_size() -> None:
-    assert chunk_for(1.0, 512) == 32
-    assert chunk_for(0.001, 512) == chunk_for(0.0011, 512) == 128
-    assert chunk_for(1e-6, 512) == 512
-    assert chunk_for(1.0, 10) == 10
+    assert prefill_chunk(1.0, 512) == 32
+    assert prefill_chunk(0.001, 512) == prefill_chunk(0.0011, 512) == 128
+    assert prefill_chunk(1e-6, 512) == 512
+    assert prefill_chunk(1.0, 10) == 10
 
 
 def test_what_is_said_to_a_process_that_has_ended_is_nobodys_failure() -> None:
@@ -347,5 +463,5 @@ def test_what_is_said_to_a_process_that_has_ended_is_nobodys_failure() -> None:
     process.close()
     reading, writing = os.pipe()
     os.close(reading)
-    process._outbox.put({"cancel": 1})
+    process._outgoing.put({"cancel": 1})
     process._write(os.fdopen(writing, "wb"))

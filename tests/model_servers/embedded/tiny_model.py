@@ -113,11 +113,10 @@ _TENSORS = {
 def to_gguf(folder: Path, file: Path) -> None:
     """Write the model in `folder` into a GGUF file, in float32. OpenVINO reads none of these."""
     import gguf
-    import numpy
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    config, words = model.config, tokenizer.get_vocab()
+    config = model.config
     writer = gguf.GGUFWriter(str(file), "llama")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -127,12 +126,24 @@ def to_gguf(folder: Path, file: Path) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    _add_tokenizer(writer, tokenizer)
+    _add_tensors(writer, model)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tokenizer(writer: Any, tokenizer: Any) -> None:
+    import gguf
+
+    tokens = tokenizer.get_vocab()
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(sorted(words, key=lambda word: words[word]))
-    kinds = [gguf.TokenType.NORMAL] * len(words)
-    for word in SPECIAL:
-        kinds[words[word]] = gguf.TokenType.CONTROL
+    writer.add_token_list(sorted(tokens, key=lambda token: tokens[token]))
+    kinds = [gguf.TokenType.NORMAL] * len(tokens)
+    for token in SPECIAL:
+        kinds[tokens[token]] = gguf.TokenType.CONTROL
     writer.add_token_types(kinds)
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
@@ -141,19 +152,20 @@ def to_gguf(folder: Path, file: Path) -> None:
     writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_add_bos_token(True)
     writer.add_chat_template(tokenizer.chat_template)
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+
+
+def _add_tensors(writer: Any, model: Any) -> None:
+    import numpy
+
+    heads = {"attn_q": model.config.num_attention_heads, "attn_k": model.config.num_key_value_heads}
     for name, tensor in model.state_dict().items():
-        called, values = _gguf_name(name), tensor.float().numpy()
-        part = called.split(".")[-2]
-        if part in heads:  # GGUF has the two halves that are turned against each other side by side.
+        gguf_name, values = _gguf_name(name), tensor.float().numpy()
+        part = gguf_name.split(".")[-2]
+        if part in heads:  # In GGUF, the two halves that rotary embeddings rotate into each other are interleaved.
             rows, columns = values.shape
             values = values.reshape(heads[part], 2, rows // heads[part] // 2, columns).swapaxes(1, 2)
             values = values.reshape(rows, columns)
-        writer.add_tensor(called, numpy.ascontiguousarray(values))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        writer.add_tensor(gguf_name, numpy.ascontiguousarray(values))
 
 
 def _gguf_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A whole engine without a model: a token is a word, and the answer is the prompt's words over and over."""
+"""An engine without a model: a token is a word, and an answer repeats the words of its prompt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from comps.core.errors import InvalidRequest
 from comps.core.types import JSON, Sampling
 from comps.model_servers.embedded.base import Embedded
-from comps.model_servers.embedded.decoding import Answer, check_sampling, check_settings, room_for
+from comps.model_servers.embedded.decoding import Completion, check_sampling, check_settings, max_new_tokens
 from comps.model_servers.embedded.engine_program import Part, serve
 from comps.model_servers.embedded.text import ControlTokens
 
@@ -15,14 +15,14 @@ END = "."
 
 
 class WordEngine:
-    """Says a word a step to each request; the word `crash` in a prompt is its end."""
+    """Adds a word to each answer in a step. The word `crash` in a prompt makes the step fail."""
 
     longest_token = 20
 
     def __init__(self, window: int) -> None:
         self.context_window: int | None = window
         self._words: list[str] = []
-        self._running: dict[int, tuple[Answer, list[int]]] = {}
+        self._running: dict[int, tuple[Completion, list[int]]] = {}
 
     @property
     def busy(self) -> bool:
@@ -43,10 +43,10 @@ class WordEngine:
         check_sampling(sampling)
         if sampling.seed == 13:
             raise InvalidRequest("13 brings bad luck", "seed")
-        tokens, ends = self._read(prompt), set(self._tokens(END))
-        room = room_for(len(tokens), sampling, self.context_window or 0)
-        answer = Answer(number, tokens, room, sampling.stop, self._decode, ends, isinstance(prompt, str))
-        self._running[number] = answer, tokens
+        tokens, ends = self._tokens_of(prompt), set(self._tokens(END))
+        most = max_new_tokens(len(tokens), sampling, self.context_window or 0)
+        completion = Completion(number, tokens, most, sampling.stop, self._decode, ends, isinstance(prompt, str))
+        self._running[number] = completion, tokens
 
     def start_embedding(self, number: int, texts: Sequence[str]) -> None:
         raise InvalidRequest("words have no vectors", "input")
@@ -54,10 +54,10 @@ class WordEngine:
     def cancel(self, number: int) -> None:
         self._running.pop(number, None)
 
-    def measure(self, prompt: str | list[dict[str, str]]) -> int:
-        return len(self._read(prompt))
+    def count_prompt(self, prompt: str | list[dict[str, str]]) -> int:
+        return len(self._tokens_of(prompt))
 
-    def _read(self, prompt: str | list[dict[str, str]]) -> list[int]:
+    def _tokens_of(self, prompt: str | list[dict[str, str]]) -> list[int]:
         return self._tokens(prompt if isinstance(prompt, str) else self.render(prompt))
 
     def render(self, messages: list[dict[str, str]]) -> str:
@@ -68,11 +68,11 @@ class WordEngine:
 
     def step(self) -> list[Part]:
         parts = []
-        for number, (answer, tokens) in list(self._running.items()):
-            token = tokens[answer.tokens % len(tokens)]
+        for number, (completion, tokens) in list(self._running.items()):
+            token = tokens[completion.tokens % len(tokens)]
             if self._words[token] == "crash":
                 raise RuntimeError("a long story of paths\nit crashed")
-            if part := answer.push(token):
+            if part := completion.push(token):
                 parts.append(part)
                 if part.get("last"):
                     del self._running[number]
@@ -80,10 +80,10 @@ class WordEngine:
 
 
 class Words(Embedded):
-    """The kind of model server that it is."""
+    """The kind of model server."""
 
     kind = "words"
-    called = "Words"
+    display_name = "Words"
     program = "tests.model_servers.embedded.word_engine"
 
     @staticmethod

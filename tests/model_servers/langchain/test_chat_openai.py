@@ -1,4 +1,4 @@
-"""langchain-openai over a server that speaks OpenAI's API: the same bytes go out, and the same events come back."""
+"""langchain-openai over a server that speaks OpenAI's API: the same bytes go out, and the same answers come back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
@@ -17,12 +17,14 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_tests.unit_tests import ChatModelUnitTests
 
+from comps.core.answers import read
 from comps.core.errors import LLMError, ModelServerError
-from comps.core.ports import ModelServer
-from comps.core.types import JSON, Event, Finished, Message, Prompt, Sampling, TextDelta, Usage
+from comps.core.ports import Completes, ModelServer
+from comps.core.types import JSON, Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers import FRAMEWORKS, through_framework
-from comps.model_servers.langchain.chat_model import wait_for
 from comps.model_servers.langchain.chat_openai import ChatOpenAIAPI
+from comps.model_servers.langchain.sync import wait_for
+from comps.model_servers.langchain.through import ThroughLangChain
 from comps.model_servers.remote.openai_api import OpenAIAPI
 from comps.model_servers.remote.ray_serve import RayServe
 from comps.model_servers.remote.vllm import VLLM
@@ -48,38 +50,71 @@ def call(index: int, arguments: str, **more: JSON) -> JSON:
     return {"index": index, "function": {"arguments": arguments, **more}}
 
 
+def whole(message: JSON, reason: str | None = "stop", usage: JSON = None, **more: JSON) -> Reply:
+    chosen = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": reason, **more}
+    return Reply([json.dumps({"choices": [chosen], "usage": usage}).encode()])
+
+
+def several_whole(*texts: str, usage: JSON) -> Reply:
+    choices = [
+        {"index": number, "message": {"content": text}, "finish_reason": "stop"} for number, text in enumerate(texts)
+    ]
+    return Reply([json.dumps({"choices": choices, "usage": usage}).encode()])
+
+
 async def events_of(
     server: ModelServer, prompt: Prompt = QUESTION, sampling: Sampling | None = None, **options: JSON
 ) -> tuple[list[Event], str]:
     """The events, and the error behind them as it would be told."""
     seen: list[Event] = []
     try:
-        async with aclosing(server.generate(prompt, sampling or Sampling(), options)) as events:
-            async for event in events:
-                seen.append(event)
+        async for event in read(server.generate, prompt, sampling or Sampling(), options):
+            seen.append(event)
     except LLMError as error:
         return seen, f"{type(error).__name__}: {error} ({error.retry_after})"
     return seen, ""
 
 
+async def generation_of(server: ModelServer, prompt: Prompt = QUESTION) -> tuple[Generation | None, str]:
+    """The same for a whole answer."""
+    assert isinstance(server, Completes)
+    try:
+        return await server.complete(prompt, Sampling(), {}), ""
+    except LLMError as error:
+        return None, f"{type(error).__name__}: {error} ({error.retry_after})"
+
+
+WAYS = (*FRAMEWORKS, "observed")
+"""The frameworks, and LangChain with a callback handler that is told of everything."""
+
+
+def reached(server: OpenAIAPI, way: str, model: str) -> ModelServer:
+    """A server, reached in one of `WAYS`."""
+    if way != "observed":
+        return through_framework(server, way, model)
+    chat_model = ChatOpenAIAPI.over(server, model)
+    chat_model.callbacks = [Recorder()]
+    return ThroughLangChain(chat_model, server)
+
+
 @asynccontextmanager
 async def asking(
-    reply: Reply, framework: str, kind: type[OpenAIAPI] = VLLM, path: str = CHAT, access: Access | None = None
+    reply: Reply | list[Reply], way: str, kind: type[OpenAIAPI] = VLLM, path: str = CHAT, access: Access | None = None
 ) -> AsyncIterator[tuple[ModelServer, Replay]]:
-    """A server of that kind, reached through a framework, before one that gives the reply."""
+    """A server of that kind, reached in one of `WAYS`, before one that gives the reply."""
     async with replaying({path: reply}) as replay:
-        server = through_framework(kind("tiny-llama", replay.url, access), framework, "tiny-llama")
+        server = reached(kind("tiny-llama", replay.url, access), way, "tiny-llama")
         yield server, replay
         await server.aclose()
 
 
-async def both(reply: Reply, prompt: Prompt = QUESTION, path: str = CHAT) -> tuple[list[Event], str]:
-    """What comes through either framework, which must be the same."""
+async def every_way(reply: Reply, prompt: Prompt = QUESTION, path: str = CHAT) -> tuple[list[Event], str]:
+    """What comes in each of `WAYS`, which must be the same."""
     seen = []
-    for framework in FRAMEWORKS:
-        async with asking(reply, framework, path=path) as (server, _):
+    for way in WAYS:
+        async with asking(reply, way, path=path) as (server, _):
             seen.append(await events_of(server, prompt))
-    assert seen[0] == seen[1]
+    assert seen[0] == seen[1] == seen[2]
     return seen[0]
 
 
@@ -162,14 +197,18 @@ async def test_the_body_on_the_wire_is_the_same_as_without_langchain(kind: type[
         "continue_text": True,
     }
     path = TEXT if isinstance(prompt, str) else CHAT
+    replies = [sse(choice({"content": "a"}, "stop")), whole({"content": "a"})]
     bodies = []
-    for framework in FRAMEWORKS:
-        async with asking(sse(choice({"content": "a"}, "stop")), framework, kind, path) as (server, replay):
-            async with aclosing(server.generate(prompt, EVERYTHING, options)) as events:
-                assert [event async for event in events] == [TextDelta("a"), Finished("stop")]
-            ((_, _, body),) = replay.asked
-            bodies.append(body)
-    assert bodies[0] == bodies[1]
+    for way in WAYS:
+        async with asking(list(replies), way, kind, path) as (server, replay):
+            events = [event async for event in read(server.generate, prompt, EVERYTHING, options)]
+            assert events == [TextDelta("a"), Finished("stop")]
+            assert isinstance(server, Completes)
+            assert await server.complete(prompt, EVERYTHING, options) == Generation("a", "stop")
+            (_, _, streamed), (_, _, unstreamed) = replay.asked
+            assert streamed == unstreamed | {"stream": True, "stream_options": {"include_usage": True}}
+            bodies.append(unstreamed)
+    assert bodies[0] == bodies[1] == bodies[2]
     assert bodies[0]["max_tokens"] == 7
     assert ("top_k" in bodies[0], "repetition_penalty" in bodies[0]) == (kind is not OpenAIAPI,) * 2
 
@@ -177,22 +216,22 @@ async def test_the_body_on_the_wire_is_the_same_as_without_langchain(kind: type[
 @pytest.mark.parametrize("field", EVERYTHING.__slots__)
 async def test_each_sampling_field_alone_makes_the_same_body(field: str) -> None:
     bodies = []
-    for framework in FRAMEWORKS:
-        async with asking(sse(choice({"content": "a"}, "stop")), framework) as (server, replay):
+    for way in WAYS:
+        async with asking(sse(choice({"content": "a"}, "stop")), way) as (server, replay):
             await events_of(server, sampling=Sampling(**{field: getattr(EVERYTHING, field)}))
             bodies.append(replay.asked[0][2])
-    assert bodies[0] == bodies[1]
+    assert bodies[0] == bodies[1] == bodies[2]
 
 
 @pytest.mark.parametrize("model", ["o1-mini", "gpt-5", "gpt-5-pro", "gpt-6"])
 async def test_a_models_name_changes_nothing_but_the_name(model: str) -> None:
     async with replaying({CHAT: sse(choice({"content": "a"}, "stop"))}) as replay:
-        for framework in FRAMEWORKS:
-            server = through_framework(OpenAIAPI(model, replay.url), framework, model)
+        for way in WAYS:
+            server = reached(OpenAIAPI(model, replay.url), way, model)
             await events_of(server, (Message("system", "x"), *QUESTION), Sampling(5, 0.3), tools=[])
             await server.aclose()
-    (_, _, first), (_, _, second) = replay.asked
-    assert first == second
+    (_, _, first), (_, _, second), (_, _, third) = replay.asked
+    assert first == second == third
 
 
 async def test_no_variable_of_openai_or_langsmith_leads_a_request_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,18 +350,49 @@ STREAMS = {
 
 @pytest.mark.parametrize("reply", STREAMS.values(), ids=STREAMS)
 async def test_both_frameworks_say_the_same_of_a_stream(reply: Reply) -> None:
-    events, error = await both(reply)
+    events, error = await every_way(reply)
     assert events or error
 
 
+FAILURES = ("too long", "unknown model", "wrong key", "busy", "not ready", "context_length_exceeded", "HTML")
+WHOLE = {
+    "text": whole({"content": "a"}, usage=counted()["usage"]),
+    "reasoning": whole({"content": "a", "reasoning_content": "hm", "refusal": None}),
+    "tool calls": whole({"content": None, "tool_calls": CALLS}, "tool_calls"),
+    "odd tool calls": whole({"content": "", "tool_calls": [call(0, "[1]", name="f"), {"index": 1}]}, "tool_calls"),
+    "tool calls that are none": whole({"content": "", "tool_calls": ["f()"]}, "tool_calls"),
+    "logprobs": whole({"content": "a"}, logprobs={"content": [{"token": "a", "logprob": -0.1}]}),
+    "odd logprobs": whole({"content": "a"}, logprobs=[1]),
+    "unknown fields": whole({"content": "a", "mood": True, "weight": 1.5, "ids": [1], "x": {"y": 1}}),
+    "several choices": several_whole("a", "b", usage=counted()["usage"]),
+    "no end": whole({"content": "a"}, None),
+    "an error": Reply([b'{"error": {"message": "out of memory"}}']),
+    "nonsense": Reply([b'{"choices": "none"}']),
+    "vLLM": recorded("vllm", "chat"),
+    "transformers serve": recorded("transformers_serve", "chat"),
+    **{name: STREAMS[name] for name in FAILURES},
+}
+
+
+@pytest.mark.parametrize("reply", WHOLE.values(), ids=WHOLE)
+async def test_both_frameworks_say_the_same_of_a_whole_answer(reply: Reply) -> None:
+    seen = []
+    for way in WAYS:
+        async with asking(reply, way) as (server, replay):
+            seen.append(await generation_of(server))
+            assert "stream" not in replay.asked[0][2]
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0][0] or seen[0][1]
+
+
 async def test_continued_text_is_the_same_through_both() -> None:
-    events, error = await both(recorded("vllm", "completions_stream"), "What is Deep Learning?", TEXT)
+    events, error = await every_way(recorded("vllm", "completions_stream"), "What is Deep Learning?", TEXT)
     assert len(events) > 3
     assert not error
 
 
 async def test_tool_calls_come_through_in_openais_own_form() -> None:
-    events, _ = await both(STREAMS["tool calls"])
+    events, _ = await every_way(STREAMS["tool calls"])
     first, second, third, end = events
     assert first == TextDelta("", 0, {"tool_calls": [{**call(0, "", name="f"), "id": "1", "type": "function"}]})
     assert second == TextDelta("", 0, {"tool_calls": [call(0, '{"a":')]})
@@ -333,12 +403,12 @@ async def test_tool_calls_come_through_in_openais_own_form() -> None:
 async def test_tool_calls_that_all_have_the_same_index_or_none_come_through_with_one_each() -> None:
     first, second = {**call(0, "{}", name="f"), "id": "a"}, {**call(0, "{}", name="g"), "id": "b"}
     for index in ({"index": 0}, {"index": None}):
-        events, _ = await both(sse(choice({"tool_calls": [first | index, second | index]}, "tool_calls")))
+        events, _ = await every_way(sse(choice({"tool_calls": [first | index, second | index]}, "tool_calls")))
         assert events[0] == TextDelta("", 0, {"tool_calls": [first, second | {"index": 1}]})
 
 
 async def test_every_choice_has_its_own_text_and_reason() -> None:
-    events, _ = await both(STREAMS["several choices"])
+    events, _ = await every_way(STREAMS["several choices"])
     texts = ["".join(one.text for one in events if isinstance(one, TextDelta) and one.choice == n) for n in (0, 1)]
     assert texts == ["ab", "xy"]
     assert events[-2:] == [Finished("stop", Usage(5, 2)), Finished("length", choice=1)]
@@ -366,13 +436,17 @@ class Recorder(AsyncCallbackHandler):
 
 
 async def recorded_by_langchain(reply: Reply) -> Recorder:
+    """What LangChain reports of a streamed answer, or of a whole one, as the reply is."""
     recorder = Recorder()
     async with replaying({CHAT: reply}) as replay:
         server = VLLM("tiny-llama", replay.url)
         model = ChatOpenAIAPI.over(server)
         model.callbacks = [recorder]
         with suppress(ModelServerError):
-            await model.ainvoke("Hi")
+            if "event-stream" in reply.headers["Content-Type"]:
+                _ = [piece async for piece in model.astream("Hi")]
+            else:
+                await model.ainvoke("Hi")
         await server.aclose()
     return recorder
 
@@ -382,23 +456,39 @@ async def test_callbacks_see_the_question_the_tokens_and_the_whole_answer() -> N
         sse(choice({"content": "a", "reasoning": "h"}), choice({"content": "b", "reasoning": "m"}, "stop"), counted())
     )
     assert recorder.seen[:3] == [["Hi"], "a", "b"]
-    whole = recorder.ended
-    assert (whole.content, whole.additional_kwargs) == ("ab", {"reasoning": "hm"})
-    assert whole.response_metadata["finish_reason"] == "stop"
-    assert (whole.usage_metadata["input_tokens"], whole.usage_metadata["output_tokens"]) == (5, 2)
+    message = recorder.ended
+    assert (message.content, message.additional_kwargs) == ("ab", {"reasoning": "hm"})
+    assert message.response_metadata["finish_reason"] == "stop"
+    assert (message.usage_metadata["input_tokens"], message.usage_metadata["output_tokens"]) == (5, 2)
 
 
-async def test_callbacks_see_tool_calls_put_together() -> None:
-    whole = (await recorded_by_langchain(STREAMS["tool calls"])).ended
-    assert [(one["name"], one["args"]) for one in whole.tool_calls] == [("f", {"a": 1}), ("g", {})]
+async def test_callbacks_see_the_question_and_the_answer_that_was_asked_for_whole() -> None:
+    reply = whole({"content": "ab", "reasoning": "hm"}, usage=counted()["usage"], logprobs={"content": [{"x": 1}]})
+    recorder = await recorded_by_langchain(reply)
+    assert recorder.seen == [["Hi"]]
+    message = recorder.ended
+    assert (message.content, message.additional_kwargs) == ("ab", {"reasoning": "hm"})
+    told = {"finish_reason": "stop", "model_name": "tiny-llama", "model_provider": "openai"}
+    assert message.response_metadata == told | {"logprobs": {"content": [{"x": 1}]}}
+    assert (message.usage_metadata["input_tokens"], message.usage_metadata["output_tokens"]) == (5, 2)
 
 
-async def test_callbacks_see_the_first_of_several_choices_and_not_a_mixture() -> None:
-    assert (await recorded_by_langchain(STREAMS["several choices"])).ended.content == "ab"
+@pytest.mark.parametrize(
+    "reply", [STREAMS["tool calls"], whole({"tool_calls": [call(0, '{"a":1}', name="f"), call(1, "{}", name="g")]})]
+)
+async def test_callbacks_see_tool_calls_put_together(reply: Reply) -> None:
+    message = (await recorded_by_langchain(reply)).ended
+    assert [(one["name"], one["args"]) for one in message.tool_calls] == [("f", {"a": 1}), ("g", {})]
 
 
-async def test_callbacks_see_an_error_as_it_is_raised() -> None:
-    recorder = await recorded_by_langchain(STREAMS["an error object"])
+@pytest.mark.parametrize(("reply", "text"), [(STREAMS["several choices"], "ab"), (WHOLE["several choices"], "a")])
+async def test_callbacks_see_the_first_of_several_choices_and_not_a_mixture(reply: Reply, text: str) -> None:
+    assert (await recorded_by_langchain(reply)).ended.content == text
+
+
+@pytest.mark.parametrize("reply", [STREAMS["an error object"], WHOLE["an error"]])
+async def test_callbacks_see_an_error_as_it_is_raised(reply: Reply) -> None:
+    recorder = await recorded_by_langchain(reply)
     assert [str(error) for error in recorder.errors] == ["the model server failed: out of memory"]
 
 
@@ -408,18 +498,21 @@ def hanging(*documents: object) -> Reply:
     return reply
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-async def test_closing_an_answer_closes_the_connection_within_a_tenth_of_a_second(framework: str) -> None:
-    async with asking(hanging(choice({"content": "a"})), framework) as (server, replay):
-        async with aclosing(server.generate(QUESTION, Sampling(), {})) as events:
+@pytest.mark.parametrize("way", WAYS)
+async def test_closing_an_answer_closes_the_connection_within_a_tenth_of_a_second(way: str) -> None:
+    async with asking(hanging(choice({"content": "a"})), way) as (server, replay):
+        async with aclosing(read(server.generate, QUESTION, Sampling(), {})) as events:
             assert await anext(events) == TextDelta("a")
         await asyncio.wait_for(replay.left.wait(), 0.1)
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-async def test_cancelling_before_the_first_event_closes_the_connection_as_fast(framework: str) -> None:
-    async with asking(hanging(b": wait\n\n"), framework) as (server, replay):
-        waiting = asyncio.ensure_future(events_of(server))
+@pytest.mark.parametrize("ask", [events_of, generation_of])
+@pytest.mark.parametrize("way", WAYS)
+async def test_cancelling_before_the_first_event_closes_the_connection_as_fast(
+    way: str, ask: Callable[[ModelServer], Coroutine[Any, Any, Any]]
+) -> None:
+    async with asking(hanging(b": wait\n\n"), way) as (server, replay):
+        waiting = asyncio.ensure_future(ask(server))
         await asyncio.wait_for(replay.reached.wait(), 5)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
@@ -427,7 +520,7 @@ async def test_cancelling_before_the_first_event_closes_the_connection_as_fast(f
 
 
 async def test_a_conversation_with_tools_keeps_what_openai_has_for_it() -> None:
-    async with replaying({CHAT: sse(choice({"content": "a"}, "stop"))}) as replay:
+    async with replaying({CHAT: whole({"content": "a"})}) as replay:
         server = VLLM("tiny-llama", replay.url)
         asked = AIMessage("", tool_calls=[{"name": "f", "args": {"a": 1}, "id": "1"}])
         await ChatOpenAIAPI.over(server).ainvoke(
@@ -442,7 +535,8 @@ async def test_a_conversation_with_tools_keeps_what_openai_has_for_it() -> None:
 
 def test_it_can_be_called_without_an_event_loop_around_it_again_and_again() -> None:
     with start_blocking_portal() as portal:
-        replies = {CHAT: sse(choice({"content": "a"}), choice({"content": "b"}, "stop"))}
+        streamed = sse(choice({"content": "a"}), choice({"content": "b"}, "stop"))
+        replies: dict[str, Reply | list[Reply]] = {CHAT: [*[whole({"content": "ab"})] * 3, streamed]}
         with portal.wrap_async_context_manager(replaying(replies)) as replay:
             server = VLLM("m", replay.url)
             model = ChatOpenAIAPI.over(server)
@@ -458,12 +552,26 @@ def loaded_by(code: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_native_loads_no_langchain() -> None:
-    code = """
+OPENED = """
 from comps.model_servers import open_model_server, through_framework
 from comps.model_servers.target import Target
-through_framework(open_model_server("vllm", Target("m", "http://127.0.0.1:9")), "{}", "m")
+through_framework(open_model_server("{}", Target("m", "{}")), "{}", "m")
 """
-    vendors = {"langchain_core", "langchain_openai", "langsmith", "openai"}
-    assert not loaded_by(code.format("native")) & vendors
-    assert vendors <= loaded_by(code.format("langchain"))
+SERVER = "http://127.0.0.1:9"
+OPENAI, HUGGINGFACE = {"langchain_openai", "openai"}, {"langchain_huggingface"}
+
+
+def test_native_loads_no_langchain() -> None:
+    vendors = {"langchain_core", "langsmith", *OPENAI, *HUGGINGFACE}
+    assert not loaded_by(OPENED.format("vllm", SERVER, "native")) & vendors
+
+
+@pytest.mark.parametrize(
+    ("kind", "endpoint", "needed"), [("vllm", SERVER, OPENAI), ("tgi", SERVER, HUGGINGFACE), ("scripted", "", set())]
+)
+def test_of_langchains_classes_only_the_one_that_is_needed_is_loaded(
+    kind: str, endpoint: str, needed: set[str]
+) -> None:
+    loaded = loaded_by(OPENED.format(kind, endpoint, "langchain"))
+    assert "langchain_core" in loaded
+    assert loaded & (OPENAI | HUGGINGFACE) == needed

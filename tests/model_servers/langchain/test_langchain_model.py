@@ -14,12 +14,19 @@ import pytest
 import requests
 from huggingface_hub.errors import InferenceTimeoutError
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ToolMessage,
+    message_chunk_to_message,
+)
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from multidict import CIMultiDict, CIMultiDictProxy
 from pydantic import ConfigDict, Field, SecretStr
 from yarl import URL
 
+from comps.core.answers import collect, read
 from comps.core.errors import (
     InvalidRequest,
     LLMError,
@@ -30,10 +37,11 @@ from comps.core.errors import (
     Timeout,
     Unreachable,
 )
-from comps.core.types import JSON, Event, Finished, Message, Prompt, Sampling, TextDelta, Usage
+from comps.core.ports import Completes
+from comps.core.types import JSON, Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers import open_model_server, through_framework
-from comps.model_servers.langchain.chat_model import FOR_MESSAGES, to_langchain
 from comps.model_servers.langchain.langchain_model import LangChainModel
+from comps.model_servers.langchain.messages import FOR_MESSAGES, to_langchain, usage_metadata
 from comps.model_servers.target import Access, Target
 from tests.model_servers.replay import Reply, replaying, sse
 from tests.service import running
@@ -109,10 +117,16 @@ ANSWERS: dict[str, list[AIMessageChunk]] = {}
 
 
 class Streaming(Model):
-    """Gives the pieces that the test laid down."""
+    """Gives the pieces that the test laid down, or their sum."""
 
     answer_of: str = ""
     max_tokens: int | None = None
+
+    def answer(self, messages: list[BaseMessage], stop: Any, kwargs: dict[str, Any]) -> AIMessage:
+        first, *others = ANSWERS[self.answer_of]
+        whole = message_chunk_to_message(first + others)
+        assert isinstance(whole, AIMessage)
+        return whole
 
     def _stream(
         self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
@@ -164,8 +178,7 @@ async def loaded(one: Target) -> LangChainModel:
 async def events_of(
     server: LangChainModel, sampling: Sampling | None = None, prompt: Prompt = QUESTION, **options: JSON
 ) -> list[Event]:
-    async with aclosing(server.generate(prompt, sampling or Sampling(), options)) as events:
-        return [event async for event in events]
+    return [event async for event in read(server.generate, prompt, sampling or Sampling(), options)]
 
 
 async def text_of(server: LangChainModel, sampling: Sampling | None = None, **options: JSON) -> str:
@@ -243,8 +256,10 @@ async def test_before_it_is_made_it_is_not_ready() -> None:
     with pytest.raises(Unreachable):
         await server.describe()
     with pytest.raises(Unreachable):
-        async for _ in server.generate(QUESTION, Sampling(), {}):
-            pass
+        await collect(server.generate, QUESTION, Sampling(), {})
+    assert isinstance(server, Completes)
+    with pytest.raises(Unreachable):
+        await server.complete(QUESTION, Sampling(), {})
 
 
 async def test_langchain_is_in_between_once_whatever_the_framework() -> None:
@@ -288,6 +303,15 @@ async def test_why_an_answer_ended(chunks: list[AIMessageChunk], end: Finished) 
     ANSWERS["ends"] = chunks
     server = await loaded(target("Streaming", answer_of="ends"))
     assert await events_of(server, Sampling(max_tokens=5)) == [TextDelta("a"), end]
+    assert await server.complete(QUESTION, Sampling(max_tokens=5), {}) == Generation("a", end.reason, end.usage)
+
+
+async def test_tokens_that_are_told_piece_by_piece_are_added_up() -> None:
+    ANSWERS["counted"] = [chunk("a", (3, 0)), chunk("b", (0, 1)), chunk("", (0, 1), finish_reason="stop")]
+    server = await loaded(target("Streaming", answer_of="counted"))
+    *_, end = await events_of(server)
+    assert end == Finished("stop", Usage(3, 2))
+    assert await server.complete(QUESTION, Sampling(), {}) == Generation("ab", "stop", Usage(3, 2))
 
 
 async def test_tokens_that_were_cached_or_thought_are_told_in_openais_words() -> None:
@@ -297,6 +321,8 @@ async def test_tokens_that_were_cached_or_thought_are_told_in_openais_words() ->
     *_, end = await events_of(await loaded(target("Streaming", answer_of="cached")))
     details = {"prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 1}}
     assert end == Finished("stop", Usage(3, 4, details))
+    metadata: Any = usage_metadata(Usage(3, 4, details))
+    assert metadata == counted
 
 
 async def test_a_stop_string_ends_the_answer_of_a_class_that_knows_none() -> None:
@@ -304,6 +330,7 @@ async def test_a_stop_string_ends_the_answer_of_a_class_that_knows_none() -> Non
     *deltas, end = await events_of(server, Sampling(stop=("two",)))
     assert "".join(delta.text for delta in deltas if isinstance(delta, TextDelta)) == "one "
     assert end == Finished("stop")
+    assert await server.complete(QUESTION, Sampling(stop=("two",)), {}) == Generation("one ", "stop")
 
 
 async def test_reasoning_and_tool_calls_come_in_openais_form() -> None:
@@ -316,10 +343,24 @@ async def test_reasoning_and_tool_calls_come_in_openais_form() -> None:
     assert second == TextDelta(
         "", extra={"tool_calls": [{"index": 0, "id": "1", "type": "function", "function": function}]}
     )
-    whole, _ = await events_of(await loaded(target("Whole")))
+    server = await loaded(target("Whole"))
+    whole, _ = await events_of(server)
     assert isinstance(whole, TextDelta)
+    completed = await server.complete(QUESTION, Sampling(), {})
+    for extra in (whole.extra, completed.extra):
+        assert extra
+        assert extra["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": 1}'}
+
+
+async def test_a_whole_answer_keeps_reasoning_and_tool_calls_that_are_no_json() -> None:
+    thought: Any = [{"type": "thinking", "thinking": "hm", "index": 0}, {"type": "text", "text": "a", "index": 1}]
+    call: Any = {"name": "f", "args": "[1]", "id": "1", "index": 0}
+    ANSWERS["odd call"] = [AIMessageChunk(content=thought), AIMessageChunk(content="", tool_call_chunks=[call])]
+    whole = await (await loaded(target("Streaming", answer_of="odd call"))).complete(QUESTION, Sampling(), {})
+    assert whole.text == "a"
     assert whole.extra
-    assert whole.extra["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": 1}'}
+    assert whole.extra["reasoning_content"] == "hm"
+    assert whole.extra["tool_calls"][0]["function"] == {"name": "f", "arguments": "[1]"}
 
 
 async def test_tool_calls_that_a_class_does_not_number_are_kept_apart() -> None:
@@ -372,9 +413,11 @@ def caused(by: BaseException) -> RuntimeError:
 )
 async def test_an_error_of_whatever_package_is_one_of_ours(failure: BaseException, expected: type[LLMError]) -> None:
     FAILURES["this"] = failure
-    with pytest.raises(LLMError) as caught:
-        await events_of(await loaded(target("Failing", failure="this")))
-    assert type(caught.value) is expected
+    server = await loaded(target("Failing", failure="this"))
+    for asked in (events_of(server), server.complete(QUESTION, Sampling(), {})):
+        with pytest.raises(LLMError) as caught:
+            await asked
+        assert type(caught.value) is expected
 
 
 async def test_an_error_that_is_none_of_those_names_the_class_and_shows_no_secret() -> None:
@@ -424,8 +467,15 @@ async def test_closing_an_answer_closes_the_connection_of_langchains_own_class()
     reply.hang = True
     async with replaying({"/v1/chat/completions": reply}) as replay:
         server = await loaded(target("langchain_openai:ChatOpenAI", f"{replay.url}/v1", Access(api_key="k")))
-        async with aclosing(server.generate(QUESTION, Sampling(), {})) as events:
+        async with aclosing(read(server.generate, QUESTION, Sampling(), {})) as events:
             assert await anext(events) == TextDelta("a")
+        await asyncio.wait_for(replay.left.wait(), 5)
+        replay.reached.clear()
+        replay.left.clear()
+        asked = asyncio.ensure_future(server.complete(QUESTION, Sampling(), {}))
+        await asyncio.wait_for(replay.reached.wait(), 5)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
         await asyncio.wait_for(replay.left.wait(), 5)
 
 

@@ -1,4 +1,4 @@
-"""The way to a model server: TLS, tokens, proxies, patience, pools; over real sockets, through a real proxy."""
+"""The way to a model server: TLS, tokens, proxies, deadlines, pools; over real sockets, through a real proxy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from time import time
 from typing import Any
 
-import aiohttp
 import pytest
 import trustme
 
@@ -33,10 +32,36 @@ ASK = "/ask"
 ANSWER = sse({"n": 1}, b"data: [DONE]\n\n")
 
 
-async def ask(url: str, access: Access | None = None) -> list[bytes]:
+class Events:
+    """Reads the data of events, and can be told to wait."""
+
+    def __init__(self) -> None:
+        self.data: list[bytes] = []
+        self.arrived = asyncio.Event()
+        self.full = False
+        self.drained = asyncio.Event()
+
+    def event(self, data: bytes) -> bool:
+        self.data.append(data)
+        self.arrived.set()
+        return False
+
+    async def drain(self) -> None:
+        await self.drained.wait()
+        self.full = False
+
+
+async def events(http: HTTP) -> list[bytes]:
     """The data of all events that answer a question."""
+    reader = Events()
+    await http.stream(ASK, {}, reader)
+    return reader.data
+
+
+async def ask(url: str, access: Access | None = None) -> list[bytes]:
+    """The same, on a connection of its own."""
     async with connected(url, access) as http:
-        return [data async for data in http.stream(ASK, {})]
+        return await events(http)
 
 
 @asynccontextmanager
@@ -55,7 +80,7 @@ async def connected(url: str, access: Access | None = None) -> AsyncIterator[HTT
 async def test_a_connection_is_used_again_after_a_whole_answer() -> None:
     async with replaying({ASK: ANSWER}) as replay, connected(replay.url) as http:
         for _ in range(3):
-            assert [data async for data in http.stream(ASK, {})] == [b'{"n": 1}']
+            assert await events(http) == [b'{"n": 1}']
     assert (len(replay.asked), replay.connections) == (3, 1)
 
 
@@ -63,15 +88,24 @@ async def test_a_connection_that_the_server_closed_is_replaced_without_a_word() 
     closed = Reply([], unanswered=True)
     async with replaying({ASK: [ANSWER, closed, ANSWER]}) as replay, connected(replay.url) as http:
         for _ in range(2):
-            assert [data async for data in http.stream(ASK, {})] == [b'{"n": 1}']
+            assert await events(http) == [b'{"n": 1}']
     assert (len(replay.asked), replay.connections) == (3, 2)
 
 
-async def test_a_server_that_closes_every_connection_is_asked_twice_and_no_more() -> None:
+async def test_a_server_that_closes_a_new_connection_is_not_asked_again_since_it_may_have_begun() -> None:
     async with replaying({ASK: Reply([], unanswered=True)}) as replay:
         with pytest.raises(ModelServerError, match="broke"):
             await ask(replay.url)
-    assert len(replay.asked) == 2
+    assert len(replay.asked) == 1
+
+
+async def test_a_server_that_closes_every_connection_is_asked_twice_and_no_more() -> None:
+    closed = Reply([], unanswered=True)
+    async with replaying({ASK: [ANSWER, closed, closed, closed]}) as replay, connected(replay.url) as http:
+        assert await events(http) == [b'{"n": 1}']
+        with pytest.raises(ModelServerError, match="broke"):
+            await events(http)
+    assert (len(replay.asked), replay.connections) == (3, 2)
 
 
 async def test_an_answer_that_had_begun_is_not_asked_for_again() -> None:
@@ -98,12 +132,12 @@ async def test_five_hundred_streams_are_open_at_once() -> None:
     async with server, connected(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as http:
 
         async def one() -> list[bytes]:
-            return [data async for data in http.stream(ASK, {})]
+            return await events(http)
 
         assert await asyncio.wait_for(asyncio.gather(*(one() for _ in range(500))), 60) == [[b"1"]] * 500
 
 
-# --- patience ---
+# --- deadlines ---
 
 
 async def silence(url: str, access: Access) -> str:
@@ -165,35 +199,41 @@ async def test_signs_of_life_are_no_answer(first: list[bytes], then: bytes, acce
 
 
 async def test_the_time_that_a_reader_takes_is_not_the_servers() -> None:
-    answer = sse(*({"n": n} for n in range(3)))
-    async with replaying({ASK: answer}) as replay, connected(replay.url, Access(between_tokens_seconds=0.1)) as http:
-        count = 0
-        async for _ in http.stream(ASK, {}):
-            await asyncio.sleep(0.25)
-            count += 1
-    assert count == 3
+    reader = Events()
+    reader.full = True
+    first = b"1" * 5000  # Of less it is not looked whether it was taken on.
+    rest = Reply([b"data: %b\n\n" % first, b"data: 2\n\n", b"data: [DONE]\n\n"], headers={})
+    async with replaying({ASK: rest}) as replay, connected(replay.url, Access(between_tokens_seconds=0.1)) as http:
+        asking = asyncio.ensure_future(http.stream(ASK, {}, reader))
+        await asyncio.wait_for(reader.arrived.wait(), 5)
+        await asyncio.sleep(0.25)  # Longer than the server may take.
+        assert not asking.done()
+        reader.drained.set()
+        await asyncio.wait_for(asking, 5)
+    assert reader.data == [first, b"2"]
 
 
 async def test_one_timer_watches_all_of_an_answer_and_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     timers: list[asyncio.TimerHandle] = []
-    original = loop.call_later
+    original = loop.call_at
 
-    def call_later(delay: float, callback: Callable[..., object], *arguments: Any) -> asyncio.TimerHandle:
-        timer = original(delay, callback, *arguments)
-        if getattr(callback, "__self__", None).__class__.__name__ == "_Patience":
+    def call_at(when: float, callback: Callable[..., object], *arguments: Any, **more: Any) -> asyncio.TimerHandle:
+        timer = original(when, callback, *arguments, **more)
+        if getattr(callback, "__self__", None).__class__.__name__ == "Deadlines":
             timers.append(timer)
         return timer
 
-    monkeypatch.setattr(loop, "call_later", call_later)
+    monkeypatch.setattr(loop, "call_at", call_at)
     answer = sse(*({"n": number} for number in range(50)))
     async with replaying({ASK: answer}) as replay, connected(replay.url) as http:
-        assert len([data async for data in http.stream(ASK, {})]) == 50
-        async with aclosing(http.stream(ASK, {})) as events:
-            for _ in range(10):
-                await anext(events)
-    # For each answer one to its first event, and one from there on.
-    assert len(timers) == 4
+        assert len(await events(http)) == 50
+        reader = Events()
+        asking = asyncio.ensure_future(http.stream(ASK, {}, reader))
+        await asyncio.wait_for(reader.arrived.wait(), 5)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    assert len(timers) == 2
     assert all(timer.cancelled() for timer in timers)
 
 
@@ -328,7 +368,7 @@ async def test_a_token_is_fetched_once_for_all_requests_and_shown_by_each() -> N
     async with replaying(replies) as replay, connected(replay.url, oauth_access(replay)) as http:
 
         async def one() -> None:
-            assert [data async for data in http.stream(ASK, {})] == [b'{"n": 1}']
+            assert await events(http) == [b'{"n": 1}']
 
         await asyncio.gather(*(one() for _ in range(20)))
     asked = [(headers, body) for path, headers, body in replay.asked if path == TOKENS]
@@ -342,7 +382,7 @@ async def test_where_tokens_are_had_the_model_servers_key_is_not_shown() -> None
     async with replaying({TOKENS: token("one"), ASK: ANSWER}) as replay:
         access = replace(oauth_access(replay), api_key="hush")
         async with connected(replay.url, access) as http:
-            assert [data async for data in http.stream(ASK, {})] == [b'{"n": 1}']
+            assert await events(http) == [b'{"n": 1}']
         assert shown_tokens(replay) == ["Bearer one"]
     assert all("hush" not in str(headers) for _, headers, _ in replay.asked)
 
@@ -355,8 +395,7 @@ async def test_a_token_is_renewed_before_it_ends(seconds: object, lasts: int, mo
     async with replaying(replies) as replay, connected(replay.url, oauth_access(replay)) as http:
         for later in (0, lasts, 6):
             now += later
-            async for _ in http.stream(ASK, {}):
-                pass
+            await events(http)
     assert shown_tokens(replay) == ["Bearer one", "Bearer one", "Bearer two"]
 
 
@@ -374,7 +413,7 @@ async def test_a_token_that_is_not_accepted_is_renewed_once() -> None:
 async def test_a_refusal_of_a_token_is_not_read_to_its_end() -> None:
     replies = {TOKENS: [token("one"), token("two")], ASK: [Reply([b"no"], 401, hang=True), ANSWER]}
     async with replaying(replies) as replay, connected(replay.url, oauth_access(replay)) as http:
-        assert [data async for data in http.stream(ASK, {})] == [b'{"n": 1}']
+        assert await events(http) == [b'{"n": 1}']
         await asyncio.wait_for(replay.left.wait(), 5)
 
 
@@ -401,11 +440,10 @@ async def test_a_server_that_gives_no_token_is_an_error_without_the_secret(
 async def test_a_token_server_that_hangs_is_waited_for_once_by_all_even_if_the_first_of_them_leaves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(oauth, "_PATIENCE", aiohttp.ClientTimeout(total=1))
+    monkeypatch.setattr(oauth, "_SECONDS", 1.0)
 
     async def one(http: HTTP) -> None:
-        async for _ in http.stream(ASK, {}):
-            pass
+        await events(http)
 
     hanging = {TOKENS: Reply([], hang=True)}
     async with replaying(hanging) as replay, connected(replay.url, oauth_access(replay)) as http:
@@ -529,17 +567,16 @@ async def test_a_cookie_is_not_sent_back() -> None:
     # aiohttp keeps no cookies of a server that has an address and no name.
     async with replaying({ASK: answer}) as replay, connected(replay.url.replace("127.0.0.1", "localhost")) as http:
         for _ in range(2):
-            assert [data async for data in http.stream(ASK, {})] == [b'{"n": 1}']
+            assert await events(http) == [b'{"n": 1}']
     assert ["cookie" in headers for _, headers, _ in replay.asked] == [False, False]
 
 
-async def test_closing_an_answer_closes_its_connection_even_before_the_first_event() -> None:
+async def test_cancelling_an_answer_closes_its_connection_even_before_the_first_event() -> None:
     async with replaying({ASK: Reply([], headers={}, hang=True)}) as replay, connected(replay.url) as http:
-        async with aclosing(http.stream(ASK, {})) as events:
-            waiting = asyncio.ensure_future(anext(events))
-            await asyncio.wait_for(replay.reached.wait(), 5)
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
+        asking = asyncio.ensure_future(events(http))
+        await asyncio.wait_for(replay.reached.wait(), 5)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
         await asyncio.wait_for(replay.left.wait(), 5)
 
 
@@ -650,7 +687,7 @@ async def test_a_connection_notices_that_the_model_servers_host_has_vanished(mon
         notice_silence(connection, seconds)
         stalled.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
 
-    monkeypatch.setattr("comps.model_servers.remote.client.notice_silence", noticed)
+    monkeypatch.setattr("comps.model_servers.remote.connection.notice_silence", noticed)
     async with replaying({ASK: ANSWER}) as replay:
         assert await ask(replay.url)
     assert stalled == [20_000]

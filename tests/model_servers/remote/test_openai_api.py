@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from comps.core.answers import collect, read
 from comps.core.errors import (
     InvalidRequest,
     LLMError,
@@ -21,14 +22,15 @@ from comps.core.errors import (
     SettingsError,
     Unreachable,
 )
-from comps.core.generator import collect
 from comps.core.types import JSON, Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers import FRAMEWORKS, through_framework
-from comps.model_servers.langchain.chat_model import ChatModelServer, wait_for
+from comps.model_servers.langchain.chat_model import ChatModelServer
+from comps.model_servers.langchain.sync import wait_for
 from comps.model_servers.remote.openai_api import OpenAIAPI
 from comps.model_servers.remote.tgi import TGI
 from comps.model_servers.remote.vllm import VLLM
 from comps.model_servers.target import Access, Target
+from tests.events import gathered
 from tests.model_servers.replay import Reply, recorded, replaying, sse
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -51,18 +53,12 @@ class Asker:
             native = kind("tiny-llama", replay.url)
             server = await asyncio.to_thread(through_framework, native, self.framework)
             try:
-                return [event async for event in server.generate(prompt, Sampling(), {})]
+                return [event async for event in read(server.generate, prompt, Sampling(), {})]
             finally:
                 await server.aclose()
 
     async def whole(self, reply: Reply, prompt: Prompt = QUESTION, kind: type[OpenAIAPI] = VLLM) -> Generation:
-        events = await self.events(reply, prompt, kind)
-        return await collect(replayed(events))
-
-
-async def replayed(events: list[Event]) -> AsyncGenerator[Event]:
-    for event in events:
-        yield event
+        return gathered(await self.events(reply, prompt, kind))
 
 
 @pytest.fixture(params=FRAMEWORKS)
@@ -331,7 +327,7 @@ async def test_a_limit_that_openai_wants_under_its_newer_name_gets_that(asker: A
         native = OpenAIAPI("o9", replay.url)
         server = await asyncio.to_thread(through_framework, native, asker.framework)
         for _ in range(2):
-            assert (await collect(server.generate(QUESTION, Sampling(5), {}))).text == "a"
+            assert (await collect(server.generate, QUESTION, Sampling(5), {})).text == "a"
         await server.aclose()
     limits = [{name: value for name, value in body.items() if "max_" in name} for _, _, body in replay.asked]
     assert limits == [{"max_tokens": 5}, {"max_completion_tokens": 5}, {"max_completion_tokens": 5}]
@@ -349,7 +345,7 @@ async def test_nobody_there_is_unreachable() -> None:
     with pytest.raises(Unreachable):
         await server.describe()
     with pytest.raises(Unreachable):
-        await collect(server.generate(QUESTION, Sampling(), {}))
+        await collect(server.generate, QUESTION, Sampling(), {})
     await server.aclose()
 
 
@@ -440,7 +436,7 @@ def test_it_may_be_used_in_one_event_loop_after_another() -> None:
 
             async def use() -> str:
                 assert (await server.describe()).name == "m"
-                answer = await collect(server.generate((Message("user", "?"),), Sampling(), {}))
+                answer = await collect(server.generate, (Message("user", "?"),), Sampling(), {})
                 await server.aclose()
                 return answer.text
 
@@ -452,7 +448,7 @@ async def test_closing_an_answer_closes_the_connection() -> None:
     reply.hang = True
     async with replaying({CHAT: reply}) as replay:
         server = VLLM("m", replay.url)
-        async with aclosing(server.generate(QUESTION, Sampling(), {})) as events:
+        async with aclosing(read(server.generate, QUESTION, Sampling(), {})) as events:
             assert await anext(events) == TextDelta("a")
         await asyncio.wait_for(replay.left.wait(), 5)
         await server.aclose()
@@ -475,7 +471,7 @@ EVERYTHING = Sampling(7, 0.0, 1.0, 40, 0.8, 1.1, 0.2, 0.3, 42, ("a",))
 async def test_what_is_sent_is_what_the_server_knows(kind: type[OpenAIAPI], sent: set[str]) -> None:
     async with replaying({CHAT: sse(delta("a", "stop"))}) as replay:
         server = kind("m", replay.url, Access(api_key="secret"))
-        await collect(server.generate(QUESTION, EVERYTHING, {"logprobs": True}))
+        await collect(server.generate, QUESTION, EVERYTHING, {"logprobs": True})
         await server.aclose()
     ((_, headers, body),) = replay.asked
     assert headers["authorization"] == "Bearer secret"
@@ -522,7 +518,7 @@ async def test_documents_beside_the_messages_reach_vllms_chat_and_its_tokenizer(
     async with replaying({CHAT: sse(delta("a", "stop")), "/tokenize": tokenized}) as replay:
         server = VLLM("m", replay.url)
         assert await server.count_prompt(QUESTION, options) == 7
-        await collect(server.generate(QUESTION, Sampling(), options))
+        await collect(server.generate, QUESTION, Sampling(), options)
         await server.aclose()
     counted, asked = [body for _, _, body in replay.asked]
     assert counted == {

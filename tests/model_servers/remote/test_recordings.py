@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from comps.core.answers import read
 from comps.core.errors import LLMError, ModelServerError
 from comps.core.types import Finished, Message, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.remote.openai_api import OpenAIAPI
@@ -18,7 +19,7 @@ from tests.model_servers.replay import TRAFFIC, recorded, replaying
 RECORDINGS = {f"{file.parent.name}/{file.stem}": file for file in sorted(TRAFFIC.glob("*/*.json"))}
 
 
-def read(file: Path) -> dict[str, Any]:
+def recording_in(file: Path) -> dict[str, Any]:
     recording: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return recording
 
@@ -31,9 +32,9 @@ def asks_for_a_stream(recording: dict[str, Any]) -> bool:
 STREAMS = [
     name
     for name, file in RECORDINGS.items()
-    if asks_for_a_stream(read(file)) and "event-stream" in read(file)["headers"]["content-type"]
+    if asks_for_a_stream(recording_in(file)) and "event-stream" in recording_in(file)["headers"]["content-type"]
 ]
-ERRORS = [name for name in RECORDINGS if "/err_" in name and read(RECORDINGS[name])["status"] != 200]
+ERRORS = [name for name in RECORDINGS if "/err_" in name and recording_in(RECORDINGS[name])["status"] != 200]
 
 
 @dataclass
@@ -72,13 +73,13 @@ def told_by_the_recording(body: str) -> Told:
 
 async def told_by_our_client(name: str, size: int | None) -> Told:
     server, case = name.split("/")
-    path = read(RECORDINGS[name])["request"]["path"]
+    path = recording_in(RECORDINGS[name])["request"]["path"]
     prompt: Prompt = (Message("user", "Hi"),) if "chat" in path else "Hi"
     told = Told()
     async with replaying({path: recorded(server, case, size)}) as replay:
         client = OpenAIAPI("m", replay.url)
         try:
-            async with aclosing(client.generate(prompt, Sampling(), {})) as events:
+            async with aclosing(read(client.generate, prompt, Sampling(), {})) as events:
                 async for event in events:
                     if isinstance(event, Finished):
                         told.reasons[event.choice], told.usage = event.reason, event.usage or told.usage
@@ -100,7 +101,7 @@ def add(told: Told, delta: TextDelta) -> None:
 @pytest.mark.parametrize("size", [None, 1, 7])
 @pytest.mark.parametrize("name", STREAMS)
 async def test_a_recorded_stream_says_to_us_what_it_says(name: str, size: int | None) -> None:
-    expected = told_by_the_recording(read(RECORDINGS[name])["body_raw"])
+    expected = told_by_the_recording(recording_in(RECORDINGS[name])["body_raw"])
     if expected.reasons:
         assert await told_by_our_client(name, size) == expected
     else:  # An error within the stream; of llama-cpp-python, for a prompt that is too long, not even that.

@@ -1,39 +1,52 @@
-"""Server-sent events of unusual size; what else they may be is shown with whole answers, in test_openai_api."""
+"""Server-sent events of unusual size and cut; what else they may be is shown with whole answers, in test_openai_api."""
 
 from __future__ import annotations
-
-from collections.abc import AsyncGenerator
 
 import pytest
 
 from comps.core.errors import ModelServerError
 from comps.model_servers.remote import sse
-from comps.model_servers.remote.sse import sse_data
+from comps.model_servers.remote.sse import EventStream
 
 
-async def test_an_event_of_megabytes_is_whole_however_its_bytes_are_cut() -> None:
+def test_an_event_of_megabytes_is_whole_however_its_bytes_are_cut() -> None:
     body = b"data: " + b"a" * 5_000_000 + b"\n\ndata: b\n\n"
+    lengths: list[int] = []
+    stream = EventStream(lambda data: lengths.append(len(data)))
+    for at in range(0, len(body), 1400):
+        stream.feed(body[at : at + 1400])
+    assert lengths == [5_000_000, 1]
 
-    async def pieces() -> AsyncGenerator[bytes]:
-        for at in range(0, len(body), 1400):
-            yield body[at : at + 1400]
 
-    assert [len(data) async for data in sse_data(pieces())] == [5_000_000, 1]
-
-
-async def test_a_line_without_an_end_is_an_error_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("line", [b"a" * 100, b"data: " + b"a" * 93 + b"\n"], ids=["a line", "lines"])
+def test_an_event_without_an_end_is_an_error_before_it_fills_the_memory(
+    monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
     monkeypatch.setattr(sse, "_LONGEST", 1000)
+    events: list[bytes] = []
+    stream = EventStream(events.append)
+    stream.feed(b"data: before\n\ndata: ")
     sent = 0
+    while sent < 900:
+        sent += 100
+        stream.feed(line)
+    with pytest.raises(ModelServerError, match="an event without an end"):
+        stream.feed(line * 2)
+    assert events == [b"before"]
 
-    async def endless() -> AsyncGenerator[bytes]:
-        nonlocal sent
-        yield b"data: before\n\ndata: "
-        while sent < 100_000:
-            sent += 100
-            yield b"a" * 100
 
-    events = sse_data(endless())
-    assert await anext(events) == b"before"
-    with pytest.raises(ModelServerError, match="a line without an end"):
-        await anext(events)
-    assert sent == 1000
+SENT = (
+    b"\xef\xbb\xbfdata: 1\n\n: a comment\n\ndata:2\r\n\r\nevent: x\nid: 7\ndata: 3\ndata: 3b\n\n\n\nretry: 5\n\n"
+    b'data: \n\ndata: {"a": "data: no event"}\n\ndata: [DONE]\n\ndata: last'
+)
+EVENTS = [b"1", b"2", b"3\n3b", b"", b'{"a": "data: no event"}', b"[DONE]", b"last"]
+
+
+@pytest.mark.parametrize("size", [*range(1, 40), len(SENT)])
+def test_events_are_the_same_wherever_their_bytes_are_cut(size: int) -> None:
+    events: list[bytes] = []
+    stream = EventStream(events.append)
+    for at in range(0, len(SENT), size):
+        stream.feed(SENT[at : at + size])
+    stream.close()
+    assert events == EVENTS

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from comps.core.answers import collect, read
 from comps.core.errors import (
     InvalidRequest,
     LLMError,
@@ -19,13 +20,13 @@ from comps.core.errors import (
     Refused,
     Unreachable,
 )
-from comps.core.generator import collect
 from comps.core.ports import CountsTokens, Embeds, ModelServer
 from comps.core.types import Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.langchain.chat_tgi import ChatTGI
 from comps.model_servers.langchain.through import ThroughLangChain
 from comps.model_servers.remote.tgi import TGI
 from comps.model_servers.target import Target
+from tests.events import gathered
 from tests.model_servers.replay import Reply, replaying, sse
 from tests.model_servers.tgi_stand_in import ANSWER, BOS, EOS, Model, StandIn, encode, standing_in
 
@@ -59,20 +60,14 @@ async def events_of(
 ) -> list[Event]:
     server = TGI("tgi", stand_in.url)
     try:
-        async with aclosing(framework(server).generate(prompt, sampling, options or {})) as events:
+        async with aclosing(read(framework(server).generate, prompt, sampling, options or {})) as events:
             return [event async for event in events]
     finally:
         await server.aclose()
 
 
 async def answer(*args: Any, **kwargs: Any) -> Generation:
-    events = await asyncio.wait_for(events_of(*args, **kwargs), 20)
-
-    async def again() -> AsyncIterator[Event]:
-        for event in events:
-            yield event
-
-    return await collect(again())  # type: ignore[arg-type]
+    return gathered(await asyncio.wait_for(events_of(*args, **kwargs), 20))
 
 
 async def test_an_answer_is_the_models_text_its_true_end_and_its_usage(stand_in: StandIn, framework: Framework) -> None:
@@ -148,8 +143,8 @@ async def test_a_name_that_is_not_the_models_own_is_an_adapters(
 ) -> None:
     server = TGI(name, stand_in.url)
     await server.describe()
-    await collect(server.generate("Hi", GREEDY, {}))
-    await collect(server.generate(QUESTION, GREEDY, {"logprobs": True}))
+    await collect(server.generate, "Hi", GREEDY, {})
+    await collect(server.generate, QUESTION, GREEDY, {"logprobs": True})
     await server.aclose()
     assert stand_in.bodies("/generate_stream")[0]["parameters"].get("adapter_id") == adapter
     assert stand_in.bodies("/v1/chat/completions")[0]["model"] == (adapter or "tgi")
@@ -230,15 +225,15 @@ async def test_a_failure_in_the_middle_comes_behind_what_was_generated(
 ) -> None:
     text = ""
 
-    async def read(server: ModelServer) -> None:
+    async def read_on(server: ModelServer) -> None:
         nonlocal text
-        async for event in server.generate(QUESTION, GREEDY, options):
+        async for event in read(server.generate, QUESTION, GREEDY, options):
             text += event.text if isinstance(event, TextDelta) else "no end was expected"
 
     async with standing_in(model) as stand_in:
         server = TGI("tgi", stand_in.url)
         with pytest.raises(ModelServerError):
-            await read(framework(server))
+            await read_on(framework(server))
         await server.aclose()
     assert text
     assert ANSWER.startswith(text)
@@ -248,7 +243,7 @@ async def test_a_failure_in_the_middle_comes_behind_what_was_generated(
 async def test_closing_an_answer_closes_the_connection(framework: Framework, options: dict[str, Any]) -> None:
     async with standing_in(Model(hangs_at=3)) as stand_in:
         server = TGI("tgi", stand_in.url)
-        async with aclosing(framework(server).generate(QUESTION, GREEDY, options)) as events:
+        async with aclosing(read(framework(server).generate, QUESTION, GREEDY, options)) as events:
             await anext(events)
         await asyncio.wait_for(stand_in.left.wait(), 5)
         await server.aclose()
@@ -277,7 +272,7 @@ async def test_stop_strings_over_tgis_limit_are_looked_for_here_and_end_the_answ
         server = TGI("tgi", stand_in.url)
         await server.describe()
         sampling = Sampling(temperature=0.0, stop=("x", "y", "z", "v", " word5"))
-        whole = await asyncio.wait_for(collect(framework(server).generate(QUESTION, sampling, {})), 20)
+        whole = await asyncio.wait_for(collect(framework(server).generate, QUESTION, sampling, {}), 20)
         await asyncio.wait_for(stand_in.left.wait(), 5)
         await server.aclose()
     assert (whole.text, whole.reason) == (" word0 word1 word2 word3 word4", "stop")
@@ -310,7 +305,7 @@ async def test_an_answer_is_read_however_its_bytes_are_cut(size: int) -> None:
     cut = Reply([whole[at : at + size] for at in range(0, len(whole), size)], headers=reply.headers)
     async with replaying({"/generate_stream": cut}) as replay:
         server = TGI("tgi", replay.url)
-        assert await collect(server.generate("x", GREEDY, {})) == Generation(" né né", "length", Usage(4, 2))
+        assert await collect(server.generate, "x", GREEDY, {}) == Generation(" né né", "length", Usage(4, 2))
         await server.aclose()
 
 
@@ -329,7 +324,7 @@ async def test_an_answer_that_is_none_or_has_no_end_is_an_error(reply: Reply) ->
     async with replaying({"/generate_stream": reply}) as replay:
         server = TGI("tgi", replay.url)
         with pytest.raises(ModelServerError):
-            await collect(server.generate("x", GREEDY, {}))
+            await collect(server.generate, "x", GREEDY, {})
         await server.aclose()
 
 
@@ -338,7 +333,7 @@ async def test_a_busy_gateway_before_it_says_when_to_come_back() -> None:
     async with replaying({"/generate_stream": reply}) as replay:
         server = TGI("tgi", replay.url)
         with pytest.raises(Overloaded) as caught:
-            await collect(server.generate("x", GREEDY, {}))
+            await collect(server.generate, "x", GREEDY, {})
         await server.aclose()
     assert caught.value.retry_after == 7
 
@@ -507,7 +502,7 @@ async def test_it_counts_with_its_own_tokenizer_and_without_special_tokens(stand
 async def test_its_special_tokens_are_asked_for_once(stand_in: StandIn) -> None:
     server = TGI("tgi", stand_in.url)
     for _ in range(3):
-        await collect(server.generate(QUESTION, GREEDY, {}))
+        await collect(server.generate, QUESTION, GREEDY, {})
     await server.aclose()
     assert stand_in.bodies("/tokenize") == [{"inputs": ""}]
 
@@ -520,7 +515,7 @@ async def test_a_conversation_is_counted_in_one_round_trip_as_the_model_reads_it
         stand_in.asked.clear()
         counted = await server.count_prompt(QUESTION, {})
         assert [path for path, _ in stand_in.asked] == ["/chat_tokenize"]
-        usage = (await collect(server.generate(QUESTION, GREEDY, {}))).usage
+        usage = (await collect(server.generate, QUESTION, GREEDY, {})).usage
         await server.aclose()
     assert usage
     assert counted == usage.prompt_tokens
@@ -542,7 +537,7 @@ async def test_both_frameworks_give_the_same_events(stand_in: StandIn, options: 
 async def test_a_conversation_renders_as_what_the_server_is_sent(stand_in: StandIn) -> None:
     server = TGI("tgi", stand_in.url)
     rendered = await server.render(QUESTION, {})
-    await collect(server.generate(QUESTION, GREEDY, {}))
+    await collect(server.generate, QUESTION, GREEDY, {})
     await server.aclose()
     assert stand_in.bodies("/generate_stream")[0]["inputs"] == rendered
 
@@ -568,7 +563,7 @@ async def test_what_it_would_be_asked_is_refused_as_an_answer_would_be(
         with pytest.raises(InvalidRequest) as previewed:
             await server.translated(prompt, sampling, options)
         with pytest.raises(InvalidRequest) as answered:
-            await collect(server.generate(prompt, sampling, options))
+            await collect(server.generate, prompt, sampling, options)
         await server.aclose()
     assert str(previewed.value) == str(answered.value)
 
@@ -577,7 +572,7 @@ async def test_what_it_would_be_asked_over_the_messages_api_is_what_it_is_asked(
     server = TGI("tgi", stand_in.url)
     asked = (QUESTION, Sampling(max_tokens=5, temperature=0.0, top_p=0.5, stop=("§",)), {"tools": TOOLS})
     _, sampling, options = await server.translated(*asked)
-    await collect(server.generate(*asked))
+    await collect(server.generate, *asked)
     await server.aclose()
     (body,) = stand_in.bodies("/v1/chat/completions")
     assert sampling == Sampling(max_tokens=body["max_tokens"], temperature=body["temperature"], stop=(*body["stop"],))

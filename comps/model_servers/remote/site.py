@@ -1,0 +1,53 @@
+"""One server as requests see it: its URL, what every request begins with, and the connections to it."""
+
+from __future__ import annotations
+
+import ssl
+from urllib.parse import SplitResult
+
+from comps.model_servers.remote.addresses import proxy_for
+from comps.model_servers.remote.connection import Connections, proxy_credentials
+
+
+class Site:
+    """A server's URL, what its requests begin with, and the connections to it.
+
+    Args:
+        url: The URL that paths are added to.
+        tls: For connections by TLS.
+        connect_seconds: How long a connection may take to be made; 0: no limit.
+    """
+
+    def __init__(self, url: SplitResult, tls: ssl.SSLContext | None, connect_seconds: float) -> None:
+        proxy = proxy_for(url)
+        if tls is None and proxy is not None and proxy.scheme == "https":
+            tls = ssl.create_default_context()
+        host = url.netloc.rpartition("@")[2]
+        self._path = url.path
+        further = b""
+        if proxy is not None and url.scheme == "http":  # The proxy is told the whole URL.
+            self._path = f"http://{host}{self._path}"
+            if credentials := proxy_credentials(proxy):
+                further = f"Proxy-Authorization: {credentials}\r\n".encode("latin-1")
+        self._root = "" if url.path else "/"
+        self._query = f"?{url.query}" if url.query else ""
+        self._constant = (
+            f" HTTP/1.1\r\nHost: {host}\r\nAccept: */*\r\nAccept-Encoding: identity\r\nUser-Agent: opea-llm\r\n"
+        ).encode("latin-1") + further
+        self.connections = Connections(url, proxy, tls, connect_seconds)
+
+    def request(
+        self, method: str, path: str, data: bytes, credentials: bytes, kind: bytes = b"application/json"
+    ) -> bytes:
+        """A request as it goes over the wire.
+
+        Args:
+            method: GET or POST.
+            path: What is added to the URL's own path.
+            data: The body.
+            credentials: A header with them, its line break included, or nothing.
+            kind: The body's media type.
+        """
+        target = f"{method} {self._path}{path or self._root}{self._query}".encode("latin-1")
+        content = b"Content-Type: %b\r\nContent-Length: %d\r\n" % (kind, len(data)) if method == "POST" else b""
+        return b"".join((target, self._constant, credentials, content, b"\r\n", data))

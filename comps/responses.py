@@ -1,0 +1,123 @@
+"""A response on its way to the client: started once, written in chunks, and told when the client leaves.
+
+The server of this project offers a way to write to the connection at once, by an extension in ASGI's scope. Any other
+server gets what is written by ASGI's `send`, one message after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
+
+from starlette.types import Receive, Scope, Send
+
+EXTENSION = "opea_llm.response"
+"""The key in `scope["extensions"]` under which a server offers a `Response`."""
+_MOST_WAITING = 65_536
+"""Bytes that wait for ASGI's `send` before the writer is told to wait."""
+
+Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
+
+
+class Response(Protocol):
+    """The response to one request. Writes return at once and cost the client's connection one HTTP chunk each."""
+
+    def start(self, status: int, headers: Headers) -> None:
+        """Send the status line and the headers; a body without a `content-length` is sent in chunks."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Send a part of the body, not empty, as one chunk."""
+        ...
+
+    def end(self) -> None:
+        """Send the end of the body."""
+        ...
+
+    @property
+    def full(self) -> bool:
+        """Whether the client does not read as fast as is written."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until it has caught up, or left."""
+        ...
+
+    def on_leave(self, leave: Callable[[], None] | None) -> None:
+        """Call this once when the client leaves before the end; None: nobody wants to know."""
+        ...
+
+    async def aclose(self) -> None:
+        """Wait until all that was written is on its way."""
+        ...
+
+
+def response_to(scope: Scope, receive: Receive, send: Send) -> Response:
+    """The response to a request whose body has been received."""
+    offered: Response | None = (scope.get("extensions") or {}).get(EXTENSION)
+    return SentResponse(receive, send) if offered is None else offered
+
+
+class SentResponse:
+    """A response by ASGI's own means.
+
+    Args:
+        receive: Tells that the client has left.
+        send: Takes one message after the other.
+    """
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._waiting: deque[dict[str, object]] = deque()
+        self._size = 0
+        self._sending: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    def start(self, status: int, headers: Headers) -> None:
+        self._put({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+    def write(self, data: bytes) -> None:
+        self._size += len(data)
+        self._put({"type": "http.response.body", "body": data, "more_body": True})
+
+    def end(self) -> None:
+        self._put({"type": "http.response.body", "body": b""})
+
+    def _put(self, message: dict[str, object]) -> None:
+        self._waiting.append(message)
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.ensure_future(self._send_all())
+
+    async def _send_all(self) -> None:
+        while self._waiting:
+            message = self._waiting.popleft()
+            await self._send(message)
+            if isinstance(body := message.get("body"), bytes):
+                self._size -= len(body)
+
+    @property
+    def full(self) -> bool:
+        return self._size > _MOST_WAITING
+
+    async def drain(self) -> None:
+        if self._sending:
+            await asyncio.shield(self._sending)
+
+    def on_leave(self, leave: Callable[[], None] | None) -> None:
+        if self._watching:
+            self._watching.cancel()
+            self._watching = None
+        if leave:
+            self._watching = asyncio.ensure_future(self._watch(leave))
+
+    async def _watch(self, leave: Callable[[], None]) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._watching = None
+        leave()
+
+    async def aclose(self) -> None:
+        await self.drain()

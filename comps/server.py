@@ -1,0 +1,182 @@
+"""The HTTP server: uvicorn, with a protocol that writes to the connection at once and passes over upgrades.
+
+What uvicorn's own does not do, and this one does:
+- It offers a `Response` that is written without a coroutine between an event and its HTTP chunk (see `responses`).
+- It calls back when the client leaves.
+- It passes over an `Upgrade` that is not taken, and reads the body: https://www.rfc-editor.org/rfc/rfc9110#section-7.8.
+  Java's HttpClient and `curl --http2` send one with their first request.
+- It sends no chunked coding to a client of HTTP/1.0, which does not know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from comps.responses import EXTENSION, Headers
+
+_UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
+
+
+class ServerProtocol(HttpToolsProtocol):
+    """One connection of a client."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._responses: list[DirectResponse] = []
+        """Those that are not complete: several where requests are pipelined."""
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():  # The head is parsed once more, without what asks for an upgrade.
+            return
+        super().on_headers_complete()
+        cycle = self.cycle
+        response = DirectResponse(cycle)
+        self._responses = [one for one in self._responses if not one.complete]
+        self._responses.append(response)
+        extensions: dict[Any, Any] = cycle.scope.setdefault("extensions", {})
+        extensions[EXTENSION] = response
+        if cycle.scope["http_version"] == "1.0":
+            cycle.send = _without_chunks(cycle)  # type: ignore[assignment, method-assign]
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._pass_over_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse("Invalid HTTP request received.")
+
+    def _pass_over_upgrade(self, rest: bytes) -> None:
+        """Read the request whose head was just parsed as if it asked for no upgrade; `rest` is what follows it."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse("This is no proxy.")
+            return
+        head = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            if name == b"connection":
+                options = [option.strip() for option in value.split(b",")]
+                value = b", ".join(option for option in options if option.lower() not in _UPGRADE_HEADERS)
+            if value and name not in _UPGRADE_HEADERS:
+                head.append(name + b": " + value)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.data_received(b"\r\n".join([*head, b"", rest]))
+
+    def _refuse(self, said: str) -> None:
+        self.logger.warning(said)
+        self.send_400_response(said)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for response in self._responses:
+            response.left()
+
+
+class DirectResponse:
+    """A response that is written to the connection at once; see `comps.responses.Response`.
+
+    Args:
+        cycle: uvicorn's state of the request, kept as its own `send` keeps it.
+    """
+
+    __slots__ = ("_chunked", "_cycle", "_flow", "_leave", "_transport")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._flow = cycle.flow
+        self._transport = cycle.transport
+        self._leave: Callable[[], None] | None = None
+        self._chunked = True
+
+    def start(self, status: int, headers: Headers) -> None:
+        cycle = self._cycle
+        if cycle.disconnected:
+            return
+        cycle.response_started = True
+        cycle.waiting_for_100_continue = False
+        has_length = any(name == b"content-length" for name, _ in headers)
+        self._chunked = not has_length and cycle.scope["http_version"] != "1.0"
+        content = [STATUS_LINE[status]]
+        for name, value in (*cycle.default_headers, *headers):
+            if b"\n" in value or b"\r" in value:
+                raise ValueError(f"a line break in the header {name!r}")
+            content += (name, b": ", value, b"\r\n")
+        if not cycle.keep_alive:
+            content.append(b"connection: close\r\n")
+        content.append(b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n")
+        self._transport.write(b"".join(content))
+
+    def write(self, data: bytes) -> None:
+        if not self._cycle.disconnected:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def end(self) -> None:
+        cycle = self._cycle
+        if cycle.disconnected or cycle.response_complete:
+            return
+        if self._chunked:
+            self._transport.write(b"0\r\n\r\n")
+        cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self._transport.close()
+        cycle.on_response()
+
+    @property
+    def full(self) -> bool:
+        return self._flow.write_paused
+
+    async def drain(self) -> None:
+        await self._flow.drain()
+
+    def on_leave(self, leave: Callable[[], None] | None) -> None:
+        self._leave = leave
+        if leave and self._cycle.disconnected:
+            self.left()
+
+    @property
+    def complete(self) -> bool:
+        """Whether its end has been sent."""
+        return self._cycle.response_complete
+
+    def left(self) -> None:
+        """The client has left."""
+        cycle = self._cycle
+        if cycle.response_complete:
+            return
+        cycle.disconnected = True
+        cycle.message_event.set()
+        leave, self._leave = self._leave, None
+        if leave:
+            leave()
+
+    async def aclose(self) -> None:
+        """Nothing is kept back here."""
+
+
+def _without_chunks(cycle: RequestResponseCycle) -> Callable[[Any], Any]:
+    """uvicorn's `send`, for a client that knows no chunked coding: the end of the body is that of the connection."""
+    send = cycle.send
+    is_open = False
+
+    async def send_plain(message: Any) -> None:
+        nonlocal is_open
+        if message["type"] == "http.response.start":
+            is_open = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+            if is_open:
+                cycle.chunked_encoding = False
+        elif is_open:
+            cycle.expected_content_length += len(message.get("body", b""))
+        await send(message)
+
+    return send_plain

@@ -1,0 +1,24 @@
+"""What the writer of a call makes of events."""
+
+from __future__ import annotations
+
+from comps.core.types import Event, Finished
+from comps.dialects.shared.base import GenerationCall
+from comps.dialects.shared.framing import ResponseMetadata
+
+METADATA = ResponseMetadata("0123456789abcdef0123456789abcdef", 1_700_000_000, "tiny")
+
+
+def written(call: GenerationCall, *events: Event) -> list[bytes]:
+    """The items of a whole streamed answer."""
+    items: list[bytes] = []
+    writer = call.writer(METADATA, items.append)
+    for event in events:
+        if isinstance(event, Finished):
+            writer.finished(event)
+        elif event.text and not event.extra:
+            writer.text(event.text, event.choice)
+        else:
+            writer.delta(event)
+    writer.close()
+    return items

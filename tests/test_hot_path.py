@@ -1,0 +1,39 @@
+"""How much is called for a token, a request and a whole answer: what `make bench` measures in time, counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.hot_path import counting
+
+TOKENS, REQUESTS = 200, 20
+# Calls of functions of ours, written in Python; a change that needs more of them says why.
+MOST = {
+    "native": {"token": 11, "request": 300, "whole": 270},
+    "langchain": {"token": 11, "request": 330, "whole": 300},
+}
+
+
+def ours(calls: Counter[str]) -> int:
+    """The calls of functions of this project."""
+    return sum(count for name, count in calls.items() if name.startswith("comps/"))
+
+
+@pytest.mark.parametrize("framework", MOST)
+async def test_a_token_and_a_request_call_no_more_than_they_need(
+    framework: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with counting(monkeypatch, framework) as count:
+        one = ours(await count(1))
+        many = ours(await count(1 + TOKENS))
+        several = ours(await count(1, 1 + REQUESTS))
+        whole = ours(await count(128, 1, stream=False))
+        wholes = ours(await count(128, 1 + REQUESTS, stream=False))
+    counted = {
+        "token": (many - one) / TOKENS,
+        "request": (several - one) / REQUESTS,
+        "whole": (wholes - whole) / REQUESTS,
+    }
+    assert {name: number for name, number in counted.items() if number > MOST[framework][name]} == {}, counted
