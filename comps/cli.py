@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 import uvicorn
 
-from comps.app import example, make_app, open_models, read_settings, replicas_of
+from comps.app import direct, example, make_app, open_models, read_settings, replicas_of
 from comps.core.errors import LLMError, SettingsError
 from comps.core.generator import TextGenerator
 from comps.core.ports import Loads, ModelServer
@@ -78,12 +78,15 @@ class _Service(uvicorn.Server):
         self.failed: LLMError | None = None
         microservice = settings.microservice
         config = uvicorn.Config(
-            make_app(settings, on_loaded=self._on_loaded, shut_down=lambda: self.handle_exit(signal.SIGTERM, None)),
+            direct(
+                make_app(settings, on_loaded=self._on_loaded, shut_down=lambda: self.handle_exit(signal.SIGTERM, None))
+            ),
             host=microservice.host,
             port=microservice.port,
             loop="uvloop",
             http=ServerProtocol,
             ws="none",
+            proxy_headers=False,  # Nothing here reads the client's address.
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=microservice.drain_seconds,

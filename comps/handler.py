@@ -9,11 +9,11 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
+from random import getrandbits
 from time import time
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qs, quote
-from uuid import uuid4
 
 from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
@@ -333,6 +333,7 @@ class _StreamedAnswer:
         if end.usage:
             self.usage = self.usage + end.usage if self.usage else end.usage
         self.reason = end.reason
+        self._reply.cork()  # Usually all the rest comes at once.
         (self._writer or self._begun()).finished(end)
 
     def close(self) -> None:
@@ -383,7 +384,7 @@ def _honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
 
 
 def _metadata(info: ModelInfo, reports: Mapping[int, Report] = MappingProxyType({})) -> ResponseMetadata:
-    return ResponseMetadata(uuid4().hex, int(time()), info.name, reports)
+    return ResponseMetadata(f"{getrandbits(128):032x}", int(time()), info.name, reports)
 
 
 def _reported(reports: Mapping[int, Report], prompts: int) -> list[tuple[bytes, bytes]]:
@@ -471,6 +472,7 @@ class _Reply:
         self._response = response
         self.write = response.write
         """Sends an item, as one HTTP chunk."""
+        self.cork = response.cork
         self.started = False
 
     def whole(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:

@@ -25,7 +25,10 @@ class Response(Protocol):
     """The response to one request. Writes return at once and cost the client's connection one HTTP chunk each."""
 
     def start(self, status: int, headers: Headers) -> None:
-        """Send the status line and the headers; a body without a `content-length` is sent in chunks."""
+        """Send the status line and the headers, with the first part of the body at the latest.
+
+        A body without a `content-length` is sent in chunks.
+        """
         ...
 
     def write(self, data: bytes) -> None:
@@ -34,6 +37,10 @@ class Response(Protocol):
 
     def end(self) -> None:
         """Send the end of the body."""
+        ...
+
+    def cork(self) -> None:
+        """Keep what is written from here on until the end, at most until the event loop goes on: one packet for all."""
         ...
 
     @property
@@ -85,6 +92,9 @@ class SentResponse:
 
     def end(self) -> None:
         self._put({"type": "http.response.body", "body": b""})
+
+    def cork(self) -> None:
+        """Messages are sent one by one in any case."""
 
     def _put(self, message: dict[str, object]) -> None:
         self._waiting.append(message)

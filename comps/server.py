@@ -10,6 +10,7 @@ What uvicorn's own does not do, and this one does:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,7 @@ class ServerProtocol(HttpToolsProtocol):
             return
         super().on_headers_complete()
         cycle = self.cycle
-        response = DirectResponse(cycle)
+        response = DirectResponse(cycle, self.loop)
         self._responses = [one for one in self._responses if not one.complete]
         self._responses.append(response)
         extensions: dict[Any, Any] = cycle.scope.setdefault("extensions", {})
@@ -87,16 +88,21 @@ class DirectResponse:
 
     Args:
         cycle: uvicorn's state of the request, kept as its own `send` keeps it.
+        loop: The event loop.
     """
 
-    __slots__ = ("_chunked", "_cycle", "_flow", "_leave", "_transport")
+    __slots__ = ("_chunked", "_corked", "_cycle", "_flow", "_head", "_leave", "_loop", "_transport")
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
+    def __init__(self, cycle: RequestResponseCycle, loop: asyncio.AbstractEventLoop) -> None:
         self._cycle = cycle
+        self._loop = loop
         self._flow = cycle.flow
         self._transport = cycle.transport
         self._leave: Callable[[], None] | None = None
         self._chunked = True
+        self._corked: list[bytes] | None = None
+        self._head = b""
+        """The status line and the headers, until they are sent with the first part of the body: one packet less."""
 
     def start(self, status: int, headers: Headers) -> None:
         cycle = self._cycle
@@ -114,18 +120,39 @@ class DirectResponse:
         if not cycle.keep_alive:
             content.append(b"connection: close\r\n")
         content.append(b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n")
-        self._transport.write(b"".join(content))
+        self._head = b"".join(content)
 
     def write(self, data: bytes) -> None:
-        if not self._cycle.disconnected:
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        if self._cycle.disconnected:
+            return
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if self._head:
+            data, self._head = self._head + data, b""
+        if self._corked is None:
+            self._transport.write(data)
+        else:
+            self._corked.append(data)
+
+    def cork(self) -> None:
+        if self._corked is None:
+            self._corked = []
+            self._loop.call_soon(self._uncork)
+
+    def _uncork(self) -> None:
+        corked, self._corked = self._corked, None
+        if corked and not self._cycle.disconnected:
+            self._transport.write(b"".join(corked))
 
     def end(self) -> None:
         cycle = self._cycle
         if cycle.disconnected or cycle.response_complete:
             return
-        if self._chunked:
-            self._transport.write(b"0\r\n\r\n")
+        last = self._head + (b"0\r\n\r\n" if self._chunked else b"")
+        if self._corked:
+            last, self._corked = b"".join((*self._corked, last)), None
+        if last:
+            self._transport.write(last)
         cycle.response_complete = True
         cycle.message_event.set()
         if not cycle.keep_alive:

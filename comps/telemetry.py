@@ -200,9 +200,25 @@ def start_log(level: str, path: str) -> None:
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("[%(asctime)s] [%(levelname)8s] %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter("[%(asctime)s] [%(levelname)8s] %(name)s: %(message)s"))
+    # What no line says is not looked up: https://docs.python.org/3/howto/logging.html#optimization.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     for name in ("opea_llm", "uvicorn"):
         logging.getLogger(name).setLevel(level)
+
+
+class _Formatter(logging.Formatter):
+    """Formats a second once for all that is logged in it."""
+
+    _second = 0
+    _text = ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        second = int(record.created)
+        if second != self._second:
+            self._second, self._text = second, time.strftime(self.default_time_format, self.converter(record.created))
+        return f"{self._text},{int(record.msecs):03d}"

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from comps.app import make_app, read_settings
+from comps.app import direct, make_app, read_settings
 from comps.core.errors import LLMError
 from comps.core.ports import ModelServer
 from comps.core.types import Embeddings
@@ -191,7 +191,7 @@ async def running(
     # Before the loop runs, as in the command; here in a thread, since making a service reads files.
     app = await asyncio.to_thread(make)
     config = uvicorn.Config(
-        app, port=0, host="127.0.0.1", http=ServerProtocol, ws="none", log_config=None, access_log=False
+        direct(app), port=0, host="127.0.0.1", http=ServerProtocol, ws="none", log_config=None, access_log=False
     )
     server = Announced(config)
     serving = asyncio.ensure_future(server.serve())

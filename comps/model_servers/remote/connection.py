@@ -180,28 +180,27 @@ class Connection(asyncio.Protocol):
 
 
 class IdleConnections:
-    """Connections that wait for the next request. One timer closes those that have waited too long."""
+    """Connections that wait for the next request. One timer closes those that have waited too long.
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+    Args:
+        loop: The event loop that they belong to.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self._connections: list[tuple[Connection, float]] = []
         """Each with the time at which it came; the last one came last."""
         self._timer: asyncio.TimerHandle | None = None
 
-    @property
-    def usable(self) -> bool:
-        """Whether the event loop is the one that runs: connections belong to theirs."""
-        return self._loop is asyncio.get_running_loop()
-
     def put(self, connection: Connection) -> None:
         """Keep a connection."""
-        self._connections.append((connection, self._loop.time()))
+        self._connections.append((connection, self.loop.time()))
         if self._timer is None:
-            self._timer = self._loop.call_later(_IDLE_SECONDS, self._close_old)
+            self._timer = self.loop.call_later(_IDLE_SECONDS, self._close_old)
 
     def take(self) -> Connection | None:
         """A connection that is open, the one that was used last."""
-        oldest = self._loop.time() - _IDLE_SECONDS
+        oldest = self.loop.time() - _IDLE_SECONDS
         while self._connections:
             connection, since = self._connections.pop()
             if connection.usable and since > oldest:
@@ -210,11 +209,11 @@ class IdleConnections:
         return None
 
     def _close_old(self) -> None:
-        oldest = self._loop.time() - _IDLE_SECONDS
+        oldest = self.loop.time() - _IDLE_SECONDS
         while self._connections and not (self._connections[0][0].usable and self._connections[0][1] > oldest):
             self._connections.pop(0)[0].close()
         next_look = self._connections[0][1] + _IDLE_SECONDS if self._connections else 0.0
-        self._timer = self._loop.call_at(next_look, self._close_old) if next_look else None
+        self._timer = self.loop.call_at(next_look, self._close_old) if next_look else None
 
     def close(self) -> None:
         """Close all of them."""
@@ -253,8 +252,9 @@ class Connections:
             Broken: It broke before the end.
             ModelServerError: What came makes no sense, or not in time.
         """
-        if self._idle is None or not self._idle.usable:
-            self._idle = IdleConnections()
+        loop = exchange.deadlines.loop
+        if self._idle is None or self._idle.loop is not loop:
+            self._idle = IdleConnections(loop)
         try:
             connection = self._idle.take()
             if connection is not None:
@@ -350,7 +350,7 @@ class Connections:
 
     def close(self) -> None:
         """Close all connections."""
-        if self._idle and self._idle.usable:
+        if self._idle and self._idle.loop is asyncio.get_running_loop():
             self._idle.close()
         self._idle = None
         for connection in list(self._open):

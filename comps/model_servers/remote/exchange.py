@@ -75,11 +75,12 @@ class Deadlines:
         total: Seconds to the end; 0: no limit.
     """
 
-    __slots__ = ("_begun", "_between", "_due", "_end", "_late", "_loop", "_timer")
+    __slots__ = ("_begun", "_between", "_due", "_end", "_late", "_timer", "loop")
 
     def __init__(self, first: float = 0.0, between: float = 0.0, total: float = 0.0) -> None:
-        self._loop = asyncio.get_running_loop()
-        now = self._loop.time()
+        self.loop = asyncio.get_running_loop()
+        """The event loop, looked up once for an exchange."""
+        now = self.loop.time()
         self._between = between or NEVER
         self._end = now + (total or NEVER)
         self._due = min(now + (first or NEVER), self._end)
@@ -87,7 +88,7 @@ class Deadlines:
         self._late: Callable[[Exception], None] | None = None
         # No event can be late before this, so that the timer need not be set anew with the first event.
         begins = min(self._due, now + self._between)
-        self._timer = self._loop.call_at(begins, self._look) if begins != NEVER else None
+        self._timer = self.loop.call_at(begins, self._look) if begins != NEVER else None
 
     @classmethod
     def of_stream(cls, access: Access) -> Deadlines:
@@ -106,7 +107,7 @@ class Deadlines:
     def extend(self) -> None:
         """An event has arrived."""
         self._begun = True
-        self._due = min(self._loop.time() + self._between, self._end)
+        self._due = min(self.loop.time() + self._between, self._end)
 
     def suspend(self) -> None:
         """The reader makes the server wait, which is not the server's fault; the total goes on."""
@@ -119,10 +120,10 @@ class Deadlines:
             self._timer = None
 
     def _look(self) -> None:
-        now = self._loop.time()
+        now = self.loop.time()
         if now < self._due:
             when = min(self._due, now + self._between)
-            self._timer = self._loop.call_at(when, self._look) if when != NEVER else None
+            self._timer = self.loop.call_at(when, self._look) if when != NEVER else None
             return
         self._timer = None
         if self._late:
@@ -176,7 +177,7 @@ class Exchange:
             ModelServerError: What was read makes no sense, or came too late.
         """
         while not self.ended:
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self.deadlines.loop.create_future()
             await self._waiter
         if self._failure:
             raise self._failure
@@ -308,7 +309,7 @@ class StreamExchange(Exchange):
     def await_rest(self) -> None:
         """Wait a little for the end of the body, with which the connection can be used again."""
         if not self._rest and not self.ended:
-            self._rest = asyncio.get_running_loop().call_later(_REST_SECONDS, self.end)
+            self._rest = self.deadlines.loop.call_later(_REST_SECONDS, self.end)
 
     def fail(self, error: Exception) -> None:
         if self.is_done:  # All that is wanted was there before.
@@ -327,7 +328,7 @@ class StreamExchange(Exchange):
 
     async def wait(self) -> None:
         while not self.ended:
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self.deadlines.loop.create_future()
             await self._waiter
             if self.resume and not self.ended:
                 self.deadlines.suspend()

@@ -185,10 +185,12 @@ class OpenAIAPI:
         """Ask with the most tokens to generate under the name that the server has for it."""
         if "max_tokens" not in body:
             return await ask(body)
-        try:
+        if self._limit != "max_tokens":
             return await ask(_renamed(body, self._limit))
+        try:
+            return await ask(body)
         except InvalidRequest as refusal:
-            if self._limit != "max_tokens" or not _NEWER_NAME.search(str(refusal)):
+            if not _NEWER_NAME.search(str(refusal)):
                 raise
         self._limit = "max_completion_tokens"
         return await ask(_renamed(body, self._limit))
