@@ -35,7 +35,7 @@ from comps.model_servers import (
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
 from comps.routes import DirectRoutes, Service
-from comps.settings import CONVERSATION, Served, Settings, load_settings, read_templates
+from comps.settings import CONVERSATION, ServedModel, Settings, load_settings, read_templates
 
 
 def read_settings(file: Path | None) -> Settings:
@@ -75,14 +75,14 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
     return Models(generators)
 
 
-def _templates(served: Served) -> Templates:
+def _templates(served: ServedModel) -> Templates:
     try:
         return read_templates(served.model.prompt_templates)
     except SettingsError as error:
         raise SettingsError(f"[{served.section}] {error}") from None
 
 
-def _open_replicas(served: Served) -> list[ModelServer]:
+def _open_replicas(served: ServedModel) -> list[ModelServer]:
     """The model server of a model, once for each of its endpoints; a list of URLs has several."""
     model = served.model
     endpoint = model.model_server_endpoint
@@ -118,7 +118,7 @@ def _open_replicas(served: Served) -> list[ModelServer]:
         raise SettingsError(f"[{served.section}] {error}") from None
 
 
-def _as_set(server: ModelServer, served: Served) -> ModelServer:
+def _as_set(server: ModelServer, served: ServedModel) -> ModelServer:
     """The model server behind the framework, the tokenizer and the chat template that are set for its model."""
     model = served.model
     try:
@@ -131,7 +131,7 @@ def _as_set(server: ModelServer, served: Served) -> ModelServer:
         raise SettingsError(f"[{served.section}] {error}") from None
 
 
-def _native_documents(served: Served) -> bool:
+def _native_documents(served: ServedModel) -> bool:
     """Whether documents go beside the messages.
 
     Raises:

@@ -28,7 +28,7 @@ from comps.core.tasks import at_once
 from comps.core.types import JSON, Finished, Generation, GenerationRequest, ModelInfo, Report, TextDelta, Usage, total
 from comps.dialects.shared.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall, Writer
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint, RequestError
-from comps.dialects.shared.framing import ResponseMetadata, preview_document
+from comps.dialects.shared.framing import ResponseMetadata, preview_document, was_counted
 from comps.responses import Response, response_to
 from comps.telemetry import Exchange, Telemetry, log
 
@@ -78,7 +78,7 @@ class Handler:
             try:
                 endpoint, variables = self._endpoint_for(scope)
                 style = endpoint.style
-                call = endpoint.read(await _body(scope, receive, self._max_body), variables)
+                call = endpoint.read(await _body(response, scope, receive, self._max_body), variables)
                 style = call.style
                 await _unless_gone(response, self._answer(call, endpoint, reply, exchange))
                 exchange.outcome = "200"
@@ -261,8 +261,13 @@ class _Responding:
             plan = await model.plan(request)
             self._reports[number] = plan.report
             generation = await model.complete(plan)
-        self._reports[number] = settled(plan.report, generation.usage)
+        if self._settles(plan.report):
+            self._reports[number] = settled(plan.report, generation.usage)
         return generation
+
+    def _settles(self, report: Report) -> bool:
+        """Whether anybody is told what the model server has counted."""
+        return self._call.wants_report or was_counted(report)
 
     async def stream(
         self, slots: RequestSlots, model: TextGenerator, requests: list[GenerationRequest], choices: int
@@ -293,9 +298,11 @@ class _Responding:
         async with slots.slot():
             plan = await model.plan(request)
             self._reports[number] = plan.report
-            settling = _Settling(answer, self._reports, number)
-            await model.answer(plan, settling)
-        if not settling.ended:
+            ending = _Ending(answer)
+            await model.answer(plan, ending)
+        if ending.usage and self._settles(plan.report):
+            self._reports[number] = settled(plan.report, ending.usage)
+        if not ending.ended:
             raise ModelServerError("the model server broke off in the middle of the answer")
 
     def _begin(self) -> Writer:
@@ -353,26 +360,22 @@ class _StreamedAnswer:
         return self._writer
 
 
-class _Settling(Forwarding):
-    """Writes an answer on, and settles the report of its request with the usage.
+class _Ending(Forwarding):
+    """Writes an answer on, and notes its end.
 
     Args:
         answer: Where it is written to.
-        reports: By the number of the request.
-        number: The number.
     """
 
-    def __init__(self, answer: Answer, reports: dict[int, Report], number: int) -> None:
+    def __init__(self, answer: Answer) -> None:
         super().__init__(answer)
         self.text = answer.text  # type: ignore[method-assign]  # One call less for each token.
-        self._reports = reports
-        self._number = number
         self.ended = False
-        """Whether there was an end."""
+        self.usage: Usage | None = None
 
     def finished(self, end: Finished) -> None:
         self.ended = True
-        self._reports[self._number] = settled(self._reports[self._number], end.usage)
+        self.usage = self.usage or end.usage
         self._answer.finished(end)
 
 
@@ -413,7 +416,7 @@ def _used(report: Report) -> str:
     return ",".join(str(use.number) for use in report.documents if use.fate != "dropped") or "none"
 
 
-async def _body(scope: Scope, receive: Receive, most: int) -> bytes:
+async def _body(response: Response, scope: Scope, receive: Receive, most: int) -> bytes:
     """The request's body.
 
     Raises:
@@ -421,6 +424,11 @@ async def _body(scope: Scope, receive: Receive, most: int) -> bytes:
         ClientGone: It did not arrive whole.
     """
     too_large = BodyTooLarge(f"larger than the {most} bytes that are read", "body")
+    whole = response.request_body
+    if whole is not None:
+        if len(whole) > most:
+            raise too_large
+        return whole
     declared = dict(scope["headers"]).get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > most:
         raise too_large

@@ -24,6 +24,11 @@ Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 class Response(Protocol):
     """The response to one request. Writes return at once and cost the client's connection one HTTP chunk each."""
 
+    @property
+    def request_body(self) -> bytes | None:
+        """The body of the request, if all of it has arrived already; None: it is to be received."""
+        ...
+
     def start(self, status: int, headers: Headers) -> None:
         """Send the status line and the headers, with the first part of the body at the latest.
 
@@ -82,6 +87,10 @@ class SentResponse:
         self._size = 0
         self._sending: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def request_body(self) -> bytes | None:
+        return None
 
     def start(self, status: int, headers: Headers) -> None:
         self._put({"type": "http.response.start", "status": status, "headers": list(headers)})

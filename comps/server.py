@@ -104,6 +104,11 @@ class DirectResponse:
         self._head = b""
         """The status line and the headers, until they are sent with the first part of the body: one packet less."""
 
+    @property
+    def request_body(self) -> bytes | None:
+        cycle = self._cycle
+        return None if cycle.more_body or cycle.disconnected else bytes(cycle.body)
+
     def start(self, status: int, headers: Headers) -> None:
         cycle = self._cycle
         if cycle.disconnected:

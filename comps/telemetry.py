@@ -9,13 +9,18 @@ import asyncio
 import logging
 import subprocess
 import time
-from collections import deque
+from bisect import bisect_left
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from itertools import accumulate
 from math import ceil, nan
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from comps.core.errors import LLMError
 from comps.core.types import GPU, Usage
@@ -69,35 +74,56 @@ class Exchange:
         self.first_token_after = time.monotonic() - self.started
 
 
-class Telemetry:
+class Seconds:
+    """A histogram of durations, counted in plain numbers: the service has one thread, and prometheus_client's own takes
+    a lock for each of them."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_SECONDS) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count a duration."""
+        self._counts[bisect_left(_SECONDS, seconds)] += 1
+        self._sum += seconds
+
+    def family(self, name: str, documentation: str) -> HistogramMetricFamily:
+        """What Prometheus is told."""
+        bounds = [*map(str, map(float, _SECONDS)), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
+        return HistogramMetricFamily(name, documentation, buckets, self._sum)
+
+
+class Telemetry(Collector):
     """Counts exchanges; one for each service."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._exchanges = Counter(
-            "opea_llm_requests", "Requests, by path and outcome", ("path", "outcome"), registry=self._registry
-        )
-        self._in_flight = Gauge("opea_llm_requests_in_flight", "Requests being answered", registry=self._registry)
-        self._seconds = Histogram(
-            "opea_llm_request_seconds",
-            "From request to the end of its answer",
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
-        self._first = Histogram(
-            "opea_llm_first_token_seconds",
-            "From request to the first event of a streamed answer",
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
-        self._tokens = Counter(
-            "opea_llm_tokens", "Tokens, as the model server counted them", ("kind",), registry=self._registry
-        )
-        self._prompt_tokens = self._tokens.labels("prompt")
-        self._completion_tokens = self._tokens.labels("completion")
-        self._counters: dict[tuple[str, str], Counter] = {}
+        self._registry.register(self)
+        self._exchanges: defaultdict[tuple[str, str], int] = defaultdict(int)
+        """By path and outcome."""
+        self._in_flight = 0
+        self._seconds = Seconds()
+        self._first = Seconds()
+        self._tokens = {"prompt": 0, "completion": 0}
         self._latencies: deque[float] = deque(maxlen=_KEPT)
         self._first_latencies: deque[float] = deque(maxlen=_KEPT)
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client's `Collector`."""
+        labels = ("path", "outcome")
+        exchanges = CounterMetricFamily("opea_llm_requests", "Requests, by path and outcome", labels=labels)
+        for said, count in self._exchanges.items():
+            exchanges.add_metric(said, count)
+        yield exchanges
+        yield GaugeMetricFamily("opea_llm_requests_in_flight", "Requests being answered", self._in_flight)
+        yield self._seconds.family("opea_llm_request_seconds", "From request to the end of its answer")
+        first = "From request to the first event of a streamed answer"
+        yield self._first.family("opea_llm_first_token_seconds", first)
+        tokens = CounterMetricFamily("opea_llm_tokens", "Tokens, as the model server counted them", labels=("kind",))
+        for kind, count in self._tokens.items():
+            tokens.add_metric((kind,), count)
+        yield tokens
 
     def exchange(self, path: str) -> Exchange:
         """A request, counted from the beginning to the end of a `with` block, however that is reached."""
@@ -105,18 +131,18 @@ class Telemetry:
 
     def begin(self) -> None:
         """A request has begun."""
-        self._in_flight.inc()
+        self._in_flight += 1
 
     def end(self, path: str, exchange: Exchange) -> None:
         """A request has ended."""
-        self._in_flight.dec()
+        self._in_flight -= 1
         took = time.monotonic() - exchange.started
-        self._counter(path, exchange.outcome).inc()
+        self._exchanges[path, exchange.outcome] += 1
         self._seconds.observe(took)
         usage = exchange.usage
         if usage:
-            self._prompt_tokens.inc(usage.prompt_tokens)
-            self._completion_tokens.inc(usage.completion_tokens)
+            self._tokens["prompt"] += usage.prompt_tokens
+            self._tokens["completion"] += usage.completion_tokens
         if exchange.outcome == "200":
             self._latencies.append(took)
         if exchange.first_token_after is not None:
@@ -127,13 +153,6 @@ class Telemetry:
             tokens = f"{usage.prompt_tokens}+{usage.completion_tokens}" if usage else "-"
             said = (path, exchange.outcome, exchange.reason or "-", tokens, took, failure)
             log.log(level, "%s %s reason=%s tokens=%s %.3f s%s", *said)
-
-    def _counter(self, path: str, outcome: str) -> Counter:
-        """The counter with these labels, which are looked up once."""
-        counter = self._counters.get((path, outcome))
-        if counter is None:
-            counter = self._counters[path, outcome] = self._exchanges.labels(path, outcome)
-        return counter
 
     def metrics(self) -> bytes:
         """Prometheus' text format."""

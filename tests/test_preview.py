@@ -20,6 +20,7 @@ from comps.core.types import JSON, Prompt, Sampling
 from comps.model_servers import FRAMEWORKS
 from comps.model_servers.embedded.engine_process import EngineProcess
 from comps.model_servers.scripted import Scripted
+from comps.responses import Response
 from tests.model_servers.contract import Subject
 from tests.model_servers.test_contract import subject
 from tests.model_servers.tgi_stand_in import StandIn
@@ -45,8 +46,8 @@ def received(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> list[tuple[st
     got: list[tuple[str, JSON]] = []
     body_of, body_at, ask, generate = comps.handler._body, StandIn._body, EngineProcess.ask, Scripted.generate
 
-    async def body(scope: Scope, receive: Receive, most: int) -> bytes:
-        read = await body_of(scope, receive, most)
+    async def body(response: Response, scope: Scope, receive: Receive, most: int) -> bytes:
+        read = await body_of(response, scope, receive, most)
         got.append((scope["path"], json.loads(read)))
         return read
 

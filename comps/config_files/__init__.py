@@ -1,4 +1,4 @@
-"""One file per way of writing settings: what a configuration file says, as sections of keys, whoever's file it is."""
+"""Configuration file formats, one module each. All are read into a `ConfigFile`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from comps.config_files.llm_api import read_llm_api, without_config_yaml
 
 
 def read_config_file(path: Path | None) -> ConfigFile:
-    """A file of ours, or, if its name ends in `.yaml` or `.yml`, of llm-api; nothing is checked but how it is written.
+    """Reads a config.ini or, if the name ends in `.yaml` or `.yml`, a config.yaml of llm-api. Only the syntax is checked.
+
+    Args:
+        path: The path of the file; None: no file, which gives an empty `ConfigFile`.
 
     Raises:
-        SettingsError: It cannot be read, or what it says cannot be said in our sections.
+        SettingsError: The file cannot be read or parsed, or it cannot be expressed in our sections.
     """
     if path and path.suffix.lower() in (".yaml", ".yml"):
         return read_llm_api(path)

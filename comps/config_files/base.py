@@ -1,4 +1,4 @@
-"""What every kind of configuration file is read into."""
+"""`ConfigFile`: the content of a configuration file, whatever its format."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from comps.core.types import JSON
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A value, and where it stands."""
+class ConfigValue:
+    """A configured value and its source, such as the path of a file or `environment NAME`."""
 
     value: JSON
     source: str
@@ -21,31 +21,31 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """What a configuration file says; as text, it is its path."""
+    """The content of a configuration file. `str()` gives its path."""
 
     path: Path | None = None
-    """None: there is no file, and nothing is said."""
-    sections: Mapping[str, Mapping[str, Said]] = field(default_factory=dict)
-    """The values by heading and key, each a text as config.ini would have it."""
-    engine: Mapping[str, Said] = field(default_factory=dict)
-    """The settings of the engine of `[Model]`, with their types, of a file that has them in a place of their own; in
-    config.ini they are keys of the section."""
+    """None: there is no file, and all fields are empty."""
+    sections: Mapping[str, Mapping[str, ConfigValue]] = field(default_factory=dict)
+    """The values by heading and key; each value is text, as in config.ini."""
+    engine: Mapping[str, ConfigValue] = field(default_factory=dict)
+    """The typed engine settings of `[Model]`, if the format has them apart from its sections. In config.ini they are keys
+    of the section."""
     files_of_model: Collection[str] = ()
-    """Those of `engine` that say where the files of the file's own model are."""
+    """The keys of `engine` that locate the files of the model that this file configures."""
     without_effect: tuple[str, ...] = ()
-    """What is there and does nothing here, with the reason; a sentence each."""
+    """One message for each setting that has no effect, with the reason."""
     first_dialect: str = ""
-    """The dialect of the service that the file was written for; empty: ours."""
+    """The dialect of the service whose format this is; empty: our own format."""
 
     def __str__(self) -> str:
         return str(self.path)
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
+    """Returns the text of a UTF-8 file.
 
     Raises:
-        SettingsError: It cannot be read.
+        SettingsError: The file cannot be read or decoded.
     """
     try:
         return path.read_text("utf-8")
@@ -56,7 +56,7 @@ def read_text(path: Path) -> str:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """The end of an error about a name that nobody knows: the one that may have been meant, or all that there are."""
+    """Returns the end of an error message about an unknown name: the most similar known name, or all known names."""
     near = get_close_matches(name.lower(), known, n=1, cutoff=0.5) or get_close_matches(name, known, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {near[0]}?"

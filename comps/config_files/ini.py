@@ -1,19 +1,19 @@
-"""config.ini: sections of keys, as they stand there."""
+"""Format of config.ini: sections with keys."""
 
 from __future__ import annotations
 
 from configparser import ConfigParser, Error
 from pathlib import Path
 
-from comps.config_files.base import ConfigFile, Said, read_text
+from comps.config_files.base import ConfigFile, ConfigValue, read_text
 from comps.core.errors import SettingsError
 
 
 def read_ini(path: Path) -> ConfigFile:
-    """What a file of ours says.
+    """Reads a config.ini.
 
     Raises:
-        SettingsError: It cannot be read.
+        SettingsError: The file cannot be read or parsed.
     """
     parser = ConfigParser(interpolation=None, default_section="")
     try:
@@ -21,6 +21,7 @@ def read_ini(path: Path) -> ConfigFile:
     except Error as error:
         raise SettingsError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     sections = {
-        heading: {key: Said(text, str(path)) for key, text in parser[heading].items()} for heading in parser.sections()
+        heading: {key: ConfigValue(text, str(path)) for key, text in parser[heading].items()}
+        for heading in parser.sections()
     }
     return ConfigFile(path, sections)

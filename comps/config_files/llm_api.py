@@ -1,6 +1,6 @@
-"""config.yaml of 1b5d's llm-api: its keys, its `LLM_API_` environment and its defaults, in our sections.
+"""Format of config.yaml of 1b5d's llm-api: maps its keys, its `LLM_API_` variables and its defaults to our sections.
 
-The environment goes before the file, and an object in it is merged into the file's. Source:
+The environment overrides the file; an object in the environment is merged into that of the file. Source:
 https://github.com/1b5d/llm-api, app/config.py.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from comps.config_files.base import ConfigFile, Said, nearest, read_text
+from comps.config_files.base import ConfigFile, ConfigValue, nearest, read_text
 from comps.config_files.llm_api_models import (
     DEFAULT,
     FAMILIES,
@@ -35,14 +35,14 @@ _DEFAULTS: Mapping[str, JSON] = {"models_dir": "./models", "host": "0.0.0.0", "p
 _OBJECTS = ("setup_params", "model_params")
 _KEYS = (*_DEFAULTS, "model_family", "model_name", *_OBJECTS)
 _LEVELS: Mapping[JSON, str] = {"trace": "debug"}
-"""What only uvicorn's log has."""
+"""Log levels that only uvicorn has, and ours in their place."""
 
 
 def read_llm_api(path: Path) -> ConfigFile:
-    """What a config.yaml and the `LLM_API_` environment say.
+    """Reads a config.yaml and the `LLM_API_` environment variables.
 
     Raises:
-        SettingsError: The file cannot be read, a key of it is unknown, or what a model needs is missing.
+        SettingsError: The file cannot be read, a key is unknown, or a key that the model needs is missing.
     """
     config = _config(path)
     lost: list[str] = []
@@ -51,7 +51,7 @@ def read_llm_api(path: Path) -> ConfigFile:
     family = _family(path, config.keys)
     level = config.keys["log_level"]
     sections = {
-        "Logging": {"log_level": Said(_LEVELS.get(level.value, level.value), level.source)},
+        "Logging": {"log_level": ConfigValue(_LEVELS.get(level.value, level.value), level.source)},
         "OPEA_Microservice": {"host": config.keys["host"], "port": config.keys["port"]},
         "Model": model_of(path, config, family),
         "Dialects": {"llm_api_family": family},
@@ -67,29 +67,29 @@ def read_llm_api(path: Path) -> ConfigFile:
 
 
 def without_config_yaml() -> tuple[str, ...]:
-    """What is to be said of the `LLM_API_` environment where no config.yaml is read; llm-api itself needed none."""
+    """Returns a message about `LLM_API_` variables that have no effect, because no config.yaml is read."""
     variables = ", ".join(variable for variable, _ in _set_variables())
     why = "llm-api's variables go with its config.yaml, which may be empty: --config config.yaml"
-    return (without_effect(Said(None, f"environment {variables}"), why),) if variables else ()
+    return (without_effect(ConfigValue(None, f"environment {variables}"), why),) if variables else ()
 
 
-def _as_text(one: Said) -> Said:
-    return Said(str(one.value), one.source)
+def _as_text(one: ConfigValue) -> ConfigValue:
+    return ConfigValue(str(one.value), one.source)
 
 
-def _family(path: Path, keys: Keys) -> Said:
+def _family(path: Path, keys: Keys) -> ConfigValue:
     if "model_family" not in keys:
         raise SettingsError(f"{path}: model_family: missing; known: {', '.join(FAMILIES)}")
     named = keys["model_family"]
     family = OLDER.get(str(named.value), str(named.value))
     if family not in FAMILIES:
         raise SettingsError(f"{named.source}: model_family = {family}: unknown{nearest(family, FAMILIES)}")
-    return Said(family, named.source)
+    return ConfigValue(family, named.source)
 
 
 def _config(path: Path) -> Config:
-    """Every key that is set."""
-    config = Config({key: Said(value, DEFAULT) for key, value in _DEFAULTS.items()}, {}, {})
+    """Returns all keys that are set: in the environment, in the file, or by llm-api's defaults."""
+    config = Config({key: ConfigValue(value, DEFAULT) for key, value in _DEFAULTS.items()}, {}, {})
     objects = {"setup_params": config.setup_params, "model_params": config.model_params}
     for key, one in (*_written(path), *_variables()):
         if one.value is None:
@@ -104,12 +104,12 @@ def _config(path: Path) -> Config:
         members = objects[key]
         for name, value in one.value.items():
             below = members[name].value if name in members else None
-            members[name] = Said(merged(below, value), f"{one.source}.{name}")
+            members[name] = ConfigValue(merged(below, value), f"{one.source}.{name}")
     return config
 
 
-def _written(path: Path) -> Iterator[tuple[str, Said]]:
-    """The keys of the file."""
+def _written(path: Path) -> Iterator[tuple[str, ConfigValue]]:
+    """Yields the keys in the file."""
     try:
         documents = [document for document in yaml.safe_load_all(read_text(path)) if document is not None]
     except yaml.MarkedYAMLError as error:
@@ -127,18 +127,18 @@ def _written(path: Path) -> Iterator[tuple[str, Said]]:
     for key, value in document.items():
         if (name := str(key).lower()) not in _KEYS:
             raise SettingsError(f"{path}: unknown key {key}{nearest(str(key), _KEYS)}")
-        yield name, Said(_plain(value, f"{path} {key}"), f"{path} {key}")
+        yield name, ConfigValue(_plain(value, f"{path} {key}"), f"{path} {key}")
 
 
-def _variables() -> Iterator[tuple[str, Said]]:
-    """The keys of the environment."""
+def _variables() -> Iterator[tuple[str, ConfigValue]]:
+    """Yields the keys in the environment."""
     for variable, key in _set_variables():
         text = os.environ[variable]
-        yield key, Said(_object(text, variable) if key in _OBJECTS else text, f"environment {variable}")
+        yield key, ConfigValue(_object(text, variable) if key in _OBJECTS else text, f"environment {variable}")
 
 
 def _set_variables() -> Iterator[tuple[str, str]]:
-    """The variables that are set, in capitals or not, and their keys; others that begin so are llm-api's clients'."""
+    """Yields the variables that are set, in any case, with their keys. Other `LLM_API_` variables belong to clients."""
     for variable in os.environ:
         key = variable.lower().removeprefix(PREFIX.lower())
         if variable.upper().startswith(PREFIX) and key in _KEYS:
@@ -153,7 +153,11 @@ def _object(text: str, variable: str) -> JSON:
 
 
 def _plain(value: object, where: str) -> JSON:
-    """What YAML has said, as JSON has it."""
+    """Returns a YAML value as a JSON value.
+
+    Raises:
+        SettingsError: It is of a type that JSON lacks, such as a date.
+    """
     if isinstance(value, dict):
         return {str(key): _plain(member, f"{where}.{key}") for key, member in value.items()}
     if isinstance(value, list):

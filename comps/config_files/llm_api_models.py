@@ -1,6 +1,6 @@
-"""How llm-api's model families run here: their keys under the names of our engines, and the folders of their files.
+"""Model families of llm-api: maps their keys to settings of our engines, and finds the folders of their files.
 
-What llm-api made of each key is read in https://github.com/1b5d/llm-api, app/llms.
+Source: https://github.com/1b5d/llm-api, app/llms.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from hashlib import md5
 from pathlib import Path
 from typing import TypeAlias
 
-from comps.config_files.base import Said
+from comps.config_files.base import ConfigValue
 from comps.core.errors import SettingsError
 from comps.core.types import JSON
 
 DEFAULT = "default of llm-api"
-"""Where a value comes from that is neither in the file nor in the environment."""
+"""The source of a value that is neither in the file nor in the environment."""
 
-Keys: TypeAlias = dict[str, Said]
-"""Keys that are set."""
-Place: TypeAlias = tuple[str, ...]
-"""An engine's setting, or a member of one that is an object."""
+Keys: TypeAlias = dict[str, ConfigValue]
+"""Values by key."""
+SettingPath: TypeAlias = tuple[str, ...]
+"""The path of an engine setting: its key, then the members within an object."""
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the file and the environment say together."""
+    """The merged values of file and environment."""
 
     keys: Keys
     setup_params: Keys
@@ -35,30 +35,30 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How the models of a family run here."""
+    """The mapping of one model family to an engine."""
 
     kind: str
-    """The model server that runs them."""
+    """The model server that runs its models."""
     named_by: tuple[str, ...]
-    """The keys of `setup_params` that say which model it is; by the last of them llm-api names its folder."""
+    """The keys of `setup_params` that identify the model. llm-api derives the folder's name from the last one."""
     folders: tuple[str, ...]
-    """The engine's settings that are this folder."""
+    """The engine settings that have the path of this folder."""
     defaults: Mapping[str, JSON] = field(default_factory=dict)
-    """The engine's settings where nothing is said, as far as an answer depends on them."""
-    setup: Mapping[str, Place] = field(default_factory=dict)
-    """The further keys of `setup_params` by what they are to the engine."""
-    params: Mapping[str, Place] = field(default_factory=dict)
-    """The keys of `model_params` by what they are to the engine; of several for the same, the first counts."""
-    other_setup: Place | None = None
-    """What all other keys of `setup_params` are part of; None: llm-api looked at none of them."""
-    other_params: Place | None = None
-    """The same for `model_params`; empty: each is a setting of its own."""
+    """The engine settings by default, as far as they affect answers."""
+    setup: Mapping[str, SettingPath] = field(default_factory=dict)
+    """The engine setting for each other key of `setup_params`."""
+    params: Mapping[str, SettingPath] = field(default_factory=dict)
+    """The engine setting for each key of `model_params`. If several keys map to one setting, the first is used."""
+    other_setup: SettingPath | None = None
+    """The setting that contains all other keys of `setup_params`; None: they have no effect."""
+    other_params: SettingPath | None = None
+    """The same for `model_params`; empty: each key is a setting of its own."""
     lost: Mapping[str, str] = field(default_factory=dict)
-    """The keys that have no effect here, and why."""
+    """The keys that have no effect, with the reason."""
 
 
-def _same(*keys: str) -> dict[str, Place]:
-    """Keys that the engine has under the same name."""
+def _same(*keys: str) -> dict[str, SettingPath]:
+    """Maps keys to engine settings of the same name."""
     return {key: (key,) for key in keys}
 
 
@@ -77,7 +77,7 @@ _PASSED_ON = {
     **dict.fromkeys(("add_bos_token", "add_eos_token", "add_prefix_space"), _AS_ITS_FILES_SAY),
     **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _AS_ITS_FILES_SAY),
 }
-"""What llm-api passed on, with all the rest, to the hub and to the tokenizer."""
+"""Keys that llm-api passed to the hub and to the tokenizer, with the reason why they have no effect."""
 
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(
@@ -155,51 +155,53 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }
 OLDER = {"alpaca": "llama", "vicuna": "llama"}
-"""What the family was called until 0.0.4."""
+"""The names of the family up to llm-api 0.0.4."""
 
 
-def model_of(path: Path, config: Config, family: Said) -> Keys:
-    """The keys of `[Model]`.
+def model_of(path: Path, config: Config, family: ConfigValue) -> Keys:
+    """Returns the values of `[Model]`.
 
     Raises:
-        SettingsError: It is not said which model it is.
+        SettingsError: A key that identifies the model is missing.
     """
     how = FAMILIES[family.value]
-    named = {key: config.setup_params.get(key, Said(None, "")) for key in how.named_by}
+    named = {key: config.setup_params.get(key, ConfigValue(None, "")) for key in how.named_by}
     for key, one in named.items():
         if not one.value:
             raise SettingsError(f"{path}: setup_params.{key}: missing; {family.value} needs it")
     return {
-        "model_name": Said("/".join(str(one.value) for one in named.values()), _together(named.values())),
-        "model_server": Said(how.kind, family.source),
+        "model_name": ConfigValue("/".join(str(one.value) for one in named.values()), _together(named.values())),
+        "model_server": ConfigValue(how.kind, family.source),
     }
 
 
-def engine_of(config: Config, family: Said, lost: list[str]) -> Keys:
-    """The settings of the model's engine; what has no effect is added to `lost`."""
+def engine_of(config: Config, family: ConfigValue, lost: list[str]) -> Keys:
+    """Returns the engine settings; a message is added to `lost` for each key without effect."""
     how = FAMILIES[family.value]
-    given: dict[Place, Said] = {(name,): Said(value, DEFAULT) for name, value in how.defaults.items()}
+    given: dict[SettingPath, ConfigValue] = {
+        (name,): ConfigValue(value, DEFAULT) for name, value in how.defaults.items()
+    }
     given |= dict.fromkeys(((name,) for name in how.folders), _folder(config, how))
     given |= _placed(config, family, lost)
     return _whole(given)
 
 
-def files_of(family: Said) -> tuple[str, ...]:
-    """The engine's settings that say where the files of the model are."""
+def files_of(family: ConfigValue) -> tuple[str, ...]:
+    """Returns the keys of the engine settings that locate the model's files."""
     return (*FAMILIES[family.value].folders, "tokenizer")
 
 
-def _folder(config: Config, how: Family) -> Said:
-    """Where llm-api keeps a model: in a folder that is called by the family and digits of an MD5."""
+def _folder(config: Config, how: Family) -> ConfigValue:
+    """Returns the folder in which llm-api stores a model. Its name is the family and digits of an MD5."""
     digested = str(config.setup_params[how.named_by[-1]].value)
     digits = str(int(md5(digested.encode(), usedforsecurity=False).hexdigest(), 16))[:12]
     models_dir = config.keys["models_dir"]
-    return Said(f"{models_dir.value}/{config.keys['model_family'].value}_{digits}", models_dir.source)
+    return ConfigValue(f"{models_dir.value}/{config.keys['model_family'].value}_{digits}", models_dir.source)
 
 
-def _placed(config: Config, family: Said, lost: list[str]) -> dict[Place, Said]:
-    """What is given, by what it is to the engine; what has no effect is added to `lost`."""
-    placed: dict[Place, Said] = {}
+def _placed(config: Config, family: ConfigValue, lost: list[str]) -> dict[SettingPath, ConfigValue]:
+    """Returns the values by engine setting; a message is added to `lost` for each key without effect."""
+    placed: dict[SettingPath, ConfigValue] = {}
     for place, key, one in _places(config, FAMILIES[family.value]):
         why = FAMILIES[family.value].lost.get(key)
         if why or place is None:
@@ -209,15 +211,17 @@ def _placed(config: Config, family: Said, lost: list[str]) -> dict[Place, Said]:
         elif place not in placed:
             placed[place] = one
         elif one.value == placed[place].value:
-            placed[place] = Said(one.value, _together((placed[place], one)))
+            placed[place] = ConfigValue(one.value, _together((placed[place], one)))
         else:
             lost.append(without_effect(one, f"{placed[place].source} goes before it"))
     return placed
 
 
-def _places(config: Config, how: Family) -> Iterator[tuple[Place | None, str, Said]]:
-    """Every key with what it is to the engine, if llm-api looked at it. What goes before comes before, but what is part
-    of a setting before the setting, as llm-api set them."""
+def _places(config: Config, how: Family) -> Iterator[tuple[SettingPath | None, str, ConfigValue]]:
+    """Yields each key with its engine setting; None if llm-api ignored the key.
+
+    Keys with precedence come first. Members of a setting come before the setting, as in llm-api.
+    """
     setup = {key: one for key, one in config.setup_params.items() if key not in how.named_by}
     for keys, known, others in (
         (config.model_params, how.params, how.other_params),
@@ -229,25 +233,29 @@ def _places(config: Config, how: Family) -> Iterator[tuple[Place | None, str, Sa
             yield known[key], key, keys[key]
 
 
-def _whole(given: Mapping[Place, Said]) -> Keys:
-    """The settings, each with its members in it."""
+def _whole(given: Mapping[SettingPath, ConfigValue]) -> Keys:
+    """Returns the settings, with members merged into their objects."""
     whole: Keys = {}
     for (name, *members), one in given.items():
         value = one.value
         for member in reversed(members):
             value = {member: value}
         below = whole.get(name)
-        whole[name] = Said(merged(below.value, value), _together((below, one))) if below else Said(value, one.source)
+        whole[name] = (
+            ConfigValue(merged(below.value, value), _together((below, one)))
+            if below
+            else ConfigValue(value, one.source)
+        )
     return whole
 
 
-def _together(parts: Iterable[Said]) -> str:
-    """Where a value comes from that is made of several."""
+def _together(parts: Iterable[ConfigValue]) -> str:
+    """Returns the source of a value that is merged from several."""
     sources = list(dict.fromkeys(part.source for part in parts))
     return ", ".join([source for source in sources if source != DEFAULT] or sources)
 
 
-def without_effect(one: Said, why: str) -> str:
+def without_effect(one: ConfigValue, why: str) -> str:
     return f"{one.source}: no effect here: {why}"
 
 

@@ -1,1 +1,1 @@
-"""The words, errors and rules of the house; no HTTP, no vendor, no settings file."""
+"""The core: values, errors, ports and the generation logic. It has no HTTP, no vendor packages and no settings file."""

@@ -1,4 +1,4 @@
-"""Answers to write to: one that collects, one that is read as it is written, and wrappers around another."""
+"""Implementations of `Answer`: one that collects, one that is read as an event stream, and wrappers around another."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from comps.core.ports import Answer
 from comps.core.types import JSON, Event, Finished, Generation, TextDelta, Usage, total
 
 _MOST_UNREAD = 64
-"""Events that `read` keeps before the writer is told to wait."""
+"""The number of events that `read` buffers before the writer has to wait."""
 
 
 class Collector:
-    """Collects an answer with all its choices."""
+    """Answer that collects all choices in memory."""
 
     full = False
 
@@ -42,10 +42,10 @@ class Collector:
         """Returns at once."""
 
     def generation(self) -> Generation:
-        """The whole answer.
+        """Returns the complete answer.
 
         Raises:
-            ModelServerError: A choice has no end; half an answer is never passed off as a whole one.
+            ModelServerError: A choice has no `Finished`, so the answer is incomplete.
         """
         if not self._ends or self._texts.keys() - self._ends.keys():
             raise broken_off()
@@ -58,10 +58,14 @@ class Collector:
 
 
 async def collect(ask: Callable[..., Awaitable[None]], *arguments: Any) -> Generation:
-    """The whole answer of `ask(*arguments, answer)`, such as `collect(server.generate, prompt, sampling, options)`.
+    """Returns the complete answer that `ask(*arguments, answer)` writes.
+
+    Args:
+        ask: Writes an answer, such as `server.generate`.
+        *arguments: Its arguments before the answer, such as `prompt, sampling, options`.
 
     Raises:
-        ModelServerError: The answer has no end.
+        ModelServerError: The answer is incomplete; and the errors of `ask`.
     """
     collector = Collector()
     await ask(*arguments, collector)
@@ -69,7 +73,7 @@ async def collect(ask: Callable[..., Awaitable[None]], *arguments: Any) -> Gener
 
 
 class _Events:
-    """Keeps events until they are read."""
+    """Answer that buffers events until they are read."""
 
     def __init__(self) -> None:
         self.unread: deque[Event] = deque()
@@ -97,20 +101,27 @@ class _Events:
             await self._read.wait()
 
     def wake(self, _: object) -> None:
-        """Let the reader look again."""
+        """Wake the reader."""
         self._changed.set()
 
     async def more(self) -> None:
-        """Wait until there is something to read, or `wake` was called."""
+        """Wait until there are unread events, or `wake` is called."""
         self._read.set()
         await self._changed.wait()
         self._changed.clear()
 
 
 async def read(ask: Callable[..., Awaitable[None]], *arguments: Any) -> AsyncGenerator[Event]:
-    """The events of the answer of `ask(*arguments, answer)`, as they are written. Closing the generator cancels it.
+    """Yields the events that `ask(*arguments, answer)` writes. Closing the generator cancels `ask`.
 
-    For whoever has to be a generator, as LangChain's chat models are; an answer on its way to a client needs none.
+    This is for interfaces that are generators, such as LangChain's chat models. The path to a client does not use it.
+
+    Args:
+        ask: Writes an answer, such as `server.generate`.
+        *arguments: Its arguments before the answer.
+
+    Raises:
+        LLMError: The errors of `ask`.
     """
     events = _Events()
     writing = asyncio.ensure_future(ask(*arguments, events))
@@ -128,10 +139,10 @@ async def read(ask: Callable[..., Awaitable[None]], *arguments: Any) -> AsyncGen
 
 
 class Forwarding:
-    """Writes to another answer; a subclass changes what it has to.
+    """Base class of answers that write to another answer; a subclass overrides what it changes.
 
     Args:
-        answer: The other one.
+        answer: The answer to write to.
     """
 
     def __init__(self, answer: Answer) -> None:
@@ -155,13 +166,15 @@ class Forwarding:
 
 
 class Parts:
-    """Several answers that are written at the same time, as one: the choices of the second are numbered after those of
-    the first, and so on. The usage of all is told with the first end of the last of them.
+    """Merges several answers, written concurrently, into the choices of one answer.
+
+    With c choices each, part i has the choices i * c to (i + 1) * c - 1. The last part to end has, in its first
+    `Finished`, the usage of all parts together.
 
     Args:
-        answer: Where they are written to.
-        count: How many there are.
-        choices: Of each.
+        answer: The answer to write to.
+        count: The number of parts.
+        choices: The number of choices of each part.
     """
 
     def __init__(self, answer: Answer, count: int, choices: int = 1) -> None:
@@ -171,18 +184,18 @@ class Parts:
         self._usages: dict[int, Usage | None] = {}
 
     def part(self, number: int) -> Part:
-        """The answer with that number, from 0."""
+        """Returns the answer of one part; parts are numbered from 0."""
         return Part(self._answer, number, number * self._choices, self._usage)
 
     def _usage(self, number: int, usage: Usage | None) -> Usage | None:
-        """What is told as usage with an end of an answer."""
+        """Returns the usage for a `Finished` of a part: the total if this is the last part to end."""
         is_last = number not in self._usages and len(self._usages) == self._count - 1
         self._usages.setdefault(number, usage)
         return total(self._usages.values()) if is_last else None
 
 
 class Part(Forwarding):
-    """One of several answers; see `Parts`."""
+    """Answer of one part; see `Parts`."""
 
     def __init__(
         self, answer: Answer, number: int, offset: int, usage: Callable[[int, Usage | None], Usage | None]
@@ -192,7 +205,7 @@ class Part(Forwarding):
         self._offset = offset
         self._usage = usage
         self.ended = False
-        """Whether there was an end."""
+        """Whether a choice of the part has ended."""
 
     def text(self, text: str, choice: int = 0) -> None:
         self._answer.text(text, self._offset + choice)
@@ -207,5 +220,5 @@ class Part(Forwarding):
 
 
 def broken_off() -> ModelServerError:
-    """The error of an answer that has no end."""
+    """Returns the error of an incomplete answer."""
     return ModelServerError("the model server broke off in the middle of the answer")

@@ -1,6 +1,6 @@
-"""The marks in an answer (`[3]`, `[1][2]`, `[1, 3]`, `[1-3]`, `【1】`): which documents they name, and where.
+"""Citation marks in an answer (`[3]`, `[1][2]`, `[1, 3]`, `[1-3]`, `【1】`), and the documents that they cite.
 
-The text itself stays as it is. It is looked at once, when it is whole, so that a token costs nothing but being kept.
+The text is not changed. It is parsed once, when it is complete: during a stream, its pieces are only stored.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from comps.core.prompts import own_number
 from comps.core.types import JSON, Document, Finished, Generation, TextDelta
 
 ANNOTATIONS, UNKNOWN = "annotations", "unknown_citations"
-"""What comes beside the text; see `citations`."""
+"""The extra fields with the citations; see `citations`."""
 
 _NUMBER = r"[1-9][0-9]{0,17}"
 _SOME = rf"{_NUMBER}(?: ?[-–—] ?{_NUMBER})?"
 _MARK = re.compile(rf"[\[【] ?({_SOME}(?: ?[,;，；、] ?{_SOME})*) ?(?:†[^][】【\n]*)?[\]】]")
 _RANGE = re.compile(rf"({_NUMBER})(?: ?[-–—] ?({_NUMBER}))?")
 _WIDEST = 20
-"""Of a range: what spans more is years or pages, or names no document in particular."""
+"""The most documents in a range; a longer one is probably a range of years or pages."""
 _TICKS = re.compile("`+")
 _FENCE = 3
-"""Backticks that begin a block."""
+"""The number of backticks that open a code block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Where a text names documents: `text[start:end]`, in characters, with the brackets."""
+    """Citation mark: `text[start:end]` in characters, brackets included, cites the documents with these numbers."""
 
     start: int
     end: int
@@ -40,7 +40,14 @@ class Mark:
 
 
 def marks(text: str, start: int = 0) -> Iterator[Mark]:
-    """The marks of a text from `start` on. There is no document 0, and within backticks `[1]` is code."""
+    """Yields the citation marks of a text, in order.
+
+    Numbers begin at 1. Marks within Markdown code are skipped.
+
+    Args:
+        text: The text.
+        start: The offset, in characters, at which to begin.
+    """
     code = deque(_code(text))
     for found in _MARK.finditer(text, start):
         while code and code[0][1] <= found.start():
@@ -50,7 +57,7 @@ def marks(text: str, start: int = 0) -> Iterator[Mark]:
 
 
 def _numbers(said: str) -> tuple[int, ...]:
-    """What a mark says, each number once; nothing if it is none."""
+    """Returns the numbers in a mark, without repetitions; none if a range is invalid."""
     numbers: dict[int, None] = {}
     for found in _RANGE.finditer(said):
         first, last = int(found[1]), int(found[2] or found[1])
@@ -61,8 +68,8 @@ def _numbers(said: str) -> tuple[int, ...]:
 
 
 def _code(text: str) -> Iterator[tuple[int, int]]:
-    """What stands within as many backticks before as behind, as in Markdown: in a paragraph, or in a block, which may
-    lack its end."""
+    """Yields the spans of Markdown code: between backtick runs of equal length, either within a paragraph or as a code
+    block, which may be unclosed."""
     runs = [found.span() for found in _TICKS.finditer(text)]
     next_of: dict[int, int] = {}
     partners: list[int | None] = []
@@ -85,12 +92,12 @@ def _code(text: str) -> Iterator[tuple[int, int]]:
 
 
 def by_number(documents: Sequence[Document], quoted: Sequence[Document] = ()) -> dict[int, Document]:
-    """The documents that a mark may name.
+    """Returns the documents that can be cited, by citation number.
 
     Args:
-        documents: Those with numbers of ours.
-        quoted: Those that the caller's messages hold under the caller's `citation_id`s; of several with the same one,
-            as the passages of one file have, the first stands for all.
+        documents: Documents with assigned numbers. They take precedence.
+        quoted: Documents that the caller's messages contain, numbered by their `citation_id`s. If several share an id,
+            as passages of one file do, the first is used.
     """
     named: dict[int, Document] = {}
     for document in quoted:
@@ -100,8 +107,16 @@ def by_number(documents: Sequence[Document], quoted: Sequence[Document] = ()) ->
 
 
 def citations(text: str, given: Mapping[int, Document], start: int = 0) -> dict[str, JSON]:
-    """What the marks of a text from `start` on name: `annotations`, one for each mark and document, in OpenAI's form,
-    and `unknown_citations`, the numbers of documents that were not given. What is empty is left out."""
+    """Returns the citations in a text as extra fields; empty ones are left out.
+
+    `annotations` has an OpenAI annotation for each mark and document. `unknown_citations` has the numbers that match no
+    document.
+
+    Args:
+        text: The text.
+        given: The documents by citation number.
+        start: The offset, in characters, at which to begin.
+    """
     annotations: list[JSON] = []
     unknown: dict[int, None] = {}
     for mark in marks(text, start):
@@ -115,7 +130,7 @@ def citations(text: str, given: Mapping[int, Document], start: int = 0) -> dict[
 
 
 def _annotation(mark: Mark, number: int, document: Document) -> JSON:
-    """A `url_citation` is as OpenAI has it; no other document has a form there, so each says in its type what it is."""
+    """Returns a document's annotation. OpenAI defines `url_citation`; the other types are ours."""
     known = document.metadata
     source: dict[str, JSON] = {}
     kind = "document_citation"
@@ -129,7 +144,7 @@ def _annotation(mark: Mark, number: int, document: Document) -> JSON:
 
 
 def cited_numbers(extra: Mapping[str, JSON] | None) -> set[int]:
-    """The numbers of the documents that are named, of what came beside a text."""
+    """Returns the numbers of the documents that the annotations in extra fields cite."""
     annotations = (extra or {}).get(ANNOTATIONS) or ()
     told = [one.get(str(one.get("type"))) for one in annotations if isinstance(one, dict)]
     # A model server's own annotations have no numbers.
@@ -137,12 +152,12 @@ def cited_numbers(extra: Mapping[str, JSON] | None) -> set[int]:
 
 
 class Cited(Forwarding):
-    """Writes an answer on and, before the end of each choice, what its marks name, if it has any.
+    """Answer that adds citations: before the end of each choice it writes a delta with the fields from `citations`.
 
     Args:
-        answer: Where it is written to.
-        given: The documents, by number.
-        echoed: What an answer may begin with, in which nothing is a mark: the prompt.
+        answer: The answer to write to.
+        given: The documents by citation number.
+        echoed: The echoed prompt with which the answer may begin. Marks in it are skipped.
     """
 
     def __init__(self, answer: Answer, given: Mapping[int, Document], echoed: str = "") -> None:
@@ -167,7 +182,7 @@ class Cited(Forwarding):
 
 
 def with_citations(generation: Generation, given: Mapping[int, Document], echoed: str = "") -> Generation:
-    """A whole answer, each of its choices with what its marks name; see `Cited`."""
+    """Returns a complete answer with the citations of each choice in its extra fields; see `Cited`."""
     found = _citations_of(generation.text, given, echoed)
     further = tuple(with_citations(choice, given, echoed) for choice in generation.further)
     extra = join_extra(generation.extra or {}, found) if found else generation.extra

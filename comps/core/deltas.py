@@ -1,4 +1,4 @@
-"""The pieces of an answer, put together again."""
+"""Deltas: joins the extra fields of an answer's deltas, and numbers its tool calls."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from comps.core.types import JSON
 
 
 def join_extra(so_far: Mapping[str, JSON], extra: Mapping[str, JSON]) -> dict[str, JSON]:
-    """What came with the text up to now, and what comes with the next piece of it.
+    """Returns the extra fields of two successive deltas, joined.
 
-    Texts (reasoning) and lists (of logprobs) are continued, objects field by field, tool calls each by itself; of
-    anything else the last word counts.
+    Strings (reasoning) and lists (logprobs) are concatenated, objects are joined by field, and tool calls by call. Of
+    other values the last one is used.
+
+    Args:
+        so_far: The extra fields of all deltas before.
+        extra: Those of the next delta.
 
     Raises:
-        ModelServerError: There are tool calls that are none.
+        ModelServerError: The tool calls are malformed.
     """
     joined = dict(so_far)
     for name, value in extra.items():
@@ -25,16 +29,16 @@ def join_extra(so_far: Mapping[str, JSON], extra: Mapping[str, JSON]) -> dict[st
 
 
 class ToolCalls:
-    """The tool calls of an answer, by numbers of their own: a server may give each of them the index 0, or none."""
+    """Numbers the tool calls of a choice. Some servers give every call the index 0, or none."""
 
     def __init__(self) -> None:
         self._calls: dict[int, dict[str, JSON]] = {}
 
     def numbered(self, pieces: JSON) -> list[JSON]:
-        """The next pieces of them, each with the index of its call, and of no other.
+        """Returns the tool call deltas with unique indexes: deltas of one call share an index, other calls never do.
 
         Raises:
-            ModelServerError: They are no such pieces.
+            ModelServerError: The deltas are malformed.
         """
         return [{**piece, "index": self._number(piece)} for piece in _pieces(pieces)]
 
@@ -63,7 +67,7 @@ def _joined(name: str, before: Any, value: JSON) -> JSON:
 
 
 def _join_calls(before: list[dict[str, JSON]], pieces: list[dict[str, JSON]]) -> list[JSON]:
-    """Tool calls whose arguments come in pieces; what names a call is said once, or repeated."""
+    """Returns the tool calls with further deltas. Arguments are concatenated; ids and names may repeat."""
     calls = [dict(call) for call in before]
     for piece in pieces:
         call = _call_of(calls, piece)
@@ -79,7 +83,7 @@ def _join_calls(before: list[dict[str, JSON]], pieces: list[dict[str, JSON]]) ->
 
 
 def _call_of(calls: Reversible[dict[str, JSON]], piece: dict[str, JSON]) -> dict[str, JSON] | None:
-    """The call that a piece goes on with; None if it begins one."""
+    """Returns the call that a delta continues; None if it begins a new one."""
     return next((call for call in reversed(calls) if _goes_on(call, piece)), None)
 
 

@@ -1,21 +1,21 @@
-"""Every error that leaves a room of this house.
+"""Exception hierarchy: every error that the packages of `comps` raise on purpose.
 
 LLMError
-├── InvalidRequest         the caller's fault; `field` names what to mend
-│   ├── Malformed          the body is not one that is read here: no JSON, or a field is missing or of a wrong type
+├── InvalidRequest         request error: the caller has to change `field`
+│   ├── Malformed          the body is invalid: no JSON, or a field is missing or has a wrong type
 │   ├── PromptTooLong      the prompt does not fit the model's context window
-│   │   └── TextTooLong    nor does a text to embed or to count
-│   ├── UnknownModel       the model asked for is not served here
-│   ├── BodyTooLarge       the HTTP body is over the configured limit
-│   └── Forbidden          the settings do not allow it
-├── Overloaded             too many requests at once; try again after `retry_after` seconds
+│   │   └── TextTooLong    a text to embed or to count does not fit
+│   ├── UnknownModel       the requested model is not served
+│   ├── BodyTooLarge       the HTTP body exceeds the configured limit
+│   └── Forbidden          the settings do not allow the request
+├── Overloaded             too many requests; try again after `retry_after` seconds
 ├── ModelServerError       the model server failed
-│   ├── Unreachable        it cannot be reached, or is still loading
-│   ├── Timeout            it did not answer in time
-│   └── Refused            it answered with an error of its own: `status` and `body`
-└── SettingsError          start-up only: a setting is missing, unknown or wrong
+│   ├── Unreachable        no connection, or the model is still loading
+│   ├── Timeout            no answer before the deadline
+│   └── Refused            the model server answered with an error: `status` and `body`
+└── SettingsError          at start-up only: a setting is missing, unknown or wrong
 
-A message is written for whoever reads it, and names no path, secret or stack frame that the reader does not own.
+Messages are shown to callers. They contain no secrets, no stack frames and no paths of the service's own files.
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ from typing import Any
 
 
 class LLMError(Exception):
-    """The root; its text is fit to be shown to a caller."""
+    """The base class. `str(error)` may be shown to a caller."""
 
     retry_after: int | None = None
-    """Seconds after which it is worth trying again; None if it is not."""
+    """Seconds after which a retry may succeed; None if a retry is no use."""
 
 
 class InvalidRequest(LLMError):
-    """The request cannot be served as it stands."""
+    """Request error: the request cannot be served as it is.
+
+    Args:
+        message: What is wrong, without the field.
+        field: The path of the field that is wrong; None if no single field is.
+    """
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -44,11 +49,11 @@ class InvalidRequest(LLMError):
 
 
 class Malformed(InvalidRequest):
-    """The body is not one that is read here.
+    """Validation error: the body is not valid JSON, or does not match the schema.
 
     Args:
-        problems: All that is wrong, an item each with `type`, `loc` (the path of the field, a tuple) and `msg`, in the
-            words of pydantic: https://docs.pydantic.dev/latest/errors/validation_errors/
+        problems: All validation errors in pydantic's form, each with `type`, `loc` (the path of the field, a tuple) and
+            `msg`: https://docs.pydantic.dev/latest/errors/validation_errors/
     """
 
     def __init__(self, message: str, field: str | None, problems: Sequence[Mapping[str, Any]]) -> None:
@@ -57,13 +62,13 @@ class Malformed(InvalidRequest):
 
 
 class PromptTooLong(InvalidRequest):
-    """The prompt leaves no room for an answer.
+    """The prompt fills the context window, so that no token is left for an answer.
 
     Args:
-        prompt_tokens: Tokens of the prompt, the chat template's own included; 0 if they are not known.
-        context_window: Tokens that the model can hold, prompt and answer together; 0 if it is not known.
-        at_least: The prompt may have more tokens: it was not worth counting on.
-        said: The message, where a number is not known.
+        prompt_tokens: The tokens of the prompt with its chat template; 0 if unknown.
+        context_window: The maximum number of tokens of prompt and answer together; 0 if unknown.
+        at_least: Whether `prompt_tokens` is a lower bound, because counting stopped there.
+        said: The message to use if a number is unknown.
     """
 
     _said = (
@@ -79,28 +84,33 @@ class PromptTooLong(InvalidRequest):
 
 
 class TextTooLong(PromptTooLong):
-    """A text to embed or to count has more tokens than are taken; `context_window` says how many those are."""
+    """A text to embed or to count has more tokens than the limit, which is in `context_window`."""
 
     _said = "the text has {tokens} tokens, and at most {most} are taken"
 
 
 class UnknownModel(InvalidRequest):
-    """The request names a model that is not served here."""
+    """The request names a model that is not served.
+
+    Args:
+        name: The name in the request.
+        known: The names of the served models, separated by commas.
+    """
 
     def __init__(self, name: str, known: str) -> None:
         super().__init__(f"'{name}' is not served here; known: {known}", "model")
 
 
 class BodyTooLarge(InvalidRequest):
-    """The HTTP body is larger than the service reads."""
+    """The HTTP body exceeds the configured limit."""
 
 
 class Forbidden(InvalidRequest):
-    """The settings do not allow it."""
+    """The settings do not allow the request."""
 
 
 class Overloaded(LLMError):
-    """All places are taken, and so is the queue."""
+    """All admission slots are taken, and the queue is full."""
 
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
@@ -108,11 +118,11 @@ class Overloaded(LLMError):
 
 
 class ModelServerError(LLMError):
-    """The model server failed, in a way that is not the caller's to mend."""
+    """The model server failed. The caller cannot correct it."""
 
 
 class Unreachable(ModelServerError):
-    """The model server cannot be reached, or is not ready yet."""
+    """The model server cannot be reached, or is not ready."""
 
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
@@ -120,15 +130,15 @@ class Unreachable(ModelServerError):
 
 
 class Timeout(ModelServerError):
-    """The model server did not answer in time."""
+    """The model server missed a deadline."""
 
 
 class Refused(ModelServerError):
-    """The model server answered with an error of its own.
+    """The model server answered with an error.
 
     Args:
-        status: Its HTTP status.
-        body: What it said, shortened.
+        status: The HTTP status of its response.
+        body: The error message in its response, shortened.
     """
 
     def __init__(self, status: int, body: str) -> None:
@@ -142,7 +152,13 @@ class SettingsError(LLMError):
 
 
 def no_room(prompt_tokens: int, most: int, at_least: bool = False) -> InvalidRequest:
-    """The error of a prompt that fills `Sampling.max_total_tokens`, which it names; see `PromptTooLong`."""
+    """Returns the request error of a prompt that fills `Sampling.max_total_tokens`.
+
+    Args:
+        prompt_tokens: The tokens of the prompt.
+        most: The value of `max_total_tokens`.
+        at_least: Whether `prompt_tokens` is a lower bound.
+    """
     tokens = f"at least {prompt_tokens}" if at_least else prompt_tokens
     said = f"the prompt alone has {tokens} tokens, and {most} are allowed with the answer"
     return InvalidRequest(said, "max_total_tokens")

@@ -1,4 +1,4 @@
-"""The way of a request through the core: request to prompt to events."""
+"""Text generation: turns a request into a prompt, and has the model server write the answer."""
 
 from __future__ import annotations
 
@@ -45,30 +45,30 @@ _TOTAL = "max_total_tokens"
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What the model server would be asked for a request."""
+    """Preview: what the model server would receive for a request."""
 
     plan: Plan
     prompt: Prompt
-    """A conversation, unless that is text in the plan."""
+    """The prompt as it would be sent; a conversation, unless the plan's prompt is text."""
     rendered: str | None
-    """The text that the model would read; None if nobody knows its chat template."""
+    """The rendered prompt; None if the model's chat template is unknown."""
     sampling: Sampling
     options: Mapping[str, JSON]
     answer: str | None
-    """What would be answered without asking it; None: it would be asked."""
+    """The answer that would be given without the model server; None: the model server would answer."""
 
 
 class TextGenerator:
-    """Answers requests with one model.
+    """Generates answers with one model.
 
     Args:
-        server: Where the tokens come from.
-        model: The name callers know the model by; a request for any other is refused.
-        sharing: How its context window is shared.
-        nothing_found: The answer where documents were looked for and there are none; empty: the model answers.
-        templates: How questions and documents become prompts.
-        escape: Makes a text of somebody's one that neither opens nor closes a turn.
-        native: Leave it to the model's own chat template to write documents down, if it does.
+        server: The model server.
+        model: The model's public name; requests for another model are refused.
+        sharing: How the context window is divided among answer, documents and history.
+        nothing_found: The answer if a search found no documents; empty: the model answers.
+        templates: The prompt templates for questions and documents.
+        escape: Escapes control tokens, so that a caller's text neither opens nor closes a turn.
+        native: Whether the model's own chat template renders the documents, if it can.
     """
 
     def __init__(
@@ -87,15 +87,15 @@ class TextGenerator:
         self._broken = ""
         self._info: ModelInfo | None = None
         self._keeps_total = False
-        """Whether the model server itself keeps prompt and answer within a limit."""
+        """Whether the model server supports `max_total_tokens`."""
         self._planner = Planner(server, sharing, templates, escape, native)
         self._nothing_found = nothing_found
 
     async def load(self) -> None:
-        """Load the model, if there is something to load; where that fails, nobody waits for it any longer.
+        """Load the model, if the server loads one. After a failure, all requests are refused.
 
         Raises:
-            SettingsError: There is no such model.
+            SettingsError: The model does not exist.
             ModelServerError: The model cannot be loaded.
         """
         try:
@@ -106,17 +106,30 @@ class TextGenerator:
             raise
 
     async def generate(self, request: GenerationRequest, answer: Answer) -> None:
-        """Write the answer to a request; cancelling it stops the model."""
+        """Plan a request and write its answer; see `plan` and `answer`."""
         await self.answer(await self.plan(request), answer)
 
     async def plan(self, request: GenerationRequest, *, to_the_token: bool = False) -> Plan:
-        """What the model server is asked for a request, and what became of the request on the way; see `Planner`."""
+        """Returns the prompt and the parameters for the model server, with a report; see `Planner`.
+
+        Args:
+            request: The request.
+            to_the_token: Whether to count exactly, even if the prompt fits for certain.
+
+        Raises:
+            InvalidRequest: The request cannot be served (`PromptTooLong`, `UnknownModel` …).
+            ModelServerError: The model could not be loaded, or the model server failed.
+        """
         self._usable(request.model)
         window = (await self.info()).context_window
         return await self._planner.plan(request, window, to_the_token=to_the_token)
 
     async def answer(self, plan: Plan, answer: Answer) -> None:
-        """Write the answer to what was planned, with what it cites; cancelling it stops the model."""
+        """Write the answer to a plan, with citations. Cancelling the task stops the model.
+
+        Raises:
+            InvalidRequest, Overloaded, ModelServerError: See `ModelServer.generate`.
+        """
         if (text := self._known(plan)) is not None:
             answer.text(text)
             answer.finished(Finished("stop", Usage(0, 0)))
@@ -127,10 +140,10 @@ class TextGenerator:
         await self._ask(plan, lambda prompt, sampling, options: generate(prompt, sampling, options, to))
 
     async def complete(self, plan: Plan) -> Generation:
-        """The whole answer to what was planned; see `answer`.
+        """Returns the complete answer to a plan; see `answer`.
 
         Raises:
-            ModelServerError: The answer has no end; half an answer is never passed off as a whole one.
+            ModelServerError: Also if the answer is incomplete.
         """
         if (text := self._known(plan)) is not None:
             return Generation(text, "stop", Usage(0, 0))
@@ -139,7 +152,7 @@ class TextGenerator:
         return with_citations(generation, given, _echoed(plan)) if given else generation
 
     async def _ask(self, plan: Plan, ask: Callable[[Prompt, Sampling, Mapping[str, JSON]], Awaitable[T]]) -> T:
-        """Ask the model server for what was planned, kept within the most tokens of prompt and answer together."""
+        """Call `ask` with the plan, limited to `max_total_tokens` if the request has it."""
         most = plan.request.max_total_tokens
         if most is None:
             return await ask(plan.prompt, plan.sampling, plan.options)
@@ -151,15 +164,15 @@ class TextGenerator:
         return await ask(plan.prompt, one, plan.options)
 
     def _known(self, plan: Plan) -> str | None:
-        """The answer that is known without a model, if there is one."""
+        """Returns the answer that is given without the model server; None if there is none."""
         return (self._nothing_found or None) if plan.report.nothing_found else None
 
     async def preview(self, request: GenerationRequest) -> Preview:
-        """What the model server would be asked for a request, counted to the token; nothing is generated.
+        """Returns what the model server would receive for a request, with exact token counts. Nothing is generated.
 
         Raises:
-            InvalidRequest: As an answer would.
-            ModelServerError: The model server cannot say how the prompt is rendered.
+            InvalidRequest: The request cannot be served.
+            ModelServerError: The model server cannot render the prompt.
         """
         plan = await self.plan(request, to_the_token=True)
         sampling = await self._sampling(plan)
@@ -180,7 +193,7 @@ class TextGenerator:
             return None
 
     async def _sampling(self, plan: Plan) -> Sampling:
-        """The sampling that `answer` asks for in the end."""
+        """Returns the sampling that `answer` would send."""
         most = plan.request.max_total_tokens
         if most is None:
             return plan.sampling
@@ -195,10 +208,10 @@ class TextGenerator:
             return _one_token(error, plan.request)
 
     async def _limited(self, most: int, prompt: Prompt, sampling: Sampling) -> Sampling:
-        """The sampling of an answer that has so many tokens at most together with the prompt.
+        """Returns the sampling that limits prompt and answer to `most` tokens together.
 
         Raises:
-            InvalidRequest: The prompt leaves none, as far as that is known here.
+            InvalidRequest: The prompt alone is counted here, and has as many tokens.
         """
         await self.info()
         if self._keeps_total:
@@ -209,14 +222,28 @@ class TextGenerator:
         return replace(sampling, max_tokens=min(most - tokens, sampling.max_tokens or most))
 
     async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
-        """A vector for each text; see `Embeds.embed`."""
+        """Returns one vector for each text; see `Embeds.embed`.
+
+        Args:
+            texts: The texts.
+            model: The model's public name; None or empty: any.
+
+        Raises:
+            InvalidRequest: The model computes no embeddings, or a text cannot be served.
+            ModelServerError: The model server failed.
+        """
         self._usable(model)
         if not isinstance(self.server, Embeds):
             raise InvalidRequest(f"{self.model} makes no embeddings", "model")
         return await self.server.embed(texts)
 
     async def count_tokens(self, text: str, model: str | None = None) -> int:
-        """The tokens of a text, without special tokens."""
+        """Returns the number of tokens of a text, without special tokens; see `CountsTokens.count_tokens`.
+
+        Raises:
+            InvalidRequest: The model server counts no tokens, or the text is too long.
+            ModelServerError: The model server failed.
+        """
         self._usable(model)
         if not isinstance(self.server, CountsTokens):
             raise InvalidRequest(f"the model server of {self.model} counts no tokens", "model")
@@ -229,7 +256,7 @@ class TextGenerator:
             raise ModelServerError(self._broken)
 
     async def describe(self) -> ModelInfo:
-        """What answers, under the name that callers know it by, and what it honours; see `ModelServer.describe`."""
+        """Returns the model server's description with the model's public name; see `ModelServer.describe`."""
         if self._broken:
             raise ModelServerError(self._broken)
         info = await self.server.describe()
@@ -239,13 +266,16 @@ class TextGenerator:
         return self._info
 
     async def info(self) -> ModelInfo:
-        """What it said of itself when it was last described: no request waits for that and then for its answer."""
+        """Returns the last description, so that a request does not wait for a new one."""
         return self._info if self._info and not self._broken else await self.describe()
 
 
 def _one_token(error: InvalidRequest, request: GenerationRequest) -> Sampling:
-    """The sampling for a prompt that fills what it may have together with the answer; raises if that is no reason to
-    answer it all the same."""
+    """Returns the sampling for a prompt that fills a default `max_total_tokens`: one token.
+
+    Raises:
+        InvalidRequest: The error, if it is another one, or the limit was set by the caller.
+    """
     if error.field != _TOTAL:
         raise error
     if not request.total_is_default:
@@ -254,20 +284,20 @@ def _one_token(error: InvalidRequest, request: GenerationRequest) -> Sampling:
 
 
 def _citable(plan: Plan) -> Mapping[int, Document]:
-    """The documents that an answer may cite, by number."""
+    """Returns the documents that an answer may cite, by citation number."""
     return by_number(plan.sources if plan.numbered else (), plan.request.quoted)
 
 
 def _echoed(plan: Plan) -> str:
-    """What the answer may begin with, in which nothing is a citation."""
+    """Returns the prompt if the answer begins with it (`echo`), because marks in it are no citations."""
     return plan.prompt if plan.options.get("echo") and isinstance(plan.prompt, str) else ""
 
 
 class Models:
-    """The models that are served, by the names that callers know them by.
+    """The served models, by their public names.
 
     Args:
-        generators: One for each model; the first answers where a request names none.
+        generators: One for each model. The first is the default model.
     """
 
     def __init__(self, generators: Sequence[TextGenerator]) -> None:
@@ -277,14 +307,14 @@ class Models:
         return iter(self._by_name.values())
 
     def named(self, name: str | None, any_name: bool = False) -> TextGenerator:
-        """What answers for that model; for None or an empty name, the first.
+        """Returns the generator of a model; for None or an empty name, that of the default model.
 
         Args:
-            name: As callers say it.
-            any_name: Where one model is served, whatever it is called means that one.
+            name: The model's public name.
+            any_name: If only one model is served, accept any name for it.
 
         Raises:
-            UnknownModel: There is none of that name.
+            UnknownModel: No served model has that name.
         """
         if not name or (any_name and len(self._by_name) == 1):
             return next(iter(self))

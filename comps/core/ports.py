@@ -1,6 +1,6 @@
-"""What the core asks of the outside, and nothing about who provides it.
+"""Ports: the interfaces between the core and its environment.
 
-A model server is one required protocol; further abilities are protocols of their own, which it may have as well.
+`ModelServer` is required. The other protocols are optional abilities, which a model server may implement as well.
 """
 
 from __future__ import annotations
@@ -12,82 +12,90 @@ from comps.core.types import JSON, Embeddings, Finished, Generation, ModelInfo, 
 
 
 class Answer(Protocol):
-    """What a model server writes an answer to, as to one of asyncio's streams: a write returns at once, `drain` waits.
+    """The writer of an answer. As in asyncio's StreamWriter, writing returns at once, and `drain` waits for the reader.
 
     https://docs.python.org/3/library/asyncio-stream.html#asyncio.StreamWriter
     """
 
     def text(self, text: str, choice: int = 0) -> None:
-        """Write a piece of text: valid Unicode, not empty, never half a character.
+        """Write the next piece of text.
 
         Args:
-            text: What comes next.
-            choice: Of an answer with several, which one goes on, from 0.
+            text: Valid Unicode, not empty, with whole characters only.
+            choice: The index of the choice that it continues, from 0.
         """
         ...
 
     def delta(self, delta: TextDelta) -> None:
-        """Write a piece that has more than text, such as a tool call."""
+        """Write a delta that has more than text, such as a tool call."""
         ...
 
     def finished(self, end: Finished) -> None:
-        """Write the end of a choice, once for each; nothing may follow for it."""
+        """Write the end of a choice: once for each choice, after all its deltas."""
         ...
 
     @property
     def full(self) -> bool:
-        """Whether the reader does not keep up, so that `drain` would wait."""
+        """Whether the buffer is full, so that `drain` would wait."""
         ...
 
     async def drain(self) -> None:
-        """Wait until the reader has caught up; returns at once if it has."""
+        """Wait while the buffer is full; returns at once if it is not."""
         ...
 
 
 class ModelServer(Protocol):
-    """Turns prompts into tokens."""
+    """A model server: generates the answers to prompts."""
 
     async def describe(self) -> ModelInfo:
-        """What the model server is and honours; also the readiness check, so it is cheap and never generates.
+        """Returns the model's name, context window and supported parameters.
+
+        This is also the readiness check, so it is cheap and generates nothing.
 
         Raises:
-            Unreachable: It is not there, or not ready yet.
+            Unreachable: The model server cannot be reached, or is not ready.
         """
         ...
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
-        """Write an answer: its pieces and, at the end, one `Finished` a choice. Cancelling it stops the model.
+        """Generate an answer: write its deltas, and one `Finished` for each choice. Cancellation stops the model.
+
+        Args:
+            prompt: Text to continue, or a conversation to answer.
+            sampling: The sampling parameters.
+            options: Other options of OpenAI's API, such as `tools` and `n`.
+            answer: The writer of the answer.
 
         Raises:
-            InvalidRequest: The prompt or a sampling value cannot be served (`PromptTooLong` for the window); nothing
-                was written.
+            InvalidRequest: The prompt or a parameter cannot be served (`PromptTooLong` for the context window). It is
+                raised before anything is written.
             ModelServerError: The model server failed, before or after something was written.
         """
         ...
 
     async def aclose(self) -> None:
-        """Free what is held; calling it again does nothing."""
+        """Release all resources; calling it again does nothing."""
         ...
 
 
 @runtime_checkable
 class Completes(Protocol):
-    """A model server that can give a whole answer at once, for less than it costs piece by piece."""
+    """Optional ability: generate a complete answer in one piece, which costs less than its deltas."""
 
     async def complete(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> Generation:
-        """The whole answer; otherwise as `ModelServer.generate`."""
+        """Returns the complete answer. Arguments and errors are those of `ModelServer.generate`."""
         ...
 
 
 @runtime_checkable
 class Loads(Protocol):
-    """A model server that has a model to load before it can answer."""
+    """Optional ability: load a model, which has to come before the first answer."""
 
     async def load(self) -> None:
-        """Fetch and load the model; returns when it can answer, at once if it already can.
+        """Download and load the model. Returns when it can answer, at once if it is loaded already.
 
         Raises:
-            SettingsError: There is no such model.
+            SettingsError: The model does not exist.
             ModelServerError: The model cannot be loaded.
         """
         ...
@@ -95,101 +103,100 @@ class Loads(Protocol):
 
 @runtime_checkable
 class CountsTokens(Protocol):
-    """A model server that can count with the served model's own tokenizer."""
+    """Optional ability: count tokens with the served model's own tokenizer."""
 
     async def count_tokens(self, text: str) -> int:
-        """The tokens of `text`, without special tokens.
+        """Returns the number of tokens of `text`, without special tokens.
 
         Raises:
-            InvalidRequest: It is too long to be counted (`TextTooLong`).
+            InvalidRequest: The text is too long to be counted (`TextTooLong`).
         """
         ...
 
 
 @runtime_checkable
 class CountsTexts(CountsTokens, Protocol):
-    """A model server that can count many texts at once, for less than it costs one by one."""
+    """Optional ability: count many texts in one call, which costs less than one call for each."""
 
     async def count_texts(self, texts: Sequence[str]) -> Sequence[int]:
-        """The tokens of each text, in their order; otherwise as `CountsTokens.count_tokens`."""
+        """Returns the number of tokens of each text, in the order of `texts`; see `CountsTokens.count_tokens`."""
         ...
 
 
 @runtime_checkable
 class FindsTokens(CountsTokens, Protocol):
-    """A model server that can also tell where in a text its tokens are, so that it need not count what is cut from
-    it."""
+    """Optional ability: find the token boundaries of a text, so that a text can be cut without counting again."""
 
     async def token_ends(self, text: str) -> Sequence[int]:
-        """Where each token of `text` ends, in characters from its beginning.
+        """Returns the end offset of each token of `text`, in characters.
 
-        One that ends within a character may be said to end where that begins, or where it ends.
+        If a token ends within a character, its offset is the beginning or the end of that character.
 
         Raises:
-            InvalidRequest: It is too long to be counted (`TextTooLong`).
-            ModelServerError: Nobody can tell.
+            InvalidRequest: The text is too long to be counted (`TextTooLong`).
+            ModelServerError: The boundaries cannot be found.
         """
         ...
 
 
 @runtime_checkable
 class CountsPrompts(CountsTokens, Protocol):
-    """A model server that can also count a whole prompt."""
+    """Optional ability: count a complete prompt, chat template included."""
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
-        """The tokens that the model would read: those of the chat template and the special ones are among them.
+        """Returns the number of tokens that the model would read, with chat template and special tokens.
 
         Args:
             prompt: As for `generate`.
-            options: As for `generate`; some of them (tools) are part of what is read.
+            options: As for `generate`; some of them, such as tools, are part of the rendered prompt.
 
         Raises:
-            InvalidRequest: It cannot be served (`PromptTooLong` for the window).
+            InvalidRequest: The prompt cannot be served (`PromptTooLong` for the context window).
         """
         ...
 
 
 @runtime_checkable
 class Renders(Protocol):
-    """A model server that can tell what text a prompt becomes for the model."""
+    """Optional ability: render a conversation with the model's chat template."""
 
     async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
-        """The text that the model would read, in its chat template; see `CountsPrompts.count_prompt`.
+        """Returns the rendered prompt, without the special tokens (`<s>`) that the tokenizer adds in front of any text.
 
-        What its tokenizer lays before every text (`<s>`) is no part of it, and text to continue is itself.
+        Text to continue is returned unchanged. The arguments are those of `CountsPrompts.count_prompt`.
 
         Raises:
-            InvalidRequest: It cannot be served.
-            Refused: With 404: nobody knows the chat template.
+            InvalidRequest: The prompt cannot be served.
+            Refused: Status 404: the chat template is unknown.
         """
         ...
 
 
 @runtime_checkable
 class Translates(Protocol):
-    """A model server that asks another one for something else than it is asked for."""
+    """Optional ability of a model server that changes requests before it sends them on: return what it would send."""
 
     async def translated(
         self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
     ) -> tuple[Prompt, Sampling, Mapping[str, JSON]]:
-        """What that one is asked; see `ModelServer.generate`.
+        """Returns the prompt, the sampling and the options that would be sent; see `ModelServer.generate`.
 
         Raises:
-            InvalidRequest: It cannot be said to that one.
+            InvalidRequest: The request cannot be sent on.
         """
         ...
 
 
 @runtime_checkable
 class Embeds(Protocol):
-    """A model server that can turn texts into vectors."""
+    """Optional ability: compute embeddings."""
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """One vector for each of `texts`, in their order.
+        """Returns one vector for each text, in the order of `texts`.
 
         Raises:
-            InvalidRequest: A text cannot be served (`TextTooLong` for the window).
-            ModelServerError: The model server failed, or its model makes no embeddings.
+            InvalidRequest: A text cannot be served (`TextTooLong` for the context window).
+            ModelServerError: The model server failed, or its model computes no embeddings.
         """
         ...
 
@@ -205,4 +212,4 @@ ABILITIES = (
     "translated",
     "embed",
 )
-"""The methods of the optional abilities, by which it is told whether a model server has one."""
+"""The method names of the optional abilities: a model server has an ability if it has the method."""

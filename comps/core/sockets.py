@@ -1,25 +1,25 @@
-"""Connections to hosts that may vanish."""
+"""TCP keepalive and timeouts: connections whose peer has disappeared are closed."""
 
 from __future__ import annotations
 
 import socket
 
 _SILENT_SECONDS = 10
-"""How long nothing may come, before TCP asks for a sign of life."""
+"""TCP_KEEPIDLE: seconds without data before the first keepalive probe."""
 _ASK_SECONDS = 5
-"""How long it waits before it asks again; after three times in vain the other host is gone."""
+"""TCP_KEEPINTVL: seconds between probes. After three unanswered probes the connection fails."""
 
 
 def notice_silence(connection: socket.socket, stalled_seconds: float) -> None:
-    """Let a TCP socket fail once the other host has vanished: a cut link or a lost power supply says no goodbye.
+    """Set keepalive and TCP_USER_TIMEOUT on a socket, so that it fails after its peer has disappeared without closing.
 
-    Of a listening socket, all connections to it have that. Without it, Linux sends again for a quarter of an hour, and
-    never asks whoever it only listens to.
+    Accepted connections inherit both from a listening socket. Without them, Linux retransmits for about 15 minutes, and
+    never probes an idle connection.
 
     Args:
-        connection: The socket.
-        stalled_seconds: How long what was sent may stay without a receipt, or a peer that reads nothing may take no
-            more, which TCP counts alike; 0: as long as the system says.
+        connection: A TCP socket.
+        stalled_seconds: How long sent data may stay unacknowledged, or a peer's receive window closed; 0: the system's
+            default.
     """
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_SECONDS)

@@ -1,4 +1,4 @@
-"""Stop strings, found in a text that arrives in pieces."""
+"""Stop strings in streamed text."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Cuts a stream of text before the first stop string, holding back what may turn out to begin one."""
+    """Cuts streamed text before the first stop string. It holds back text with which a stop string may begin.
+
+    Args:
+        stops: The stop strings; empty ones are ignored.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
         self.hit = False
-        """Whether a stop string was met; nothing comes after it."""
+        """Whether a stop string was found; all text after it is dropped."""
 
     def push(self, text: str) -> str:
-        """The part of what was pushed so far that is safe to show and has not been shown yet."""
+        """Returns the text, of this piece and those before, that can be written now."""
         if not self._stops:
             return text
         self._held += text
@@ -26,7 +30,7 @@ class StopStrings:
         return self._take(len(self._held) - self._longest_beginning())
 
     def flush(self) -> str:
-        """What was held back, at an end that is not a stop string."""
+        """Returns the text that is still held back, at the end of the stream."""
         return "" if self.hit else self._take(len(self._held))
 
     def _take(self, count: int) -> str:
@@ -34,7 +38,7 @@ class StopStrings:
         return shown
 
     def _longest_beginning(self) -> int:
-        """The length of the longest end of the held text with which some stop string begins."""
+        """Returns the length of the longest suffix of the held text that is a prefix of a stop string."""
         longest = min(len(self._held), max(map(len, self._stops)) - 1)
         return next(
             (n for n in range(longest, 0, -1) if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0

@@ -1,4 +1,4 @@
-"""Coroutines that run concurrently."""
+"""Concurrent tasks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ T = TypeVar("T")
 
 
 async def at_once(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of coroutines that run concurrently, in their order; one alone runs in the caller's task.
+    """Runs coroutines concurrently and returns their results, in the same order.
 
-    If one raises, the others are cancelled, and have ended before its error is raised here.
+    A single coroutine runs in the caller's task. If one raises, the others are cancelled and awaited first.
+
+    Raises:
+        Exception: The first error of a coroutine.
     """
     if len(work) <= 1:
         return [await one for one in work]

@@ -1,4 +1,4 @@
-"""The words of the house: pure values that travel between the rooms; no I/O."""
+"""Value types that are passed between the packages. They do no I/O."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 JSON: TypeAlias = Any
-"""Whatever a JSON document may hold: None, bool, int, float, str, list or dict."""
+"""Any JSON value: None, bool, int, float, str, list or dict."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation.
 
-    `content` is text, or a list of parts in the model server's own form, which is passed through.
+    `content` is text, or a list of content parts in the model server's own form. Parts are passed through unchanged.
     """
 
     role: str
     content: str | list[JSON]
     extra: Mapping[str, JSON] = field(default_factory=dict)
-    """The other fields of an OpenAI message (name, tool_calls, tool_call_id), for a model server that knows them."""
+    """The other fields of an OpenAI message: name, tool_calls, tool_call_id …"""
 
 
 Prompt: TypeAlias = str | tuple[Message, ...]
-"""Text to continue as it stands, or a conversation to answer."""
+"""A prompt: text to continue, or a conversation (a tuple of messages) to answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A passage to answer from. Documents arrive already reranked: the first is the best."""
+    """A document to answer from. Requests list documents in reranked order: the best comes first."""
 
     text: str
     title: str = ""
     metadata: Mapping[str, JSON] = field(default_factory=dict)
     number: int | None = None
-    """What it is called by in the prompt and in the marks of an answer; None: not yet decided."""
+    """The citation number, at least 1, in the prompt and in the answer's citation marks; None: not assigned yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose tokens. A field left at None (or an empty `stop`) is the model server's to decide."""
+    """Sampling parameters. The model server decides a field that is None, or an empty `stop`."""
 
     max_tokens: int | None = None
-    """The most tokens to generate, at least 1."""
+    """The maximum number of tokens to generate, at least 1."""
     temperature: float | None = None
-    """0 is greedy."""
+    """At least 0; 0 is greedy decoding."""
     top_p: float | None = None
     top_k: int | None = None
     typical_p: float | None = None
@@ -54,88 +54,89 @@ class Sampling:
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     seed: int | None = None
-    """Makes an answer repeatable on the same model server; without one, every answer is drawn anew."""
+    """The random seed: with the same one, the same model server gives the same answer. None: a new seed each time."""
     stop: tuple[str, ...] = ()
-    """Generation ends before the first of these texts, which is never shown."""
+    """Stop strings. Generation ends before the first of them; it is not part of the answer."""
     max_total_tokens: int | None = None
-    """The most tokens of the prompt, chat template included, and the answer together, at least 1."""
+    """The maximum number of tokens of prompt (with its chat template) and answer together, at least 1."""
 
 
 def only(sampling: Sampling, names: AbstractSet[str]) -> Sampling:
-    """The sampling without the fields that have other names."""
+    """Returns the sampling with the named fields alone; all others are unset."""
     kept = {name: getattr(sampling, name) for name in Sampling.__dataclass_fields__ if name in names}
     return Sampling(**kept)
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One question, in the words of the core."""
+    """A generation request, independent of the dialect in which it came."""
 
     prompt: Prompt
     documents: tuple[Document, ...] | None = None
-    """None if there was no word of any; empty where a search for them found none."""
+    """None: the request has no documents. Empty: a search found none."""
     template: str | None = None
-    """A prompt template with `{context}` and `{question}`; None takes that of the language."""
+    """A prompt template with `{context}` and `{question}`; None: the template of `language`."""
     language: str = "auto"
-    """Of the template, where the request has none: one that the settings know, or `auto` to go by the documents."""
+    """The language whose template is used if `template` is None; `auto` detects it from the documents."""
     sampling: Sampling = Sampling()
     max_total_tokens: int | None = None
-    """The most tokens of prompt and answer together, at least 1; where the model server cannot count, of the answer."""
+    """The maximum number of tokens of prompt and answer together, at least 1. If nothing can count the prompt, it is
+    the maximum of the answer alone."""
     total_field: str | None = None
-    """What callers know `max_total_tokens` as, for errors; None if this one did not say it."""
+    """The request field that set `max_total_tokens`, for error messages; None if no field did."""
     total_is_default: bool = False
-    """Nobody chose `max_total_tokens`: a prompt that fills it is no error, and its answer has one token."""
+    """Whether `max_total_tokens` is a default: a prompt that fills a default is answered with one token."""
     model: str | None = None
     options: Mapping[str, JSON] = field(default_factory=dict)
-    """Fields only an OpenAI-speaking model server knows: tools, response_format, logprobs, n …"""
+    """Options of OpenAI's API that are not sampling: tools, response_format, logprobs, n …"""
     quoted: tuple[Document, ...] = ()
-    """Documents that the caller has written into the prompt already, under their `citation_id`s."""
+    """Documents that the prompt already contains, numbered by their `citation_id`s."""
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentUse:
-    """What became of a document on its way into the prompt."""
+    """How a document was used in the prompt."""
 
     number: int
-    """Its place in the request, from 1."""
+    """The position in the request, from 1."""
     fate: str
     """`kept`, `cut` or `dropped`."""
     reason: str = ""
-    """Why, if it was not kept."""
+    """The reason, if `fate` is not `kept`."""
     tokens: int | None = None
-    """As it came, with its title; None: nobody counted."""
+    """The tokens of the whole document with its title; None: not counted."""
     tokens_used: int | None = None
-    """Of these, in the prompt."""
+    """The tokens of it that are in the prompt; None: not counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of a request on its way into a prompt, and how the context window is shared. All sizes in tokens."""
+    """How a request became a prompt, and how the context window is divided. All sizes are in tokens."""
 
     context_window: int | None = None
-    """None: nobody knows it."""
+    """None: unknown."""
     counted: str = "not"
-    """By whom: `model` (the served model's own tokenizer), `estimate` (a token for every three bytes), or `not`, where
-    all surely fits."""
+    """The counting method: `model` (the served model's tokenizer), `estimate` (a token for every three bytes), or `not`
+    (the prompt fits for certain)."""
     documents: tuple[DocumentUse, ...] = ()
     nothing_found: bool = False
-    """Whether documents were looked for, and there are none."""
+    """Whether a search found no documents."""
     native: bool = False
-    """Whether the documents went beside the messages, for the model's own chat template to write them down."""
+    """Whether the documents are passed as an option, and the model's own chat template renders them."""
     turns_dropped: int = 0
-    """Of the messages before the question, the earliest."""
+    """The number of messages before the question that were dropped, the earliest first."""
     prompt_tokens: int | None = None
-    """Of all the prompt; None: nobody counted."""
+    """The tokens of the whole prompt; None: not counted."""
     documents_tokens: int | None = None
     history_tokens: int | None = None
     question_tokens: int | None = None
-    """With the templates around it, and the system's messages."""
+    """The tokens of the question with its templates, and of the system messages."""
     max_tokens: int | None = None
-    """The most that the answer may have; None: the model server decides."""
+    """The maximum number of tokens of the answer; None: the model server decides."""
 
     @property
     def headroom(self) -> int | None:
-        """What neither the prompt nor the answer needs; None if one of them is not known."""
+        """The tokens of the window that neither prompt nor answer needs; None if a size is unknown."""
         if self.context_window is None or self.prompt_tokens is None or self.max_tokens is None:
             return None
         return self.context_window - self.prompt_tokens - self.max_tokens
@@ -143,25 +144,25 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """The next piece of an answer: valid Unicode, never half a character."""
+    """A text delta: the next piece of an answer, in valid Unicode, with whole characters only."""
 
     text: str
     choice: int = 0
     extra: Mapping[str, JSON] | None = None
-    """The other fields of an OpenAI delta (tool_calls, reasoning, logprobs), untouched."""
+    """The other fields of an OpenAI delta (tool_calls, reasoning, logprobs), unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens, as the model server counted them."""
+    """Token usage, as the model server counted it."""
 
     prompt_tokens: int
     completion_tokens: int
     details: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """How many of them are of some kind, in the words of OpenAI: `prompt_tokens_details` has `cached_tokens` …"""
+    """OpenAI's usage details, each a number of tokens by kind: `prompt_tokens_details` has `cached_tokens` …"""
 
     def __add__(self, other: Usage) -> Usage:
-        """Both together; a detail that one of them does not tell is not told."""
+        """Returns the sum. A detail that one of the two lacks is left out."""
         details = {
             name: {kind: number + of_other[kind] for kind, number in details.items() if kind in of_other}
             for name, details in self.details.items()
@@ -172,7 +173,7 @@ class Usage:
 
 
 def total(usages: Iterable[Usage | None]) -> Usage | None:
-    """All of them together; None if one is not known."""
+    """Returns the sum of the usages; None if one of them is None."""
     together: Usage | None = None
     for usage in usages:
         if usage is None:
@@ -183,12 +184,12 @@ def total(usages: Iterable[Usage | None]) -> Usage | None:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of an answer, or of each of its choices; an answer that breaks off has none, but raises."""
+    """The last event of a choice. An answer that breaks off has none: it raises a ModelServerError."""
 
     reason: str
-    """`stop`, `length`, `tool_calls` or `content_filter`: what the model server said."""
+    """The finish reason from the model server: `stop`, `length`, `tool_calls` or `content_filter`."""
     usage: Usage | None = None
-    """Of all choices together, said with the first of them that has an end."""
+    """The usage of all choices together. One `Finished` event of an answer has it, the others have None."""
     choice: int = 0
 
 
@@ -197,46 +198,46 @@ Event: TypeAlias = TextDelta | Finished
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A whole answer: its events, gathered."""
+    """A complete answer, collected from its events."""
 
     text: str
     reason: str
     usage: Usage | None = None
-    """Of all choices together."""
+    """The usage of all choices together."""
     extra: Mapping[str, JSON] | None = None
-    """What came with the text (see `TextDelta.extra`), each field put together again."""
+    """The extra fields of the deltas (see `TextDelta.extra`), joined."""
     further: tuple[Generation, ...] = ()
-    """The other choices of an answer that has several."""
+    """The other choices, if the answer has several."""
 
     @property
     def choices(self) -> tuple[Generation, ...]:
-        """All choices, this one first."""
+        """All choices; the first is this one."""
         return (self, *self.further)
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """Texts as vectors, all of one length."""
+    """Embeddings: one vector for each text, all of the same length."""
 
     vectors: tuple[Sequence[float], ...]
     prompt_tokens: int | None = None
-    """Tokens of all the texts together; None if the model server does not say."""
+    """The tokens of all texts together; None if the model server does not say."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a model server says of itself."""
+    """The model that a model server serves."""
 
     name: str
     context_window: int | None = None
-    """In tokens, prompt and answer together; None if the server does not say."""
+    """The maximum number of tokens of prompt and answer together; None if the server does not say."""
     capabilities: frozenset[str] = frozenset()
-    """The names of the Sampling fields and options that it honours."""
+    """The names of the `Sampling` fields and options that the server supports."""
 
 
 @dataclass(frozen=True, slots=True)
 class GPU:
-    """A graphics card, at this moment. What its driver does not know is NaN."""
+    """The current state of a GPU. A value that its driver does not report is NaN."""
 
     id: int
     name: str

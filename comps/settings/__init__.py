@@ -1,9 +1,9 @@
-"""Settings: the environment before the configuration file before the defaults, read once and frozen."""
+"""Settings, read once and frozen. The environment overrides the configuration file, which overrides the defaults."""
 
 from __future__ import annotations
 
-from comps.settings.loading import CONVERSATION, Served, Settings, load_settings
-from comps.settings.part import Setting
+from comps.settings.loaded_section import Setting
+from comps.settings.loading import CONVERSATION, ServedModel, Settings, load_settings
 from comps.settings.prompt_templates import read_templates
 from comps.settings.sections import SECTIONS, Dialects, Model, Section
 from comps.settings.variables import environment_names
@@ -14,7 +14,7 @@ __all__ = [
     "Dialects",
     "Model",
     "Section",
-    "Served",
+    "ServedModel",
     "Setting",
     "Settings",
     "environment_names",

@@ -1,4 +1,4 @@
-"""What an engine's own settings say: the text of a setting as a typed value, and a value as text for whoever looks."""
+"""Values of engine settings: parsing them from text, and formatting them without secrets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from comps.core.types import JSON
 from comps.settings.sections import unquoted
 
 _SECRET = re.compile("(^|_)(api_?key|(access|auth|hf)_token|secret|password)$|^token$")
-"""An engine has keys of its own with the word token in them that hide nothing: tokenizer, eos_token."""
+"""Keys of secrets. Other engine keys contain `token` without being secret: tokenizer, eos_token."""
 _LIKE_A_SECRET = re.compile("key|token|secret|password")
 _CREDENTIALS = re.compile(r"//[^/@\s]*@")
 
@@ -17,11 +17,10 @@ _WORDS: dict[str, JSON] = {"true": True, "false": False, "null": None, "none": N
 
 
 def typed(text: str) -> JSON:
-    """An engine's setting as its text says: a number, true, false, null, a JSON list or object, else text, which may
-    stand in quotes.
+    """Parses an engine setting: a number, true, false, null, a JSON list or object, or else a string, quoted or not.
 
     Raises:
-        ValueError: It begins like a list or an object, and is none.
+        ValueError: The text begins like a JSON list or object, but is invalid.
     """
     text = text.strip()
     if text.lower() in _WORDS:
@@ -41,17 +40,17 @@ def _no_number(word: str) -> JSON:
 
 
 def is_secret(key: str) -> bool:
-    """Whether an engine's setting of that name hides something."""
+    """Whether the engine setting with this key is a secret."""
     return bool(_SECRET.search(key.lower()))
 
 
 def may_be_secret(key: str) -> bool:
-    """Whether a key that nobody knows may have been meant as one that hides something."""
+    """Whether an unknown key may be the misspelled key of a secret."""
     return bool(_LIKE_A_SECRET.search(key.lower()))
 
 
 def masked(key: str, value: JSON) -> JSON:
-    """An engine's setting without its secrets."""
+    """Returns the value of an engine setting with `***` for secrets, nested ones included."""
     if is_secret(key) and value:
         return "***"
     if isinstance(value, dict):
@@ -60,6 +59,6 @@ def masked(key: str, value: JSON) -> JSON:
 
 
 def written(value: object) -> str:
-    """A setting's value as text, without credentials in a URL."""
+    """Returns the value of a setting as text, with `***` for credentials in URLs."""
     text = ", ".join(value) if isinstance(value, tuple) else value
     return _CREDENTIALS.sub("//***@", json.dumps(text) if isinstance(text, list | dict) else str(text))

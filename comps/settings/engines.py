@@ -1,5 +1,5 @@
-"""The settings of a model's engine: from the environment, from the keys of its section that are none of ours, or from
-where a file has them apart."""
+"""Engine settings of a model: environment variables `LLM_ENGINE_…`, the other keys of its section, or a part of their
+own in the file."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 
-from comps.config_files.base import ConfigFile, Said
+from comps.config_files.base import ConfigFile, ConfigValue
 from comps.core.errors import SettingsError
 from comps.settings.engine_values import is_secret, typed
-from comps.settings.part import Part
+from comps.settings.loaded_section import LoadedSection
 
 ENGINE = "LLM_ENGINE_"
-"""How the environment variable of an engine's own setting begins; the setting is the rest, in small letters."""
+"""The prefix of the environment variables of engine settings; the rest, in lower case, is the key."""
 
 _SLIP = 0.8
-"""How alike a key that is none of ours must be to one of ours to be taken for a slip of the pen."""
+"""The similarity, from 0 to 1, at which an unknown key is taken for a misspelled key of ours."""
 
 
-def engine_of_file(file: ConfigFile, model: Part, lost: list[str]) -> dict[str, Said]:
-    """The engine's settings that a file has in a place of their own, as far as they are for the model that there is;
-    what has no effect is added to `lost`."""
+def engine_of_file(file: ConfigFile, model: LoadedSection, lost: list[str]) -> dict[str, ConfigValue]:
+    """Returns the engine settings that the file has apart from its sections, if they apply to the configured model.
+
+    Args:
+        file: The configuration file.
+        model: The section [Model].
+        lost: A message is added for each setting that has no effect.
+    """
     if not file.engine:
         return {}
     own = {key: file.sections[model.name][key].value for key in ("model_server", "model_name")}
@@ -36,31 +41,40 @@ def engine_of_file(file: ConfigFile, model: Part, lost: list[str]) -> dict[str, 
     return engine
 
 
-def _of_another(file: ConfigFile, what: str, model: Part, key: str, own: Mapping[str, str]) -> str:
+def _of_another(file: ConfigFile, what: str, model: LoadedSection, key: str, own: Mapping[str, str]) -> str:
     now = f"{model.sources[key]} has {getattr(model.values, key)}"
     return f"{file}: no effect here: {what} of {own[key]}; {now}"
 
 
-def engine_settings(part: Part, above: Mapping[str, Said], without_engine: Collection[str]) -> dict[str, Said]:
-    """All settings of a model's engine: those of the environment before those of the section before those above it.
+def engine_settings(
+    section: LoadedSection, above: Mapping[str, ConfigValue], without_engine: Collection[str]
+) -> dict[str, ConfigValue]:
+    """Returns all settings of a model's engine. The environment overrides the section, which overrides `above`.
+
+    Args:
+        section: The model's section.
+        above: Inherited settings.
+        without_engine: The model servers that have no engine settings.
 
     Raises:
-        SettingsError: One of them is wrong, or the model server is among those that have no engine.
+        SettingsError: A setting is invalid, or the model server has no engine settings.
     """
-    if part.values.model_server in without_engine:
-        part.check_no_others()
-        for variable, key in _engine_variables(part.ending):
-            why = f"{part.values.model_server} has no engine that could be set"
-            raise SettingsError(f"environment {variable}: [{part.name}] {key}: {why}")
+    if section.values.model_server in without_engine:
+        section.check_no_others()
+        for variable, key in _engine_variables(section.ending):
+            why = f"{section.values.model_server} has no engine that could be set"
+            raise SettingsError(f"environment {variable}: [{section.name}] {key}: {why}")
         return {}
-    for key, said in part.others.items():
-        if get_close_matches(key, part.sources, n=1, cutoff=_SLIP):
-            raise part.unknown(key)
+    for key, configured in section.others.items():
+        if get_close_matches(key, section.sources, n=1, cutoff=_SLIP):
+            raise section.unknown(key)
         if is_secret(key):
-            why = f"a secret comes from the environment only: {ENGINE}{key.upper()}{part.ending}"
-            raise SettingsError(f"{said.source}: [{part.name}] {key}: {why}")
-    variables = {key: Said(os.environ[name], f"environment {name}") for name, key in _engine_variables(part.ending)}
-    return {**above, **_typed(part.name, part.others), **_typed(part.name, variables)}
+            why = f"a secret comes from the environment only: {ENGINE}{key.upper()}{section.ending}"
+            raise SettingsError(f"{configured.source}: [{section.name}] {key}: {why}")
+    variables = {
+        key: ConfigValue(os.environ[name], f"environment {name}") for name, key in _engine_variables(section.ending)
+    }
+    return {**above, **_typed(section.name, section.others), **_typed(section.name, variables)}
 
 
 def _engine_variables(ending: str) -> Iterator[tuple[str, str]]:
@@ -70,12 +84,12 @@ def _engine_variables(ending: str) -> Iterator[tuple[str, str]]:
             yield variable, key.lower()
 
 
-def _typed(name: str, texts: Mapping[str, Said]) -> dict[str, Said]:
+def _typed(name: str, texts: Mapping[str, ConfigValue]) -> dict[str, ConfigValue]:
     values = {}
-    for key, said in texts.items():
+    for key, configured in texts.items():
         try:
-            values[key] = Said(typed(said.value), said.source)
+            values[key] = ConfigValue(typed(configured.value), configured.source)
         except ValueError as error:
-            shown = "***" if is_secret(key) else said.value
-            raise SettingsError(f"{said.source}: [{name}] {key} = {shown}: {error}") from None
+            shown = "***" if is_secret(key) else configured.value
+            raise SettingsError(f"{configured.source}: [{name}] {key} = {shown}: {error}") from None
     return values

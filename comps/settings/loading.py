@@ -1,8 +1,8 @@
-"""Settings: the environment before the configuration file before the defaults, read once and frozen.
+"""Loads the settings. The environment overrides the configuration file, which overrides the defaults.
 
-A further model, `[Model.<name>]`, has a class made for it: the keys of `[Model]`, whose variables end in its name and
-whose defaults are what `[Model]` says. What a `[Conversation.<name>]` says, the dialect that knows conversation
-templates reads.
+For a further model, `[Model.<name>]`, a subclass of `Model` is created: its environment variables end in the model's
+name, and its defaults are the values of `[Model]`. The keys of a `[Conversation.<name>]` are checked by the dialect that
+uses conversation templates.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from typing import Any
 from pydantic import SecretStr, create_model
 
 from comps.config_files import read_config_file
-from comps.config_files.base import ConfigFile, Said, nearest
+from comps.config_files.base import ConfigFile, ConfigValue, nearest
 from comps.core.errors import SettingsError
 from comps.core.types import JSON
 from comps.settings.engines import ENGINE, engine_of_file, engine_settings
-from comps.settings.part import Part, Setting, read_part
+from comps.settings.loaded_section import LoadedSection, Setting, load_section
 from comps.settings.sections import SECTIONS, Dialects, Logging, Microservice, Model, key_of
 from comps.settings.variables import environment_names, file_names, variable_of
 
 CONFIG_FILE = "config.ini"
-"""Read from the current folder if no other file is named and it is there."""
+"""The default configuration file, in the current folder."""
 FURTHER = "Model."
-"""How the heading of a further model begins; its name is the rest."""
+"""The prefix of the headings of further models; the rest is the model's name."""
 CONVERSATION = "Conversation."
-"""How the heading of a conversation template begins; its name is the rest."""
+"""The prefix of the headings of conversation templates; the rest is the template's name."""
 
 _OF_ONE_MODEL = frozenset(("model_name", "context_window"))
-"""What another model never takes from [Model]."""
+"""The keys that a further model never inherits from [Model]."""
 _OF_ONE_SERVER = frozenset(
     (
         "model_server_endpoint",
@@ -47,18 +47,18 @@ _OF_ONE_SERVER = frozenset(
         "client_key",
     )
 )
-"""What a model at another model server does not take either: no credential goes to a server that it is not for."""
+"""The keys that a model at another model server does not inherit either, so that no credential goes to it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """A model that is served."""
+class ServedModel:
+    """The settings of one served model."""
 
     section: str
-    """Where it is set."""
+    """The heading of its section."""
     model: Model
     engine: Mapping[str, JSON] = field(repr=False)
-    """What is set that only its engine understands."""
+    """The settings of its engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,14 @@ class Settings:
     microservice: Microservice
     model: Model
     dialects: Dialects
-    models: Mapping[str, Served]
-    """Every model by the name that callers ask for; the first is [Model]'s, and answers where no name is given."""
+    models: Mapping[str, ServedModel]
+    """All models by their public names. The first is that of [Model], the default model."""
     conversations: Mapping[str, Mapping[str, str]]
-    """The keys of every conversation template, by the template's name, as they are written."""
+    """The unparsed keys of the conversation templates, by the template's name."""
     listing: tuple[Setting, ...]
-    """Every setting with its source."""
+    """All settings with their sources."""
     without_effect: tuple[str, ...] = ()
-    """What is said and does nothing here, with the reason; a sentence each."""
+    """What is configured and does nothing here, with the reason; a sentence each."""
 
 
 def load_settings(
@@ -85,59 +85,60 @@ def load_settings(
     dialects: Collection[str],
     without_engine: Collection[str],
 ) -> Settings:
-    """The settings, checked.
+    """Loads and checks the settings.
 
     Args:
-        file: The configuration file, ours or llm-api's (`.yaml`, `.yml`); None takes config.ini from the current folder
-            if there is one.
-        kinds: The model servers there are, by name.
-        dialects: The dialects there are, by name.
-        without_engine: Those of the kinds for which a key that is none of ours is a mistake. For the others it is a
-            setting of their engine.
+        file: The configuration file, ours or llm-api's (`.yaml`, `.yml`); None: config.ini in the current folder, if it
+            exists.
+        kinds: The names of all model servers.
+        dialects: The names of all dialects.
+        without_engine: The model servers that have no engine settings. For the others, an unknown key is an engine
+            setting.
 
     Raises:
-        SettingsError: Something is unknown, missing or wrong; it names the file or variable, the key and the value.
+        SettingsError: A setting is unknown, missing or wrong. The message names the file or variable, the key and the
+            value.
     """
     if file is None and Path(CONFIG_FILE).exists():
         file = Path(CONFIG_FILE)
     read = _read(file)
-    parts = {name: read_part(name, kind, read.sections.get(name, {})) for name, kind in SECTIONS.items()}
+    sections = {name: load_section(name, kind, read.sections.get(name, {})) for name, kind in SECTIONS.items()}
     endings = _endings([heading for heading in read.sections if heading.startswith(FURTHER)], read)
-    _refuse_variables_of_nobody(endings)
+    _check_variables_of_models(endings)
     lost = list(read.without_effect)
-    above = engine_of_file(read, parts["Model"], lost)
-    parts["Model"] = _with_engine(parts["Model"], above, kinds, without_engine)
+    above = engine_of_file(read, sections["Model"], lost)
+    sections["Model"] = _with_engine(sections["Model"], above, kinds, without_engine)
     for ending, heading in endings.items():
-        part, above = _further(parts["Model"], heading, ending, read.sections[heading])
-        parts[heading] = _with_engine(part, above, kinds, without_engine)
-    for part in parts.values():
-        if not isinstance(part.values, Model):
-            part.check_no_others()
-    for dialect in parts["Dialects"].values.enabled:
-        parts["Dialects"].check_known("enabled", dialect, dialects)
-    listing = [setting for part in parts.values() for setting in part.listing()]
+        section, above = _further(sections["Model"], heading, ending, read.sections[heading])
+        sections[heading] = _with_engine(section, above, kinds, without_engine)
+    for section in sections.values():
+        if not isinstance(section.values, Model):
+            section.check_no_others()
+    for dialect in sections["Dialects"].values.enabled:
+        sections["Dialects"].check_known("enabled", dialect, dialects)
+    listing = [setting for section in sections.values() for setting in section.listing()]
     conversations = {
         _name_of(heading): keys for heading, keys in read.sections.items() if heading.startswith(CONVERSATION)
     }
     for name, keys in conversations.items():
         listing += [Setting(CONVERSATION + name, key, one.value, one.source) for key, one in keys.items()]
     templates = {name: {key: one.value for key, one in keys.items()} for name, keys in conversations.items()}
-    logging, microservice, model, chosen = (parts[name].values for name in SECTIONS)
-    served = _served(parts.values(), read)
+    logging, microservice, model, chosen = (sections[name].values for name in SECTIONS)
+    served = _served(sections.values(), read)
     return Settings(logging, microservice, model, chosen, served, templates, tuple(listing), tuple(lost))
 
 
 def _with_engine(
-    part: Part, above: Mapping[str, Said], kinds: Collection[str], without_engine: Collection[str]
-) -> Part:
-    """The section of a model, checked as a whole, with its engine's settings; `above` are those from elsewhere."""
-    part.check_known("model_server", part.values.model_server, kinds)
-    _check_credentials(part)
-    return replace(part, engine=engine_settings(part, above, without_engine))
+    section: LoadedSection, above: Mapping[str, ConfigValue], kinds: Collection[str], without_engine: Collection[str]
+) -> LoadedSection:
+    """Checks the section of a model and adds its engine settings; `above` are the inherited ones."""
+    section.check_known("model_server", section.values.model_server, kinds)
+    _check_credentials(section)
+    return replace(section, engine=engine_settings(section, above, without_engine))
 
 
-def _check_credentials(part: Part) -> None:
-    """Raise if of what belongs together only a part is there."""
+def _check_credentials(section: LoadedSection) -> None:
+    """Raise if a setting is there without another that it needs."""
     for whole, needs in (
         ("token_url", ("client_id", "client_secret")),
         ("client_id", ("token_url",)),
@@ -145,9 +146,9 @@ def _check_credentials(part: Part) -> None:
         ("client_key", ("client_certificate",)),
     ):
         for other in needs:
-            if _is_set(part.values, whole) and not _is_set(part.values, other):
-                own = next(environment_names(type(part.values).model_fields[other]))
-                raise part.wrong(whole, f": needs {other} ({own}) as well")
+            if _is_set(section.values, whole) and not _is_set(section.values, other):
+                own = next(environment_names(type(section.values).model_fields[other]))
+                raise section.wrong(whole, f": needs {other} ({own}) as well")
 
 
 def _is_set(model: Model, key: str) -> bool:
@@ -155,23 +156,28 @@ def _is_set(model: Model, key: str) -> bool:
     return bool(value.get_secret_value() if isinstance(value, SecretStr) else value)
 
 
-def _served(parts: Iterable[Part], file: ConfigFile) -> dict[str, Served]:
-    models: dict[str, Served] = {}
-    for part in parts:
-        if isinstance(part.values, Model):
-            name = _name_of(part.name) if part.ending else part.values.model_name
+def _served(sections: Iterable[LoadedSection], file: ConfigFile) -> dict[str, ServedModel]:
+    models: dict[str, ServedModel] = {}
+    for section in sections:
+        if isinstance(section.values, Model):
+            name = _name_of(section.name) if section.ending else section.values.model_name
             if name in models:
-                raise SettingsError(f"{file}: [{part.name}]: the model of [Model] has that name")
-            engine = {key: one.value for key, one in part.engine.items()}
-            models[name] = Served(part.name, part.values, engine)
+                raise SettingsError(f"{file}: [{section.name}]: the model of [Model] has that name")
+            engine = {key: one.value for key, one in section.engine.items()}
+            models[name] = ServedModel(section.name, section.values, engine)
     return models
 
 
-def _further(model: Part, heading: str, ending: str, said: Mapping[str, Said]) -> tuple[Part, dict[str, Said]]:
-    """A further model: what it does not say itself, [Model] says, as far as that makes sense for another one. Also what
-    it has of the settings of [Model]'s engine."""
+def _further(
+    model: LoadedSection, heading: str, ending: str, configured: Mapping[str, ConfigValue]
+) -> tuple[LoadedSection, dict[str, ConfigValue]]:
+    """Returns the section of a further model, and the engine settings that it inherits.
+
+    Defaults come from [Model], except for `_OF_ONE_MODEL` and, at another model server, `_OF_ONE_SERVER`.
+    """
     elsewhere = any(
-        key in said or variable_of(Model.model_fields[key], ending) for key in ("model_server", "model_server_endpoint")
+        key in configured or variable_of(Model.model_fields[key], ending)
+        for key in ("model_server", "model_server_endpoint")
     )
     fields: dict[str, Any] = {}
     inherited: set[str] = set()
@@ -185,19 +191,19 @@ def _further(model: Part, heading: str, ending: str, said: Mapping[str, Said]) -
         names = (f"{name}{ending}" for name in environment_names(info))
         fields[key] = (info.rebuild_annotation(), key_of(default, info.description or "", *names))
     kind: type[Model] = create_model(heading, __base__=Model, **fields)
-    above = {} if elsewhere else {key: Said(one.value, f"[{model.name}]") for key, one in model.engine.items()}
-    return read_part(heading, kind, said, ending=ending, inherited=inherited), above
+    above = {} if elsewhere else {key: ConfigValue(one.value, f"[{model.name}]") for key, one in model.engine.items()}
+    return load_section(heading, kind, configured, ending=ending, inherited=inherited), above
 
 
 def _read(path: Path | None) -> ConfigFile:
-    """The file, with known headings; the dialect of the service that it was written for comes before the others."""
+    """Reads the file and checks its headings. Its `first_dialect` is enabled before the others."""
     file = read_config_file(path)
     for heading in file.sections:
         if heading not in SECTIONS and not (heading.startswith((FURTHER, CONVERSATION)) and _name_of(heading)):
             raise SettingsError(f"{file}: unknown section [{heading}]{nearest(heading, SECTIONS)}")
     if file.first_dialect:
         enabled = dict.fromkeys((file.first_dialect, *Dialects.model_fields["enabled"].default))
-        dialects = {"enabled": Said(", ".join(enabled), str(file)), **file.sections.get("Dialects", {})}
+        dialects = {"enabled": ConfigValue(", ".join(enabled), str(file)), **file.sections.get("Dialects", {})}
         file = replace(file, sections={**file.sections, "Dialects": dialects})
     return file
 
@@ -207,7 +213,7 @@ def _name_of(heading: str) -> str:
 
 
 def _endings(headings: Iterable[str], file: ConfigFile) -> dict[str, str]:
-    """The headings of further models by what their environment variables end in."""
+    """Returns the headings of further models, by the suffix of their environment variables."""
     endings: dict[str, str] = {}
     for heading in headings:
         ending = "__" + re.sub("[^A-Z0-9]", "_", _name_of(heading).upper())
@@ -219,11 +225,11 @@ def _endings(headings: Iterable[str], file: ConfigFile) -> dict[str, str]:
     return endings
 
 
-def _refuse_variables_of_nobody(endings: Collection[str]) -> None:
-    """A variable for a further model that there is not would be lost without a word."""
+def _check_variables_of_models(endings: Collection[str]) -> None:
+    """Raise if an environment variable has the suffix of a model that does not exist."""
     known = {name for info in Model.model_fields.values() for name in (*environment_names(info), *file_names(info))}
     for variable in os.environ:
         head, two, name = variable.partition("__")
         if two and (head in known or head.startswith(ENGINE)) and two + name not in endings:
-            said = f"no section [{FURTHER}<name>] has variables that end in {two}{name}"
-            raise SettingsError(f"environment {variable}: {said}{nearest(two + name, endings)}")
+            configured = f"no section [{FURTHER}<name>] has variables that end in {two}{name}"
+            raise SettingsError(f"environment {variable}: {configured}{nearest(two + name, endings)}")

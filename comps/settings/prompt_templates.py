@@ -1,4 +1,4 @@
-"""Prompt templates of one's own: a folder with a file for each language, and one for how a document is shown."""
+"""Prompt templates from a folder: a file for each language, and one for the documents."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _DOCUMENT = "document"
 
 
 def read_templates(folder: str) -> Templates:
-    """The prompt templates in a folder, and the house's own for what is not there.
+    """Reads the prompt templates in a folder; the built-in templates are used for files that are missing.
 
     Args:
-        folder: Has `<language>.txt` for a template of `Templates.rag`, and `document.txt` for `Templates.document`. The
-            line break at a file's end is none of the template. Empty: there is no folder.
+        folder: The folder with `<language>.txt` for `Templates.rag`, and `document.txt` for `Templates.document`. A line
+            break at the end of a file is not part of the template. Empty: the built-in templates alone.
 
     Raises:
-        SettingsError: It cannot be read, or a template in it is none.
+        SettingsError: The folder or a file cannot be read, or a template is invalid.
     """
     if not folder:
         return Templates()
@@ -32,7 +32,7 @@ def read_templates(folder: str) -> Templates:
 
 
 class _Wrong(Exception):
-    """What is wrong with a folder."""
+    """An error in the folder."""
 
 
 def _read(folder: Path) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
-"""The sections of the configuration: each is a class, each key a field of it.
+"""The sections of the configuration: each section is a class, each key a field.
 
-The field names its environment variables; the section's docstring and the field's description are what config.ini and
-the README say of it.
+A field's alias lists its environment variables. config.ini and the README have the docstrings of the sections and the
+descriptions of the fields.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def unquoted(value: Any) -> Any:
-    """A text without the quotes around it, which OPEA's own configuration file has."""
+    """Returns text without surrounding quotes, which OPEA's own configuration file has; other values unchanged."""
     if isinstance(value, str):
         value = value.strip()
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
@@ -50,18 +50,26 @@ def _existing(path: str) -> str:
 
 
 ExistingFile = Annotated[str, AfterValidator(_existing)]
-"""The path of a file that is there when the settings are read; empty: none."""
+"""The path of a file that can be read when the settings are loaded; empty: no file."""
 LLMAPIFamily = Annotated[Literal["llama", "huggingface", "gptq_llama", "autoawq"], BeforeValidator(_lowered)]
 """A model family of llm-api."""
 
 
 def key_of(default: Any, description: str, environment: str, *aliases: str, **bounds: Any) -> Any:
-    """A key: its default, what it is, its environment variable, and what sibling deployments call that."""
+    """Returns the field of a key.
+
+    Args:
+        default: The default value.
+        description: The description in config.ini and the README.
+        environment: The environment variable.
+        *aliases: Further environment variables, which other deployments use.
+        **bounds: Constraints, as for `pydantic.Field`.
+    """
     return Field(default, description=description, validation_alias=AliasChoices(environment, *aliases), **bounds)
 
 
 class Section(BaseSettings):
-    """A section of the configuration: what is passed in, and for the rest the environment before the defaults."""
+    """Base class of the sections. Arguments override the environment, which overrides the defaults."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", case_sensitive=True, loc_by_alias=False)
 

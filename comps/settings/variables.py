@@ -1,4 +1,4 @@
-"""The environment variables of a key: its own, and for a secret also those that hold the path of a file with it."""
+"""Environment variables of a key. A secret also has variables with the path of a file that contains it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,33 @@ from comps.core.errors import SettingsError
 
 
 def environment_names(info: FieldInfo) -> Iterator[str]:
-    """The environment variables of a key, the first that is set being the one that counts."""
+    """Yields the environment variables of a key. The first one that is set is used."""
     assert isinstance(info.validation_alias, AliasChoices)
     yield from map(str, info.validation_alias.choices)
 
 
 def file_names(info: FieldInfo) -> Iterator[str]:
-    """The variables of a secret that hold the path of a file with it, one for each of `environment_names`."""
+    """Yields, for a secret, the variables with the path of a file, one for each of `environment_names`."""
     if info.annotation is SecretStr:
         yield from map(of_file, environment_names(info))
 
 
 def of_file(variable: str) -> str:
-    """The variable with the path of a file that has what another variable would have."""
+    """Returns the variable with the path of a file that contains the value of `variable`."""
     name, two, ending = variable.partition("__")
     return f"{name}_FILE{two}{ending}"
 
 
 def variable_of(info: FieldInfo, ending: str = "") -> str | None:
-    """The variable that a key has its value from, if it is one."""
+    """Returns the environment variable that sets a key; None if no variable does.
+
+    Args:
+        info: The field.
+        ending: The suffix of the variables of a further model.
+
+    Raises:
+        SettingsError: A secret is set by a variable and by a file.
+    """
     for name in environment_names(info):
         with_value, with_path = name + ending, of_file(name + ending)
         if info.annotation is SecretStr and with_path in os.environ:

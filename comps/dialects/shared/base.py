@@ -145,6 +145,11 @@ class GenerationCall(Call):
         """Whether the answer is streamed."""
         return False
 
+    @property
+    def wants_report(self) -> bool:
+        """Whether the answer has a report of what became of the request, whatever that says."""
+        return False
+
     def requests(self) -> Sequence[GenerationRequest]:
         """What is asked of the model, one request for each prompt; none if no model is needed for the answer.
 

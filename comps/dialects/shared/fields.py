@@ -139,6 +139,10 @@ class DocumentsCall(SampledCall):
             lost.append(f"retrieved_docs[{self.top_n or 1}:]")
         return lost + super().ignored(capabilities)
 
+    @property
+    def wants_report(self) -> bool:
+        return bool(self.include_report)
+
     def with_report(self, reply: dict[str, JSON], metadata: ResponseMetadata) -> JSON:
         """A whole answer, with its `report`, or the `reports` of several prompts in their order, if they are asked for
         or a prompt had to be counted."""

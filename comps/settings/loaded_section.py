@@ -1,0 +1,155 @@
+"""Loads one section: the environment overrides the file, which overrides the defaults. Each value has its source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+
+from comps.config_files.base import ConfigValue, nearest
+from comps.core.errors import SettingsError
+from comps.settings.engine_values import masked, may_be_secret, written
+from comps.settings.sections import Section
+from comps.settings.variables import environment_names, of_file, variable_of
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting for the listing of `opea-llm check`."""
+
+    section: str
+    key: str
+    value: str
+    """The value as text, with secrets masked."""
+    source: str
+    """`environment USVC_PORT`, the file's path, `[Model]` if a further model inherits it, or `default`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSection:
+    """A section with the sources of its values."""
+
+    name: str
+    """The heading."""
+    values: Any
+    """The section: an instance of its class."""
+    sources: Mapping[str, str]
+    """The source of each value, by key."""
+    others: Mapping[str, ConfigValue]
+    """The values in the file whose keys the section does not have."""
+    ending: str = ""
+    """The suffix of the environment variables of a further model."""
+    engine: Mapping[str, ConfigValue] = field(default_factory=dict)
+    """The engine settings of a model; see `comps.settings.engines`."""
+
+    def check_known(self, key: str, value: str, known: Collection[str]) -> None:
+        """Raise a SettingsError if the value is not one of `known`."""
+        if value not in known:
+            raise self.wrong(key, f" = {value}: unknown{nearest(value, known)}")
+
+    def check_no_others(self) -> None:
+        """Raise a SettingsError if the file has a key that the section does not have."""
+        if self.others:
+            raise self.unknown(next(iter(self.others)))
+
+    def unknown(self, key: str) -> SettingsError:
+        """Returns the error about an unknown key, one of `others`."""
+        configured = self.others[key]
+        shown = "***" if may_be_secret(key) else configured.value
+        return SettingsError(
+            f"{configured.source}: unknown key [{self.name}] {key} = {shown}{nearest(key, self.sources)}"
+        )
+
+    def wrong(self, key: str, what: str) -> SettingsError:
+        """Returns the error about the value of a key."""
+        return _wrong(self.sources[key], self.name, key, what)
+
+    def listing(self) -> Iterator[Setting]:
+        """Yields all settings of the section, then those of its engine."""
+        for key, source in self.sources.items():
+            yield Setting(self.name, key, written(getattr(self.values, key)), source)
+        for key, configured in self.engine.items():
+            yield Setting(self.name, key, written(masked(key, configured.value)), configured.source)
+
+
+def load_section(
+    name: str,
+    kind: type[Section],
+    configured: Mapping[str, ConfigValue],
+    *,
+    ending: str = "",
+    inherited: Collection[str] = (),
+) -> LoadedSection:
+    """Loads a section and checks each value.
+
+    Args:
+        name: The heading.
+        kind: The class of the section; a further model has one of its own.
+        configured: The file's values under this heading.
+        ending: The suffix of the environment variables of a further model.
+        inherited: The keys whose defaults come from [Model].
+
+    Raises:
+        SettingsError: A value is invalid.
+    """
+    fields = kind.model_fields
+    sources = {
+        key: _source(info, configured.get(key), "[Model]" if key in inherited else "default")
+        for key, info in fields.items()
+    }
+    try:
+        values = kind(**dict(_given(name, fields, configured)))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        key = str(first["loc"][0])
+        value = "***" if fields[key].annotation is SecretStr else first["input"]
+        what = f" = {value!s}: {first['msg'].removeprefix('Value error, ')}"
+        raise _wrong(sources[key], name, key, what) from None
+    return LoadedSection(
+        name, values, sources, {key: one for key, one in configured.items() if key not in fields}, ending
+    )
+
+
+def _source(info: FieldInfo, configured: ConfigValue | None, default: str) -> str:
+    if variable := variable_of(info):
+        return f"environment {variable}"
+    return configured.source if configured else default
+
+
+def _given(
+    name: str, fields: Mapping[str, FieldInfo], configured: Mapping[str, ConfigValue]
+) -> Iterator[tuple[str, str | SecretStr]]:
+    """Yields the values from the file, and secrets from files named in the environment. pydantic reads other variables."""
+    for key, info in fields.items():
+        # Keyed by its variable, and only if no variable is set: so each value has one source.
+        own, variable = next(environment_names(info)), variable_of(info)
+        if key in configured and info.annotation is SecretStr:
+            why = f"a secret comes from the environment only: {own}, or {of_file(own)} with the path of a file"
+            raise _wrong(configured[key].source, name, key, f": {why}")
+        if variable and variable not in environment_names(info):
+            yield own, _secret(name, key, variable)
+        elif key in configured and not variable:
+            yield own, configured[key].value
+
+
+def _secret(name: str, key: str, variable: str) -> SecretStr:
+    path = os.environ[variable]
+    try:
+        text = Path(path).read_text("utf-8").removesuffix("\n")
+        what = "" if text else "is empty"
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        what = "cannot be read: it is not UTF-8 text"
+    if what:
+        raise _wrong(f"environment {variable}", name, key, f": the file {path} {what}")
+    return SecretStr(text)
+
+
+def _wrong(source: str, name: str, key: str, what: str) -> SettingsError:
+    return SettingsError(f"{source}: [{name}] {key}{what}")
