@@ -1,6 +1,6 @@
 """An LLM microservice for RAG pipelines. Importing this starts nothing and reads no environment.
 
-The names below are what a program needs that has its own model server, or embeds the service; see CONTRIBUTING.md.
+These names are the public API, for programs that add a model server or embed the service; see CONTRIBUTING.md.
 """
 
 from comps.core.answers import collect, read

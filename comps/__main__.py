@@ -1,10 +1,10 @@
-"""The entry point of the command opea-llm, which `python -m comps` is too."""
+"""Entry point of the command opea-llm, and of `python -m comps`."""
 
 import signal
 
 
 def main() -> None:
-    """Run the command. Until it has something to close, Ctrl-C ends it at once and silently."""
+    """Run the command. During start-up, while there is nothing to close, Ctrl-C ends it at once and silently."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from comps.cli import cli
 

@@ -1,4 +1,5 @@
-"""The plan of the house: settings in, a FastAPI application out, with every room in its place."""
+"""Composition root: creates the model servers, the generators, the dialects and the FastAPI application from
+settings."""
 
 from __future__ import annotations
 
@@ -39,21 +40,21 @@ from comps.settings import CONVERSATION, ServedModel, Settings, load_settings, r
 
 
 def read_settings(file: Path | None) -> Settings:
-    """The settings, checked against what this house has; see `load_settings`."""
+    """Loads the settings, and checks them against the model servers and dialects that exist; see `load_settings`."""
     settings = load_settings(file, model_servers(), DIALECTS, WITHOUT_ENGINE_SETTINGS)
     make_dialects(settings)
     return settings
 
 
 def open_models(settings: Settings, servers: Mapping[str, ModelServer] = MappingProxyType({})) -> Models:
-    """All models that the settings name; nothing is loaded or connected yet.
+    """Returns the configured models. Nothing is loaded or connected yet.
 
     Args:
-        settings: What is served, and where.
-        servers: Model servers to take instead of those that the settings name, by the model.
+        settings: The settings.
+        servers: Model servers by model name, which replace the configured ones.
 
     Raises:
-        SettingsError: A model server cannot be opened with these settings.
+        SettingsError: A model server does not support its settings.
     """
     generators = []
     for name, served in settings.models.items():
@@ -83,7 +84,7 @@ def _templates(served: ServedModel) -> Templates:
 
 
 def _open_replicas(served: ServedModel) -> list[ModelServer]:
-    """The model server of a model, once for each of its endpoints; a list of URLs has several."""
+    """Returns one model server for each endpoint of a model; `model_server_endpoint` may list several URLs."""
     model = served.model
     endpoint = model.model_server_endpoint
     endpoints = [one.strip() for one in endpoint.split(",")] if "://" in endpoint else [endpoint]
@@ -119,7 +120,7 @@ def _open_replicas(served: ServedModel) -> list[ModelServer]:
 
 
 def _as_set(server: ModelServer, served: ServedModel) -> ModelServer:
-    """The model server behind the framework, the tokenizer and the chat template that are set for its model."""
+    """Returns the model server wrapped in the configured framework, tokenizer and chat template."""
     model = served.model
     try:
         through = through_framework(server, model.framework, model.model_name)
@@ -132,10 +133,10 @@ def _as_set(server: ModelServer, served: ServedModel) -> ModelServer:
 
 
 def _native_documents(served: ServedModel) -> bool:
-    """Whether documents go beside the messages.
+    """Returns whether documents are passed as an option, for the model's own chat template to render.
 
     Raises:
-        SettingsError: They should, but cannot.
+        SettingsError: `native_documents` is set, but the model server does not support it.
     """
     model = served.model
     if model.native_documents and (model.model_server != "vllm" or model.chat_template):
@@ -145,15 +146,15 @@ def _native_documents(served: ServedModel) -> bool:
 
 
 def replicas_of(generator: TextGenerator) -> Sequence[ModelServer]:
-    """The model servers that answer for a model."""
+    """Returns the model servers of a model: its replicas, or the only one."""
     return generator.server.servers if isinstance(generator.server, Replicas) else (generator.server,)
 
 
 def make_dialects(settings: Settings) -> list[Dialect]:
-    """The enabled dialects; the first one has a path that several claim.
+    """Returns the enabled dialects, by precedence: a path that several have is served by the first.
 
     Raises:
-        SettingsError: A conversation template is wrong.
+        SettingsError: A conversation template is invalid.
     """
     chosen = settings.dialects
     whole = chosen.disable_streaming
@@ -170,7 +171,7 @@ def make_dialects(settings: Settings) -> list[Dialect]:
 
 
 def _conversations(settings: Settings) -> tuple[Conversation, ...]:
-    """The conversation templates of the settings, in their order."""
+    """Returns the configured conversation templates, in the order of the file."""
 
     def read(name: str, keys: Mapping[str, str]) -> Conversation:
         try:
@@ -182,7 +183,7 @@ def _conversations(settings: Settings) -> tuple[Conversation, ...]:
 
 
 def example(settings: Settings) -> tuple[str, JSON]:
-    """A path and a body to try the service with."""
+    """Returns a path and an example body of the first dialect."""
     path, calls = next(iter(make_dialects(settings)[0].calls.items()))
     return path, next(iter(calls[0].examples.values()))
 
@@ -195,14 +196,17 @@ def make_app(
     shut_down: Callable[[], None] | None = None,
     further: Sequence[Dialect] = (),
 ) -> FastAPI:
-    """The service.
+    """Returns the service as a FastAPI application.
 
     Args:
-        settings: All that can be set.
-        servers: Model servers to take instead of those that the settings name, by the model.
-        on_loaded: Called when all models are loaded or have failed to, or with the reason why none ever will be.
-        shut_down: Ends the service when what runs is answered; called if a client says so and the settings allow it.
-        further: Dialects to speak before those that the settings enable.
+        settings: The settings.
+        servers: Model servers by model name, which replace the configured ones.
+        on_loaded: Called once loading has ended, with None if a model was loaded, or else with an error.
+        shut_down: Stops the service after the running requests. Called for POST /shutdown, if the settings allow it.
+        further: Dialects with precedence over the configured ones.
+
+    Raises:
+        SettingsError: A setting is invalid.
     """
     dialects = [*further, *make_dialects(settings)]
     service = Service(settings, open_models(settings, servers), dialects, shut_down)
@@ -227,5 +231,5 @@ def make_app(
 
 
 def direct(app: FastAPI) -> DirectRoutes:
-    """The service as a server runs it: bodies go to their handlers directly; see `DirectRoutes`."""
+    """Returns the application for an ASGI server, with direct routes to the handlers; see `DirectRoutes`."""
     return DirectRoutes(app, app.state.handlers)

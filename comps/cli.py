@@ -1,5 +1,4 @@
-"""The command opea-llm: serve, ask, prompt, check. It reads the settings, and turns errors into one line and an exit
-code."""
+"""Command line opea-llm: serve, ask, prompt, check. An error is printed in one line and gives an exit code."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ from comps.core.generator import TextGenerator
 from comps.core.ports import Loads, ModelServer
 from comps.core.sockets import notice_silence
 from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
-from comps.preview import Shown, show
+from comps.preview import ModelPreview, show
 from comps.server import ServerProtocol
 from comps.settings import Settings
 from comps.telemetry import start_log
@@ -59,18 +58,18 @@ MaxTokens = Annotated[int, typer.Option(min=1, help="The longest answer, in toke
 @cli.command()
 def serve(config: ConfigFile = None) -> None:
     """Run the service until it is told to stop (Ctrl-C, or TERM; running answers are finished first)."""
-    with _told():
+    with _exit_on_error():
         settings = _settings(config)
         start_log(settings.logging.log_level, settings.logging.log_path)
         service = _Service(settings)
-        _say(f"{settings.microservice.name}: loading {_models(settings)} …")
+        _message(f"{settings.microservice.name}: loading {_models(settings)} …")
         service.run()
         if service.failed:
             raise service.failed
 
 
 class _Service(uvicorn.Server):
-    """uvicorn, which says when it listens and the model can answer, and ends if one of the two will never be."""
+    """The uvicorn server. It prints a message once it listens and a model is loaded, and exits if either fails."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -106,7 +105,7 @@ class _Service(uvicorn.Server):
         self._welcome()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """End when all is answered; told a second time by Ctrl-C, at once. To have ended as told is a success."""
+        """Exit after the running requests; on a second signal, if it is Ctrl-C, at once. The exit code is 0."""
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
@@ -118,7 +117,7 @@ class _Service(uvicorn.Server):
 
     def _welcome(self) -> None:
         if self.started and self._loaded:
-            _say(_welcome(self._settings))
+            _message(_welcome(self._settings))
 
 
 def _welcome(settings: Settings) -> str:
@@ -154,7 +153,7 @@ def ask(
     config: ConfigFile = None,
 ) -> None:
     """Answer one question here in the terminal, from documents if there are any, without a service."""
-    with _told():
+    with _exit_on_error():
         request = _request(question, document, max_tokens, temperature)
         settings = _settings(config)
         start_log("WARNING", "")
@@ -176,17 +175,17 @@ async def _ask(settings: Settings, request: GenerationRequest) -> None:
         plan = await generator.plan(request)
         for use in plan.report.documents:
             if use.fate != "kept":
-                _say(f"[document {use.number} was {use.fate}: {use.reason}]")
-        await generator.answer(plan, _Printed(request.sampling.max_tokens))
+                _message(f"[document {use.number} was {use.fate}: {use.reason}]")
+        await generator.answer(plan, _PrintedAnswer(request.sampling.max_tokens))
     finally:
         await generator.server.aclose()
 
 
-class _Printed:
-    """An answer that is printed as it comes, and then why it was cut short, if it was.
+class _PrintedAnswer:
+    """Answer that is printed as it is written; after it, the reason if it was cut short.
 
     Args:
-        most: The most tokens that it may have.
+        most: The maximum number of tokens of the answer.
     """
 
     full = False
@@ -204,7 +203,7 @@ class _Printed:
         print(flush=True)
         if end.reason != "stop":
             reached = end.usage and end.usage.completion_tokens == self._most
-            _say(f"[cut short: {end.reason}{'; --max-tokens allows more' if reached else ''}]")
+            _message(f"[cut short: {end.reason}{'; --max-tokens allows more' if reached else ''}]")
 
     async def drain(self) -> None:
         """Returns at once."""
@@ -222,7 +221,7 @@ def prompt(
     config: ConfigFile = None,
 ) -> None:
     """Show what `ask` would ask: the prompt, and what of the documents has room in it; no model answers."""
-    with _told():
+    with _exit_on_error():
         request = _request(question, document, max_tokens, 0.0)
         settings = _settings(config)
         start_log("WARNING", "")
@@ -238,13 +237,13 @@ async def _preview(settings: Settings, request: GenerationRequest, names: Sequen
             preview = await generator.preview(request)
         finally:
             await generator.server.aclose()
-        shown.append(Shown(_model(settings, generator.model), request.documents or (), preview))
+        shown.append(ModelPreview(_model(settings, generator.model), request.documents or (), preview))
     show(shown)
 
 
 async def _load(settings: Settings, generator: TextGenerator) -> None:
     if isinstance(generator.server, Loads):
-        _say(f"Loading {_model(settings, generator.model)} …")
+        _message(f"Loading {_model(settings, generator.model)} …")
     await generator.load()
 
 
@@ -256,20 +255,20 @@ def check(
     config: ConfigFile = None,
 ) -> None:
     """Show every setting and where it comes from, and whether the model servers answer."""
-    with _told():
+    with _exit_on_error():
         settings = _settings(config)
         start_log("WARNING", "")
         width = max(len(f"[{one.section}] {one.key} = {one.value}") for one in settings.listing)
         for one in settings.listing:
             print(f"{f'[{one.section}] {one.key} = {one.value}':{width}}  ({one.source})")
         if settings_only:
-            open_models(settings)  # It finds what only a model server knows to be wrong; nothing is connected yet.
+            open_models(settings)  # Model servers check their own settings; nothing is connected yet.
         else:
             _run(_check(settings))
 
 
 async def _check(settings: Settings) -> None:
-    """Tell who answers for each model; of a model with replicas, for each replica."""
+    """Print whether the model server of each model, or each of its replicas, answers."""
     failures: list[LLMError] = []
     asked = [(generator, server) for generator in open_models(settings) for server in replicas_of(generator)]
     for generator, server in asked:
@@ -289,7 +288,7 @@ async def _check(settings: Settings) -> None:
 
 async def _described(settings: Settings, model: str, server: ModelServer) -> str:
     if isinstance(server, Loads):
-        _say(f"Loading {_model(settings, model)} …")
+        _message(f"Loading {_model(settings, model)} …")
         await server.load()
     info = await server.describe()
     window = f"{info.context_window} tokens" if info.context_window else "of unknown size"
@@ -299,7 +298,7 @@ async def _described(settings: Settings, model: str, server: ModelServer) -> str
 def _settings(config: Path | None) -> Settings:
     settings = read_settings(config)
     for sentence in settings.without_effect:
-        _say(sentence)
+        _message(sentence)
     return settings
 
 
@@ -313,7 +312,7 @@ def _read(path: Path) -> str:
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end or to Ctrl-C, which closes everything first."""
+    """Run a coroutine. Ctrl-C cancels it, so that it closes what is open."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         asyncio.run(work)
@@ -323,23 +322,23 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Errors that the user can mend are one line and an exit code, not a traceback."""
+def _exit_on_error() -> Iterator[None]:
+    """Print an expected error in one line, without a traceback, and exit with its code."""
     try:
         yield
     except SettingsError as error:
-        _say(f"opea-llm: {error}")
+        _message(f"opea-llm: {error}")
         raise typer.Exit(WRONG_SETTINGS) from None
     except LLMError as error:
-        _say(f"opea-llm: {error}")
+        _message(f"opea-llm: {error}")
         raise typer.Exit(FAILED) from None
-    except BrokenPipeError:  # Whoever reads has read enough; Python would complain once more at its end.
+    except BrokenPipeError:  # The reader has closed the pipe; at exit, Python would report that once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(FAILED) from None
     except OSError as error:
-        _say(f"opea-llm: {error}")
+        _message(f"opea-llm: {error}")
         raise typer.Exit(FAILED) from None
 
 
-def _say(text: str) -> None:
+def _message(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

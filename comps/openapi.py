@@ -1,4 +1,4 @@
-"""The bodies in the OpenAPI document: the handler reads them itself, so FastAPI does not know them."""
+"""OpenAPI document: adds the bodies, which FastAPI does not know because our handler parses them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from comps.dialects.shared.base import STATUS, Call, EmbeddingCall, GenerationCa
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
 
 
-def describe_bodies(app: FastAPI, endpoints: list[Endpoint], every: PreviewEndpoint) -> None:
-    """Show every body, with its example, in the application's OpenAPI document.
+def describe_bodies(app: FastAPI, endpoints: list[Endpoint], preview: PreviewEndpoint) -> None:
+    """Add the schemas and examples of all bodies to the application's OpenAPI document.
 
     Args:
         app: The application.
-        endpoints: All that is read.
-        every: Where it is told what would be asked of the model.
+        endpoints: The endpoints.
+        preview: The endpoint of the prompt preview, which accepts all bodies for text.
     """
     plain: Callable[[], dict[str, Any]] = app.openapi
 
@@ -31,7 +31,7 @@ def describe_bodies(app: FastAPI, endpoints: list[Endpoint], every: PreviewEndpo
             for path, operations in document["paths"].items():
                 for operation in operations.values():
                     operation["parameters"] = [_parameter(name) for name in re.findall(r"\{(\w+)\}", path)]
-            document["paths"][every.path] = {"post": _preview(every, document)}
+            document["paths"][preview.path] = {"post": _preview(preview, document)}
             app.openapi_schema = document
         return app.openapi_schema
 
@@ -39,7 +39,7 @@ def describe_bodies(app: FastAPI, endpoints: list[Endpoint], every: PreviewEndpo
 
 
 def _shown(path: str) -> str:
-    """A path without what only the router understands: `/api/{model:path}/x` is `/api/{model}/x`."""
+    """Returns a path without Starlette's converters: `/api/{model}/x` for `/api/{model:path}/x`."""
     return re.sub(r":\w+\}", "}", path)
 
 
@@ -47,9 +47,9 @@ def _parameter(name: str) -> JSON:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def _preview(every: PreviewEndpoint, document: dict[str, Any]) -> JSON:
-    operation = _operation(every, document)
-    first = _operation(every.endpoints[0], document)["requestBody"]["content"]["application/json"]
+def _preview(preview: PreviewEndpoint, document: dict[str, Any]) -> JSON:
+    operation = _operation(preview, document)
+    first = _operation(preview.endpoints[0], document)["requestBody"]["content"]["application/json"]
     operation["requestBody"]["content"]["application/json"]["examples"] = first["examples"]
     operation["responses"]["200"] = {"description": "The prompts, and all that would be asked with them"}
     route = {"name": "route", "in": "query", "schema": {"type": "string"}, "description": _ROUTE}
@@ -85,7 +85,7 @@ _SUMMARIES: dict[type[Call], str] = {
     EmbeddingCall: "Turn texts into vectors",
     TokenCountCall: "Count the tokens of a text",
 }
-"""By what a path is asked for; a path is for one kind of work."""
+"""The summary of an endpoint, by the class of its calls."""
 _ROUTE = (
     "The path at which the body would be posted (/generate, /api/mymodel/worker_generate …); left out: the first that "
     "finds nothing wrong with it, /v1/chat/completions before all others."

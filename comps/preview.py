@@ -1,4 +1,5 @@
-"""Previews in the terminal: the report, and the prompt with its cuts to be seen; in a pipe the same as plain text."""
+"""Prints prompt previews: the report and the prompt with marked cuts; in colour on a terminal, otherwise as plain
+text."""
 
 from __future__ import annotations
 
@@ -21,20 +22,20 @@ _SEEN = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
     **dict.fromkeys(range(127, 160), 0xFFFD),
 }
-"""What would be a command to a terminal, and what is shown for it."""
+"""Maps control characters to visible ones, so that no text sends commands to the terminal."""
 
 Pieces: TypeAlias = list[tuple[str, str]]
-"""Texts and their styles."""
+"""Pieces of text, each with its style of rich."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What is shown of one model.
+class ModelPreview:
+    """The preview of one model.
 
     Attributes:
-        heading: Which model.
-        documents: As they came.
-        preview: What became of them.
+        heading: The model's name and kind.
+        documents: The documents of the request.
+        preview: The prompt and the report.
     """
 
     heading: str
@@ -42,8 +43,8 @@ class Shown:
     preview: Preview
 
 
-def show(models: Sequence[Shown]) -> None:
-    """Print previews: in a terminal coloured, several side by side; elsewhere as they are, one after the other."""
+def show(models: Sequence[ModelPreview]) -> None:
+    """Print previews: on a terminal in colour and side by side, otherwise as plain text, one after the other."""
     console = Console(highlight=False)
     parts = [([(one.heading, _HEADING)], _report(one), _prompt(one)) for one in models]
     if not console.is_terminal:
@@ -59,12 +60,12 @@ def show(models: Sequence[Shown]) -> None:
 
 
 def _coloured(pieces: Pieces) -> Text:
-    """The text, in which every character that would be a command to the terminal is one that is seen."""
+    """Returns the styled text, with visible characters for control characters."""
     return Text.assemble(*((text.translate(_SEEN), style) for text, style in pieces))
 
 
-def _report(shown: Shown) -> Pieces:
-    pieces = [(f"{name:<16}{value}\n", "") for name, value in _facts(shown.preview)]
+def _report(shown: ModelPreview) -> Pieces:
+    pieces = [(f"{name:<16}{value}\n", "") for name, value in _summary(shown.preview)]
     width = max((len(document.title) for document in shown.documents), default=0)
     for use, document in zip(shown.preview.plan.report.documents, shown.documents, strict=True):
         pieces.append((f"document {use.number:<3}{document.title:<{width}}  ", ""))
@@ -73,7 +74,7 @@ def _report(shown: Shown) -> Pieces:
     return [*pieces, (last.rstrip(), style)]
 
 
-def _facts(preview: Preview) -> Iterator[tuple[str, str]]:
+def _summary(preview: Preview) -> Iterator[tuple[str, str]]:
     report = preview.plan.report
     yield "context window", _tokens(report.context_window)
     yield "prompt", _tokens(report.prompt_tokens) + _parts(report)
@@ -107,8 +108,8 @@ def _size(use: DocumentUse) -> str:
     return f"{use.tokens_used} of {_tokens(use.tokens)}{why}" if use.fate == "cut" else f"{_tokens(use.tokens)}{why}"
 
 
-def _prompt(shown: Shown) -> Pieces:
-    """The text that the model would read, or else the messages, with a mark where something is missing."""
+def _prompt(shown: ModelPreview) -> Pieces:
+    """Returns the rendered prompt, or else the messages, with a mark at each missing piece of a document."""
     prompt, rendered = shown.preview.prompt, shown.preview.rendered
     turns = [] if isinstance(prompt, str) else [(one.role, text_of(one.content)) for one in prompt]
     text = "\n\n".join(f"{role}:\n{said}" for role, said in turns) if rendered is None else rendered
@@ -119,19 +120,19 @@ def _prompt(shown: Shown) -> Pieces:
             pieces += [(text[at:begin], _TEMPLATE), *_with_marks(shown, said)]
             at = begin + len(said)
     pieces.append((text[at:], _TEMPLATE))
-    if not any(style == _MARK for _, style in pieces):  # The template has changed what was said.
+    if not any(style == _MARK for _, style in pieces):  # The chat template has changed the texts.
         pieces += [(mark, _MARK) for mark in _marks(shown)]
     return [(text.encode("utf-8", "replace").decode(), style) for text, style in pieces]
 
 
-def _with_marks(shown: Shown, said: str) -> Pieces:
-    """What is said in a message, with the marks behind the last document, if that is in it."""
+def _with_marks(shown: ModelPreview, said: str) -> Pieces:
+    """Returns a message's text, with the marks after the last document if it contains that."""
     given = shown.preview.plan.documents
     before, found, behind = said.rpartition(given[-1].text) if given else ("", "", said)
     return [(before + found, ""), *((mark, _MARK) for mark in _marks(shown) if found), (behind, "")]
 
 
-def _marks(shown: Shown) -> Iterator[str]:
+def _marks(shown: ModelPreview) -> Iterator[str]:
     for use, document in zip(shown.preview.plan.report.documents, shown.documents, strict=True):
         named = f"document {use.number}{f' ({document.title})' if document.title else ''}"
         if use.fate == "cut":

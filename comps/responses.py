@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol, TypeAlias
 
 from starlette.types import Receive, Scope, Send
@@ -87,6 +88,8 @@ class SentResponse:
         self._size = 0
         self._sending: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._leave: Callable[[], None] | None = None
+        self._has_left = False
 
     @property
     def request_body(self) -> bytes | None:
@@ -106,6 +109,8 @@ class SentResponse:
         """Messages are sent one by one in any case."""
 
     def _put(self, message: dict[str, object]) -> None:
+        if self._has_left:
+            return
         self._waiting.append(message)
         if self._sending is None or self._sending.done():
             self._sending = asyncio.ensure_future(self._send_all())
@@ -113,7 +118,15 @@ class SentResponse:
     async def _send_all(self) -> None:
         while self._waiting:
             message = self._waiting.popleft()
-            await self._send(message)
+            try:
+                await self._send(message)
+            except OSError:  # How some servers say that the client has left.
+                self._has_left = True
+                self._waiting.clear()
+                self._size = 0
+                if self._leave:
+                    self._leave()
+                return
             if isinstance(body := message.get("body"), bytes):
                 self._size -= len(body)
 
@@ -126,6 +139,7 @@ class SentResponse:
             await asyncio.shield(self._sending)
 
     def on_leave(self, leave: Callable[[], None] | None) -> None:
+        self._leave = leave
         if self._watching:
             self._watching.cancel()
             self._watching = None
@@ -133,8 +147,9 @@ class SentResponse:
             self._watching = asyncio.ensure_future(self._watch(leave))
 
     async def _watch(self, leave: Callable[[], None]) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        with suppress(Exception):  # Ray's `receive` raises when it cancels the request: the client has left as well.
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
         self._watching = None
         leave()
 

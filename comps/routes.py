@@ -1,4 +1,4 @@
-"""One running service: its models from start to end, and a route for everything that may be asked of it."""
+"""The running service: the lifespan of its models, and its routes."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _CREDENTIALS = re.compile(r"//[^/?#]*@")
 
 
 class DirectRoutes:
-    """Takes bodies to their handlers before the application's middlewares and routes, which cost as much as all else.
+    """ASGI application that passes bodies to their handlers directly, past the middlewares and the router of FastAPI.
 
-    What a middleware is for goes on to the application: a request from a web page of some origin, and any that is no
-    POST to one of the handlers' paths.
+    Middlewares and router cost as much as all other work on a request. Requests with an `Origin` header, which need the
+    CORS middleware, and all other paths and methods go to the application.
 
     Args:
         app: The application.
-        handlers: By their paths, which have no variables.
+        handlers: The handlers by path, without path parameters.
     """
 
     def __init__(self, app: ASGIApp, handlers: Mapping[str, ASGIApp]) -> None:
@@ -55,13 +55,20 @@ class DirectRoutes:
             if handler and not scope["root_path"] and all(name != b"origin" for name, _ in scope["headers"]):
                 await handler(scope, receive, send)
                 return
-            # Middlewares change what goes through `send`, so that no response may go another way.
+            # Middlewares change the response in `send`, so the extension that writes past `send` is removed.
             (scope.get("extensions") or {}).pop(EXTENSION, None)
         await self._app(scope, receive, send)
 
 
 class Service:
-    """One running service, and what its routes need of it."""
+    """The running service, with the state that its routes share.
+
+    Args:
+        settings: The settings.
+        models: The served models.
+        dialects: The dialects, by precedence.
+        shut_down: Stops the service; None if it cannot be stopped.
+    """
 
     def __init__(
         self, settings: Settings, models: Models, dialects: list[Dialect], shut_down: Callable[[], None] | None
@@ -77,7 +84,7 @@ class Service:
 
     @asynccontextmanager
     async def open(self, on_loaded: Callable[[LLMError | None], None] | None) -> AsyncIterator[None]:
-        """Load the models beside the running service and each other, and free them at the end."""
+        """Lifespan: load all models concurrently, in the background, and close them at the end."""
         loading = asyncio.ensure_future(self._load(on_loaded))
         try:
             yield
@@ -92,11 +99,11 @@ class Service:
             on_loaded(failures[0] if all(failures) else None)
 
     async def _load_one(self, generator: TextGenerator) -> LLMError | None:
-        """Load a model; the others do not depend on it."""
+        """Load one model; returns the error if that fails, since the other models do not depend on it."""
         try:
             await generator.load()
         except LLMError as error:
-            if len(self.settings.models) > 1:  # Otherwise the service ends and says it.
+            if len(self.settings.models) > 1:  # Of a single model, the command prints it.
                 log.error("the model %s cannot be loaded: %s", generator.model, error)
             return error
         except Exception:  # A fault of ours: the log gets the details.
@@ -105,7 +112,12 @@ class Service:
         return None
 
     async def describe(self, asks_models: bool, path: Mapping[str, str]) -> ServiceStatus:
-        """The state of the service at this moment: it is ready when one of its models can answer."""
+        """Returns the current service status. The service is ready if one of its models can answer.
+
+        Args:
+            asks_models: Whether to ask the model servers; if not, the models have no description.
+            path: The path parameters of the request.
+        """
         states: list[tuple[ModelInfo, LLMError | None]] = [(ModelInfo(one.model), None) for one in self.models]
         if asks_models:
             states = await asyncio.gather(*(_state(generator) for generator in self.models))
@@ -123,12 +135,12 @@ class Service:
         )
 
     def add_routes(self, app: FastAPI) -> None:
-        """All routes: with a body, by path; without one, from the first dialect that has them; and our own."""
+        """Add all routes: those with a body, those without one (of the first dialect that has them), and our own."""
         paths = list(dict.fromkeys(path for dialect in self.dialects for path in dialect.calls))
         endpoints = [Endpoint(path, self.dialects) for path in paths]
-        # Nearly all that is asked is asked there.
+        # Most bodies are for that path.
         generating = sorted(filter(_generates, endpoints), key=lambda endpoint: endpoint.path != "/v1/chat/completions")
-        every = PreviewEndpoint(PROMPT, self.dialects, generating)
+        preview = PreviewEndpoint(PROMPT, self.dialects, generating)
         common: dict[str, Any] = {
             "models": self.models,
             "admission": self.admission,
@@ -138,71 +150,71 @@ class Service:
         }
         servers = {name: _model_server(served.model) for name, served in self.settings.models.items()}
         handlers = [Handler(endpoint, **common) for endpoint in endpoints]
-        self.handlers = [*handlers, PromptHandler(every, servers, **common)]
+        self.handlers = [*handlers, PromptHandler(preview, servers, **common)]
         for handler in self.handlers:
             app.router.routes.append(Route(handler.endpoint.path, handler, methods=["POST"]))
-        app.add_api_route("/", self._front, methods=["GET"], summary="A page for browsers, an answer for probes")
-        app.add_api_route("/health", _alive, methods=["GET"], summary="Liveness: 200 as long as the service runs")
+        app.add_api_route("/", self._root, methods=["GET"], summary="A page for browsers, an answer for probes")
+        app.add_api_route("/health", _live, methods=["GET"], summary="Liveness: 200 as long as the service runs")
         app.add_api_route("/ready", self._ready, methods=["GET"], summary="Readiness: 200 when a model can answer")
         app.add_api_route("/metrics", self._metrics, methods=["GET"], summary="Prometheus metrics")
         for route in dict.fromkeys(route for dialect in self.dialects for route in dialect.routes):
             method, _, path = route.partition(" ")
             if path != "/" and "?" not in path:
                 summary = self._owner(route).routes[route].respond.__doc__
-                app.add_api_route(path, self._telling(route), methods=[method], summary=summary)
+                app.add_api_route(path, self._route_handler(route), methods=[method], summary=summary)
         app.add_exception_handler(HTTPException, self._no_such_route)
-        describe_bodies(app, endpoints, every)
+        describe_bodies(app, endpoints, preview)
 
     def _has(self, route: str) -> bool:
         return any(route in dialect.routes for dialect in self.dialects)
 
     def _owner(self, route: str) -> Dialect:
-        """The first dialect that has a route without a body."""
+        """Returns the first dialect that has this route, which is one without a body."""
         return next(dialect for dialect in self.dialects if route in dialect.routes)
 
-    def _telling(self, route: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        async def tell(request: Request) -> Response:
-            return await self._tell(route, request)
+    def _route_handler(self, route: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        async def respond(request: Request) -> Response:
+            return await self._respond(route, request)
 
-        return tell
+        return respond
 
-    async def _tell(self, name: str, request: Request) -> Response:
+    async def _respond(self, name: str, request: Request) -> Response:
         owner = self._owner(name)
         route = owner.routes[name]
         style = route.style or owner.style
         try:
-            told = route.respond(await self.describe(route.asks_models, request.path_params))
-            if isawaitable(told):
-                told = await told
+            content = route.respond(await self.describe(route.asks_models, request.path_params))
+            if isawaitable(content):
+                content = await content
         except LLMError as error:
             failed = error
         except Exception:  # A fault of ours: the log gets the details, the caller none.
             log.exception("while answering %s", name)
             failed = LLMError("internal error; the service's log has it")
         else:
-            if isinstance(told, Text):
-                return Response(told.text, media_type=told.media_type)
-            return Response(style.encode(told), media_type="application/json")
+            if isinstance(content, Text):
+                return Response(content.text, media_type=content.media_type)
+            return Response(style.encode(content), media_type="application/json")
         return Response(style.encode(style.error(failed)), style.status(failed), _retry(failed), "application/json")
 
-    async def _front(self, request: Request) -> Response:
+    async def _root(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", "") or not self._has("GET /"):
             return RedirectResponse("docs")
-        return await self._tell("GET /", request)
+        return await self._respond("GET /", request)
 
     async def _ready(self) -> Response:
         status = await self.describe(asks_models=True, path={})
         return Response() if status.not_ready is None else self._failure(status.not_ready, 503)
 
     def _failure(self, error: LLMError, status: int) -> Response:
-        """An error of a route that is ours, as the first dialect spells it."""
+        """Returns the error response of a route of our own, in the style of the first dialect."""
         style = self.dialects[0].style
         return Response(style.encode(style.error(error)), status, _retry(error), "application/json")
 
     async def _metrics(self, request: Request) -> Response:
         otherwise = f"GET /metrics?{request.url.query}"
         if self._has(otherwise):
-            return await self._tell(otherwise, request)
+            return await self._respond(otherwise, request)
         return Response(self.telemetry.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _no_such_route(self, request: Request, error: Exception) -> Response:
@@ -217,14 +229,15 @@ def _generates(endpoint: Endpoint) -> bool:
 
 
 def _model_server(model: Model) -> JSON:
-    """Who answers for a model, as callers may know it: a URL without credentials and query, and no path of a file."""
+    """Returns a model's server for callers: kind, framework, and URL without credentials and query, but no file
+    paths."""
     urls = [_CREDENTIALS.sub("//", url.strip()).partition("?")[0] for url in model.model_server_endpoint.split(",")]
     endpoint = ", ".join(urls) if "://" in model.model_server_endpoint else None
     return {"kind": model.model_server, "endpoint": endpoint, "framework": model.framework}
 
 
 async def _state(generator: TextGenerator) -> tuple[ModelInfo, LLMError | None]:
-    """What a model says of itself, and why it cannot answer if it cannot."""
+    """Returns the description of a model, and the error if it is not ready."""
     try:
         return await generator.describe(), None
     except LLMError as error:
@@ -235,7 +248,7 @@ def _retry(error: LLMError) -> dict[str, str]:
     return {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
 
 
-async def _alive() -> Response:
+async def _live() -> Response:
     return Response()
 
 

@@ -49,19 +49,22 @@ class ServerProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._pass_over_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self._refuse("Invalid HTTP request received.")
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._without_upgrade(data[upgrade.args[0] :])
+            except httptools.HttpParserError:
+                self._refuse("Invalid HTTP request received.")
+                return
 
-    def _pass_over_upgrade(self, rest: bytes) -> None:
-        """Read the request whose head was just parsed as if it asked for no upgrade; `rest` is what follows it."""
+    def _without_upgrade(self, rest: bytes) -> bytes:
+        """The request whose head was just parsed, as if it asked for no upgrade; `rest` is what follows it."""
         method = self.parser.get_method()
         if method == b"CONNECT":
             self._refuse("This is no proxy.")
-            return
+            return b""
         head = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
         for name, value in self.headers:
             if name == b"connection":
@@ -71,7 +74,7 @@ class ServerProtocol(HttpToolsProtocol):
                 head.append(name + b": " + value)
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self.data_received(b"\r\n".join([*head, b"", rest]))
+        return b"\r\n".join([*head, b"", rest])
 
     def _refuse(self, said: str) -> None:
         self.logger.warning(said)
@@ -193,7 +196,7 @@ class DirectResponse:
             leave()
 
     async def aclose(self) -> None:
-        """Nothing is kept back here."""
+        self._uncork()
 
 
 def _without_chunks(cycle: RequestResponseCycle) -> Callable[[Any], Any]:

@@ -1,7 +1,4 @@
-"""What the service tells of itself: Prometheus metrics, OPEA's statistics, its log, and the machine's graphics cards.
-
-Nothing here runs per token.
-"""
+"""Telemetry: Prometheus metrics, OPEA's statistics, the log, and the machine's GPUs. Nothing here runs per token."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ from comps.core.types import GPU, Usage
 log = logging.getLogger("opea_llm")
 
 _KEPT = 1000
-"""How many of the last requests the statistics are about."""
+"""The number of most recent answers in the statistics."""
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 _NVIDIA_SMI = (
     "nvidia-smi",
@@ -36,15 +33,15 @@ _NVIDIA_SMI = (
     "--format=csv,noheader,nounits",
 )
 _NVIDIA_SECONDS = 10
-"""How long nvidia-smi may take; it wakes a card that sleeps."""
+"""The deadline for nvidia-smi, in seconds; it wakes a suspended GPU."""
 
 
 class Exchange:
-    """One request and its answer, as far as telemetry is concerned; a context manager around both.
+    """Context manager that records one request and its answer.
 
     Args:
-        telemetry: Where it is counted.
-        path: What was asked.
+        telemetry: The telemetry to record in.
+        path: The path of the request.
     """
 
     def __init__(self, telemetry: Telemetry, path: str) -> None:
@@ -52,13 +49,13 @@ class Exchange:
         self._path = path
         self.started = time.monotonic()
         self.outcome = "error"
-        """The HTTP status; `gone` if the client left before the end, `broken` if a stream did not reach its end."""
+        """The HTTP status, `gone` if the client disconnected before the end, or `broken` if a stream is incomplete."""
         self.first_token_after: float | None = None
-        """Seconds; known for streamed answers only."""
+        """DurationHistogram from the request to the first event; None for whole answers."""
         self.usage: Usage | None = None
         self.reason: str | None = None
         self.failure = ""
-        """What went wrong here or at the model server; not what the caller has to mend."""
+        """The error, for the log, if it is one of the service or the model server; empty for request errors."""
 
     def __enter__(self) -> Exchange:
         self._telemetry.begin()
@@ -70,47 +67,46 @@ class Exchange:
         self._telemetry.end(self._path, self)
 
     def first_token(self) -> None:
-        """Called when the first event of a streamed answer is there."""
+        """Record the time of the first event of a stream."""
         self.first_token_after = time.monotonic() - self.started
 
 
-class Seconds:
-    """A histogram of durations, counted in plain numbers: the service has one thread, and prometheus_client's own takes
-    a lock for each of them."""
+class DurationHistogram:
+    """Histogram of durations. It has no locks, unlike that of prometheus_client, because the service has one thread."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(_SECONDS) + 1)
         self._sum = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Count a duration."""
+        """Record a duration."""
         self._counts[bisect_left(_SECONDS, seconds)] += 1
         self._sum += seconds
 
     def family(self, name: str, documentation: str) -> HistogramMetricFamily:
-        """What Prometheus is told."""
+        """Returns the metric for Prometheus."""
         bounds = [*map(str, map(float, _SECONDS)), "+Inf"]
         buckets = list(zip(bounds, accumulate(self._counts), strict=True))
         return HistogramMetricFamily(name, documentation, buckets, self._sum)
 
 
 class Telemetry(Collector):
-    """Counts exchanges; one for each service."""
+    """Counters, histograms and statistics of one service."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._exchanges: defaultdict[tuple[str, str], int] = defaultdict(int)
-        """By path and outcome."""
+        """The number of requests by path and outcome."""
         self._in_flight = 0
-        self._seconds = Seconds()
-        self._first = Seconds()
+        self._seconds = DurationHistogram()
+        self._first = DurationHistogram()
         self._tokens = {"prompt": 0, "completion": 0}
         self._latencies: deque[float] = deque(maxlen=_KEPT)
         self._first_latencies: deque[float] = deque(maxlen=_KEPT)
 
     def collect(self) -> Iterator[Metric]:
-        """See prometheus_client's `Collector`."""
+        """Yields all metrics; see prometheus_client's `Collector`."""
         labels = ("path", "outcome")
         exchanges = CounterMetricFamily("opea_llm_requests", "Requests, by path and outcome", labels=labels)
         for said, count in self._exchanges.items():
@@ -126,15 +122,15 @@ class Telemetry(Collector):
         yield tokens
 
     def exchange(self, path: str) -> Exchange:
-        """A request, counted from the beginning to the end of a `with` block, however that is reached."""
+        """Returns the context manager that records a request."""
         return Exchange(self, path)
 
     def begin(self) -> None:
-        """A request has begun."""
+        """Record the beginning of a request."""
         self._in_flight += 1
 
     def end(self, path: str, exchange: Exchange) -> None:
-        """A request has ended."""
+        """Record the end of a request, and log it."""
         self._in_flight -= 1
         took = time.monotonic() - exchange.started
         self._exchanges[path, exchange.outcome] += 1
@@ -155,11 +151,12 @@ class Telemetry(Collector):
             log.log(level, "%s %s reason=%s tokens=%s %.3f s%s", *said)
 
     def metrics(self) -> bytes:
-        """Prometheus' text format."""
+        """Returns all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def statistics(self) -> dict[str, float | None]:
-        """Latencies of the last answers in seconds, as OPEA's services give them; None until there are some."""
+        """Returns OPEA's statistics: latencies of the last 1000 answers in seconds; None if there are no answers
+        yet."""
         return {
             "p50_latency": _percentile(self._latencies, 0.50),
             "p99_latency": _percentile(self._latencies, 0.99),
@@ -171,16 +168,16 @@ class Telemetry(Collector):
 
 
 def _percentile(values: deque[float], share: float) -> float | None:
-    """The smallest of the values that `share` of them do not exceed."""
+    """Returns the percentile (nearest rank) for a share from 0 to 1; None if there are no values."""
     ordered = sorted(values)
     return ordered[ceil(share * len(ordered)) - 1] if ordered else None
 
 
 async def gpus() -> list[GPU]:
-    """The graphics cards of this machine, as NVIDIA's tool knows them; none where there is no such tool.
+    """Returns the state of all NVIDIA GPUs; an empty list if nvidia-smi is not installed.
 
     Raises:
-        LLMError: It failed.
+        LLMError: nvidia-smi failed.
     """
     try:
         done = await asyncio.to_thread(
@@ -220,7 +217,7 @@ def start_log(level: str, path: str) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_Formatter("[%(asctime)s] [%(levelname)8s] %(name)s: %(message)s"))
-    # What no line says is not looked up: https://docs.python.org/3/howto/logging.html#optimization.
+    # Fields that the format does not use are not collected: https://docs.python.org/3/howto/logging.html#optimization.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
     root = logging.getLogger()
@@ -231,7 +228,7 @@ def start_log(level: str, path: str) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Formats a second once for all that is logged in it."""
+    """Log formatter that formats each second only once."""
 
     _second = 0
     _text = ""

@@ -36,7 +36,7 @@ def command(
 
 
 def free_port() -> int:
-    """A port on which nobody listens at the moment."""
+    """A port that is free at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port

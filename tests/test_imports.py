@@ -1,4 +1,4 @@
-"""Who may import what: the rooms of the house, the doors between them, and what each may bring in from outside."""
+"""Import rules: which packages of comps each package may import, and which packages from outside."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import comps
 ROOT = Path(comps.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-# From comps: a room may always import itself.
-ROOMS: dict[str, set[str]] = {
+# The packages of comps that a package may import, beside itself. A single module counts as a package.
+INTERNAL: dict[str, set[str]] = {
     "comps": {"core"},
     "core": set(),
     "config_files": {"core"},
@@ -37,7 +37,8 @@ ROOMS: dict[str, set[str]] = {
     "responses": set(),
     "server": {"responses"},
     "telemetry": {"core"},
-    "handler": {"core", "dialects.*", "admission", "telemetry", "responses"},
+    "replies": {"core", "dialects.*", "admission", "telemetry", "responses"},
+    "handler": {"core", "dialects.*", "admission", "telemetry", "responses", "replies"},
     "openapi": {"core", "dialects.*", "handler"},
     "routes": {"core", "dialects.*", "settings", "admission", "telemetry", "handler", "openapi", "responses"},
     "app": {"core", "dialects", "dialects.*", "model_servers", "model_servers.*", "settings", "routes"},
@@ -46,8 +47,8 @@ ROOMS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 
-# From outside, beyond the standard library.
-PACKAGES: dict[str, set[str]] = {
+# The packages from outside, beside the standard library.
+EXTERNAL: dict[str, set[str]] = {
     "config_files": {"yaml"},
     "dialects": {"pydantic", "orjson"},
     "dialects.shared": {"pydantic", "orjson"},
@@ -65,8 +66,8 @@ PACKAGES: dict[str, set[str]] = {
     "cli": {"typer", "uvicorn"},
 }
 
-# A vendor's package, and an HTTP client, stays inside its own file.
-VENDORS: dict[str, set[str]] = {
+# The packages from outside that only one module may import, such as those of a vendor.
+MODULE_EXTERNAL: dict[str, set[str]] = {
     "comps.model_servers.langchain.chat_openai": {"langchain_core", "langchain_openai", "pydantic"},
     "comps.model_servers.chat_templates.templates": {"jinja2"},
     "comps.model_servers.langchain.chat_model": {"langchain_core", "pydantic"},
@@ -122,27 +123,27 @@ def name_of(file: Path) -> str:
 MODULES = {name_of(file) for file in FILES}
 
 
-WINGS = ("dialects", "model_servers")
-"""Rooms whose folders are rooms of their own; so is `model_servers.target`, which all of them know."""
+DIVIDED = ("dialects", "model_servers")
+"""Packages whose folders have rules of their own, as has the module `model_servers.target`."""
 
 
-def room_of(module: str) -> str:
-    """`core` for `comps.core.types`; `comps` itself is a room with nothing but the public names."""
+def package_of(module: str) -> str:
+    """The package whose rules a module has: `core` for `comps.core.types`, `comps` for `comps` itself."""
     _, *parts = module.split(".")
-    if len(parts) > 1 and parts[0] in WINGS:
-        wing = f"{parts[0]}.{parts[1]}"
-        return wing if (ROOT / parts[0] / parts[1]).is_dir() or wing == "model_servers.target" else parts[0]
+    if len(parts) > 1 and parts[0] in DIVIDED:
+        inner = f"{parts[0]}.{parts[1]}"
+        return inner if (ROOT / parts[0] / parts[1]).is_dir() or inner == "model_servers.target" else parts[0]
     return parts[0] if parts else module
 
 
-def may(room: str, other: str) -> bool:
-    """Whether a room may import another; a name with a star stands for all rooms within."""
-    allowed = ROOMS[room] | {room}
-    return other in allowed or f"{other.split('.')[0]}.*" in allowed & {f"{one}.*" for one in WINGS if "." in other}
+def may(package: str, other: str) -> bool:
+    """Whether a package may import another. In the rules, `name.*` stands for all packages within `name`."""
+    allowed = INTERNAL[package] | {package}
+    return other in allowed or f"{other.split('.')[0]}.*" in allowed & {f"{one}.*" for one in DIVIDED if "." in other}
 
 
 def imports_of(file: Path) -> Iterator[str]:
-    """Every module that a file imports, wherever in it, and every module of ours that it names to be imported later."""
+    """All modules that a file imports, anywhere in it, and those of ours that it names in strings to import later."""
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         match node:
             case ast.Import(names):
@@ -162,55 +163,57 @@ def ours(file: Path) -> set[str]:
     return {module for module in imports_of(file) if module.split(".")[0] == "comps"}
 
 
-def packages(file: Path) -> set[str]:
+def external(file: Path) -> set[str]:
     tops = {module.split(".")[0] for module in imports_of(file)}
     return {top for top in tops if top not in sys.stdlib_module_names and top != "comps"}
 
 
 def loaded_by(statement: str) -> set[str]:
-    """The top-level packages that are loaded in a fresh interpreter after a statement."""
+    """The top-level packages that a statement loads in a new interpreter."""
     code = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
-def test_every_room_is_in_the_table_and_no_other() -> None:
-    assert set(ROOMS) == {room_of(module) for module in MODULES}
-    assert set(PACKAGES) <= set(ROOMS)
-    assert set(VENDORS) <= MODULES
+def test_the_rules_name_every_package_and_no_other() -> None:
+    assert set(INTERNAL) == {package_of(module) for module in MODULES}
+    assert set(EXTERNAL) <= set(INTERNAL)
+    assert set(MODULE_EXTERNAL) <= MODULES
 
 
 @every_file
-def test_a_room_imports_only_the_rooms_that_it_may(file: Path) -> None:
-    room = room_of(name_of(file))
-    assert [module for module in ours(file) if not may(room, room_of(module))] == []
+def test_a_package_imports_only_the_packages_of_comps_that_it_may(file: Path) -> None:
+    package = package_of(name_of(file))
+    assert [module for module in ours(file) if not may(package, package_of(module))] == []
 
 
 @every_file
-def test_a_room_imports_only_the_packages_that_it_may(file: Path) -> None:
+def test_a_package_imports_only_the_packages_from_outside_that_it_may(file: Path) -> None:
     module = name_of(file)
-    assert packages(file) <= PACKAGES.get(room_of(module), set()) | VENDORS.get(module, set())
+    assert external(file) <= EXTERNAL.get(package_of(module), set()) | MODULE_EXTERNAL.get(module, set())
 
 
 def test_no_package_is_allowed_that_is_not_used() -> None:
     used: dict[str, set[str]] = {}
     for file in FILES:
-        used.setdefault(room_of(name_of(file)), set()).update(packages(file))
-    assert {room: names - used[room] for room, names in PACKAGES.items() if names - used[room]} == {}
-    unused = {module: names - packages(file) for file in FILES if (names := VENDORS.get(module := name_of(file)))}
+        used.setdefault(package_of(name_of(file)), set()).update(external(file))
+    assert {package: names - used[package] for package, names in EXTERNAL.items() if names - used[package]} == {}
+    unused = {
+        module: names - external(file) for file in FILES if (names := MODULE_EXTERNAL.get(module := name_of(file)))
+    }
     assert not any(unused.values()), unused
 
 
-def test_the_core_stands_on_the_standard_library_alone() -> None:
+def test_the_core_needs_the_standard_library_alone() -> None:
     for file in (ROOT / "core").rglob("*.py"):
-        assert packages(file) == set(), file
-        assert {room_of(module) for module in ours(file)} <= {"core"}, file
+        assert external(file) == set(), file
+        assert {package_of(module) for module in ours(file)} <= {"core"}, file
 
 
-def test_dialects_and_model_servers_never_meet() -> None:
-    for room, other in (("dialects", "model_servers"), ("model_servers", "dialects")):
-        for file in (ROOT / room).rglob("*.py"):
-            assert not any(room_of(module).startswith(other) for module in ours(file)), file
+def test_dialects_and_model_servers_do_not_import_each_other() -> None:
+    for package, other in (("dialects", "model_servers"), ("model_servers", "dialects")):
+        for file in (ROOT / package).rglob("*.py"):
+            assert not any(package_of(module).startswith(other) for module in ours(file)), file
 
 
 @every_file

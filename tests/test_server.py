@@ -66,6 +66,14 @@ async def test_two_requests_with_an_upgrade_may_come_at_once(service: Service) -
             assert (await client.answer()).json["choices"][0]["message"]["content"] == "one two"
 
 
+async def test_any_number_of_requests_with_an_upgrade_may_come_at_once(service: Service) -> None:
+    request = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    async with service.connect() as client:
+        client.writer.write(request * 700)
+        statuses = [(await client.answer()).status for _ in range(700)]
+    assert statuses == [200] * 700
+
+
 async def test_what_asks_for_a_proxy_is_refused(service: Service) -> None:
     async with service.connect() as client:
         client.writer.write(b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n")

@@ -11,7 +11,7 @@ from comps.config_files.llm_api import read_llm_api, without_config_yaml
 
 
 def read_config_file(path: Path | None) -> ConfigFile:
-    """Reads a config.ini or, if the name ends in `.yaml` or `.yml`, a config.yaml of llm-api. Only the syntax is checked.
+    """Reads a config.ini, or an llm-api config.yaml (its name ends in `.yaml` or `.yml`). Only the syntax is checked.
 
     Args:
         path: The path of the file; None: no file, which gives an empty `ConfigFile`.

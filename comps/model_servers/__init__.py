@@ -1,4 +1,4 @@
-"""One file per thing that turns prompts into tokens; a vendor's package is imported only when its kind is chosen."""
+"""Registry of model servers. The module of a kind, and its vendor's package, is imported only when the kind is used."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ MODEL_SERVERS = {
     "langchain": "comps.model_servers.langchain.langchain_model:LangChainModel",
     "scripted": "comps.model_servers.scripted:Scripted",
 }
-"""Kinds by name: `module:Class`, where `Class.open(target)` makes a `ModelServer`, which loads nothing yet."""
+"""The built-in kinds by name, as `module:Class`. `Class.open(target)` returns a `ModelServer` that has loaded
+nothing."""
 
 WITHOUT_ENGINE_SETTINGS = frozenset(("vllm", "tgi", "ray_serve", "openai_api", "scripted"))
-"""The kinds that read nothing of `Target.engine`: for these, a setting that the house does not know is a mistake."""
+"""The kinds without engine settings (`Target.engine`). For these, an unknown key in the settings is an error."""
 
 GROUP = "opea_llm.model_servers"
-"""The entry points with which a package outside adds a kind."""
+"""The entry point group in which other packages register kinds."""
 
 FRAMEWORKS = ("langchain", "native")
 
 _LANGCHAIN = ("langchain_core", "langchain_huggingface", "langchain_openai")
-"""What is imported of the extra `langchain`."""
+"""The packages of the extra `langchain`."""
 
 
 def model_servers() -> dict[str, str]:
-    """`MODEL_SERVERS`, and the kinds that other packages add with entry points of the group `opea_llm.model_servers`.
+    """Returns all kinds: `MODEL_SERVERS`, and those that other packages register in the group `opea_llm.model_servers`.
 
-    None of these is imported yet. One with a name of ours is passed over, and a warning says so.
+    Nothing is imported yet. A registered kind with the name of a built-in one is ignored, with a warning.
     """
     kinds = dict(MODEL_SERVERS)
     for name, point in _plug_ins().items():
@@ -55,10 +56,14 @@ def model_servers() -> dict[str, str]:
 
 
 def open_model_server(kind: str, target: Target) -> ModelServer:
-    """A model server of one of the kinds in `model_servers`; nothing is loaded or connected yet.
+    """Returns a model server; nothing is loaded or connected yet.
+
+    Args:
+        kind: A name from `model_servers`.
+        target: The model, and the settings to reach it.
 
     Raises:
-        SettingsError: The settings make no sense for the kind, or its package cannot be imported.
+        SettingsError: The kind does not support the settings, or its package cannot be imported.
     """
     if kind == "langchain":
         need(_LANGCHAIN[:1], "langchain", f"model_server = {kind}")
@@ -85,7 +90,7 @@ def _plugged_in(kind: str) -> Any:
 
 @cache
 def _plug_ins() -> dict[str, EntryPoint]:
-    """Looked for once: to read what every installed package says of itself takes longer than all else here."""
+    """Returns the registered kinds. They are cached, since reading the metadata of all installed packages is slow."""
     return {
         point.name.lower(): point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name.lower())
     }
@@ -96,8 +101,12 @@ def _package(point: EntryPoint) -> str:
 
 
 def through_framework(server: ModelServer, framework: str, model: str = "") -> ModelServer:
-    """The same model server, reached natively or through LangChain (one of `FRAMEWORKS`), which calls it `model`; it
-    can do all that it could before.
+    """Returns the model server, natively or behind a LangChain chat model. It keeps its optional abilities.
+
+    Args:
+        server: The model server.
+        framework: One of `FRAMEWORKS`.
+        model: The model's name for LangChain.
 
     Raises:
         SettingsError: LangChain is not installed.
@@ -111,10 +120,14 @@ def through_framework(server: ModelServer, framework: str, model: str = "") -> M
 
 
 def with_tokenizer(server: ModelServer, file: str) -> ModelServer:
-    """The same model server, whose tokens are counted here by a tokenizer.json, unless `file` is empty.
+    """Returns the model server with a local tokenizer that counts tokens.
+
+    Args:
+        server: The model server.
+        file: The path of a tokenizer.json; empty: the server is returned unchanged.
 
     Raises:
-        SettingsError: It is no such file.
+        SettingsError: The file is no valid tokenizer.json.
     """
     if not file:
         return server
@@ -124,10 +137,15 @@ def with_tokenizer(server: ModelServer, file: str) -> ModelServer:
 
 
 def with_chat_template(server: ModelServer, template: str, model: str) -> ModelServer:
-    """The same model server, which gets the conversations as text by a chat template of ours, unless that is empty.
+    """Returns the model server behind a chat template, which renders conversations as text to continue.
+
+    Args:
+        server: The model server.
+        template: A template's name, a .jinja file, or `auto`; empty: the server is returned unchanged.
+        model: The model's name, by which `auto` chooses a template.
 
     Raises:
-        SettingsError: There is no such chat template, or none is known for `model`.
+        SettingsError: The chat template does not exist, or none is known for the model.
     """
     if not template:
         return server
@@ -137,8 +155,15 @@ def with_chat_template(server: ModelServer, template: str, model: str) -> ModelS
 
 
 def control_token_escaper(template: str, model: str) -> Callable[[str], str]:
-    """What makes any text one that neither opens nor closes a turn of the model, whoever applies its chat template;
-    see `with_chat_template`."""
+    """Returns the function that escapes control tokens in text, so that the text neither opens nor closes a turn.
+
+    It escapes special tokens and the turn markers of the model's chat template, whether the service or the model server
+    applies it. For an unknown model it escapes the markers of all known templates.
+
+    Args:
+        template: As for `with_chat_template`.
+        model: The model's name.
+    """
     from comps.core.markers import control_token_escape
     from comps.model_servers.chat_templates.templates import markers_of
 

@@ -1,4 +1,4 @@
-"""Several model servers that serve the same model, as one: each request goes to whoever has the fewest to answer."""
+"""Replicas: several model servers with the same model, as one. Requests go to the replica with the fewest of them."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from comps.core.types import JSON, Finished, ModelInfo, Prompt, Sampling, TextDe
 log = logging.getLogger("opea_llm")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
-"""Seconds for which a replica that failed is set aside: at first, and after failing again and again."""
+"""Seconds for which a failed replica is set aside: after the first failure, and at most."""
 _PREPARING = ("count_tokens", "count_texts", "token_ends", "count_prompt", "render", "translated")
-"""What is asked before an answer: who fails at that may answer all the same."""
+"""The abilities that prepare a prompt. A replica that fails at one may still generate answers."""
 
 
 class _Replica:
-    """One of the model servers, and what is known of its health."""
+    """A model server with its load and its health."""
 
     def __init__(self, number: int, server: ModelServer) -> None:
         self.number = number
         self.server = server
         self.outstanding = 0
-        """Requests that it is answering."""
+        """The number of running requests."""
         self.turn = 0
-        """When it was last given a request; of two with as many to answer, the one that has waited longer is next."""
+        """The number of its last request. Of replicas with equal load, the one with the lowest number is next."""
         self.failures = 0
-        """In a row, without an answer between them."""
+        """The number of consecutive failures."""
         self.setbacks = 0
-        """How often it was set aside; what began before the last time says nothing new."""
+        """How often it was set aside. The result of a call that began before the last time is ignored."""
         self.aside_until: float | None = None
-        """None: it is in use. Once the time has come, one call is let through to try it."""
+        """The time until which it is set aside; None: it is healthy. After that time, one call is sent as a probe."""
         self.tried = False
-        """Whether such a call is on its way."""
+        """Whether a probe is running."""
 
     def usable(self, now: float) -> bool:
         return self.aside_until is None or (self.aside_until <= now and not self.tried)
 
     def answers(self) -> None:
-        """It has answered a request."""
+        """Mark it as healthy."""
         self.failures = 0
         self.aside_until = None
         self.tried = False
 
     def fails(self, now: float) -> float:
-        """Set it aside; returns for how many seconds."""
+        """Set it aside; returns the duration in seconds."""
         pause = min(_FIRST_PAUSE * 2.0 ** min(self.failures, 10), _LONGEST_PAUSE)
         self.failures += 1
         self.setbacks += 1
@@ -62,11 +62,11 @@ class _Replica:
 
 
 class _Begun(Forwarding):
-    """Writes an answer on, and tells of its first piece.
+    """Answer that calls back before its first event.
 
     Args:
-        answer: Where it is written to.
-        on_begin: Called before the first piece.
+        answer: The answer to write to.
+        on_begin: Called before the first event.
     """
 
     def __init__(self, answer: Answer, on_begin: Callable[[], None]) -> None:
@@ -95,19 +95,20 @@ class _Begun(Forwarding):
 
 
 class Replicas:
-    """Model servers that serve the same model.
+    """Model server that balances requests over replicas.
 
-    A replica that fails is set aside for a second, and for twice as long each further time, up to 30 s; then one
-    call is let through to try it. A request is moved to another replica only while nothing of its answer has been
-    written. While all are set aside, a request still tries the one whose time comes first. Counting that fails sets
-    nobody aside, unless that one is away.
+    A replica that fails is set aside: for 1 s after the first failure, then for twice as long each time, up to 30 s.
+        Then
+    one call is sent as a probe. A request is retried on another replica only if nothing of its answer has been written.
+    If all replicas are set aside, a request goes to the one whose time ends first. A failure to count tokens or to
+    render a prompt sets a replica aside only if it was unreachable.
 
-    It has every optional ability that one of the replicas has, and asks those that have it.
+    It has each optional ability that at least one replica has.
 
     Args:
         servers: The replicas, at least one.
-        clock: Seconds that only ever grow.
-        model: What they serve, for the log.
+        clock: A monotonic clock, in seconds.
+        model: The model's name, for the log.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Replicas:
         self._clock = clock
         self._model = model
         self._turns = count(1)
-        # An ability is told by its method, so there is one only where it is true.
+        # An ability is detected by its method, so a method is set only if a replica has the ability.
         if self._with("load"):
             self.__dict__["load"] = self._load
         for ability in (*_PREPARING, "complete", "embed"):
@@ -129,10 +130,10 @@ class Replicas:
         return [replica for replica in self._replicas if getattr(replica.server, ability, None)]
 
     async def describe(self) -> ModelInfo:
-        """What one of the replicas says; see `ModelServer.describe`.
+        """Returns the description from the first replica that answers; see `ModelServer.describe`.
 
         Raises:
-            Unreachable: None of them answers.
+            Unreachable: No replica answers.
         """
         failures: list[LLMError] = []
         for replica in self._in_turn(self._replicas, all_of_them=True):
@@ -141,7 +142,7 @@ class Replicas:
                 with self._health_of(replica):
                     info = await replica.server.describe()
                 if setbacks == replica.setbacks:
-                    # Whether it can generate as well, the next request shows; until then its failures are remembered.
+                    # The count of failures is kept: only the next request shows whether the replica can generate.
                     replica.aside_until = None
                 return info
             except (ModelServerError, Overloaded) as error:
@@ -163,7 +164,7 @@ class Replicas:
         raise _summed_up(failures)
 
     async def _ask(self, ability: str, *arguments: Any) -> Any:
-        """What one of the replicas with that ability says."""
+        """Returns the result of an ability, from one of the replicas that have it."""
         failures: list[LLMError] = []
         for replica in self._in_turn(self._with(ability)):
             try:
@@ -178,7 +179,7 @@ class Replicas:
         raise _summed_up(failures)
 
     async def _load(self) -> None:
-        """Load all that have something to load; one that can answer is enough."""
+        """Load the replicas concurrently. It fails only if all replicas fail."""
         loading = [(replica, replica.server) for replica in self._replicas if isinstance(replica.server, Loads)]
         results = await asyncio.gather(*(server.load() for _, server in loading), return_exceptions=True)
         failures = [result for result in results if isinstance(result, BaseException)]
@@ -192,10 +193,10 @@ class Replicas:
         await asyncio.gather(*(replica.server.aclose() for replica in self._replicas))
 
     def _in_turn(self, replicas: Sequence[_Replica], *, all_of_them: bool = False) -> Iterator[_Replica]:
-        """The replicas that a call may be tried on, the best first, as things stand when each is asked for.
+        """Yields the replicas to try for a call, the best first; each is chosen by the state at that moment.
 
-        One that may be tried again goes before the others, so that it is back soon. Of those that are set aside there
-        is one at most, unless all of them are to be tried.
+        A replica that is due for a probe comes first. At most one replica that is set aside is yielded, as the last,
+        unless `all_of_them` is set.
         """
         left = list(replicas)
         last = False
@@ -221,7 +222,8 @@ class Replicas:
 
     @contextmanager
     def _health_of(self, replica: _Replica, *, preparing: bool = False) -> Iterator[None]:
-        """Learn from how a call ends; of one that only prepares an answer, only that a replica is away."""
+        """Update a replica's health from the result of a call; `preparing` calls set it aside only if it is
+        unreachable."""
         trying = replica.aside_until is not None
         early = replica.aside_until is not None and self._clock() < replica.aside_until
         replica.tried |= trying
@@ -248,11 +250,11 @@ class Replicas:
 
 
 def _is_its_answer(error: LLMError) -> bool:
-    """Whether the replica is well and has refused: another one would say the same."""
+    """Returns whether a healthy replica refused the request, as any other replica would."""
     return isinstance(error, Refused) and error.status < 500
 
 
 def _summed_up(failures: Sequence[LLMError]) -> LLMError:
-    """Of what several replicas failed with, what a caller can make the most of."""
+    """Returns the most useful of several errors: the overload with the shortest retry time, or else the last error."""
     busy = [error for error in failures if isinstance(error, Overloaded)]
     return min(busy, key=lambda error: error.retry_after or 0) if busy else failures[-1]

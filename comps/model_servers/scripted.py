@@ -1,4 +1,4 @@
-"""Plays back what it is given: for demonstrations, tests and trying a client out; it has no model."""
+"""Scripted model server: plays back prepared answers, for tests, demonstrations and client development."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from comps.core.types import JSON, Finished, ModelInfo, Prompt, Sampling, Usage
 from comps.model_servers.target import Target
 
 Script: TypeAlias = Sequence[str | LLMError | asyncio.Event]
-"""One answer: pieces of text (a token each), errors to raise, and events to wait for, in order."""
+"""One answer, in order: pieces of text (one token each), errors to raise, and events to wait for."""
 
 _DEMO: tuple[Script, ...] = (("This", " answer", " was", " written", " beforehand", "."),)
 
 
 class Scripted:
-    """A model server whose answers are written beforehand.
+    """Model server with prepared answers.
 
-    It counts a word of the prompt and a piece of the answer as a token each, ends at `max_tokens` with `length` and
-    before a stop string with `stop`, as a real one does.
+    Tokens are the words of the prompt and the pieces of the answer. The finish reason is `length` at `max_tokens`, and
+    otherwise `stop`; stop strings end an answer.
 
     Args:
-        answers: Played one after the other, over and over.
-        name: What it calls its model.
-        context_window: In its own tokens.
+        answers: The answers, played in turn and repeated.
+        name: The name of the model.
+        context_window: The context window, in tokens.
         delay: Seconds before each piece.
     """
 
@@ -48,16 +48,21 @@ class Scripted:
         self._info = ModelInfo(name, context_window, frozenset({"max_tokens", "stop"}))
         self._delay = delay
         self.asked: list[tuple[Prompt, Sampling, Mapping[str, JSON]]] = []
-        """Every call so far, as it came."""
+        """The arguments of all calls so far."""
         self.reached = asyncio.Event()
-        """Set when an answer has been asked for."""
+        """Set at the first call."""
         self.closed = asyncio.Event()
-        """Set when an answer was cancelled."""
+        """Set when an answer is cancelled."""
 
     @classmethod
     def open(cls, target: Target) -> Scripted:
-        """Answers from the file `target.endpoint`, a JSON list of answers, each a list of pieces; a demonstration
-        without one."""
+        """Returns a server with the answers in the file `target.endpoint`, or with an example answer if that is empty.
+
+        The file is a JSON list of answers, each a list of strings.
+
+        Raises:
+            SettingsError: The file cannot be read, or has another form.
+        """
         if not target.endpoint:
             return cls(name=target.model_name, context_window=target.context_window)
         try:
@@ -104,7 +109,7 @@ class Scripted:
         answer.finished(Finished(reason, Usage(prompt_tokens, used)))
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        """There are no resources to release."""
 
 
 def _is_script(answer: JSON) -> bool:

@@ -1,4 +1,4 @@
-"""Where a model server is and what it shall serve: the values that every kind is opened with."""
+"""`Target` and `Access`: the settings with which a model server is opened."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from comps.core.types import JSON
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How a model server is reached over HTTP: credentials, TLS and deadlines. Times are in seconds."""
+    """HTTP access to a model server: credentials, TLS and deadlines. Deadlines are in seconds; 0 means no limit."""
 
     api_key: str = field(default="", repr=False)
-    """Sent as a bearer token."""
+    """The API key, sent as a bearer token."""
     token_url: str = ""
-    """Where `client_id` and `client_secret` are changed for a bearer token (OAuth 2.0, RFC 6749, 4.4)."""
+    """The OAuth 2.0 token endpoint that gives a bearer token for `client_id` and `client_secret` (RFC 6749, 4.4)."""
     client_id: str = ""
     client_secret: str = field(default="", repr=False)
     verify: bool = True
@@ -30,42 +30,42 @@ class Access:
     client_key: str = ""
     connect_seconds: float = 10.0
     first_token_seconds: float = 300.0
-    """From the request to the first piece of the answer, which of a whole answer is all of it; 0: no limit."""
+    """From the request to the first piece of a streamed answer, or to the end of a whole answer."""
     between_tokens_seconds: float = 120.0
-    """From one piece of the answer to the next; 0: no limit."""
+    """From one piece of a streamed answer to the next."""
     total_seconds: float = 0.0
-    """From the request to the end of the answer; 0: no limit."""
+    """From the request to the end of the answer."""
     streams_whole: bool = False
-    """Whether whole answers are asked for as streams, for a proxy in between that cuts idle connections."""
+    """Whether whole answers are requested as streams, because of a proxy that closes idle connections."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the settings say of one model; a kind takes what it needs."""
+    """The settings of one model for its model server. A kind uses those that apply to it."""
 
     model_name: str
     endpoint: str = ""
     """A URL for a server, a file for `scripted`, empty for a model in this service."""
     access: Access = Access()
     context_window: int | None = None
-    """In tokens, prompt and answer together; None asks the model server."""
+    """The maximum number of tokens of prompt and answer together; None: as the model server reports it."""
     device: str = "CPU"
-    """For an embedded engine: the device as the engine names it."""
+    """The device of an embedded engine, by the engine's name for it."""
     engine: Mapping[str, JSON] = field(default_factory=dict, repr=False)
-    """Settings that are the engine's own, under the engine's names: `n_ctx`, `device_map`, `torch_dtype` …"""
+    """The engine settings, under the engine's names: `n_ctx`, `device_map`, `torch_dtype` …"""
 
 
 def need(packages: Sequence[str], extra: str, setting: str, otherwise: str = "") -> None:
-    """See that packages can be imported, and import none of them.
+    """Check that packages are installed, without importing them.
 
     Args:
-        packages: By the names that they are imported by.
-        extra: The extra of setup.cfg that brings them.
-        setting: What asks for them, as `key = value`.
-        otherwise: What else would mend it.
+        packages: Their import names.
+        extra: The extra in setup.cfg that installs them.
+        setting: The setting that needs them, as `key = value`.
+        otherwise: Another remedy, for the end of the message.
 
     Raises:
-        SettingsError: One is not installed; says how to get it.
+        SettingsError: A package is not installed. The message has the command that installs it.
     """
     if missing := [package for package in packages if find_spec(package) is None]:
         raise SettingsError(

@@ -20,7 +20,7 @@ _SLIP = 0.8
 
 
 def engine_of_file(file: ConfigFile, model: LoadedSection, lost: list[str]) -> dict[str, ConfigValue]:
-    """Returns the engine settings that the file has apart from its sections, if they apply to the configured model.
+    """Returns the engine settings that the file has apart from its sections, if they apply to the given model.
 
     Args:
         file: The configuration file.
@@ -65,12 +65,12 @@ def engine_settings(
             why = f"{section.values.model_server} has no engine that could be set"
             raise SettingsError(f"environment {variable}: [{section.name}] {key}: {why}")
         return {}
-    for key, configured in section.others.items():
+    for key, given in section.others.items():
         if get_close_matches(key, section.sources, n=1, cutoff=_SLIP):
             raise section.unknown(key)
         if is_secret(key):
             why = f"a secret comes from the environment only: {ENGINE}{key.upper()}{section.ending}"
-            raise SettingsError(f"{configured.source}: [{section.name}] {key}: {why}")
+            raise SettingsError(f"{given.source}: [{section.name}] {key}: {why}")
     variables = {
         key: ConfigValue(os.environ[name], f"environment {name}") for name, key in _engine_variables(section.ending)
     }
@@ -86,10 +86,10 @@ def _engine_variables(ending: str) -> Iterator[tuple[str, str]]:
 
 def _typed(name: str, texts: Mapping[str, ConfigValue]) -> dict[str, ConfigValue]:
     values = {}
-    for key, configured in texts.items():
+    for key, given in texts.items():
         try:
-            values[key] = ConfigValue(typed(configured.value), configured.source)
+            values[key] = ConfigValue(typed(given.value), given.source)
         except ValueError as error:
-            shown = "***" if is_secret(key) else configured.value
-            raise SettingsError(f"{configured.source}: [{name}] {key} = {shown}: {error}") from None
+            shown = "***" if is_secret(key) else given.value
+            raise SettingsError(f"{given.source}: [{name}] {key} = {shown}: {error}") from None
     return values

@@ -59,11 +59,9 @@ class LoadedSection:
 
     def unknown(self, key: str) -> SettingsError:
         """Returns the error about an unknown key, one of `others`."""
-        configured = self.others[key]
-        shown = "***" if may_be_secret(key) else configured.value
-        return SettingsError(
-            f"{configured.source}: unknown key [{self.name}] {key} = {shown}{nearest(key, self.sources)}"
-        )
+        given = self.others[key]
+        shown = "***" if may_be_secret(key) else given.value
+        return SettingsError(f"{given.source}: unknown key [{self.name}] {key} = {shown}{nearest(key, self.sources)}")
 
     def wrong(self, key: str, what: str) -> SettingsError:
         """Returns the error about the value of a key."""
@@ -73,14 +71,14 @@ class LoadedSection:
         """Yields all settings of the section, then those of its engine."""
         for key, source in self.sources.items():
             yield Setting(self.name, key, written(getattr(self.values, key)), source)
-        for key, configured in self.engine.items():
-            yield Setting(self.name, key, written(masked(key, configured.value)), configured.source)
+        for key, given in self.engine.items():
+            yield Setting(self.name, key, written(masked(key, given.value)), given.source)
 
 
 def load_section(
     name: str,
     kind: type[Section],
-    configured: Mapping[str, ConfigValue],
+    given: Mapping[str, ConfigValue],
     *,
     ending: str = "",
     inherited: Collection[str] = (),
@@ -90,7 +88,7 @@ def load_section(
     Args:
         name: The heading.
         kind: The class of the section; a further model has one of its own.
-        configured: The file's values under this heading.
+        given: The file's values under this heading.
         ending: The suffix of the environment variables of a further model.
         inherited: The keys whose defaults come from [Model].
 
@@ -99,42 +97,40 @@ def load_section(
     """
     fields = kind.model_fields
     sources = {
-        key: _source(info, configured.get(key), "[Model]" if key in inherited else "default")
-        for key, info in fields.items()
+        key: _source(info, given.get(key), "[Model]" if key in inherited else "default") for key, info in fields.items()
     }
     try:
-        values = kind(**dict(_given(name, fields, configured)))
+        values = kind(**dict(_given(name, fields, given)))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         key = str(first["loc"][0])
         value = "***" if fields[key].annotation is SecretStr else first["input"]
         what = f" = {value!s}: {first['msg'].removeprefix('Value error, ')}"
         raise _wrong(sources[key], name, key, what) from None
-    return LoadedSection(
-        name, values, sources, {key: one for key, one in configured.items() if key not in fields}, ending
-    )
+    return LoadedSection(name, values, sources, {key: one for key, one in given.items() if key not in fields}, ending)
 
 
-def _source(info: FieldInfo, configured: ConfigValue | None, default: str) -> str:
+def _source(info: FieldInfo, given: ConfigValue | None, default: str) -> str:
     if variable := variable_of(info):
         return f"environment {variable}"
-    return configured.source if configured else default
+    return given.source if given else default
 
 
 def _given(
-    name: str, fields: Mapping[str, FieldInfo], configured: Mapping[str, ConfigValue]
+    name: str, fields: Mapping[str, FieldInfo], given: Mapping[str, ConfigValue]
 ) -> Iterator[tuple[str, str | SecretStr]]:
-    """Yields the values from the file, and secrets from files named in the environment. pydantic reads other variables."""
+    """Yields the values in the file, and the secrets in files that variables name. pydantic reads all other
+    variables."""
     for key, info in fields.items():
         # Keyed by its variable, and only if no variable is set: so each value has one source.
         own, variable = next(environment_names(info)), variable_of(info)
-        if key in configured and info.annotation is SecretStr:
+        if key in given and info.annotation is SecretStr:
             why = f"a secret comes from the environment only: {own}, or {of_file(own)} with the path of a file"
-            raise _wrong(configured[key].source, name, key, f": {why}")
+            raise _wrong(given[key].source, name, key, f": {why}")
         if variable and variable not in environment_names(info):
             yield own, _secret(name, key, variable)
-        elif key in configured and not variable:
-            yield own, configured[key].value
+        elif key in given and not variable:
+            yield own, given[key].value
 
 
 def _secret(name: str, key: str, variable: str) -> SecretStr:

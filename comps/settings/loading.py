@@ -1,8 +1,8 @@
 """Loads the settings. The environment overrides the configuration file, which overrides the defaults.
 
 For a further model, `[Model.<name>]`, a subclass of `Model` is created: its environment variables end in the model's
-name, and its defaults are the values of `[Model]`. The keys of a `[Conversation.<name>]` are checked by the dialect that
-uses conversation templates.
+name, and its defaults are the values of `[Model]`. The dialect that uses conversation templates checks the keys of
+`[Conversation.<name>]`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Settings:
     listing: tuple[Setting, ...]
     """All settings with their sources."""
     without_effect: tuple[str, ...] = ()
-    """What is configured and does nothing here, with the reason; a sentence each."""
+    """One message for each setting that has no effect, with the reason."""
 
 
 def load_settings(
@@ -169,14 +169,14 @@ def _served(sections: Iterable[LoadedSection], file: ConfigFile) -> dict[str, Se
 
 
 def _further(
-    model: LoadedSection, heading: str, ending: str, configured: Mapping[str, ConfigValue]
+    model: LoadedSection, heading: str, ending: str, given: Mapping[str, ConfigValue]
 ) -> tuple[LoadedSection, dict[str, ConfigValue]]:
     """Returns the section of a further model, and the engine settings that it inherits.
 
     Defaults come from [Model], except for `_OF_ONE_MODEL` and, at another model server, `_OF_ONE_SERVER`.
     """
     elsewhere = any(
-        key in configured or variable_of(Model.model_fields[key], ending)
+        key in given or variable_of(Model.model_fields[key], ending)
         for key in ("model_server", "model_server_endpoint")
     )
     fields: dict[str, Any] = {}
@@ -192,7 +192,7 @@ def _further(
         fields[key] = (info.rebuild_annotation(), key_of(default, info.description or "", *names))
     kind: type[Model] = create_model(heading, __base__=Model, **fields)
     above = {} if elsewhere else {key: ConfigValue(one.value, f"[{model.name}]") for key, one in model.engine.items()}
-    return load_section(heading, kind, configured, ending=ending, inherited=inherited), above
+    return load_section(heading, kind, given, ending=ending, inherited=inherited), above
 
 
 def _read(path: Path | None) -> ConfigFile:
@@ -231,5 +231,5 @@ def _check_variables_of_models(endings: Collection[str]) -> None:
     for variable in os.environ:
         head, two, name = variable.partition("__")
         if two and (head in known or head.startswith(ENGINE)) and two + name not in endings:
-            configured = f"no section [{FURTHER}<name>] has variables that end in {two}{name}"
-            raise SettingsError(f"environment {variable}: {configured}{nearest(two + name, endings)}")
+            why = f"no section [{FURTHER}<name>] has variables that end in {two}{name}"
+            raise SettingsError(f"environment {variable}: {why}{nearest(two + name, endings)}")

@@ -15,8 +15,8 @@ def read_templates(folder: str) -> Templates:
     """Reads the prompt templates in a folder; the built-in templates are used for files that are missing.
 
     Args:
-        folder: The folder with `<language>.txt` for `Templates.rag`, and `document.txt` for `Templates.document`. A line
-            break at the end of a file is not part of the template. Empty: the built-in templates alone.
+        folder: The folder with `<language>.txt` for `Templates.rag`, and `document.txt` for `Templates.document`. A
+            final line break is not part of a template. Empty: the built-in templates alone.
 
     Raises:
         SettingsError: The folder or a file cannot be read, or a template is invalid.

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from comps.__main__ import main  # noqa: E402  # Found only with the line above, in a checkout that is not installed.
+from comps.__main__ import main  # noqa: E402  # In a checkout that is not installed, this needs the line above.
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]

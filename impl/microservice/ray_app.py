@@ -1,11 +1,11 @@
-"""The microservice itself on Ray Serve: replicas that come and go with the load, on one machine or on many.
+"""The microservice as a Ray Serve application, with autoscaled replicas on one machine or on many.
 
-    serve run impl.microservice.ray_app:app                  # in Ray's usual way, on port 8000
-    serve deploy docker/ray/serve.yaml                       # on a cluster that runs
-    python impl/microservice/ray_app.py min_replicas=2       # a Ray of its own, which ends as the service does
+    serve run impl.microservice.ray_app:app                  # with Ray's command, on port 8000
+    serve deploy docker/ray/serve.yaml                       # on a running cluster
+    python impl/microservice/ray_app.py min_replicas=2       # with its own Ray instance, which ends with it
 
-The settings are the service's own, from the environment and config.ini. They are read once, where the application is
-built, and every replica gets just these, whatever the environment of its node says. Importing this starts nothing.
+The settings are those of the service, from the environment and config.ini. They are read once, where the application is
+built, and passed to every replica; the environment of the replica's node is not used. Importing this starts nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-# Found only with the line above, in a checkout that is not installed.
+# In a checkout that is not installed, these need the line above.
 from comps.app import make_app, read_settings  # noqa: E402
 from comps.core.errors import LLMError, Overloaded, SettingsError  # noqa: E402
 from comps.settings import Settings  # noqa: E402
@@ -42,22 +42,25 @@ from comps.telemetry import log, start_log  # noqa: E402
 WRONG_SETTINGS, FAILED = 2, 1
 """Exit codes."""
 DEPLOYMENT = "microservice"
-"""What the replicas are called, in Ray's status and in the file for `serve deploy`."""
+"""The deployment's name, in Ray's status and in the file for `serve deploy`."""
 APPLICATION = "llm"
-"""The name that Ray knows the application by."""
+"""The application's name in Ray."""
 SCALING = {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 32, "upscale_delay_s": 10}
-"""Ray Serve's `autoscaling_config`, as far as it is not left to Ray."""
+"""Our defaults for Ray Serve's `autoscaling_config`; times are in seconds."""
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
-"""Ray would take a third of the memory for data that tasks share; here they share none."""
+"""The size of the object store, which is not used here; by default, Ray takes a third of the memory for it."""
 NODES_PATH = {"PYTHONPATH": f"{ROOT}:${{PYTHONPATH}}"}
-"""Where a replica finds this module, before what its node has; Ray puts that in."""
+"""The replicas' PYTHONPATH: this checkout, then that of the node, which Ray substitutes."""
 
 
 class Replica:
-    """The service, once. Ray calls it ready when its models are loaded, and sends it nothing before.
+    """One replica of the service. It is ready for Ray once its models are loaded; before that it gets no requests.
 
     Args:
-        settings: All that can be set.
+        settings: The settings of the service.
+
+    Raises:
+        LLMError: No model could be loaded.
     """
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Ray awaits it.
@@ -66,7 +69,7 @@ class Replica:
             log.warning("%s", sentence)
         loaded: asyncio.Future[LLMError | None] = asyncio.get_running_loop().create_future()
         self._app = await asyncio.to_thread(make_app, settings, on_loaded=loaded.set_result)
-        self._app.add_middleware(ToldOfLeaving)
+        self._app.add_middleware(DisconnectOnCancel)
         opened = AsyncExitStack()
         await opened.enter_async_context(self._app.router.lifespan_context(self._app))
         if failed := await loaded:
@@ -74,27 +77,30 @@ class Replica:
             raise failed
 
         @asynccontextmanager
-        async def until_the_end(_: FastAPI) -> AsyncIterator[None]:
+        async def lifespan(_: FastAPI) -> AsyncIterator[None]:
             async with opened:
                 yield
 
-        self._app.router.lifespan_context = until_the_end
+        self._app.router.lifespan_context = lifespan
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Called by Ray once the replica is made; its answers are what this application says."""
+        """Returns the ASGI application; called by Ray after the replica is created."""
         return self._app
 
     async def check_health(self) -> None:
-        """Called by Ray from time to time, in the loop that answers: a replica in which that stands still is replaced.
+        """Health check, called by Ray in the event loop of the requests: a replica whose loop is blocked is replaced.
 
-        A model server that does not answer is no reason: with another replica it would not answer either.
+        An unreachable model server is no failure of the replica: another replica could not reach it either.
         """
 
 
-class ToldOfLeaving:
-    """Tells the service that a client has left in the way of HTTP servers: by a message.
+class DisconnectOnCancel:
+    """ASGI middleware that turns the cancellation of a request into the message `http.disconnect`.
 
-    Ray cancels the request instead, which to the service means that it is to end itself.
+    Ray cancels a request when the client disconnects. To the service, cancellation would mean shutdown.
+
+    Args:
+        app: The application.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -124,14 +130,14 @@ class ToldOfLeaving:
 
 
 def app(arguments: Mapping[str, Any]) -> Any:
-    """The application, for `serve run` and `serve deploy`.
+    """Returns the application, for `serve run` and `serve deploy`.
 
     Args:
-        arguments: Any of Ray Serve's `autoscaling_config`, and `num_cpus`, the cores that a replica takes from Ray's
-            count of them. The file for `serve deploy` has places of its own for them, which go before these.
+        arguments: The fields of Ray Serve's `autoscaling_config`, and `num_cpus`, the logical CPUs of a replica. The
+            fields of the deployment in the file for `serve deploy` override them.
 
     Raises:
-        Unservable: A setting or an argument is wrong; it names that.
+        Unservable: A setting or an argument is invalid.
     """
     try:
         return bound(Replica, read_settings(None), arguments)
@@ -140,7 +146,7 @@ def app(arguments: Mapping[str, Any]) -> Any:
 
 
 def bound(replica: type[Any], settings: Settings, arguments: Mapping[str, Any]) -> Any:
-    """The application of such replicas, each with these settings; see `app`."""
+    """Returns the application for a class of replicas and their settings; see `app`."""
     from ray import serve
 
     microservice = settings.microservice
@@ -150,7 +156,7 @@ def bound(replica: type[Any], settings: Settings, arguments: Mapping[str, Any]) 
         .options(
             name=DEPLOYMENT,
             autoscaling_config=scaling,
-            # Whoever comes next waits in Ray, which knows of all replicas, and of those to come.
+            # Further requests queue in Ray, which knows all replicas, and those that it is starting.
             max_ongoing_requests=microservice.max_running,
             max_queued_requests=max(microservice.max_waiting, 1),
             backpressure_config={"status_code": 429, "retry_after_s": Overloaded("").retry_after},
@@ -163,31 +169,33 @@ def bound(replica: type[Any], settings: Settings, arguments: Mapping[str, Any]) 
 
 
 def _scaling(arguments: Mapping[str, Any]) -> tuple[Any, float]:
-    """Ray Serve's `autoscaling_config`, and the cores of a replica.
+    """Returns Ray Serve's `autoscaling_config`, and the logical CPUs of a replica.
 
     Raises:
-        SettingsError: An argument is not known, or its value is none.
+        SettingsError: An argument is unknown, or its value is invalid.
     """
     from ray.serve.config import AutoscalingConfig
 
-    told = dict(arguments)
-    cpus = told.pop("num_cpus", 1)
+    fields = dict(arguments)
+    cpus = fields.pop("num_cpus", 1)
     known = [*AutoscalingConfig.model_fields, "num_cpus"]
-    if unknown := [name for name in told if name not in known]:
+    if unknown := [name for name in fields if name not in known]:
         raise SettingsError(f"argument {unknown[0]}: unknown; known: {', '.join(known)}")
     try:
-        return AutoscalingConfig(**{**SCALING, **told}), float(cpus)
+        return AutoscalingConfig(**{**SCALING, **fields}), float(cpus)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        wrong = "".join(f" {name} = {told.get(name)}" for name in map(str, first["loc"][:1] or told))
+        wrong = "".join(f" {name} = {fields.get(name)}" for name in map(str, first["loc"][:1] or fields))
         raise SettingsError(f"argument{wrong}: {first['msg'].removeprefix('Value error, ')}") from None
     except ValueError:
         raise SettingsError(f"argument num_cpus = {cpus}: not a number") from None
 
 
 def _unservable(error: SettingsError) -> Exception:
-    """The error as Ray tells it in one line: its command as a click.ClickException, its status as an exception of its
-    own; of any other it keeps the traceback as well."""
+    """Returns the error as an exception that Ray shows in one line, without a traceback.
+
+    Its command line needs a click.ClickException for that, its status a RayServeException.
+    """
     import click
     from ray.serve.exceptions import RayServeException
 
@@ -197,28 +205,28 @@ def _unservable(error: SettingsError) -> Exception:
     return Unservable(str(error))
 
 
-def serve_until_told(
+def serve_until_signal(
     build: Callable[[], Any], name: str, models: str, host: str, port: int, drain_seconds: float
 ) -> None:
-    """Serve an application on a Ray of its own, or on the one that RAY_ADDRESS names, until TERM or Ctrl-C.
+    """Serve an application until SIGTERM or Ctrl-C, on a new Ray instance or on the cluster at RAY_ADDRESS.
 
     Args:
-        build: Makes the application.
-        name: How it calls itself when it says that it answers.
-        models: What it answers with.
-        host: The address that it listens on.
-        port: Its port.
-        drain_seconds: How long answers under way may take to end.
+        build: Returns the application.
+        name: The service's name, for the message that it listens.
+        models: The models' names, for the same message.
+        host: The address to listen on.
+        port: The port to listen on.
+        drain_seconds: The deadline for running requests at shutdown, in seconds.
 
     Raises:
-        LLMError: It cannot be served; says why.
+        LLMError: The application cannot be served.
     """
     if find_spec("ray") is None:
         wanted = ROOT / "impl" / "model_server" / "ray" / "requirements.txt"
         raise SettingsError(f"Ray is not installed here; mend it with: {sys.executable} -m pip install -r {wanted}")
     _check_port(host, port)
-    told = threading.Event()
-    _listen(told)
+    stop = threading.Event()
+    _set_on_signals(stop)
     _set_up_ray()
     application = build()
     import ray
@@ -229,36 +237,36 @@ def serve_until_told(
         try:
             serve.start(http_options={"host": host, "port": port})
             serve.run(application, name=APPLICATION, route_prefix="/")
-            _listen(told)  # Ray has put its own in the place of ours.
+            _set_on_signals(stop)  # Ray has replaced our signal handlers.
             print(f"{name}: listening on {host}:{port}, answering with {models}", flush=True)
-            told.wait()
+            stop.wait()
         except RuntimeError as error:
             raise LLMError(f"{models} cannot be served: {_reason(error)}") from None
         finally:
-            with suppress(Exception):  # Ray may be gone already.
+            with suppress(Exception):  # Ray may have ended already.
                 _delete(drain_seconds)
-                if not os.environ.get("RAY_ADDRESS"):  # Others may be served in a cluster that we joined.
+                if not os.environ.get("RAY_ADDRESS"):  # A cluster may serve other applications.
                     serve.shutdown()
             ray.shutdown()
 
 
-def _listen(told: threading.Event) -> None:
+def _set_on_signals(stop: threading.Event) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: told.set())
+        signal.signal(name, lambda *_: stop.set())
 
 
 def _delete(drain_seconds: float) -> None:
-    """Take the application away, which lets its answers end; `serve.shutdown` alone would cut them off."""
+    """Delete the application gracefully; `serve.shutdown` alone would cut off running requests."""
     from ray import serve
 
     until = time.monotonic() + drain_seconds
     while APPLICATION in serve.status().applications and time.monotonic() <= until:
-        with suppress(TimeoutError):  # It waits for a minute.
+        with suppress(TimeoutError):  # Each call waits for one minute.
             serve.delete(APPLICATION)
 
 
 def _reason(error: RuntimeError) -> str:
-    """Why there is no application: the last line of the traceback that Ray keeps of its deployment, or of Ray's own."""
+    """Returns why the application failed: the last line of the deployment's traceback, or else of Ray's error."""
     from ray import serve
 
     failed = serve.status().applications.get(APPLICATION)
@@ -268,17 +276,17 @@ def _reason(error: RuntimeError) -> str:
 
 
 def _set_up_ray() -> None:
-    """What Ray reads from the environment, before it is imported."""
+    """Set Ray's environment variables. Ray reads them when it is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not os.environ.get("RAY_ADDRESS") and "RAY_AUTH_MODE" not in os.environ:
-        # Ray's ports listen on all addresses, and whoever may speak to them may run code here. Ray would keep its
-        # token in the home folder, for every Ray to come.
+        # Ray's ports listen on all addresses, and allow a client to run code. By default, Ray stores its token in the
+        # home folder and reuses it.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _start_ray(folder: str) -> None:
-    """A Ray of our own on this machine, or the one that RAY_ADDRESS names."""
+    """Start a Ray instance on this machine, or connect to the cluster at RAY_ADDRESS."""
     import ray
 
     if os.environ.get("RAY_ADDRESS"):
@@ -294,7 +302,11 @@ def _start_ray(folder: str) -> None:
 
 
 def _check_port(host: str, port: int) -> None:
-    """Raise now what Ray would only find out when all else is up."""
+    """Check that the port is free; Ray would notice it only after the models are loaded.
+
+    Raises:
+        LLMError: The port cannot be bound.
+    """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -304,13 +316,13 @@ def _check_port(host: str, port: int) -> None:
 
 
 def main(words: list[str]) -> int:
-    """Run the application with arguments such as `min_replicas=2`; the exit code says how that went."""
+    """Run the application with arguments such as `min_replicas=2`; returns the exit code."""
     try:
         arguments = dict(_argument(word) for word in words)
         settings = read_settings(None)
         service = settings.microservice
         models = ", ".join(f"{name} ({served.model.model_server})" for name, served in settings.models.items())
-        serve_until_told(
+        serve_until_signal(
             lambda: bound(Replica, settings, arguments),
             service.name,
             models,
@@ -332,6 +344,6 @@ def _argument(word: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    from impl.microservice.ray_app import main as imported_main  # Under this name, replicas can import what is here.
+    from impl.microservice.ray_app import main as imported_main  # Replicas can import this module under this name.
 
     sys.exit(imported_main(sys.argv[1:]))

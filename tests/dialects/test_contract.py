@@ -447,7 +447,7 @@ class Deaf(Scripted):
 
 
 class Watch:
-    """What comes of bodies, as far as somebody could notice."""
+    """The observable results of bodies: responses, and calls of the model server."""
 
     def __init__(self, server: Scripted, client: Connection, kind: Kind) -> None:
         self.kind = kind

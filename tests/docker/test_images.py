@@ -163,7 +163,7 @@ def free_port() -> int:
 
 
 def until(what: str, true: Callable[[], bool], patience: float = PATIENCE) -> None:
-    """Wait for something that announces itself to nobody."""
+    """Poll until a condition is true."""
     deadline = time.monotonic() + patience
     while not true():
         assert time.monotonic() < deadline, f"gave up waiting until {what}"
@@ -202,7 +202,7 @@ def running(
         tag: Its image.
         options: More of them.
         network: Its own (`none`), or the host's.
-        port: Where it listens; 0: where there is room, which it is told.
+        port: The port to listen on; 0: a free one, which is set by the environment.
         shell: Leave the image's shells there.
     """
     told = [] if port else [f"--env=USVC_PORT={(port := free_port())}"]

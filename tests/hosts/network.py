@@ -49,7 +49,7 @@ class Host:
     Attributes:
         delay: Seconds that each frame takes on its cable, in either direction.
         loss: The share of frames that its cable loses, in either direction.
-        cut: Whether its cable is cut: frames get lost, and nobody is told.
+        cut: Whether its cable is cut: all frames are lost, without an error.
     """
 
     namespace: str

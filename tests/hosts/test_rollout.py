@@ -123,7 +123,7 @@ async def _listens(port: int) -> bool:
 
 
 async def until(true: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for something that announces itself to nobody."""
+    """Poll until a condition is true."""
 
     async def look() -> None:
         while not await true():

@@ -28,7 +28,7 @@ async def test_a_request_that_ray_cancels_is_one_whose_client_left(
     def make() -> FastAPI:
         settings = read_settings(Path(os.devnull))
         app = make_app(settings, {settings.model.model_name: server})
-        app.add_middleware(ray_app.ToldOfLeaving)
+        app.add_middleware(ray_app.DisconnectOnCancel)
         return app
 
     app = await asyncio.to_thread(make)

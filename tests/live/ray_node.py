@@ -28,7 +28,7 @@ CHAT = "/v1/chat/completions"
 
 
 def until(what: str, true: Callable[[], Any]) -> Any:
-    """Wait for something that announces itself to nobody; what it says when it is there."""
+    """Poll until a condition is true, and return its value."""
     deadline = time.monotonic() + PATIENCE
     while not (said := true()):
         assert time.monotonic() < deadline, f"gave up waiting until {what}"
@@ -95,7 +95,7 @@ class ModelServer:
 
 @contextmanager
 def paced_model_server(log: Path, key: str) -> Iterator[ModelServer]:
-    """`paced`, for whoever has the key."""
+    """The model server `paced`, with an API key."""
     (port,) = free_ports(1)
     with process([sys.executable, "-m", "tests.live.paced", port, key], log, os.environ):
         url = f"http://127.0.0.1:{port}"

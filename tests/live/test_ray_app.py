@@ -59,7 +59,7 @@ def free_port() -> int:
 
 
 def until(what: str, true: Callable[[], bool]) -> None:
-    """Wait for something that announces itself to nobody."""
+    """Poll until a condition is true."""
     deadline = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < deadline, f"gave up waiting until {what}"

@@ -78,7 +78,7 @@ async def text_of(server: ModelServer, sampling: Sampling) -> str:
 
 
 class Contract:
-    """Whoever is held to it brings a fixture `subject`."""
+    """The contract of all model servers. A subclass provides the fixture `subject`."""
 
     @pytest.fixture
     def kind(self, subject: Subject) -> ModelServer:

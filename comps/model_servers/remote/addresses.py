@@ -1,4 +1,4 @@
-"""Where a model server is and how it is reached: URLs, the proxies of the environment, TLS."""
+"""URLs, proxies from the environment, and TLS contexts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from comps.model_servers.target import Access
 
 
 def checked_url(url: str, key: str) -> SplitResult:
-    """A URL in its parts.
+    """Parses and checks an HTTP URL.
 
     Args:
         url: The URL.
-        key: The setting that has it.
+        key: The setting that contains it, for the message.
 
     Raises:
-        SettingsError: It is none that could be asked.
+        SettingsError: The URL is not HTTP, or its host or port is invalid.
     """
     try:
         parts = urlsplit(url)
@@ -28,16 +28,16 @@ def checked_url(url: str, key: str) -> SplitResult:
             raise ValueError("no space may be in a URL")
         if not parts.hostname or parts.port == 0:
             raise ValueError("no host, or no port, in this URL")
-    except ValueError as error:  # Of urlsplit and port as well.
+    except ValueError as error:  # urlsplit and port raise it as well.
         raise SettingsError(f"{key} = {url}: {error}") from None
     return parts
 
 
 def proxy_for(url: SplitResult) -> SplitResult | None:
-    """The proxy that the environment names for this host: http_proxy, https_proxy, all_proxy, but for no_proxy.
+    """Returns the proxy for a URL, from http_proxy, https_proxy, all_proxy and no_proxy; None for a direct connection.
 
     Raises:
-        SettingsError: It names one that is no HTTP proxy, or is no URL.
+        SettingsError: The proxy is no HTTP proxy, or its URL is invalid.
     """
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
@@ -56,17 +56,17 @@ def proxy_for(url: SplitResult) -> SplitResult | None:
 
 
 def tls_context(access: Access) -> ssl.SSLContext:
-    """What certificates are checked against and which one is shown; made once, since it reads files.
+    """Returns the TLS context: trusted authorities, client certificate and verification.
 
     Raises:
-        SettingsError: A file cannot be read.
+        SettingsError: A file cannot be read, or has no usable certificate.
     """
     try:
         context = ssl.create_default_context(cafile=access.ca_file or None)
         if access.client_certificate:
-            # A key with a passphrase would ask for it on the terminal.
+            # OpenSSL would ask for a passphrase on the terminal.
             context.load_cert_chain(access.client_certificate, access.client_key or None, password=_no_password)
-    except OSError as error:  # SSLError is one: what it says does not name the file.
+    except OSError as error:  # SSLError is a subclass; its message does not name the file.
         keys = [key for key in ("ca_file", "client_certificate", "client_key") if getattr(access, key)]
         files = ", ".join(f"{key} = {getattr(access, key)}" for key in keys)
         raise SettingsError(f"{files}: no usable certificate: {error.strerror or error}") from None

@@ -1,4 +1,4 @@
-"""OpenAI's answers, read: the chunks of a stream, and whole completions.
+"""Parser of OpenAI's responses: chunks of a stream, and whole completions.
 
 https://platform.openai.com/docs/api-reference/chat/streaming
 """
@@ -21,39 +21,32 @@ from comps.model_servers.remote.sse import EventStream
 
 _REASON = re.compile("[a-z_]{1,40}")
 _PLAIN = frozenset(("role", "content"))
-"""The fields of a delta or a message that are no extras."""
+"""The fields of a delta or message that do not go into the extra fields."""
 
 
 class ChunkReader:
-    """Reads the chunks of a stream, and writes what they say to an answer.
+    """Parses the chunks of a stream and writes them to an answer.
 
     Args:
-        answer: Where it is written to.
+        answer: The answer to write to.
     """
 
     def __init__(self, answer: Answer) -> None:
-        self._answer = answer
+        self.answer = answer
         self._seen: set[int] = set()
-        """The choices that have begun."""
+        """The indexes of all choices so far."""
         self.calls: dict[int, ToolCalls] = {}
-        """The tool calls of choices that have some."""
+        """The tool calls by choice."""
         self.reasons: dict[int, str] = {}
-        """Why choices ended, of those that have."""
+        """The finish reasons by choice."""
         self.usage: Usage | None = None
-        """Of all choices together, once it has arrived."""
-
-    @property
-    def full(self) -> bool:
-        return self._answer.full
-
-    async def drain(self) -> None:
-        await self._answer.drain()
+        """The usage of all choices together; None until it arrives."""
 
     def event(self, data: bytes) -> bool:
-        """Read a chunk; there is never enough, since the usage comes last.
+        """Parse one chunk. It always returns False (go on), since the usage is in the last chunk.
 
         Raises:
-            ModelServerError: It is none, or tells of a failure.
+            ModelServerError: The data is no chunk, or it contains an error.
         """
         try:
             chunk = orjson.loads(data)
@@ -66,12 +59,14 @@ class ChunkReader:
         if chunk.get("usage"):
             self.usage = usage_of(chunk["usage"]) or self.usage
         for choice in chunk.get("choices") or ():
-            number = choice.get("index") or 0
+            number = choice.get("index")
+            if type(number) is not int:
+                number = 0
             self._seen.add(number)
             delta = choice.get("delta")
             text = delta.get("content") if delta is not None and len(delta) == 1 else None
             if text and type(text) is str and not choice.get("logprobs"):  # As nearly all are.
-                self._answer.text(text, number)
+                self.answer.text(text, number)
             else:
                 self._write(choice, number)
             if reason := choice.get("finish_reason"):
@@ -79,29 +74,29 @@ class ChunkReader:
         return False
 
     def _write(self, choice: dict[str, Any], number: int) -> None:
-        """Write the text of a choice, whether it is of a chat (`delta`) or not (`text`), and what comes with it."""
+        """Write a choice's text, from `delta` (chat) or `text` (completion), and its extra fields."""
         text, extra = _said(choice.get("delta") or {"content": choice.get("text")}, choice)
         if "tool_calls" in extra:
             extra["tool_calls"] = self.calls.setdefault(number, ToolCalls()).numbered(extra["tool_calls"])
         if extra:
-            self._answer.delta(TextDelta(text, number, extra))
+            self.answer.delta(TextDelta(text, number, extra))
         elif text:
-            self._answer.text(text, number)
+            self.answer.text(text, number)
 
     def close(self) -> None:
-        """Write the ends of all choices, with the usage, which arrives behind them.
+        """Write the `Finished` of all choices. They are written at the end of the stream, because the usage comes last.
 
         Raises:
-            ModelServerError: There is a choice that has none.
+            ModelServerError: A choice has no finish reason.
         """
         if not self.reasons or self._seen - self.reasons.keys():
             raise broken_off()
         for place, (number, reason) in enumerate(sorted(self.reasons.items())):
-            self._answer.finished(Finished(reason, None if place else self.usage, number))
+            self.answer.finished(Finished(reason, None if place else self.usage, number))
 
 
 def _said(delta: dict[str, Any], choice: dict[str, Any]) -> tuple[str, dict[str, JSON]]:
-    """The text of a delta or a message, and what else there is of it and its choice."""
+    """Returns the text of a delta or message, and its extra fields with the logprobs of its choice."""
     text = delta.get("content") or ""
     if not isinstance(text, str):
         raise ModelServerError("the model server sent something that is no text in its stream")
@@ -112,12 +107,12 @@ def _said(delta: dict[str, Any], choice: dict[str, Any]) -> tuple[str, dict[str,
 
 
 def reason_of(said: str) -> str:
-    """Why an answer ended, as the server says it; `unknown` for what is no such word."""
+    """Returns the server's finish reason, or `unknown` if it is not a word in lower case."""
     return said if _REASON.fullmatch(said) else "unknown"
 
 
 def usage_of(counted: dict[str, Any]) -> Usage | None:
-    """OpenAI's `usage`; None if it says too little."""
+    """Parses OpenAI's `usage`; None if a count is missing."""
     prompt, completion = counted["prompt_tokens"], counted["completion_tokens"]
     if prompt is None or completion is None:
         return None
@@ -125,16 +120,16 @@ def usage_of(counted: dict[str, Any]) -> Usage | None:
 
 
 def _counts(said: JSON) -> dict[str, int]:
-    """The numbers of an object."""
+    """Returns the integer fields of an object; none for any other value."""
     return {name: value for name, value in said.items() if type(value) is int} if isinstance(said, dict) else {}
 
 
 def whole_answer(response: Exchange) -> Generation:
-    """A whole answer, also of a server that streams it though it was asked for it whole.
+    """Parses the response to a request without `stream`; some servers stream it all the same.
 
     Raises:
-        ModelServerError: It tells of a failure, or a choice has no end.
-        AttributeError, KeyError, TypeError, ValueError: It is not built as it should be.
+        ModelServerError: The response contains an error, or a choice has no finish reason.
+        AttributeError, KeyError, TypeError, ValueError: The structure is wrong; see `checked_answer`.
     """
     if not response.headers.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
         return generation_of(orjson.loads(response.body))
@@ -153,12 +148,7 @@ def whole_answer(response: Exchange) -> Generation:
 
 
 def generation_of(completion: Any) -> Generation:
-    """A whole answer: a `chat.completion` or a `text_completion`.
-
-    Raises:
-        ModelServerError: It tells of a failure, or a choice has no end.
-        AttributeError, KeyError, TypeError, ValueError: It is not built as it should be.
-    """
+    """Parses a `chat.completion` or a `text_completion`; errors are those of `whole_answer`."""
     if error := completion.get("error"):
         raise ModelServerError(f"the model server failed: {error_message(error)}")
     usage = usage_of(completion["usage"]) if completion.get("usage") else None

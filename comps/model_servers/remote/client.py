@@ -1,4 +1,4 @@
-"""The client of one model server over HTTP: credentials, deadlines, and what its failures stand for."""
+"""HTTP client of one model server: credentials, deadlines and errors."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from comps.model_servers.remote.site import Site
 from comps.model_servers.target import Access
 
 _FACTS_SECONDS = 5.0
-"""How long a model server may take to tell of itself, which is no work for it."""
+"""The deadline for GET requests, which need no generation, in seconds."""
 
 
 class HTTP:
-    """The way to one server; opens nothing before it is used.
+    """HTTP client of one server. Connections are opened when they are needed.
 
     Args:
-        endpoint: The URL that paths are added to.
-        access: How it is reached.
+        endpoint: The base URL.
+        access: Credentials, TLS and deadlines.
 
     Raises:
-        SettingsError: A file for TLS cannot be read, or the URL is none.
+        SettingsError: The URL or the key is invalid, or a file for TLS cannot be read.
     """
 
     def __init__(self, endpoint: str, access: Access) -> None:
@@ -42,35 +42,44 @@ class HTTP:
         if access.token_url:
             tokens = Site(checked_url(access.token_url, "token_url"), tls, access.connect_seconds)
             self._oauth = ClientCredentials(tokens, access.client_id, access.client_secret)
-        # Where tokens are had, the key is for nobody.
+        # With OAuth, the API key is not sent.
         key = "" if self._oauth else access.api_key
         self._unread = 401 if self._oauth else 0
-        """The status of a token that is not accepted: with another one, the same is asked again."""
+        """The status of a refused token. The request is repeated with a new one, so the body is not read."""
         self._key = f"Authorization: Bearer {key}\r\n".encode() if key else b""
 
     async def get(self, path: str) -> JSON:
-        """What the server tells of itself at `path`, as JSON (or None, if the body is empty).
+        """Returns the JSON response to a GET request; None if the body is empty.
 
         Raises:
-            ValueError: It is no JSON; see `checked_answer`.
+            InvalidRequest, Overloaded, Refused, Unreachable, Timeout: See `failure`.
+            ModelServerError: The connection broke.
+            ValueError: The body is not JSON; see `checked_answer`.
         """
         return _document(await self._whole("GET", path, b"", lambda: Deadlines(_FACTS_SECONDS)))
 
     async def post(self, path: str, body: JSON) -> JSON:
-        """The whole answer to `body`, as JSON (or None, if it is empty); raises as `get`."""
+        """Returns the JSON response to a POST request; see `get`."""
         return _document(await self.response(path, body))
 
     async def response(self, path: str, body: JSON) -> Exchange:
-        """The whole response to `body`: its headers and its body; its status is 200."""
+        """Returns the response to a POST request, with headers and body. Its status is 200; see `get` for errors."""
         return await self._whole("POST", path, orjson.dumps(body), lambda: Deadlines.of_whole(self._access))
 
     async def stream(self, path: str, body: JSON, reader: Reader) -> None:
-        """Let `reader` read the data of each server-sent event that answers `body`, up to `[DONE]`, to the end of the
-        body, or to what it says is enough. Cancelling it closes the connection.
+        """Send a POST request and pass the data of each server-sent event to `reader`.
+
+        It ends at `[DONE]`, at the end of the body, or when the reader returns True. Cancellation closes the
+        connection.
+
+        Args:
+            path: The path below the base URL.
+            body: The JSON body of the request.
+            reader: Reads the events.
 
         Raises:
-            InvalidRequest, Overloaded, Refused, Unreachable, Timeout: What the server's failure stands for.
-            ModelServerError: The connection broke, or there is no stream; and what the reader raises.
+            InvalidRequest, Overloaded, Refused, Unreachable, Timeout: See `failure`.
+            ModelServerError: The connection broke, or the response is no event stream; and the errors of the reader.
         """
         data = orjson.dumps(body)
 
@@ -116,7 +125,7 @@ class HTTP:
             raise ModelServerError(f"the connection to the model server broke: {error}") from error
 
     async def _credentials(self, refused: bytes = b"") -> bytes:
-        """The header with the key or with a token; another token than the one that was refused."""
+        """Returns the `Authorization` header, with the API key, or with a token that is not the refused one."""
         if self._oauth is None:
             return self._key
         prefix = b"Authorization: Bearer "
@@ -125,7 +134,7 @@ class HTTP:
 
 
 def _needs_tls(access: Access, url: SplitResult) -> bool:
-    """Whether certificates are needed; a file of them is read in any case, so that a mistake is found at once."""
+    """Returns whether a TLS context is needed: for https, and to check certificate files at start-up."""
     https = "https" in (url.scheme, urlsplit(access.token_url).scheme)
     return https or bool(access.ca_file or access.client_certificate)
 

@@ -1,6 +1,6 @@
-"""Connections to one server: opened directly or through a proxy, kept for the next request, one exchange at a time.
+"""HTTP/1.1 connections to one server, direct or through a proxy, with keep-alive and without pipelining.
 
-HTTP/1.1 is read by httptools, the parser of Node.js: https://github.com/MagicStack/httptools.
+Responses are parsed by httptools, which is Node.js's parser: https://github.com/MagicStack/httptools.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import socket
 import ssl
 import sys
 from base64 import b64encode
+from collections.abc import Sequence
 from errno import ETIMEDOUT
 from typing import cast
 from urllib.parse import SplitResult, unquote
@@ -19,7 +20,7 @@ from aiohappyeyeballs import AddrInfoType, start_connection
 
 from comps.core.errors import ModelServerError, Unreachable
 from comps.core.sockets import notice_silence
-from comps.model_servers.remote.exchange import Broken, Exchange, StreamExchange
+from comps.model_servers.remote.exchange import NEVER, Broken, Deadlines, Exchange, StreamExchange
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout
@@ -27,15 +28,17 @@ else:
     from async_timeout import timeout
 
 _IDLE_SECONDS = 4.0
-"""Connections are let go before the server does so: uvicorn closes an idle one after 5 s."""
+"""Seconds after which idle connections are closed; less than the 5 s after which uvicorn does it."""
 _STALLED_SECONDS = 20.0
-"""How long a model server may take nothing of a request: then its host is gone, or no longer answers."""
+"""Seconds for which a model server may acknowledge nothing of a request before the connection fails."""
 _NEXT_ADDRESS_SECONDS = 0.25
-"""After how long the next address of a host is tried beside the one before (RFC 8305)."""
+"""Seconds before the next address of a host is tried in parallel (Happy Eyeballs, RFC 8305)."""
 _MOST_OF_HEAD = 262_144
-"""Bytes of a status line and headers."""
+"""The maximum size of status line and headers, in bytes."""
+_STALE_SECONDS = 0.5
+"""How long after a request the news may take that the server had closed the idle connection before."""
 _CHECKED = 4096
-"""After so many bytes it is looked whether the reader keeps up."""
+"""Bytes between two checks for backpressure."""
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -43,7 +46,7 @@ class Connection(asyncio.Protocol):
     """One HTTP/1.1 connection.
 
     Args:
-        idle: Keeps it when an exchange is over and it can be used again.
+        idle: The pool to which the connection returns after an exchange, if it can be reused.
     """
 
     def __init__(self, idle: IdleConnections) -> None:
@@ -52,7 +55,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._exchange: Exchange | None = None
         self.used = False
-        """Whether there was an exchange before."""
+        """Whether the connection has had an exchange before."""
         self._begin_response()
 
     def _begin_response(self) -> None:
@@ -61,55 +64,59 @@ class Connection(asyncio.Protocol):
         self._unchecked = 0
         self._has_begun = False
         self._has_head = False
+        self._has_ended = False
         self._can_stay = False
 
     def start(self, exchange: Exchange) -> None:
-        """Send a request; its response goes to the exchange."""
+        """Send the exchange's request; the response is passed to the exchange."""
         assert self._transport
         self._begin_response()
         self._exchange = exchange
+        self._sent_at = exchange.deadlines.loop.time()
         self._transport.write(exchange.request)
 
     @property
     def usable(self) -> bool:
-        """Whether a request can be sent."""
+        """Whether the connection is open."""
         return self._transport is not None and not self._transport.is_closing()
 
     def release(self) -> None:
-        """The exchange is over: keep the connection, or close it if the response has not ended."""
+        """End the exchange: return the connection to the pool, or close it if the response is incomplete."""
         self._exchange = None
         self.used = True
-        if self.usable and self._can_stay:
+        transport = self._transport
+        is_free = transport and transport.is_reading() and not transport.get_write_buffer_size()
+        if self.usable and self._can_stay and is_free:
             self._idle.put(self)
         else:
             self.close()
 
     def close(self) -> None:
-        """Close at once; what the server still sends is not read."""
-        self._exchange = None
+        """Close the connection at once; unread data is dropped."""
+        exchange, self._exchange = self._exchange, None
+        if exchange:
+            exchange.fail(Broken("it was closed"))
         if self._transport:
             self._transport.abort()
 
     # --- asyncio's callbacks ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's own are of no class of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are no subclasses of asyncio's.
 
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
-        if exchange is None:  # Nobody has asked for anything.
-            self.close()
+        if exchange is None or self._has_ended:
+            self._drop_surplus()
             return
         self._has_begun = True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            exchange.fail(Broken("what came is no HTTP"))
+            self._drop_malformed(exchange)
             return
         if not self._has_head:
-            self._head_length += len(data)
-            if self._head_length > _MOST_OF_HEAD:
-                exchange.fail(ModelServerError("the model server sent headers without an end"))
+            self._limit_head(len(data), exchange)
             return
         if exchange.ended:
             return
@@ -121,8 +128,24 @@ class Connection(asyncio.Protocol):
             if exchange.full:
                 self._pause(exchange)
 
+    def _drop_surplus(self) -> None:
+        """Data that belongs to no response: the connection is not used again."""
+        self._can_stay = False
+        if self._exchange is None:
+            self.close()
+
+    def _drop_malformed(self, exchange: Exchange) -> None:
+        self._can_stay = False
+        if not self._has_ended:  # What follows a complete response does not make it wrong.
+            exchange.fail(Broken("what came is no HTTP"))
+
+    def _limit_head(self, size: int, exchange: Exchange) -> None:
+        self._head_length += size
+        if self._head_length > _MOST_OF_HEAD:
+            exchange.fail(ModelServerError("the model server sent headers without an end"))
+
     def _pause(self, exchange: Exchange) -> None:
-        """Let the server wait until what it has sent was taken on."""
+        """Backpressure: pause reading until the reader has drained."""
         transport = self._transport
         if isinstance(exchange, StreamExchange) and exchange.resume is None and transport:
 
@@ -140,21 +163,31 @@ class Connection(asyncio.Protocol):
         if exchange is None or exchange.ended:
             return
         if self._has_head and not error and not {b"content-length", b"transfer-encoding"} & self._headers.keys():
-            exchange.complete()  # The end of the body is that of the connection.
+            exchange.complete()  # A body without a length ends with the connection.
             return
         vanished = isinstance(error, OSError) and error.errno == ETIMEDOUT
         said = type(error).__name__ if error else "it was closed"
-        exchange.fail(Broken(said, unanswered=self.used and not self._has_begun and not vanished))
+        # Later, the server has read the request, and may have begun.
+        at_once = exchange.deadlines.loop.time() - self._sent_at < _STALE_SECONDS
+        exchange.fail(Broken(said, unanswered=self.used and not self._has_begun and at_once and not vanished))
 
     # --- httptools' callbacks ---
 
+    def on_message_begin(self) -> None:
+        """Called before a status line. Nobody has asked for a second response, and the first one is complete."""
+        if self._has_ended:
+            self._can_stay = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called with each header, and with each trailer."""
-        self._headers[name.lower()] = value
+        """Called with each header, and with each trailer, of which nothing is needed."""
+        if not self._has_head:
+            self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         """Called behind the last header."""
         status = self._parser.get_status_code()
+        if self._has_ended:
+            return
         if status < 200:  # An interim response: the final one follows.
             self._headers = {}
             return
@@ -165,7 +198,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         """Called with each part of the body, and with each chunk's."""
         exchange = self._exchange
-        if exchange is None or exchange.ended or not self._has_head:
+        if exchange is None or exchange.ended or not self._has_head or self._has_ended:
             return
         try:
             exchange.take(data)
@@ -174,32 +207,33 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Called behind the body."""
-        if self._has_head and self._exchange:
+        if self._has_head and self._exchange and not self._has_ended:
+            self._has_ended = True
             self._can_stay = self._parser.should_keep_alive()
             self._exchange.complete()
 
 
 class IdleConnections:
-    """Connections that wait for the next request. One timer closes those that have waited too long.
+    """Pool of idle connections. One timer closes those that were idle for too long.
 
     Args:
-        loop: The event loop that they belong to.
+        loop: The event loop of the connections.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._connections: list[tuple[Connection, float]] = []
-        """Each with the time at which it came; the last one came last."""
+        """The connections with the times since which they are idle, the latest last."""
         self._timer: asyncio.TimerHandle | None = None
 
     def put(self, connection: Connection) -> None:
-        """Keep a connection."""
+        """Add a connection."""
         self._connections.append((connection, self.loop.time()))
         if self._timer is None:
             self._timer = self.loop.call_later(_IDLE_SECONDS, self._close_old)
 
     def take(self) -> Connection | None:
-        """A connection that is open, the one that was used last."""
+        """Removes and returns the open connection that was used last; None if there is none."""
         oldest = self.loop.time() - _IDLE_SECONDS
         while self._connections:
             connection, since = self._connections.pop()
@@ -216,7 +250,7 @@ class IdleConnections:
         self._timer = self.loop.call_at(next_look, self._close_old) if next_look else None
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all idle connections."""
         while self._connections:
             self._connections.pop()[0].close()
         if self._timer:
@@ -225,13 +259,13 @@ class IdleConnections:
 
 
 class Connections:
-    """The connections to one server, without a hidden cap; they belong to the event loop that runs.
+    """The connections to one server. Their number is unlimited, and they belong to the running event loop.
 
     Args:
         target: The server's URL.
-        proxy: That of an HTTP proxy to go through, or None.
-        tls: For connections by TLS.
-        connect_seconds: How long a connection may take to be made; 0: no limit.
+        proxy: The URL of an HTTP proxy; None for direct connections.
+        tls: The TLS context; None for plain HTTP.
+        connect_seconds: The deadline for a new connection, in seconds; 0: no limit.
     """
 
     def __init__(
@@ -245,12 +279,12 @@ class Connections:
         self._open: set[Connection] = set()
 
     async def run(self, exchange: Exchange) -> None:
-        """Send a request and wait for the end of its exchange; cancelling it closes the connection.
+        """Run an exchange to its end. Cancellation closes the connection.
 
         Raises:
-            Unreachable: No connection can be made.
-            Broken: It broke before the end.
-            ModelServerError: What came makes no sense, or not in time.
+            Unreachable: No connection can be opened.
+            Broken: The connection broke before the end.
+            ModelServerError: The response is invalid, or missed a deadline (`Timeout`).
         """
         loop = exchange.deadlines.loop
         if self._idle is None or self._idle.loop is not loop:
@@ -262,11 +296,11 @@ class Connections:
                     await self._run_on(connection, exchange)
                     return
                 except Broken as broken:
-                    # A server may close an idle connection at the moment at which it is used.
+                    # The server may have closed the idle connection just before it was used.
                     if not broken.unanswered:
                         raise
                 exchange.reset()
-            await self._run_on(await self._made(self._idle), exchange)
+            await self._run_on(await self._made(self._idle, exchange.deadlines), exchange)
         finally:
             exchange.deadlines.stop()
 
@@ -282,13 +316,17 @@ class Connections:
             self._open.discard(connection)
         connection.release()
 
-    async def _made(self, idle: IdleConnections) -> Connection:
-        """A new connection."""
+    async def _made(self, idle: IdleConnections, deadlines: Deadlines) -> Connection:
+        """Opens a connection."""
         through = self._proxy or self._target
+        left = deadlines.left
+        seconds = min(self._connect_seconds or NEVER, left)
         try:
-            async with timeout(self._connect_seconds or None):
+            async with timeout(None if seconds == NEVER else seconds):
                 return await self._connect(through, idle)
         except asyncio.TimeoutError as error:
+            if seconds == left:
+                raise deadlines.missed() from error
             raise Unreachable(f"the model server cannot be reached{self._at_proxy}") from error
         except ssl.SSLCertVerificationError as error:
             raise Unreachable("the model server cannot be reached: its certificate is not trusted here") from error
@@ -307,9 +345,7 @@ class Connections:
     async def _connect(self, to: SplitResult, idle: IdleConnections) -> Connection:
         loop = asyncio.get_running_loop()
         assert to.hostname
-        addresses = await loop.getaddrinfo(
-            to.hostname, to.port or _PORTS[to.scheme], type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
-        )
+        addresses = await _resolved(to.hostname, to.port or _PORTS[to.scheme])
         connected = await start_connection(
             addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1, socket_factory=_socket
         )
@@ -328,7 +364,7 @@ class Connections:
         return await self._tunnel(transport, connection, idle) if isinstance(connection, _Tunnel) else connection
 
     async def _tunnel(self, transport: asyncio.Transport, tunnel: _Tunnel, idle: IdleConnections) -> Connection:
-        """A connection by TLS through the proxy, from end to end."""
+        """Opens a TLS connection through a proxy, with CONNECT; TLS is end to end."""
         assert self._proxy
         assert self._tls
         host, port = self._target.hostname, self._target.port or _PORTS["https"]
@@ -344,7 +380,8 @@ class Connections:
         except BaseException:
             transport.abort()
             raise
-        assert secure
+        if secure is None:
+            raise Unreachable("the proxy before the model server closed the connection")
         connection.connection_made(secure)
         return connection
 
@@ -358,7 +395,7 @@ class Connections:
 
 
 class _Tunnel(asyncio.Protocol):
-    """A connection to a proxy, up to its answer to CONNECT."""
+    """A connection to a proxy, up to the response to CONNECT."""
 
     def __init__(self) -> None:
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -383,15 +420,25 @@ class _Tunnel(asyncio.Protocol):
 
 
 def proxy_credentials(proxy: SplitResult) -> str | None:
-    """The value of `Proxy-Authorization`, of the user and the password in a proxy's URL."""
+    """Returns the value of `Proxy-Authorization` for the user in a proxy's URL; None if it has no user."""
     if proxy.username is None:
         return None
     said = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
     return f"Basic {b64encode(said.encode()).decode()}"
 
 
+async def _resolved(host: str, port: int) -> Sequence[AddrInfoType]:
+    """The addresses of a host; those of an address need no thread, of which there are few."""
+    try:
+        numeric = socket.AI_NUMERICHOST
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=numeric)
+    except socket.gaierror:
+        loop = asyncio.get_running_loop()
+        return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+
+
 def _socket(info: AddrInfoType) -> socket.socket:
-    """A socket for an address; it notices when the model server's host is gone."""
+    """Returns a socket for an address, with TCP keepalive; see `notice_silence`."""
     family, kind, protocol, *_ = info
     made = socket.socket(family, kind, protocol)
     notice_silence(made, _STALLED_SECONDS)

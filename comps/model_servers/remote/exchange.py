@@ -1,7 +1,7 @@
-"""One request to a model server and its response: what arrives is handed on in the call in which it arrives.
+"""One HTTP exchange with a model server: a request and its response.
 
-A response is pushed: `asyncio` calls the connection with bytes, httptools calls back with parts of the body, and these
-become events, pieces of an answer and chunks to the client before that call returns. Nothing waits in between.
+The response is pushed: asyncio calls the connection with bytes, httptools calls back with parts of the body, and these
+become events, deltas and chunks to the client within the same call. Nothing on that path awaits.
 """
 
 from __future__ import annotations
@@ -13,31 +13,34 @@ from typing import Protocol
 
 from comps.core.errors import ModelServerError
 from comps.core.errors import Timeout as ServerTimeout
+from comps.core.ports import Answer
 from comps.model_servers.remote.sse import EventStream
 from comps.model_servers.target import Access
 
 NEVER = float("inf")
 MOST_OF_FAILURE = 4000
-"""Bytes that are read of a body that is no answer."""
+"""The maximum size of a body that is an error, in bytes."""
 MOST_OF_WHOLE = 1_000_000_000
-"""Bytes of a whole answer; more would only fill the memory."""
+"""The maximum size of a whole answer, in bytes."""
 _NO_STREAM = (b"application/json", b"text/html")
-"""What comes instead of a stream from something else than a model server. Others may have a stream mislabelled."""
+"""Media types that are certainly no event stream. Other types are parsed as one, since servers may mislabel it."""
 _REST_SECONDS = 0.05
-"""How long the last bytes behind all events may take."""
+"""The deadline for the end of the body after the last event, in seconds."""
 _PIECE = 65536
-"""Bytes that are decompressed at once: of a compression bomb, no more than some megabytes come at once."""
+"""The number of bytes that are decompressed at once."""
+_MOST_PIECES = 500
+"""The maximum number of such pieces of what is read at once, at most 256 KiB: more is a compression bomb."""
 _AUTOMATIC = 47
-"""The window bits with which zlib takes gzip's header as well as its own."""
+"""zlib's window bits for automatic detection of gzip and zlib headers."""
 
 
 class Broken(Exception):
     """The connection broke before the response was complete.
 
     Args:
-        said: How.
-        unanswered: Whether nothing of a response had arrived, on a connection that had been used before: the server may
-            have closed it while it was idle, and has not begun.
+        said: The cause.
+        unanswered: Whether the request may be retried: the connection was reused, and nothing of a response had
+            arrived. The server has probably closed it while it was idle.
     """
 
     def __init__(self, said: str, unanswered: bool = False) -> None:
@@ -46,75 +49,80 @@ class Broken(Exception):
 
 
 class Reader(Protocol):
-    """What reads the events of a streamed answer."""
-
-    def event(self, data: bytes) -> bool:
-        """Read the data of an event; True: that was all that is wanted of the stream.
-
-        Raises:
-            ModelServerError: It makes no sense, or tells of a failure.
-        """
-        ...
+    """The reader of a stream's events."""
 
     @property
-    def full(self) -> bool:
-        """Whether what is read is not taken on as fast as it comes; see `comps.core.ports.Answer`."""
+    def answer(self) -> Answer:
+        """Where it writes what the events say."""
         ...
 
-    async def drain(self) -> None:
-        """Wait until it is."""
+    def event(self, data: bytes) -> bool:
+        """Read the data of an event; returns True to end the stream.
+
+        Raises:
+            ModelServerError: The data is invalid, or it is an error.
+        """
         ...
 
 
 class Deadlines:
-    """By when an exchange must go on. One timer watches all of it: a deadline is a number that moves.
+    """The deadlines of an exchange. There is one timer; moving a deadline only changes a number.
 
     Args:
-        first: Seconds to the first event, or to the whole answer; 0: no limit.
-        between: Seconds from one event to the next; 0: no limit.
-        total: Seconds to the end; 0: no limit.
+        first: Seconds until the first event or the whole answer; 0: no limit.
+        between: Seconds between two events; 0: no limit.
+        total: Seconds until the end; 0: no limit.
     """
 
     __slots__ = ("_begun", "_between", "_due", "_end", "_late", "_timer", "loop")
 
     def __init__(self, first: float = 0.0, between: float = 0.0, total: float = 0.0) -> None:
         self.loop = asyncio.get_running_loop()
-        """The event loop, looked up once for an exchange."""
+        """The running event loop, looked up once per exchange."""
         now = self.loop.time()
         self._between = between or NEVER
         self._end = now + (total or NEVER)
         self._due = min(now + (first or NEVER), self._end)
         self._begun = False
         self._late: Callable[[Exception], None] | None = None
-        # No event can be late before this, so that the timer need not be set anew with the first event.
+        # The earliest possible deadline, so that the first event need not move the timer.
         begins = min(self._due, now + self._between)
         self._timer = self.loop.call_at(begins, self._look) if begins != NEVER else None
 
     @classmethod
     def of_stream(cls, access: Access) -> Deadlines:
-        """Those of a streamed answer."""
+        """Returns the deadlines of a streamed answer."""
         return cls(access.first_token_seconds, access.between_tokens_seconds, access.total_seconds)
 
     @classmethod
     def of_whole(cls, access: Access) -> Deadlines:
-        """Those of a whole answer: its first piece is its last."""
+        """Returns the deadlines of a whole answer, which arrives in one piece."""
         return cls(access.first_token_seconds, 0.0, access.total_seconds)
 
     def watch(self, late: Callable[[Exception], None]) -> None:
-        """Call `late` with an error once a deadline is missed, until `stop`."""
+        """Call `late` with a timeout error if a deadline is missed before `stop`."""
         self._late = late
 
     def extend(self) -> None:
-        """An event has arrived."""
+        """Move the deadline: an event has arrived."""
         self._begun = True
         self._due = min(self.loop.time() + self._between, self._end)
 
     def suspend(self) -> None:
-        """The reader makes the server wait, which is not the server's fault; the total goes on."""
+        """Suspend the deadline between events while the reader makes the server wait; the total remains."""
         self._due = self._end
 
+    @property
+    def left(self) -> float:
+        """Seconds to the deadline; infinite without one."""
+        return self._due - self.loop.time()
+
+    def missed(self) -> ServerTimeout:
+        """The error of a deadline that was missed."""
+        return ServerTimeout(f"the model server did not {'go on' if self._begun else 'begin'} in time")
+
     def stop(self) -> None:
-        """Watch no longer."""
+        """Cancel the timer."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
@@ -127,17 +135,17 @@ class Deadlines:
             return
         self._timer = None
         if self._late:
-            self._late(ServerTimeout(f"the model server did not {'go on' if self._begun else 'begin'} in time"))
+            self._late(self.missed())
 
 
 class Exchange:
-    """A request and its response, whole.
+    """An exchange whose response is read as a whole.
 
     Args:
-        request: The request, as it goes over the wire.
-        deadlines: By when the response must be there.
-        most: Bytes of the body that are read.
-        unread: A status whose body is not read.
+        request: The bytes of the request.
+        deadlines: The deadlines of the response.
+        most: The maximum size of the body, in bytes; the rest is not read.
+        unread: A status at which the exchange ends without reading the body; 0: none.
     """
 
     def __init__(self, request: bytes, deadlines: Deadlines, most: int = MOST_OF_WHOLE, unread: int = 0) -> None:
@@ -145,11 +153,11 @@ class Exchange:
         self.deadlines = deadlines
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
-        """Their names in lower case; of several with the same name the last."""
+        """The headers by lower-case name; of repeated ones, the last."""
         self.ended = False
-        """Whether nothing more is wanted of the response."""
+        """Whether the exchange is over."""
         self.is_done = False
-        """Whether all that is wanted is there, and only the end of the body is to come."""
+        """Whether the response is complete except for the end of its body."""
         self._most = most
         self._unread = unread
         self._pieces: list[bytes] = []
@@ -161,20 +169,20 @@ class Exchange:
 
     @property
     def body(self) -> bytes:
-        """What has been collected of the body."""
+        """The body, as far as it has arrived."""
         return b"".join(self._pieces)
 
     def reset(self) -> None:
-        """Be ready to be sent once more, on another connection; nothing of a response has arrived."""
+        """Prepare for a retry on another connection, after `Broken.unanswered`."""
         self.ended = False
         self._failure = None
 
     async def wait(self) -> None:
-        """Wait for the end.
+        """Wait for the end of the exchange.
 
         Raises:
             Broken: The connection broke.
-            ModelServerError: What was read makes no sense, or came too late.
+            ModelServerError: The response is invalid, or missed a deadline (`Timeout`).
         """
         while not self.ended:
             self._waiter = self.deadlines.loop.create_future()
@@ -183,9 +191,12 @@ class Exchange:
             raise self._failure
 
     def head(self, status: int, headers: dict[bytes, bytes]) -> None:
-        """The status line and the headers have arrived."""
+        """Called when the status line and the headers have arrived."""
         self.status = status
         self.headers = headers
+        self.request = b""  # It may be large, and is not sent again.
+        if status != 200:
+            self._most = min(self._most, MOST_OF_FAILURE)
         if headers.get(b"content-encoding", b"identity").lower() in (b"gzip", b"x-gzip", b"deflate"):
             self._inflate = zlib.decompressobj(_AUTOMATIC)
         if status == self._unread:
@@ -194,17 +205,20 @@ class Exchange:
     def _take_compressed(self, data: bytes) -> None:
         assert self._inflate
         try:
-            while data and not self.ended:
+            for _ in range(_MOST_PIECES):
                 self.read(self._inflate.decompress(data, _PIECE))
                 data = self._inflate.unconsumed_tail
+                if not data or self.ended:
+                    return
         except zlib.error:
             raise ModelServerError("the model server's answer cannot be decompressed") from None
+        raise ModelServerError("the model server's answer is compressed too much")
 
     def take(self, data: bytes) -> None:
-        """Take bytes of the body as they came.
+        """Decompress, if necessary, and read bytes of the body.
 
         Raises:
-            ModelServerError: They make no sense, or tell of a failure.
+            ModelServerError: The body is invalid, or contains an error.
         """
         if self._inflate is None:
             self.read(data)
@@ -212,49 +226,51 @@ class Exchange:
             self._take_compressed(data)
 
     def read(self, data: bytes) -> None:
-        """Read bytes of the body, no longer compressed."""
+        """Read decompressed bytes of the body."""
         self._pieces.append(data)
         self._length += len(data)
         if self._length > self._most:
             self.end()
 
     def complete(self) -> None:
-        """The body has ended."""
+        """Called at the end of the body."""
         self.end()
 
     def await_rest(self) -> None:
-        """Wait a little for the end of the body."""
+        """Called when `is_done` is set: a deadline for the end of the body."""
 
     @property
     def full(self) -> bool:
-        """Whether the connection shall be read no further for now."""
+        """Whether to pause reading from the connection."""
         return False
 
     def fail(self, error: Exception) -> None:
-        """End with an error; what came before stays written."""
+        """End with an error. What was written before remains."""
         if not self.ended:
             self._failure = error
             self.end()
 
     def end(self) -> None:
-        """Want nothing more."""
+        """End the exchange."""
         self.ended = True
         self.wake()
 
     def wake(self) -> None:
-        """Let `wait` look again."""
+        """Wake `wait`."""
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
 
 
 class StreamExchange(Exchange):
-    """A request and its response, read as server-sent events as they arrive, up to `[DONE]` or the end of the body.
+    """An exchange whose response is parsed as server-sent events, up to `[DONE]` or the end of the body.
 
-    Where it is no stream of events, the beginning of the body is collected, as of any failure.
+    If the response is no event stream, the beginning of its body is collected, for the error.
 
     Args:
-        reader: What reads the events.
-        unread: A status whose body is not read.
+        request: The bytes of the request.
+        deadlines: The deadlines of the response.
+        reader: The reader of the events.
+        unread: A status at which the exchange ends without reading the body; 0: none.
     """
 
     def __init__(self, request: bytes, deadlines: Deadlines, reader: Reader, unread: int = 0) -> None:
@@ -263,11 +279,11 @@ class StreamExchange(Exchange):
         self._stream: EventStream | None = None
         self._rest: asyncio.TimerHandle | None = None
         self.resume: Callable[[], None] | None = None
-        """Set while the connection is read no further; goes on."""
+        """Resumes reading from the connection; None unless reading is paused."""
 
     @property
     def streams(self) -> bool:
-        """Whether the response is a stream of events."""
+        """Whether the response is an event stream."""
         return self._stream is not None
 
     def head(self, status: int, headers: dict[bytes, bytes]) -> None:
@@ -277,7 +293,7 @@ class StreamExchange(Exchange):
             self._stream = EventStream(self._event)
 
     def take(self, data: bytes) -> None:
-        if self._stream is not None and self._inflate is None:  # As nearly all that comes.
+        if self._stream is not None and self._inflate is None:  # Fast path: an uncompressed stream.
             self._stream.feed(data)
         else:
             super().take(data)
@@ -307,12 +323,12 @@ class StreamExchange(Exchange):
             self.end()
 
     def await_rest(self) -> None:
-        """Wait a little for the end of the body, with which the connection can be used again."""
+        """Set a deadline for the end of the body, after which the connection can be reused."""
         if not self._rest and not self.ended:
             self._rest = self.deadlines.loop.call_later(_REST_SECONDS, self.end)
 
     def fail(self, error: Exception) -> None:
-        if self.is_done:  # All that is wanted was there before.
+        if self.is_done:  # The response was complete before the error.
             self.end()
         else:
             super().fail(error)
@@ -324,16 +340,29 @@ class StreamExchange(Exchange):
 
     @property
     def full(self) -> bool:
-        return self._stream is not None and self._reader.full
+        return self._stream is not None and self._reader.answer.full
 
     async def wait(self) -> None:
         while not self.ended:
             self._waiter = self.deadlines.loop.create_future()
             await self._waiter
             if self.resume and not self.ended:
-                self.deadlines.suspend()
-                await self._reader.drain()
-                self.deadlines.extend()
-                self.resume()
+                await self._drain()
         if self._failure:
             raise self._failure
+
+    async def _drain(self) -> None:
+        """Wait until the reader has drained, or the exchange has ended meanwhile, and read on."""
+        self.deadlines.suspend()
+        self._waiter = self.deadlines.loop.create_future()
+        draining = asyncio.ensure_future(self._reader.answer.drain())
+        try:
+            await asyncio.wait((draining, self._waiter), return_when=asyncio.FIRST_COMPLETED)
+            if draining.done():
+                draining.result()
+        finally:
+            draining.cancel()
+            await asyncio.gather(draining, return_exceptions=True)
+        if self.resume and not self.ended:
+            self.deadlines.extend()
+            self.resume()

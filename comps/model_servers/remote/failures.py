@@ -1,4 +1,4 @@
-"""What the failures of a model server stand for: HTTP statuses and error objects as errors of ours."""
+"""Errors of a model server: maps HTTP statuses and error objects to exceptions."""
 
 from __future__ import annotations
 
@@ -27,22 +27,25 @@ from comps.core.types import JSON
 _NAME = re.compile(r"[\w.\[\]-]{1,100}", re.ASCII)
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error")
-"""What OpenAI and llama-server call a prompt that is too long."""
+"""The error codes of OpenAI and llama-server for a prompt that is too long."""
 _SAYS_TOO_LONG = re.compile(
     r"^(?!.*_tokens' is too large)"
     r".*(maximum context length|longer than the (maximum model|model's context) length)"
 )
-"""How vLLM and SGLang say so; of max_tokens, vLLM says much the same."""
+"""The messages of vLLM and SGLang for it. vLLM's message about max_tokens is similar and excluded."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
 def failure(status: int, headers: Mapping[bytes, bytes], body: bytes) -> LLMError:
-    """The error that a response whose status is not 200 stands for.
+    """Returns the exception for a response whose status is not 200.
+
+    It is InvalidRequest or PromptTooLong for 400, 413 and 422, Overloaded for 429, Unreachable for 503, and Refused for
+    all others.
 
     Args:
         status: The HTTP status.
-        headers: By their names in lower case.
-        body: Its beginning.
+        headers: The headers by lower-case name.
+        body: The beginning of the body.
     """
     if status in _REDIRECTS:
         return Refused(status, "it redirects to another URL, which is not followed")
@@ -53,7 +56,7 @@ def failure(status: int, headers: Mapping[bytes, bytes], body: bytes) -> LLMErro
         document = {"error": text.strip() or _phrase(status)}
     error = document.get("error", document) if isinstance(document, dict) else document
     message = error_message(error)
-    if status in (401, 403):  # What it says of our key is not for a caller.
+    if status in (401, 403):  # The message may contain our key, so callers do not get it.
         return Refused(status, "it does not accept this service's key")
     if status in (400, 413, 422):
         return _refusal(error if isinstance(error, dict) else {}, f"the model server refused it: {message}")
@@ -72,7 +75,7 @@ def _phrase(status: int) -> str:
 
 
 def _refusal(error: dict[str, JSON], said: str) -> InvalidRequest:
-    """What the caller has to mend; `error` is the server's own."""
+    """Returns the request error for the server's `error` object and our message."""
     field = param if isinstance(param := error.get("param"), str) and _NAME.fullmatch(param) else None
     coded = any(error.get(name) in _TOO_LONG for name in ("code", "type"))
     if not coded and (field in _LIMITS or not _SAYS_TOO_LONG.search(said)):
@@ -84,7 +87,7 @@ def _refusal(error: dict[str, JSON], said: str) -> InvalidRequest:
 
 
 def _retry_after(headers: Mapping[bytes, bytes]) -> int:
-    """Seconds: the header has them, or a date."""
+    """Returns the seconds in `Retry-After`, which is a number or a date; 1 if it is neither."""
     said = headers.get(b"retry-after", b"").decode("latin-1")
     with suppress(ValueError):
         return max(int(said), 0)
@@ -94,21 +97,21 @@ def _retry_after(headers: Mapping[bytes, bytes]) -> int:
 
 
 def error_message(error: JSON) -> str:
-    """What a server says in its error, which may be an object, a string or anything."""
+    """Returns the message in a server's error, which may be an object, a string or any other JSON value."""
     said = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
     return brief(str(said))
 
 
 def brief(text: str) -> str:
-    """A text in one line of at most 500 characters."""
+    """Returns text in one line, cut to 500 characters."""
     return " ".join(text.split())[:500]
 
 
 class CheckedAnswer:
-    """For reading an answer: one that is not built as it should be is an error of the model server."""
+    """Context manager for parsing an answer: errors of a wrong structure become a ModelServerError."""
 
     def __enter__(self) -> None:
-        """Nothing is to be set up."""
+        """Does nothing."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -121,5 +124,5 @@ _CHECKED_ANSWER = CheckedAnswer()
 
 
 def checked_answer() -> CheckedAnswer:
-    """The context in which an answer is read; see `CheckedAnswer`."""
+    """Returns the context manager for parsing an answer; see `CheckedAnswer`."""
     return _CHECKED_ANSWER

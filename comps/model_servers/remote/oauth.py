@@ -1,4 +1,4 @@
-"""OAuth 2.0 client credentials: a bearer token from a token server, renewed before it runs out (RFC 6749, 4.4)."""
+"""OAuth 2.0 client credentials grant: a bearer token, renewed before it expires (RFC 6749, 4.4)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from comps.model_servers.remote.exchange import Broken, Deadlines, Exchange
 from comps.model_servers.remote.site import Site
 
 _MARGIN = 30.0
-"""Seconds before its end at which a token is renewed; of a shorter-lived one, a tenth of its life."""
+"""The renewal margin before expiry, in seconds; for short-lived tokens, a tenth of the lifetime."""
 _UNTOLD = 300.0
-"""Seconds for which a token is taken for good whose server does not say."""
+"""The assumed lifetime in seconds, if the response has no `expires_in`."""
 _SECONDS = 10.0
-"""How long the token server may take."""
+"""The deadline for a token request, in seconds."""
 _FORM = b"application/x-www-form-urlencoded"
 
 
 class ClientCredentials:
-    """The current token of one client.
+    """Fetches and caches the access token of one client.
 
     Args:
-        site: Where tokens are had.
-        client_id: Who asks for one.
-        client_secret: What proves it.
+        site: The token endpoint.
+        client_id: The client's ID.
+        client_secret: The client's secret.
     """
 
     def __init__(self, site: Site, client_id: str, client_secret: str) -> None:
@@ -40,17 +40,17 @@ class ClientCredentials:
         self._fetching: asyncio.Task[None] | None = None
 
     async def token(self, refused: str = "") -> str:
-        """A token that is still good.
+        """Returns a valid access token, from the cache if possible.
 
         Args:
-            refused: A token that the model server does not accept (any more), whatever its server said of it.
+            refused: A token that the model server refused; it is not returned again, even if it has not expired.
 
         Raises:
-            Unreachable: The token server cannot be reached.
-            ModelServerError: It gives no token.
+            Unreachable: The token endpoint cannot be reached.
+            ModelServerError: The token endpoint returned an error.
         """
         if not self._good(refused):
-            # Of many requests at once, one fetches it, or fails to, for all; it goes on if that one is cancelled.
+            # Concurrent requests share one task, which is shielded: it goes on if one of them is cancelled.
             fetching = self._fetching
             if fetching is None or fetching.done() or fetching.get_loop() is not asyncio.get_running_loop():
                 fetching = self._fetching = asyncio.ensure_future(self._fetch())
@@ -66,14 +66,14 @@ class ClientCredentials:
         request = self._site.request("POST", "", urlencode(self._form).encode(), b"", _FORM)
         exchange = Exchange(request, Deadlines(_SECONDS))
         try:
-            # A redirect is not followed: it would take the secret along.
+            # Redirects are not followed, since the request contains the secret.
             await self._site.connections.run(exchange)
         except (Broken, Unreachable, Timeout) as error:
             raise Unreachable("the server that gives tokens for the model server cannot be reached") from error
         status, said = exchange.status, _document(exchange.body)
         token = said.get("access_token")
         if status != 200 or not isinstance(token, str) or not token.isprintable() or not token:
-            # Its codes are known words (RFC 6749, 5.2); what else it says may hold what we sent.
+            # Only the error code is shown (RFC 6749, 5.2); other fields may contain our secret.
             code = str(said.get("error", ""))
             told = f": {code}" if code.replace("_", "").isalpha() and len(code) < 40 else ""
             raise ModelServerError(f"the server that gives tokens for the model server answered {status}{told}")
@@ -87,7 +87,7 @@ class ClientCredentials:
 
 
 def retrieve_exception(task: asyncio.Task[Any]) -> None:
-    """For a task that nobody may wait for any more: asyncio would complain in the log of a failure that nobody sees."""
+    """Callback for a task that may no longer be awaited: asyncio logs exceptions that are never retrieved."""
     if not task.cancelled():
         task.exception()
 

@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's API: the shared client; what differs between servers is in subclasses."""
+"""Client of any server with OpenAI's API. Subclasses implement what differs between servers."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from comps.model_servers.target import Access, Target
 T = TypeVar("T")
 
 _FRESH_SECONDS = 2.0
-"""How long a description of the server is taken for true."""
+"""Seconds for which a description is cached."""
 _NEWER_NAME = re.compile(r"max_completion_tokens\W* instead")
-"""How OpenAI refuses max_tokens for its reasoning models. The newer name is not used unasked: many a server passes over
-it, and answers without a limit."""
+"""OpenAI's error about max_tokens for its reasoning models. The newer name is used only after this error, because many
+servers ignore it and answer without a limit."""
 _VERSION = re.compile(r"v\d+\w*")
 _ROUTE = re.compile(r"((/chat)?/completions|/generate(_stream)?)/?$")
-"""What is asked, at the end of a URL that was copied whole."""
+"""An endpoint's path at the end of a configured URL, which should not be there."""
 _WINDOWS = ("max_model_len", "context_window", "context_length", "max_context_length", "n_ctx")
-"""What servers call the context window of a listed model: vLLM and SGLang, Groq, OpenRouter and Together, LM Studio,
-llama.cpp (below `meta`)."""
+"""The fields with the context window in `/v1/models`: of vLLM and SGLang, Groq, OpenRouter and Together, LM Studio, and
+llama.cpp (in `meta`)."""
 
 OPENAI_OPTIONS = frozenset(
     (
@@ -77,31 +77,36 @@ OPENAI_OPTIONS = frozenset(
         "web_search_options",
     )
 )
-"""What OpenAI's own API knows besides sampling, of what can be streamed; `messages.*` stands for the further fields of
-messages. https://platform.openai.com/docs/api-reference/chat/create, https://platform.openai.com/docs/api-reference/completions
+"""OpenAI's options other than sampling, as far as they can be streamed; `messages.*` stands for the further fields of
+messages. Source: https://platform.openai.com/docs/api-reference/chat/create,
+    https://platform.openai.com/docs/api-reference/completions
 """
 
 
 class OpenAIAPI:
-    """A server with `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings` and `/v1/models`.
+    """Client of `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings` and `/v1/models`.
 
-    It stops generating once the connection of a request closes, of a whole answer as of a stream.
+    Closing the connection of a request stops generation, for whole answers as well as for streams.
 
     Args:
-        model_name: The name that the server knows the model by.
-        endpoint: Its URL, with or without `/v1`; with another version in its path (`/v3`, `/v1beta/openai`), that one.
-        access: How it is reached.
-        context_window: In tokens; None asks the server.
+        model_name: The server's name for the model.
+        endpoint: The server's URL, with or without `/v1`. Another version in its path (`/v3`, `/v1beta/openai`) is used
+            instead of `/v1`.
+        access: Credentials, TLS and deadlines.
+        context_window: The context window in tokens; None: as the server reports it.
+
+    Raises:
+        SettingsError: A setting is invalid; see `HTTP`.
     """
 
     honoured: ClassVar[frozenset[str]] = frozenset(
         ("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "stop")
     )
-    """The fields of `Sampling` that the server knows, under the same names."""
+    """The fields of `Sampling` that the server supports, under the same names."""
     options: ClassVar[frozenset[str]] = OPENAI_OPTIONS
-    """The options that it knows."""
+    """The options that the server supports."""
     _limit = "max_tokens"
-    """What the server calls the most tokens to generate."""
+    """The server's name of the field `max_tokens`."""
 
     def __init__(
         self, model_name: str, endpoint: str, access: Access | None = None, context_window: int | None = None
@@ -124,7 +129,7 @@ class OpenAIAPI:
 
     async def describe(self) -> ModelInfo:
         if self._info is None or time.monotonic() - self._described > _FRESH_SECONDS:
-            # Of many requests at once, one asks for all; it goes on if that one is cancelled.
+            # Concurrent requests share one task, which is shielded: it goes on if one of them is cancelled.
             if self._describing is None or self._describing.done() or not _of_this_loop(self._describing):
                 self._describing = asyncio.ensure_future(self._ask())
                 self._describing.add_done_callback(retrieve_exception)
@@ -138,7 +143,7 @@ class OpenAIAPI:
         return self._info
 
     async def _facts(self) -> ModelInfo:
-        """What the server says of the model; one that lists none is there all the same."""
+        """Fetches the description from `/v1/models`. A server without that endpoint counts as ready."""
         window, honoured = self._context_window, self.honoured | self.options
         try:
             listing = await self.http.get(f"{self._api}/models")
@@ -148,12 +153,13 @@ class OpenAIAPI:
         else:
             told = self._told(listing)
             window = window or next((told[name] for name in _WINDOWS if isinstance(told.get(name), int)), None)
-            if isinstance(told.get("honours"), list):  # It is one of these services itself.
+            if isinstance(told.get("honours"), list):  # The server is an instance of this service.
                 honoured &= set(told["honours"])
         return ModelInfo(self.model_name, window, honoured)
 
     def _told(self, listing: JSON) -> dict[str, Any]:
-        """What is said of ours among the listed models; a server may know it by an alias that it does not list."""
+        """Returns the entry of our model in the list, `meta` included; empty if it is not listed, as an alias may
+        be."""
         mine: dict[str, Any] = next((model for model in listing["data"] if model["id"] == self.model_name), {})
         return {**mine, **(mine.get("meta") or {})}
 
@@ -167,7 +173,7 @@ class OpenAIAPI:
         return await self.whole(path, body)
 
     async def stream(self, path: str, body: dict[str, JSON], answer: Answer) -> None:
-        """Write the streamed answer to a body that `request` or `asking` made."""
+        """Send a body from `request` or `asking` as a streaming request, and write the answer."""
         reader = ChunkReader(answer)
         streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
         with checked_answer():
@@ -175,14 +181,14 @@ class OpenAIAPI:
             reader.close()
 
     async def whole(self, path: str, body: dict[str, JSON]) -> Generation:
-        """The whole answer to such a body, asked for whole, or streamed and collected if `access` says so."""
+        """Returns the whole answer to such a body; it is streamed and collected if `access.streams_whole` is set."""
         if self.access.streams_whole:
             return await collect(self.stream, path, body)
         with checked_answer():
             return whole_answer(await self._with_limit(body, lambda asked: self.http.response(path, asked)))
 
     async def _with_limit(self, body: dict[str, JSON], ask: Callable[[dict[str, JSON]], Awaitable[T]]) -> T:
-        """Ask with the most tokens to generate under the name that the server has for it."""
+        """Call `ask` with the body, with `max_tokens` under the server's name of that field."""
         if "max_tokens" not in body:
             return await ask(body)
         if self._limit != "max_tokens":
@@ -196,7 +202,7 @@ class OpenAIAPI:
         return await ask(_renamed(body, self._limit))
 
     def request(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> tuple[str, dict[str, JSON]]:
-        """The path and the body that ask for an answer."""
+        """Returns the path and the body of a generation request."""
         if isinstance(prompt, str):
             return self.asking({"prompt": prompt}, sampling, options)
         return self.asking({"messages": [wire_message(message) for message in prompt]}, sampling, options)
@@ -204,7 +210,7 @@ class OpenAIAPI:
     def asking(
         self, asked: Mapping[str, JSON], sampling: Sampling, options: Mapping[str, JSON]
     ) -> tuple[str, dict[str, JSON]]:
-        """The same for a `prompt` or `messages` in OpenAI's own form."""
+        """Returns the path and the body for a `prompt` or `messages` in OpenAI's form."""
         body = {
             "model": self.model_name,
             **self._sampling(sampling),
@@ -220,7 +226,7 @@ class OpenAIAPI:
         return prompt, only(sampling, self.honoured), options
 
     def _sampling(self, sampling: Sampling) -> dict[str, JSON]:
-        """The sampling fields of the body; those that are not set are the server's to decide."""
+        """Returns the sampling fields of the body, without those that are not set."""
         said = [(name, getattr(sampling, name)) for name in self._sampling_fields]
         return {name: value for name, value in said if value is not None and value != ()}
 
@@ -243,7 +249,11 @@ class OpenAIAPI:
 
 
 def _vector(said: JSON) -> list[float]:
-    """A vector, as a list of numbers or as little-endian float32 in base64, which some servers always send."""
+    """Parses a vector: a list of numbers, or base64 of little-endian float32, which some servers always send.
+
+    Raises:
+        ValueError: It is no vector of finite numbers.
+    """
     if isinstance(said, str):
         said = [number for (number,) in iter_unpack("<f", b64decode(said, validate=True))]
     if not (isinstance(said, list) and said and set(map(type, said)) <= {int, float} and all(map(isfinite, said))):
@@ -252,16 +262,16 @@ def _vector(said: JSON) -> list[float]:
 
 
 def wire_message(message: Message) -> dict[str, JSON]:
-    """A message in OpenAI's form."""
+    """Returns a message in OpenAI's form."""
     content = None if message.content == "" and message.extra.get("tool_calls") else message.content
     return {"role": message.role, "content": content, **message.extra}
 
 
 def check_endpoint(endpoint: str) -> None:
-    """Whether it is a URL that a model server can be reached at.
+    """Check the URL of a model server.
 
     Raises:
-        SettingsError: It is not.
+        SettingsError: It is empty or invalid, contains credentials, or ends in the path of an endpoint.
     """
     if not endpoint:
         raise SettingsError("model_server_endpoint (LLM_MODEL_SERVER_ENDPOINT): the URL of the model server is needed")
@@ -273,7 +283,7 @@ def check_endpoint(endpoint: str) -> None:
 
 
 def split_endpoint(endpoint: str) -> tuple[str, str]:
-    """A server's URL without its API's version, and the path from there to the API: `/v1` unless the URL has one."""
+    """Splits a URL into the server's root and the path of the API; the path is `/v1` unless the URL has a version."""
     scheme, _, rest = endpoint.rstrip("/").partition("://")
     host, *segments = rest.split("/")
     version = next((at for at, segment in enumerate(segments) if _VERSION.fullmatch(segment)), None)
@@ -286,5 +296,5 @@ def _of_this_loop(task: asyncio.Task[ModelInfo]) -> bool:
 
 
 def _renamed(body: dict[str, JSON], limit: str) -> dict[str, JSON]:
-    """A body with the most tokens to generate under another name."""
+    """Returns the body with `max_tokens` under another name."""
     return {limit if name == "max_tokens" else name: value for name, value in body.items()}

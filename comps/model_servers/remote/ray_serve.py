@@ -1,4 +1,4 @@
-"""Ray Serve with an application that speaks OpenAI's API: Ray's own builder over vLLM, or ours over an engine."""
+"""Ray Serve with an application that has OpenAI's API: Ray's own over vLLM, or ours over an embedded engine."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from comps.model_servers.remote.vllm import VLLM
 
 
 class RayServe(OpenAIAPI):
-    """https://docs.ray.io/en/latest/serve/llm/; both applications take vLLM's fields besides OpenAI's, and ours says
-    which of them come to something."""
+    """Client of Ray Serve. Both applications accept vLLM's options; ours reports which of them it supports.
+
+    https://docs.ray.io/en/latest/serve/llm/
+    """
 
     honoured = VLLM.honoured
     options = VLLM.options

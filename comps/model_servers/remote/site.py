@@ -1,4 +1,4 @@
-"""One server as requests see it: its URL, what every request begins with, and the connections to it."""
+"""`Site`: a server's URL, the constant part of its requests, and its connections."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from comps.model_servers.remote.connection import Connections, proxy_credentials
 
 
 class Site:
-    """A server's URL, what its requests begin with, and the connections to it.
+    """A server's URL, the constant part of its requests, and its connections.
 
     Args:
-        url: The URL that paths are added to.
-        tls: For connections by TLS.
-        connect_seconds: How long a connection may take to be made; 0: no limit.
+        url: The base URL.
+        tls: The TLS context; None for plain HTTP.
+        connect_seconds: The deadline for a new connection, in seconds; 0: no limit.
     """
 
     def __init__(self, url: SplitResult, tls: ssl.SSLContext | None, connect_seconds: float) -> None:
@@ -25,7 +25,7 @@ class Site:
         host = url.netloc.rpartition("@")[2]
         self._path = url.path
         further = b""
-        if proxy is not None and url.scheme == "http":  # The proxy is told the whole URL.
+        if proxy is not None and url.scheme == "http":  # To a proxy, the request has the whole URL.
             self._path = f"http://{host}{self._path}"
             if credentials := proxy_credentials(proxy):
                 further = f"Proxy-Authorization: {credentials}\r\n".encode("latin-1")
@@ -39,14 +39,14 @@ class Site:
     def request(
         self, method: str, path: str, data: bytes, credentials: bytes, kind: bytes = b"application/json"
     ) -> bytes:
-        """A request as it goes over the wire.
+        """Returns an HTTP request as bytes.
 
         Args:
             method: GET or POST.
-            path: What is added to the URL's own path.
+            path: The path below the base URL.
             data: The body.
-            credentials: A header with them, its line break included, or nothing.
-            kind: The body's media type.
+            credentials: The `Authorization` header with its line break, or nothing.
+            kind: The media type of the body.
         """
         target = f"{method} {self._path}{path or self._root}{self._query}".encode("latin-1")
         content = b"Content-Type: %b\r\nContent-Length: %d\r\n" % (kind, len(data)) if method == "POST" else b""

@@ -1,4 +1,4 @@
-"""Server-sent events out of bytes that may be cut anywhere.
+"""Parser of server-sent events (SSE). The bytes may be split anywhere.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 """
@@ -10,39 +10,40 @@ from collections.abc import Callable
 from comps.core.errors import ModelServerError
 
 _LONGEST = 64_000_000
-"""Bytes of an event; more than that is none, and would only fill the memory."""
+"""The maximum size of an event, in bytes."""
 _BOM = b"\xef\xbb\xbf"
 _CR = 13
 
 
 class EventStream:
-    """Calls back with the data of each event; comments, other fields and events without data are passed over.
+    """Incremental SSE parser. Comments, fields other than `data`, and events without data are ignored.
 
     Args:
-        on_data: Called with the data of an event, in the call of `feed` that brings its end.
+        on_data: Called with the data of each event, from `feed`.
     """
 
-    __slots__ = ("_begun", "_length", "_lines", "_on_data", "_pieces")
+    __slots__ = ("_begun", "_data_length", "_length", "_lines", "_on_data", "_pieces")
 
     def __init__(self, on_data: Callable[[bytes], None]) -> None:
         self._on_data = on_data
         self._pieces: list[bytes] = []
-        """Of a line that has not ended yet, put together once: it may be long."""
+        """The pieces of an unfinished line. They are joined only once, since the line may be long."""
         self._length = 0
-        """Bytes of the event that has not ended yet."""
+        """The size of the unfinished event, in bytes."""
+        self._data_length = 0
         self._lines: list[bytes] = []
-        """The data of that event."""
+        """The data lines of the unfinished event."""
         self._begun = False
-        """Whether any bytes have come."""
+        """Whether the first bytes, which may be a byte order mark, have been read."""
 
     def feed(self, data: bytes) -> None:
-        """Read the next bytes.
+        """Parse the next bytes.
 
         Raises:
-            ModelServerError: An event does not end.
+            ModelServerError: An event exceeds the maximum size; and the errors of `on_data`.
         """
         whole = data.startswith(b"data: ") and data.find(b"\n") == len(data) - 2 and data.endswith(b"\n\n")
-        if whole and not self._pieces and not self._lines and data[-3] != _CR:  # One event, as nearly all arrive.
+        if whole and not self._pieces and not self._lines and data[-3] != _CR:  # Fast path: exactly one event.
             self._begun = True
             self._on_data(data[6:-2])
             return
@@ -61,10 +62,10 @@ class EventStream:
         self._pieces = [rest] if rest else []
         for line in whole:
             self._line(line.removesuffix(b"\r"))
-        self._length = len(rest) + sum(map(len, self._lines))
+        self._length = len(rest) + self._data_length
 
     def _without_bom(self, data: bytes) -> bytes:
-        """The first bytes, without a byte order mark, which may come in pieces."""
+        """Returns the first bytes without the byte order mark, which may be split."""
         data = b"".join([*self._pieces, data])
         self._pieces = []
         self._begun = not _BOM.startswith(data)
@@ -73,12 +74,13 @@ class EventStream:
     def _line(self, line: bytes) -> None:
         if line.startswith(b"data:"):
             self._lines.append(line[5:].removeprefix(b" "))
+            self._data_length += len(line)
         elif not line and self._lines:
-            lines, self._lines = self._lines, []
+            lines, self._lines, self._data_length = self._lines, [], 0
             self._on_data(b"\n".join(lines))
 
     def close(self) -> None:
-        """Read the end: some servers leave out the last empty line."""
+        """Parse the end of the stream, at which some servers omit the last empty line."""
         rest, self._pieces = b"".join(self._pieces), []
         self._line(rest.removesuffix(b"\r"))
         self._line(b"")

@@ -1,6 +1,6 @@
-"""Text Generation Inference: its own API for answers, and its Messages API where a request needs that.
+"""Text Generation Inference (TGI): its own API, and its Messages API for requests that need it.
 
-What is known here of TGI is read in its router: https://github.com/huggingface/text-generation-inference, router/src.
+Source: its router, https://github.com/huggingface/text-generation-inference, router/src.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from comps.model_servers.remote.failures import checked_answer, error_message
 from comps.model_servers.remote.openai_api import OpenAIAPI, wire_message
 
 _OPTIONS = frozenset(("tools", "tool_choice", "tool_prompt", "response_format", "logprobs", "top_logprobs"))
-"""What only the Messages API knows."""
+"""The options that only the Messages API supports."""
 _READ = ("tools", "tool_choice", "tool_prompt")
-"""Of these, what is part of what the model reads."""
+"""The options of these that change the rendered prompt."""
 _NOT_IN_MESSAGES = ("top_k", "typical_p", "repetition_penalty")
 _REASONS = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 _WARPERS = ("temperature", "top_k", "top_p", "typical_p")
-"""Any of these makes the model sample."""
+"""The parameters that turn sampling on."""
 _OFF: dict[str, float] = {"top_p": 1.0, "typical_p": 1.0}
-"""Values that TGI refuses, though they stand for what it does without them."""
+"""The neutral values of parameters that TGI refuses; they are left out."""
 _UNSAID = "unsaid"
 _TOTAL = re.compile(r"must be <= (\d+)\. Given: (\d+) `inputs` tokens and \d+ `max_new_tokens`")
 _INPUT = re.compile(r"`inputs` must have less than (\d+) tokens\. Given: (\d+)")
 _FIELD = re.compile(r"`(\w+)`|type: (?:parameters\.)?(\w+)")
-"""Of a value it refuses, and of a body it cannot read."""
+"""The field in TGI's errors: for an invalid value, and for an invalid body."""
 _OURS = {"max_new_tokens": "max_tokens", "grammar": "response_format"}
 
 
 class TGI(OpenAIAPI):
-    """https://huggingface.co/docs/text-generation-inference
+    """Client of TGI: https://huggingface.co/docs/text-generation-inference
 
-    Its model goes by `tgi` or by its own name; any other is an adapter's.
-    The Messages API makes a repetition penalty of a presence penalty of OpenAI's, so that one is not known here.
+    The model's name is `tgi` or the name of the server's model; any other name is that of an adapter.
+    `presence_penalty` is not supported, because the Messages API uses it as a repetition penalty.
     """
 
     honoured = (OpenAIAPI.honoured | set(_NOT_IN_MESSAGES)) - {"presence_penalty"}
-    embed = None  # type: ignore[assignment]  # It has none; this is how a protocol is told so.
+    embed = None  # type: ignore[assignment]  # TGI has no embeddings; None removes the ability.
 
     _max_stops = 4
     _base = "tgi"
-    """The name of the model that the server was started with."""
+    """The name of the server's model."""
     _special: tuple[int, ...] | None = None
-    """The tokens that the server puts before every text."""
+    """The special tokens that the server adds in front of any text."""
 
     async def _facts(self) -> ModelInfo:
         await self.http.get("/health")
@@ -67,7 +67,7 @@ class TGI(OpenAIAPI):
         return ModelInfo(
             self.model_name,
             self._context_window or int(info["max_total_tokens"]),
-            self.honoured | _OPTIONS | {"messages.tool_calls"},  # It reads a message's name, and makes nothing of it.
+            self.honoured | _OPTIONS | {"messages.tool_calls"},  # A message's `name` is accepted, but has no effect.
         )
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
@@ -111,7 +111,7 @@ class TGI(OpenAIAPI):
         length = len(text.encode("utf-8", "replace"))
         if ends and ends[-1] == length:
             return in_characters(ends, text)
-        if ends and ends[-1] != len(text):  # A tokenizer that does not say where its tokens are.
+        if ends and ends[-1] != len(text):  # A tokenizer without offsets.
             raise ModelServerError("it does not say where in a text its tokens are")
         return ends
 
@@ -122,11 +122,11 @@ class TGI(OpenAIAPI):
         return (await self._read(prompt, options))[1]
 
     async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
-        """See `Renders`; this is the text that the server is sent."""
+        """Returns the text that is sent to the server; see `Renders`."""
         return prompt if isinstance(prompt, str) else (await self._read(prompt, options))[0]
 
     async def _read(self, conversation: Prompt, options: Mapping[str, JSON]) -> tuple[str, int]:
-        """What the model reads of a conversation; see `_templated`."""
+        """Returns the rendered conversation and its tokens; see `_templated`."""
         read = {name: options[name] for name in _READ if options.get(name)}
         templated = await self._templated(plain_roles(conversation), read)
         if templated is None:
@@ -145,7 +145,7 @@ class TGI(OpenAIAPI):
         return prompt, replace(only(sampling, sent), stop=tuple(self._stops(sampling))), wanted
 
     async def _continue(self, inputs: str, sampling: Sampling, answer: Stopped) -> None:
-        """Write the answer to a text, over TGI's own API."""
+        """Write the continuation of a text, with TGI's own API."""
         reader = _TokenReader(answer)
         await self.http.stream("/generate_stream", self._asked(inputs, sampling), reader)
         if reader.ended:
@@ -155,7 +155,7 @@ class TGI(OpenAIAPI):
         answer.finished(Finished("stop", Usage(len(await self._tokenize(inputs)), reader.generated)))
 
     async def _continue_whole(self, inputs: str, sampling: Sampling) -> Generation:
-        """The same, whole."""
+        """Returns the whole continuation of a text, with TGI's own API."""
         response = await self.http.response("/generate", self._asked(inputs, sampling))
         said = orjson.loads(response.body)
         details = said["details"]
@@ -169,7 +169,7 @@ class TGI(OpenAIAPI):
         return {"inputs": inputs, "parameters": self._parameters(sampling)}
 
     def _parameters(self, sampling: Sampling) -> dict[str, JSON]:
-        """The sampling fields of TGI's own API. Without a temperature of 0 it shall sample, as on its Messages API."""
+        """Returns the parameters of TGI's own API. It samples unless the temperature is 0, like the Messages API."""
         greedy = sampling.temperature == 0
         fields = {
             "adapter_id": self._adapter,
@@ -190,7 +190,7 @@ class TGI(OpenAIAPI):
 
     @property
     def _adapter(self) -> str | None:
-        """TGI takes every name but `tgi` for an adapter's; that of its model itself means the same to people."""
+        """The adapter's name; None for `tgi` and for the name of the server's model."""
         return None if self.model_name in ("tgi", self._base) else self.model_name
 
     def _sampling(self, sampling: Sampling) -> dict[str, JSON]:
@@ -204,14 +204,14 @@ class TGI(OpenAIAPI):
         return {name: value for name, value in fields.items() if name not in _NOT_IN_MESSAGES}
 
     def _stops(self, sampling: Sampling) -> list[str]:
-        """As many as the server takes; all of them are looked for here."""
+        """Returns as many stop strings as the server accepts; `Stopped` searches for all of them."""
         return [stop for stop in sampling.stop if stop][: self._max_stops]
 
     async def _inputs(self, prompt: Prompt, wanted: Mapping[str, JSON]) -> str | None:
-        """A prompt as the text that the server is to continue; None if only the Messages API knows what it says.
+        """Returns the prompt as text for TGI's own API; None if the Messages API is needed.
 
         Raises:
-            InvalidRequest: It is a text, with options that only the Messages API knows.
+            InvalidRequest: The prompt is text, with options that only the Messages API supports.
         """
         if isinstance(prompt, str):
             if wanted:
@@ -223,9 +223,9 @@ class TGI(OpenAIAPI):
     async def _templated(
         self, conversation: Prompt, read: Mapping[str, JSON] = MappingProxyType({})
     ) -> tuple[str, int] | None:
-        """A conversation as the server's model reads it, and how many tokens that is; None if the server cannot say so.
+        """Returns the rendered conversation and its number of tokens; None if the server does not render.
 
-        The server puts its special tokens before every text, so those that the chat template put there are left out.
+        Special tokens from the chat template are removed, because the server adds its own in front of any text.
         """
         assert not isinstance(conversation, str)
         body = {"messages": [wire_message(message) for message in conversation], **read}
@@ -242,7 +242,7 @@ class TGI(OpenAIAPI):
             tokens, specials = rendered["tokenize_response"], await self._specials()
             pairs = zip(tokens, specials, strict=False)
             double = [token["text"] for token, _ in takewhile(lambda pair: pair[0]["id"] == pair[1], pairs)]
-            if not all(double):  # A tokenizer that does not say which text a token stands for.
+            if not all(double):  # A tokenizer without the texts of its tokens.
                 return None
             return text.removeprefix("".join(double)), len(specials) + len(tokens) - len(double)
 
@@ -256,7 +256,7 @@ class TGI(OpenAIAPI):
 
 
 def _told(fields: dict[str, JSON]) -> dict[str, JSON]:
-    """The fields that say something."""
+    """Returns the fields that are set to a value other than the neutral one."""
     return {
         name: value
         for name, value in fields.items()
@@ -265,7 +265,7 @@ def _told(fields: dict[str, JSON]) -> dict[str, JSON]:
 
 
 def _has_other_parts(prompt: Prompt) -> bool:
-    """Whether there are parts in a conversation that are not text."""
+    """Returns whether a conversation has content parts that are not text."""
     return not isinstance(prompt, str) and any(
         part.get("type") != "text"
         for message in prompt
@@ -275,12 +275,12 @@ def _has_other_parts(prompt: Prompt) -> bool:
 
 
 def _wanted(options: Mapping[str, JSON]) -> dict[str, JSON]:
-    """The options that say something to the server, as it has them."""
+    """Returns the options that the server supports, in its own form."""
     return _in_its_words({name: value for name, value in options.items() if name in _OPTIONS and value})
 
 
 def _in_its_words(options: dict[str, JSON]) -> dict[str, JSON]:
-    """TGI has the schema of a response format under `value`, where OpenAI has it under the format's name."""
+    """Converts `response_format`: TGI has the schema in `value`, OpenAI in `json_schema`."""
     form = options.get("response_format")
     if not isinstance(form, dict):
         return options
@@ -292,10 +292,10 @@ def _in_its_words(options: dict[str, JSON]) -> dict[str, JSON]:
 
 
 class Stopped(Forwarding):
-    """Writes an answer on up to the first stop string: TGI shows it, or what of it stands in a token.
+    """Answer that ends before the first stop string. TGI itself includes stop strings, or parts of them, in its text.
 
     Args:
-        answer: Where it is written to.
+        answer: The answer to write to.
         stops: The stop strings.
     """
 
@@ -319,58 +319,51 @@ class Stopped(Forwarding):
 
 
 def _cut(text: str, reason: str, stops: Sequence[str]) -> tuple[str, str]:
-    """A whole text up to the first stop string, and why it ended."""
+    """Returns the text up to the first stop string, and the finish reason."""
     found = StopStrings(stops)
     text = found.push(text)
     return text + found.flush(), "stop" if found.hit else reason
 
 
 class _TokenReader:
-    """Reads the events of `/generate_stream`, a token each.
+    """Parses the events of `/generate_stream`, one token each.
 
     Args:
-        answer: Where the text is written to.
+        answer: The answer to write to.
     """
 
     def __init__(self, answer: Stopped) -> None:
-        self._answer = answer
+        self.answer = answer
         self.generated = 0
-        """Tokens so far."""
+        """The number of tokens so far."""
         self.ended = False
-        """Whether the last one has come."""
-
-    @property
-    def full(self) -> bool:
-        return self._answer.full
-
-    async def drain(self) -> None:
-        await self._answer.drain()
+        """Whether the last token has arrived."""
 
     def event(self, data: bytes) -> bool:
         said = orjson.loads(data)
-        if "error" in said:  # Under a status of 200.
+        if "error" in said:  # Errors have the status 200.
             raise _failure(error_message(said["error"]))
         token, details = said["token"], said.get("details")
         self.generated += 1
         if token["text"] and not token["special"]:
-            self._answer.text(token["text"])
+            self.answer.text(token["text"])
         if details:
             self.ended = True
             reason = _REASONS.get(details["finish_reason"], "unknown")
             usage = Usage(details["input_length"], details["generated_tokens"])
-            self._answer.finished(Finished(reason, usage))
-        return self._answer.stops.hit and not self.ended
+            self.answer.finished(Finished(reason, usage))
+        return self.answer.stops.hit and not self.ended
 
 
 class _MessagesReader(ChunkReader):
-    """Reads the chunks of the Messages API, which does not say how a whole tool call ended, only what it used."""
+    """Parses the chunks of the Messages API. After a tool call they have a usage, but no finish reason."""
 
     def __init__(self, answer: Stopped) -> None:
         super().__init__(answer)
         self._stops = answer.stops
 
     def event(self, data: bytes) -> bool:
-        # Within text this would have backslashes.
+        # Within a JSON string, the quotes would be escaped.
         if b'"error"' in data and (error := orjson.loads(data).get("error")):
             raise _failure(error_message(error))
         super().event(data)
@@ -389,7 +382,7 @@ class _MessagesReader(ChunkReader):
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Refusals, with the fields that TGI's messages name."""
+    """Context manager that adds the field in TGI's message to an InvalidRequest."""
     try:
         yield
     except InvalidRequest as error:
@@ -399,7 +392,8 @@ def _refusals() -> Iterator[None]:
 
 
 def _chat_reason(reason: str, called: bool) -> str:
-    """TGI says `stop` of a tool call or nothing; and nothing of one that is cut off before its name."""
+    """Returns the finish reason. TGI gives `stop` or none for a tool call, and none for a call cut off before its
+    name."""
     if reason == _UNSAID:
         return "tool_calls" if called else "length"
     reason = _REASONS.get(reason, reason)
@@ -407,7 +401,7 @@ def _chat_reason(reason: str, called: bool) -> str:
 
 
 def _failure(message: str) -> LLMError:
-    """What an error within a stream stands for. On the Messages API nothing but its text tells."""
+    """Returns the exception for an error within a stream; the Messages API gives only its message."""
     if message.startswith("Model is overloaded"):
         return Overloaded(f"the model server is busy: {message}")
     if message.startswith(("Input validation error", "Template error", "Tool error", "Missing template")):
@@ -417,7 +411,7 @@ def _failure(message: str) -> LLMError:
 
 def _refused(message: str) -> InvalidRequest:
     if found := _INPUT.search(message):
-        # The window that would have the same limit: one token is left for the answer.
+        # The limit of `inputs` is the window less one token for the answer.
         return PromptTooLong(int(found[2]), int(found[1]) + 1)
     if (found := _TOTAL.search(message)) and int(found[2]) >= int(found[1]):
         return PromptTooLong(int(found[2]), int(found[1]))

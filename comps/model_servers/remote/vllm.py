@@ -1,4 +1,4 @@
-"""vLLM: OpenAI's API, the sampling fields that it adds to it, and its tokenizer."""
+"""vLLM: OpenAI's API with additional sampling parameters, and the tokenizer endpoints."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ VLLM_OPTIONS = frozenset(
         "vllm_xargs",
     )
 )
-"""What vLLM adds to OpenAI's options, but for what it does not stream (`prompt_logprobs`) and what has no place in an
-answer here (`return_token_ids`): vllm/entrypoints/openai/chat_completion/protocol.py."""
+"""vLLM's own options, without `prompt_logprobs`, which is not streamed, and `return_token_ids`, for which our answers
+have no field. Source: vllm/entrypoints/openai/chat_completion/protocol.py."""
 _UNKNOWN = frozenset(
     (
         "audio",
@@ -65,11 +65,9 @@ _UNKNOWN = frozenset(
         "web_search_options",
     )
 )
-"""Of OpenAI's, what vLLM passes over without a word."""
-
-
+"""The options of OpenAI that vLLM ignores."""
 _READ = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
-"""Options that are part of what the model reads."""
+"""The options that change the rendered prompt."""
 
 
 class VLLM(OpenAIAPI):
@@ -94,7 +92,7 @@ class VLLM(OpenAIAPI):
         return await self._count({"prompt": prompt} if isinstance(prompt, str) else _chat(prompt, options))
 
     async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
-        """See `Renders`: the text of the tokens that the chat template makes."""
+        """Returns the rendered prompt, detokenized from the tokens of the chat template; see `Renders`."""
         if isinstance(prompt, str):
             return prompt
         with checked_answer():
@@ -110,9 +108,9 @@ class VLLM(OpenAIAPI):
 
 
 def _chat(messages: Sequence[Message], options: Mapping[str, JSON]) -> dict[str, JSON]:
-    """What of a conversation is told to the tokenizer's routes."""
+    """Returns the body of a conversation for the tokenizer endpoints."""
     read = {name: options[name] for name in _READ if name in options}
-    if "documents" in options:  # These routes have no field of that name, as the one for chats does.
+    if "documents" in options:  # Unlike /v1/chat/completions, these endpoints have no field `documents`.
         arguments = read.get("chat_template_kwargs") or {}
         read["chat_template_kwargs"] = {**arguments, "documents": options["documents"]}
     return {"messages": [wire_message(message) for message in messages], **read}

@@ -1,10 +1,10 @@
-"""A model behind Ray Serve: OpenAI's routes over replicas that come and go with the load.
+"""A model server on Ray Serve: OpenAI's endpoints over autoscaled replicas.
 
     python impl/model_server/ray/serve_app.py
 
-It starts a Ray of its own, or joins the one that RAY_ADDRESS names, and serves until it gets TERM or Ctrl-C. On a CPU
-each replica is this project's own service over an embedded engine; with the engine `vllm`, Ray's own builder over vLLM
-makes the application. `.env` beside this file explains every variable.
+It serves until SIGTERM or Ctrl-C, on a new Ray instance or on the cluster at RAY_ADDRESS. On a CPU, each replica is
+this project's service with an embedded engine. With the engine `vllm`, the application is made by Ray's own builder.
+`.env` in this folder explains all variables.
 """
 
 from __future__ import annotations
@@ -22,38 +22,37 @@ ROOT = Path(__file__).resolve().parents[3]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-# Found only with the line above, in a checkout that is not installed.
+# In a checkout that is not installed, these need the line above.
 from comps.app import read_settings  # noqa: E402
 from comps.core.errors import LLMError, SettingsError  # noqa: E402
 from impl.microservice import ray_app  # noqa: E402
-from impl.microservice.ray_app import FAILED, NODES_PATH, WRONG_SETTINGS, serve_until_told  # noqa: E402
+from impl.microservice.ray_app import FAILED, NODES_PATH, WRONG_SETTINGS, serve_until_signal  # noqa: E402
 
 MOST_REQUESTS = 256
-"""How many requests a replica takes at once; the others wait in Ray."""
+"""The maximum number of concurrent requests of a replica; others queue in Ray."""
 
 
 class Plan(BaseSettings):
-    """What is served, and with how much: each field is read from the environment variable of its name, in capitals."""
+    """The settings of the application. Each field is read from the environment variable of its name, in upper case."""
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True)
 
     llm_name: str = "SmolLM2-135M-Instruct"
     llm_device: str = Field(default="CPU", pattern="(?i)^(CPU|GPU|HPU|NPU)$")
     llm_ray_engine: str = ""
-    """A kind of model server that embeds its engine (openvino, llama_cpp, transformers), or vllm; empty: openvino on a
-    CPU, else vllm."""
+    """An embedded engine (openvino, llama_cpp, transformers) or vllm; empty: openvino on a CPU, otherwise vllm."""
     llm_ray_host: str = "0.0.0.0"
     llm_endpoint_port: int = Field(default=8008, ge=1, le=65535)
     llm_ray_min_replicas: int = Field(default=1, ge=1)
     llm_ray_max_replicas: int = Field(default=1, ge=1)
     llm_ray_replica_requests: float = Field(default=8, gt=0)
-    """Answers under way at once in a replica, on average, beyond which there is another one."""
+    """The average number of running requests of a replica above which another one is started."""
     llm_ray_upscale_seconds: float = Field(default=10, ge=0)
     llm_ray_downscale_seconds: float = Field(default=300, ge=0)
     llm_ray_drain_seconds: float = Field(default=30, ge=0, le=50)
-    """How long answers under way may take to end at shutdown; Ray itself waits for 60."""
+    """The deadline for running requests at shutdown; Ray itself waits for 60 s."""
     llm_ray_cpus: float = Field(default=1, gt=0)
-    """Cores that a replica takes from Ray's count of them."""
+    """The logical CPUs of a replica."""
     llm_ray_accelerator_type: str | None = None
     vllm_tp_size: int = Field(default=1, ge=1)
     vllm_dtype: str = "auto"
@@ -62,12 +61,12 @@ class Plan(BaseSettings):
 
     @property
     def device(self) -> str:
-        """CPU, GPU, HPU (Gaudi) or NPU."""
+        """The device: CPU, GPU, HPU (Gaudi) or NPU."""
         return self.llm_device.upper()
 
     @property
     def engine(self) -> str:
-        """The engine, chosen by the device if it is not named."""
+        """The engine; by default, it depends on the device."""
         return self.llm_ray_engine or ("openvino" if self.device == "CPU" else "vllm")
 
     @property
@@ -83,7 +82,7 @@ class Plan(BaseSettings):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a replica of ours is set up with, whatever its node's own environment says."""
+        """The environment of our replicas, which overrides that of their nodes."""
         return {
             "MODEL_SERVER": self.engine,
             "LLM_MODEL_SERVER_ENDPOINT": "",
@@ -98,10 +97,10 @@ class Plan(BaseSettings):
 
 
 def read_plan() -> Plan:
-    """The plan that the environment holds.
+    """Reads the settings from the environment.
 
     Raises:
-        SettingsError: A variable's value is none, or two make no sense together; it names them.
+        SettingsError: A value is invalid, or two values exclude each other.
     """
     try:
         plan = Plan()
@@ -118,15 +117,15 @@ def read_plan() -> Plan:
 
 
 class Replica(ray_app.Replica):
-    """One copy of the model, with this project's own service around it. Ray calls it ready once the model is loaded."""
+    """One replica: this project's service with an embedded engine. It is ready once the model is loaded."""
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits it.
-        # A configuration file that lies about is the microservice's, not ours.
+        # A config.ini in the current folder is for the microservice, so it is not read.
         await super().__init__(await asyncio.to_thread(read_settings, Path(os.devnull)))
 
 
 def own_application(plan: Plan) -> Any:
-    """The application over an embedded engine of this project."""
+    """Returns the application with an embedded engine of this project."""
     from ray import serve
 
     deployment = serve.deployment(serve.ingress()(Replica)).options(
@@ -144,17 +143,17 @@ def own_application(plan: Plan) -> Any:
 
 
 def vllm_application(plan: Plan) -> Any:
-    """The application that Ray's own builder makes over vLLM, on GPUs, Gaudis or CPUs."""
+    """Returns the application of Ray's own builder with vLLM, on GPUs, Gaudis or CPUs."""
     from ray.serve.llm import LLMConfig, build_openai_app
 
     return build_openai_app({"llm_configs": [LLMConfig(**vllm_config(plan))]})
 
 
 def vllm_config(plan: Plan) -> dict[str, Any]:
-    """The arguments of `ray.serve.llm.LLMConfig`.
+    """Returns the arguments of `ray.serve.llm.LLMConfig`.
 
-    Ray's builder knows GPUs by themselves. A Gaudi is a resource named HPU to it, which it takes only in bundles that
-    are spelled out, and without an accelerator type.
+    Ray's builder detects GPUs. A Gaudi is the custom resource HPU, which needs explicit placement bundles and no
+    accelerator type.
     """
     config: dict[str, Any] = {
         "model_loading_config": {"model_id": plan.llm_name, "model_source": plan.llm_name},
@@ -169,7 +168,7 @@ def vllm_config(plan: Plan) -> dict[str, Any]:
             "max_num_seqs": plan.vllm_max_num_seqs,
             **({"max_model_len": plan.vllm_max_model_len} if plan.vllm_max_model_len else {}),
         },
-        # Ray would hold pieces of text back for up to 50 ms, to send several at once.
+        # By default, Ray batches text for up to 50 ms.
         "experimental_configs": {"stream_batching_interval_ms": 0},
     }
     if plan.device == "GPU":
@@ -179,17 +178,17 @@ def vllm_config(plan: Plan) -> dict[str, Any]:
 
 
 def application(plan: Plan) -> Any:
-    """The application that the plan asks for."""
+    """Returns the application for these settings."""
     return vllm_application(plan) if plan.engine == "vllm" else own_application(plan)
 
 
 def run(plan: Plan) -> None:
-    """Serve until told to stop.
+    """Serve until SIGTERM or Ctrl-C.
 
     Raises:
-        LLMError: The model cannot be served; says why.
+        LLMError: The model cannot be served.
     """
-    serve_until_told(
+    serve_until_signal(
         lambda: application(plan),
         "ray_serve",
         f"{plan.llm_name} ({plan.engine})",
@@ -200,7 +199,7 @@ def run(plan: Plan) -> None:
 
 
 def main() -> int:
-    """Run the application; the exit code says how that went."""
+    """Run the application; returns the exit code."""
     try:
         run(read_plan())
     except LLMError as error:
@@ -210,7 +209,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Under this name, replicas can import what is in here.
+    # Replicas can import this module under this name.
     from impl.model_server.ray.serve_app import main as imported_main
 
     sys.exit(imported_main())

@@ -45,8 +45,8 @@ _SPIN = "import os\nos.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\n
 
 @contextmanager
 def kept_awake(cores: Iterable[int]) -> Iterator[None]:
-    """Cores that never sleep in this block, since a loop runs wherever nobody else does: to wake a core costs more than
-    a token, in a virtual machine above all, and by whether its neighbours happen to be awake.
+    """Keeps cores from sleeping: a loop of the lowest priority runs on each. Waking a core costs more than a token,
+    above all in a virtual machine, and how much depends on the other cores.
 
     Where processor time is rationed (a control group's `cpu.max`), the loop would take it from what is measured, so
     there is none.

@@ -14,4 +14,6 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The service runs on uvloop; where it is used as a library, there is asyncio's own loop."""
     own: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    return {**own, "uvloop": uvloop.new_event_loop} if item.path.name == "test_client.py" else own
+    return (
+        {**own, "uvloop": uvloop.new_event_loop} if item.path.name in ("test_client.py", "test_connection.py") else own
+    )

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import trustme
 
+from comps.core.answers import Collector
 from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, Refused, SettingsError, Timeout, Unreachable
 from comps.core.sockets import notice_silence
 from comps.model_servers.remote import oauth
@@ -32,10 +33,12 @@ ASK = "/ask"
 ANSWER = sse({"n": 1}, b"data: [DONE]\n\n")
 
 
-class Events:
+class Events(Collector):
     """Reads the data of events, and can be told to wait."""
 
     def __init__(self) -> None:
+        super().__init__()
+        self.answer = self
         self.data: list[bytes] = []
         self.arrived = asyncio.Event()
         self.full = False

@@ -39,7 +39,7 @@ ERRORS = [name for name in RECORDINGS if "/err_" in name and recording_in(RECORD
 
 @dataclass
 class Told:
-    """What an answer says, whoever read it."""
+    """The content of an answer, from whichever parser."""
 
     text: dict[int, str] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)

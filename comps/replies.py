@@ -1,0 +1,258 @@
+"""The reply to one body: whole, or a stream of items in the form of its dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from random import getrandbits
+from time import time
+from types import MappingProxyType
+
+from comps.admission import RequestSlots
+from comps.core.answers import Forwarding, Parts, broken_off
+from comps.core.generator import TextGenerator
+from comps.core.ports import Answer
+from comps.core.reports import settled
+from comps.core.tasks import at_once
+from comps.core.types import Finished, Generation, GenerationRequest, ModelInfo, Report, TextDelta, Usage, total
+from comps.dialects.shared.base import GenerationCall, Writer
+from comps.dialects.shared.framing import ResponseMetadata, was_counted
+from comps.responses import Response
+from comps.telemetry import Exchange
+
+_JSON_TYPE = (b"content-type", b"application/json")
+_LONGEST_HEADER = 1000
+
+
+class Reply:
+    """What a response of this service is: whole, or a stream of items."""
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+        self.write = response.write
+        """Sends an item, as one HTTP chunk."""
+        self.cork = response.cork
+        self.started = False
+
+    def whole(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send all of it."""
+        self.started = True
+        self._response.start(status, [_JSON_TYPE, (b"content-length", str(len(body)).encode()), *headers])
+        if body:
+            self._response.write(body)
+        self._response.end()
+
+    def start_stream(self, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send all that comes before the first item."""
+        self.started = True
+        content = [
+            (b"content-type", media_type.encode()),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        self._response.start(200, content + headers)
+
+    def end(self) -> None:
+        """Send the end of a stream."""
+        self._response.end()
+
+    @property
+    def full(self) -> bool:
+        return self._response.full
+
+    async def drain(self) -> None:
+        await self._response.drain()
+
+
+class Responder:
+    """Answers one body that asks for text.
+
+    Args:
+        call: The body.
+        info: What answers.
+        prompts: How many requests the body makes.
+        reply: Where the answer goes to.
+        headers: Those that are known by now.
+        exchange: What telemetry is told.
+    """
+
+    def __init__(
+        self,
+        call: GenerationCall,
+        info: ModelInfo,
+        prompts: int,
+        reply: Reply,
+        headers: list[tuple[bytes, bytes]],
+        exchange: Exchange,
+    ) -> None:
+        self._call = call
+        self._reports: dict[int, Report] = {}
+        self._metadata = metadata_of(info, self._reports)
+        self._prompts = prompts
+        self._reply = reply
+        self._headers = headers
+        self._exchange = exchange
+
+    async def whole(self, slots: RequestSlots, model: TextGenerator, requests: list[GenerationRequest]) -> None:
+        """Answer whole, once all answers are there."""
+        asked = [self._complete(slots, model, request, number) for number, request in enumerate(requests)]
+        generations = await at_once(asked)
+        self._exchange.usage = total(generation.usage for generation in generations)
+        reasons = self._call.ends(generations)
+        self._exchange.reason = reasons[0]
+        self._headers.append((b"x-finish-reason", ",".join(reasons).encode()))
+        document = self._call.reply(generations, self._metadata)
+        self._reply.whole(200, self._call.style.encode(document), self._all_headers())
+
+    async def _complete(
+        self, slots: RequestSlots, model: TextGenerator, request: GenerationRequest, number: int
+    ) -> Generation:
+        async with slots.slot():
+            plan = await model.plan(request)
+            self._reports[number] = plan.report
+            generation = await model.complete(plan)
+        if self._settles(plan.report):
+            self._reports[number] = settled(plan.report, generation.usage)
+        return generation
+
+    def _settles(self, report: Report) -> bool:
+        """Whether anybody is told what the model server has counted."""
+        return self._call.wants_report or was_counted(report)
+
+    async def stream(
+        self, slots: RequestSlots, model: TextGenerator, requests: list[GenerationRequest], choices: int
+    ) -> None:
+        """Answer piece by piece.
+
+        Args:
+            slots: Of this body.
+            model: What answers.
+            requests: What the body asks for.
+            choices: How many answers each request asks for.
+        """
+        answer = _StreamedAnswer(self._begin, self._reply)
+        if len(requests) == 1:
+            await self._write(slots, model, requests[0], 0, answer)
+        else:
+            parts = Parts(answer, len(requests), choices)
+            asked = enumerate(requests)
+            await at_once([self._write(slots, model, one, number, parts.part(number)) for number, one in asked])
+        answer.close()
+        self._exchange.usage = answer.usage
+        self._exchange.reason = answer.reason
+        self._reply.end()
+
+    async def _write(
+        self, slots: RequestSlots, model: TextGenerator, request: GenerationRequest, number: int, answer: Answer
+    ) -> None:
+        async with slots.slot():
+            plan = await model.plan(request)
+            self._reports[number] = plan.report
+            ending = _Ending(answer)
+            await model.answer(plan, ending)
+        if ending.usage and self._settles(plan.report):
+            self._reports[number] = settled(plan.report, ending.usage)
+        if not ending.ended:
+            raise broken_off()
+
+    def _begin(self) -> Writer:
+        """Start the response, with the first piece: a model server that fails at once still gets an honest status."""
+        self._exchange.first_token()
+        self._reply.start_stream(self._call.media_type, self._all_headers())
+        return self._call.writer(self._metadata, self._reply.write)
+
+    def _all_headers(self) -> list[tuple[bytes, bytes]]:
+        return self._headers + _reported(self._reports, self._prompts)
+
+
+class _StreamedAnswer:
+    """Writes an answer in the form of a dialect, as it comes.
+
+    Args:
+        begin: Starts the response with the first piece, and makes the writer.
+        reply: Tells whether the client keeps up.
+    """
+
+    def __init__(self, begin: Callable[[], Writer], reply: Reply) -> None:
+        self._begin = begin
+        self._reply = reply
+        self._writer: Writer | None = None
+        self.usage: Usage | None = None
+        self.reason: str | None = None
+
+    def text(self, text: str, choice: int = 0) -> None:
+        (self._writer or self._begun()).text(text, choice)
+
+    def delta(self, delta: TextDelta) -> None:
+        (self._writer or self._begun()).delta(delta)
+
+    def finished(self, end: Finished) -> None:
+        if end.usage:
+            self.usage = self.usage + end.usage if self.usage else end.usage
+        self.reason = end.reason
+        self._reply.cork()  # Usually all the rest comes at once.
+        (self._writer or self._begun()).finished(end)
+
+    def close(self) -> None:
+        """Write what comes when all choices have ended."""
+        assert self._writer
+        self._writer.close()
+
+    @property
+    def full(self) -> bool:
+        return self._reply.full
+
+    async def drain(self) -> None:
+        await self._reply.drain()
+
+    def _begun(self) -> Writer:
+        self._writer = self._begin()
+        return self._writer
+
+
+class _Ending(Forwarding):
+    """Writes an answer on, and notes its end.
+
+    Args:
+        answer: Where it is written to.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer)
+        self.text = answer.text  # type: ignore[method-assign]  # One call less for each token.
+        self.ended = False
+        self.usage: Usage | None = None
+
+    def finished(self, end: Finished) -> None:
+        self.ended = True
+        self.usage = self.usage or end.usage
+        self._answer.finished(end)
+
+
+def metadata_of(info: ModelInfo, reports: Mapping[int, Report] = MappingProxyType({})) -> ResponseMetadata:
+    return ResponseMetadata(f"{getrandbits(128):032x}", int(time()), info.name, reports)
+
+
+def _reported(reports: Mapping[int, Report], prompts: int) -> list[tuple[bytes, bytes]]:
+    """The headers that name the documents in each prompt by their places in the request, once if that is all the same,
+    if any were looked for, and how many of the earlier messages each prompt has lost, if one has; none as long as not
+    all of the prompts are planned."""
+    if len(reports) < prompts:
+        return []
+    headers = []
+    told = [report for _, report in sorted(reports.items())]
+    if any(report.documents or report.nothing_found for report in told):
+        used = [_used(report) for report in told]
+        headers.append((b"x-documents-used", shortened(";".join(used if len(set(used)) > 1 else used[:1]))))
+    dropped = [report.turns_dropped for report in told]
+    if any(dropped):
+        headers.append((b"x-turns-dropped", ",".join(map(str, dropped)).encode()))
+    return headers
+
+
+def shortened(listed: str) -> bytes:
+    """A header that clients and proxies take."""
+    return (listed if len(listed) <= _LONGEST_HEADER else listed[:_LONGEST_HEADER] + "...").encode()
+
+
+def _used(report: Report) -> str:
+    return ",".join(str(use.number) for use in report.documents if use.fate != "dropped") or "none"

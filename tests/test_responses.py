@@ -1,0 +1,39 @@
+"""The handler under another ASGI server than the one of this project."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from comps.model_servers.scripted import Scripted
+from tests.service import PATH, running
+
+
+async def test_a_server_that_says_by_an_error_that_the_client_has_left_is_understood(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripted = Scripted([["one", asyncio.Event(), "never"]])
+    sent: list[Any] = []
+    body = json.dumps({"messages": "Hello?", "stream": True}).encode()
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Any:
+        if not messages:
+            await asyncio.Event().wait()
+        return messages.pop()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            raise BrokenPipeError
+        sent.append(message)
+
+    async with running(scripted, monkeypatch) as service:
+        scope = {"type": "http", "method": "POST", "path": PATH, "root_path": "", "headers": [], "query_string": b""}
+        handler = service.app.state.handlers[PATH]
+        await asyncio.wait_for(handler(scope, receive, send), 10)
+    assert [message["type"] for message in sent] == ["http.response.start"]
+    assert scripted.closed.is_set()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
