@@ -101,7 +101,7 @@ def _open_replicas(served: ServedModel) -> list[ModelServer]:
         first_token_seconds=model.first_token_seconds,
         between_tokens_seconds=model.between_tokens_seconds,
         total_seconds=model.total_seconds,
-        streams_whole=model.whole_answers == "stream",
+        whole_answers=model.whole_answers,
     )
     try:
         if "" in endpoints[1:] or (not endpoints[0] and endpoint):

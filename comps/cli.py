@@ -27,7 +27,7 @@ from comps.core.sockets import notice_silence
 from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
 from comps.preview import ModelPreview, show
 from comps.server import ServerProtocol
-from comps.settings import Settings
+from comps.settings import Settings, read_text
 from comps.telemetry import start_log
 
 WRONG_SETTINGS, FAILED, INTERRUPTED = 2, 1, 130
@@ -163,7 +163,7 @@ def ask(
 def _request(question: str, document: list[Path] | None, max_tokens: int, temperature: float) -> GenerationRequest:
     if not question.strip():
         raise SettingsError("the question is empty")
-    documents = tuple(Document(_read(path), path.name) for path in document or ())
+    documents = tuple(Document(read_text(path, f"--document {path}"), path.name) for path in document or ())
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     return GenerationRequest((Message("user", question),), documents or None, sampling=sampling)
 
@@ -220,7 +220,7 @@ def prompt(
     ] = None,
     config: ConfigFile = None,
 ) -> None:
-    """Show what `ask` would ask: the prompt, and what of the documents has room in it; no model answers."""
+    """Show the prompt that `ask` would send, and which documents fit in it; no model answers."""
     with _exit_on_error():
         request = _request(question, document, max_tokens, 0.0)
         settings = _settings(config)
@@ -300,15 +300,6 @@ def _settings(config: Path | None) -> Settings:
     for sentence in settings.without_effect:
         _message(sentence)
     return settings
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise SettingsError(f"--document {path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"--document {path}: cannot be read: it is not UTF-8 text") from None
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

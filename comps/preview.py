@@ -17,7 +17,7 @@ from comps.core.types import Document, DocumentUse, Report
 
 _FATES = {"kept": "green", "cut": "yellow", "dropped": "red"}
 _HEADING, _TEMPLATE, _MARK = "bold", "dim cyan", "bold reverse yellow"
-_COUNTED = {"model": "by the model's own tokenizer", "estimate": "estimated: nobody here has the model's tokenizer"}
+_COUNTED = {"model": "by the model's own tokenizer", "estimate": "estimated, without the model's tokenizer"}
 _SEEN = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
     **dict.fromkeys(range(127, 160), 0xFFFD),

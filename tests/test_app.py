@@ -379,7 +379,7 @@ def test_what_is_set_reaches_the_model_server(tmp_path: Path, monkeypatch: pytes
         "LLM_DEVICE": "GPU",
     }
     opened(monkeypatch, **environment)
-    access = Access("key", "https://login", "me", "hush", False, pem, pem, pem, 1, 2, 3, 4, True)
+    access = Access("key", "https://login", "me", "hush", False, pem, pem, pem, 1, 2, 3, 4, "stream")
     default = Access()
     assert all(getattr(access, name) != getattr(default, name) for name in Access.__dataclass_fields__)
     assert opened_with == [("vllm", Target("m", "https://one:1", access, 5, "GPU", {}))]

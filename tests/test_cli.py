@@ -356,7 +356,7 @@ def test_ask_says_which_documents_do_not_fit(
 
 
 class Full(Scripted):
-    """A model server whose context window has room for one token."""
+    """A model server whose answers reach the context window after one token."""
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         answer.text("one")
@@ -443,7 +443,7 @@ def test_prompt_shows_the_text_that_a_chat_template_makes_of_it(tmp_path: Path) 
     environment = {"MODEL_SERVER": "scripted", "LLM_CHAT_TEMPLATE": "chatml"}
     done = command("prompt", "Why?", "-d", str(tmp_path / "a.txt"), environment=environment)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "counted         estimated: nobody here has the model's tokenizer\n" in done.stdout
+    assert "counted         estimated, without the model's tokenizer\n" in done.stdout
     assert "\n\n<|im_start|>user\n" in done.stdout
     assert "[1] a.txt\nRain.\n\nWhy?<|im_end|>\n<|im_start|>assistant\n" in done.stdout
 

@@ -84,7 +84,7 @@ def test_the_status_table_repeats_no_parent() -> None:
             assert STATUS[kind] != STATUS[parent], f"{kind.__name__} has the status of {parent.__name__} anyway"
 
 
-def test_an_error_of_somebody_else_has_its_parent_s_status() -> None:
+def test_an_error_of_another_package_has_its_parent_s_status() -> None:
     class Asleep(Unreachable):
         """Of a model server that is not ours."""
 

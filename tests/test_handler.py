@@ -164,7 +164,7 @@ async def test_a_client_that_leaves_the_queue_never_reaches_the_model(monkeypatc
     assert len(scripted.asked) == 2
 
 
-async def test_whoever_comes_when_all_places_are_taken_is_told_when_to_come_back(
+async def test_a_request_beyond_the_queue_is_told_when_to_retry(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     go_on = asyncio.Event()
@@ -415,7 +415,7 @@ async def test_while_the_model_loads_it_is_alive_but_not_ready(monkeypatch: pyte
         assert (await service.get("/ready")).status == 200
 
 
-async def test_a_client_that_breaks_off_its_own_request_hurts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_breaks_off_its_own_request_affects_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(Scripted([WORDS]), monkeypatch) as service:
         async with service.connect() as client:
             await client.send("POST", PATH, b'{"query":', {"Content-Length": "100"})

@@ -21,11 +21,11 @@ def folder(path: Path, files: dict[str, str | bytes]) -> str:
     return str(path)
 
 
-def test_without_a_folder_all_templates_are_the_house_s_own() -> None:
+def test_without_a_folder_all_templates_are_built_in() -> None:
     assert read_templates("") == DEFAULT_TEMPLATES
 
 
-def test_a_file_is_the_template_of_its_language_and_the_others_are_the_house_s_own(tmp_path: Path) -> None:
+def test_a_file_is_the_template_of_its_language_and_the_others_are_built_in(tmp_path: Path) -> None:
     files: dict[str, str | bytes] = {
         "de.txt": "{context}\n\nFrage: {question}\n",
         "README.md": "",
@@ -44,7 +44,7 @@ def test_of_the_line_breaks_at_a_file_s_end_one_is_none_of_the_template(tmp_path
     [
         ({}, "has no .txt file"),
         ({"document.txt": "{title}"}, "document.txt: it has no {text}, so that no document would reach the model"),
-        ({"en.txt": b"\xff"}, "en.txt: it is not UTF-8 text"),
+        ({"en.txt": b"\xff"}, "en.txt: cannot be read: it is not UTF-8 text"),
         ({"auto.txt": "x"}, "auto.txt: no language can be called auto, which chooses one by the documents"),
     ],
 )
@@ -81,10 +81,10 @@ async def test_the_model_gets_what_the_folder_says(
     body = {"query": "Who?", "documents": documents, "stream": False, "max_tokens": 3500}
     async with running(server, monkeypatch, {"LLM_PROMPT_TEMPLATES": own}) as service:
         german = await service.post({**body, "language": "de"})
-        house = await service.post(body)
+        built_in = await service.post(body)
         body_s_own = await service.post({**body, "language": "de", "chat_template": "{question} {context}"})
         unknown = await service.post({"query": "Who?", "language": "tlh"})
-    assert [answer.status for answer in (german, house, body_s_own, unknown)] == [200, 200, 200, 400]
+    assert [answer.status for answer in (german, built_in, body_s_own, unknown)] == [200, 200, 200, 400]
     assert unknown.json["detail"] == "language: there is no prompt template for 'tlh'; known: auto, de, en, zh"
     context = "[1] I\nSource: u:< s>\none < |im_end|>\n\n[2] two"
     expected = [f"Antworte [kurz]: [ INST]\n{context}\nFrage: Who?", RAG_TEMPLATES["en"], f"Who? {context}"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from comps.model_servers.scripted import Scripted
+from comps.responses import SentResponse
 from tests.service import PATH, running
 
 
@@ -37,3 +38,19 @@ async def test_a_server_that_says_by_an_error_that_the_client_has_left_is_unders
     assert [message["type"] for message in sent] == ["http.response.start"]
     assert scripted.closed.is_set()
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_server_that_says_by_an_error_of_receive_that_the_client_has_left_is_understood() -> None:
+    async def receive() -> Any:
+        raise RuntimeError("cancelled")
+
+    async def send(message: Any) -> None:
+        raise AssertionError
+
+    response, left = SentResponse(receive, send), asyncio.Event()
+    response.on_leave(left.set)
+    response.on_leave(None)  # Nobody wants to know any more.
+    await asyncio.sleep(0)
+    assert not left.is_set()
+    response.on_leave(left.set)
+    await asyncio.wait_for(left.wait(), 5)

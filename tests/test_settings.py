@@ -330,7 +330,7 @@ def test_config_ini_of_the_current_folder_is_read_if_no_other_is_named(tmp_path:
     assert load(write("[OPEA_Microservice]\nname=other\n")).microservice.port == 9000
 
 
-def test_a_variable_in_small_letters_is_somebody_else_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_in_lower_case_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("llm_name", "other")
     assert load().model.model_name == "SmolLM2-135M-Instruct"
 
@@ -602,7 +602,7 @@ def test_a_secret_s_file_that_cannot_be_read_is_named_and_not_shown(
         file.write_bytes(content)
     monkeypatch.setenv("LLM_API_KEY_FILE", str(file))
     message = mistake()
-    assert message.startswith(f"environment LLM_API_KEY_FILE: [Model] api_key: the file {file} cannot be read: ")
+    assert message.startswith(f"environment LLM_API_KEY_FILE: [Model] api_key: the file {file}: cannot be read: ")
     assert "hush" not in message
 
 

@@ -41,18 +41,22 @@ class ConfigFile:
         return str(self.path)
 
 
-def read_text(path: Path) -> str:
-    """Returns the text of a UTF-8 file.
+def read_text(path: Path, name: str = "") -> str:
+    """Returns the text of a UTF-8 file, without a byte order mark.
+
+    Args:
+        path: The path of the file.
+        name: Its name in the error message; empty: its path.
 
     Raises:
         SettingsError: The file cannot be read or decoded.
     """
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+        raise SettingsError(f"{name or path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise SettingsError(f"{path}: cannot be read: it is not UTF-8 text") from None
+        raise SettingsError(f"{name or path}: cannot be read: it is not UTF-8 text") from None
 
 
 def nearest(name: str, known: Collection[str]) -> str:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Literal
 
 from comps.core.errors import SettingsError
 from comps.core.types import JSON
@@ -35,8 +36,9 @@ class Access:
     """From one piece of a streamed answer to the next."""
     total_seconds: float = 0.0
     """From the request to the end of the answer."""
-    streams_whole: bool = False
-    """Whether whole answers are requested as streams, because of a proxy that closes idle connections."""
+    whole_answers: Literal["auto", "whole", "stream"] = "auto"
+    """How to request a whole answer: `whole`; `stream`, for a proxy in between that closes idle connections; `auto`:
+    whole if the kind of model server stops generating when the connection of such a request closes."""
 
 
 @dataclass(frozen=True, slots=True)

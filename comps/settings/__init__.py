@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from comps.config_files.base import read_text
 from comps.settings.loaded_section import Setting
 from comps.settings.loading import CONVERSATION, ServedModel, Settings, load_settings
 from comps.settings.prompt_templates import read_templates
@@ -20,4 +21,5 @@ __all__ = [
     "environment_names",
     "load_settings",
     "read_templates",
+    "read_text",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from comps.config_files.base import ConfigValue, nearest
+from comps.config_files.base import ConfigValue, nearest, read_text
 from comps.core.errors import SettingsError
 from comps.settings.engine_values import masked, may_be_secret, written
 from comps.settings.sections import Section
@@ -136,14 +136,11 @@ def _given(
 def _secret(name: str, key: str, variable: str) -> SecretStr:
     path = os.environ[variable]
     try:
-        text = Path(path).read_text("utf-8").removesuffix("\n")
-        what = "" if text else "is empty"
-    except OSError as error:
-        what = f"cannot be read: {error.strerror}"
-    except UnicodeDecodeError:
-        what = "cannot be read: it is not UTF-8 text"
-    if what:
-        raise _wrong(f"environment {variable}", name, key, f": the file {path} {what}")
+        text = read_text(Path(path), f"the file {path}").removesuffix("\n")
+    except SettingsError as error:
+        raise _wrong(f"environment {variable}", name, key, f": {error}") from None
+    if not text:
+        raise _wrong(f"environment {variable}", name, key, f": the file {path} is empty")
     return SecretStr(text)
 
 

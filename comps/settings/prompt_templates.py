@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from comps.config_files.base import read_text
 from comps.core.errors import SettingsError
 from comps.core.prompts import AUTO, DOCUMENT_TEMPLATE, RAG_TEMPLATES, Templates
 
@@ -25,32 +26,23 @@ def read_templates(folder: str) -> Templates:
         return Templates()
     try:
         found = dict(_read(Path(folder)))
-    except _Wrong as wrong:
-        raise SettingsError(f"prompt_templates = {folder}: {wrong}") from None
+    except SettingsError as error:
+        raise SettingsError(f"prompt_templates = {folder}: {error}") from None
     document = found.pop(_DOCUMENT, DOCUMENT_TEMPLATE)
     return Templates({**RAG_TEMPLATES, **found}, document)
-
-
-class _Wrong(Exception):
-    """An error in the folder."""
 
 
 def _read(folder: Path) -> Iterator[tuple[str, str]]:
     try:
         files = sorted(file for file in folder.iterdir() if file.suffix == ".txt")
     except OSError as error:
-        raise _Wrong(f"cannot be read: {error.strerror}") from None
+        raise SettingsError(f"cannot be read: {error.strerror}") from None
     if not files:
-        raise _Wrong("has no .txt file")
+        raise SettingsError("has no .txt file")
     for file in files:
-        try:
-            template = file.read_text("utf-8-sig").removesuffix("\n")
-        except OSError as error:
-            raise _Wrong(f"{file.name}: cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise _Wrong(f"{file.name}: it is not UTF-8 text") from None
+        template = read_text(file, file.name).removesuffix("\n")
         if file.stem == _DOCUMENT and "{text}" not in template:
-            raise _Wrong(f"{file.name}: it has no {{text}}, so that no document would reach the model")
+            raise SettingsError(f"{file.name}: it has no {{text}}, so that no document would reach the model")
         if file.stem == AUTO:
-            raise _Wrong(f"{file.name}: no language can be called {AUTO}, which chooses one by the documents")
+            raise SettingsError(f"{file.name}: no language can be called {AUTO}, which chooses one by the documents")
         yield file.stem, template

@@ -167,9 +167,10 @@ class Model(Section):
     total_seconds: float = key_of(
         0, "how long an answer may take as a whole; 0: no limit", "LLM_TOTAL_SECONDS", ge=0, allow_inf_nan=False
     )
-    whole_answers: Annotated[Literal["whole", "stream"], BeforeValidator(_lowered)] = key_of(
-        "whole",
-        "how the model server is asked for a whole answer; stream: for a proxy in between that cuts idle connections",
+    whole_answers: Annotated[Literal["auto", "whole", "stream"], BeforeValidator(_lowered)] = key_of(
+        "auto",
+        "how a whole answer is requested: whole, stream (for a proxy that cuts idle connections), or auto: whole where "
+        "the kind of model server stops when its client leaves",
         "LLM_WHOLE_ANSWERS",
     )
     context_window: int = key_of(

@@ -1,6 +1,6 @@
 """How many questions are answered from their documents: by prompt template, order of the documents, and sampling.
 
-`make bench-answers` asks the embedded model, through the whole service, with the house's own prompt and the document
+`make bench-answers` asks the embedded model, through the whole service, with the built-in prompt and the document
 with the answer first: some minutes. `python -m tests.benchmarks.answers --prompt all --order all` compares all prompts
 and takes an hour or two on two cores. The service's settings in the environment, or `--model`, `--server` and
 `--endpoint`, lead to another model.
@@ -62,7 +62,7 @@ class Fact:
 
 
 PROMPTS: Mapping[str, str | None] = {
-    "house": None,
+    "built-in": None,
     "asking": (
         "Answer the question with what the search results say about it. If they say nothing, answer that you do not "
         "know.\n\nSearch results:\n{context}\n\nQuestion: {question}"
@@ -97,7 +97,7 @@ PROMPTS: Mapping[str, str | None] = {
         "### Question\n{question}"
     ),
 }
-"""What is posted as `chat_template`; None is the house's own."""
+"""What is posted as `chat_template`; None is the built-in one."""
 
 
 def read_facts() -> list[Fact]:
@@ -267,7 +267,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--questions", type=int, default=64, help="how many questions are asked")
     add("--draws", type=int, default=2, help="how often each is asked where chance has a part")
     add("--max-tokens", type=int, default=48, help="the longest answer")
-    add("--prompt", nargs="+", choices=[*PROMPTS, "all"], default=["house"], help="the prompts to compare")
+    add("--prompt", nargs="+", choices=[*PROMPTS, "all"], default=["built-in"], help="the prompts to compare")
     add("--order", choices=[*ORDERS, "all"], default="best", help="the document with the answer first, or anywhere")
     add("--model", default=os.environ.get(VARIABLES["model"], BUNDLED_MODEL), help="the model's name")
     add("--server", help="what runs it: one of the service's model servers")

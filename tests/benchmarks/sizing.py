@@ -262,7 +262,7 @@ def _wait(port: int) -> None:
 
 @contextmanager
 def service(model_server: int, framework: str) -> Iterator[Process]:
-    """The service, with room for all that is asked."""
+    """The service, with a queue for all requests."""
     with serving(
         within=("taskset", "-c", CORE),
         MODEL_SERVER="vllm",

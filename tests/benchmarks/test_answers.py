@@ -107,7 +107,7 @@ def test_a_body_has_the_documents_in_their_order() -> None:
     assert [one["title"] for one in asked["documents"]] == [one.title for one in given]
     assert (asked["query"], asked["chat_template"]) == (given[0].question, PROMPTS["short"])
     assert asked["seed"] == 1
-    assert body(PROMPTS["house"], given, given[0].question, {})["chat_template"] is None
+    assert body(PROMPTS["built-in"], given, given[0].question, {})["chat_template"] is None
 
 
 def test_a_template_says_where_documents_and_question_go() -> None:

@@ -73,7 +73,7 @@ async def test_collecting_puts_together_what_came_with_the_text() -> None:
     assert whole.extra == {"reasoning": "hm", "logprobs": {"content": [1, 2]}}
 
 
-async def test_whoever_collects_is_never_waited_for() -> None:
+async def test_a_collector_is_never_full() -> None:
     collector = Collector()
     assert not collector.full
     await asyncio.wait_for(collector.drain(), 5)
@@ -116,7 +116,7 @@ async def test_what_goes_wrong_is_raised_behind_what_was_written() -> None:
     assert caught.value is error
 
 
-async def test_the_writer_waits_while_nobody_reads_and_nothing_is_lost() -> None:
+async def test_the_writer_waits_for_the_reader_and_nothing_is_lost() -> None:
     written = 0
 
     async def count_up(answer: Answer) -> None:
@@ -135,7 +135,7 @@ async def test_the_writer_waits_while_nobody_reads_and_nothing_is_lost() -> None
     assert seen == [*(TextDelta(f"{number} ") for number in range(1000)), Finished("stop")]
 
 
-async def test_whoever_writes_on_to_another_answer_waits_for_that_one() -> None:
+async def test_a_wrapper_waits_for_the_answer_that_it_wraps() -> None:
     class Full(Collector):
         drained = 0
 

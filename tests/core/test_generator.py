@@ -180,7 +180,7 @@ class Completing(Scripted):
 
 
 @pytest.mark.parametrize("kind", [Scripted, Completing])
-async def test_a_whole_answer_is_asked_for_whole_of_whoever_gives_it(kind: type[Scripted]) -> None:
+async def test_a_whole_answer_is_asked_for_whole_of_a_server_that_completes(kind: type[Scripted]) -> None:
     server = kind([["a", "b"]])
     generator = TextGenerator(server, "m")
     sampling = Sampling(max_tokens=5)

@@ -120,7 +120,7 @@ async def test_counting_to_the_token_changes_nothing_that_is_asked(window: int |
         assert None not in [use.tokens_used for use in exact.report.documents]
 
 
-async def test_a_window_that_nobody_knows_takes_everything() -> None:
+async def test_an_unknown_window_takes_everything() -> None:
     plan = await planned(request(found=documents(10_000)), None)
     assert plan.report.context_window is None
     assert fates(plan) == [("kept", None)]
@@ -323,13 +323,13 @@ async def test_of_a_long_history_only_what_might_fit_is_counted_and_all_that_is_
     assert texts_of(plan)[-2].startswith("999 ")
 
 
-async def test_where_nobody_counts_a_token_is_estimated_for_every_three_bytes() -> None:
+async def test_without_a_counter_a_token_is_estimated_for_every_three_bytes() -> None:
     plan = await planned(request(found=documents(100, 100)), 500, Scripted())
     assert plan.report.counted == "estimate"
     assert sum(map(estimate, texts_of(plan))) <= 450
 
 
-async def test_nobody_is_refused_by_an_estimate() -> None:
+async def test_an_estimate_refuses_no_request() -> None:
     plan = await planned(request((Message("user", "word " * 200),), documents(10)), 300, Scripted())
     assert fates(plan)[0][0] == "dropped"
     assert plan.sampling.max_tokens == 50
@@ -400,7 +400,7 @@ async def test_tool_calls_of_the_history_are_counted() -> None:
 
 
 @pytest.mark.parametrize("server", [Scripted(), Words(Unreachable("away"))])
-async def test_tools_are_estimated_where_nobody_counts_them(server: Scripted) -> None:
+async def test_tools_are_estimated_if_they_cannot_be_counted(server: Scripted) -> None:
     options = {"tools": [{"type": "function", "function": {"name": "look", "description": "word " * 300}}]}
     plan = await planned(replace(request(found=documents(100, 100)), options=options), 1000, server)
     assert plan.report.counted == "estimate"
@@ -670,7 +670,7 @@ async def test_documents_beside_the_messages_reach_the_model_server_also_where_a
 
 
 @pytest.mark.parametrize("server", [Scripted(), Native(failure=Unreachable("away"))])
-async def test_where_nobody_can_tell_documents_stay_in_the_text(server: Scripted) -> None:
+async def test_if_the_template_is_unknown_documents_stay_in_the_text(server: Scripted) -> None:
     plan = await native(server).plan(request(found=documents(20)), 8192)
     assert "d0.19." in texts_of(plan)[-1]
 

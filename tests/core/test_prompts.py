@@ -100,7 +100,7 @@ def test_the_instructions_come_first_then_the_documents_in_order_and_the_questio
 
 
 @pytest.mark.parametrize("language", sorted(RAG_TEMPLATES))
-def test_a_template_of_the_house_begins_with_instructions_and_ends_with_the_question(language: str) -> None:
+def test_a_built_in_template_begins_with_instructions_and_ends_with_the_question(language: str) -> None:
     template = RAG_TEMPLATES[language]
     assert template.count("{context}") == 1
     assert template.count("{question}") == 1
@@ -128,7 +128,7 @@ def test_every_document_arrives_unread() -> None:
     )
 
 
-def test_the_caller_s_template_goes_before_the_house_s() -> None:
+def test_the_caller_s_template_overrides_the_built_in_one() -> None:
     request = GenerationRequest("Why?", (Document("Because."),), "C={context} Q={question}", language="zh")
     assert build_prompt(request) == "C=Because. Q=Why?"
 

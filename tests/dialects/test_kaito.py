@@ -695,7 +695,7 @@ async def test_without_nvidias_tool_there_are_no_graphics_cards(
         assert (await service.get("/metrics?format=kaito")).body == b'{"gpu_info":[]}'
 
 
-async def test_a_tool_that_takes_its_time_holds_up_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_slow_tool_blocks_no_other_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     nvidia_smi(tmp_path, monkeypatch, f"read line < {gate}")

@@ -29,7 +29,7 @@ from comps.dialects.shared.base import EmbeddingCall, GenerationCall
 from comps.dialects.shared.endpoint import Endpoint, RequestError
 from comps.model_servers import FRAMEWORKS, open_model_server
 from comps.model_servers.scripted import Scripted
-from comps.model_servers.target import Target
+from comps.model_servers.target import Access, Target
 from tests.dialects.written import METADATA, written
 from tests.model_servers.replay import Reply, replaying, sse
 from tests.model_servers.tgi_stand_in import standing_in
@@ -133,7 +133,7 @@ def test_logprobs_of_0_are_a_wish_of_a_text_that_is_continued() -> None:
     ],
     ids=str,
 )
-def test_what_only_the_other_path_or_the_house_knows_is_no_option(
+def test_what_only_the_other_path_or_this_service_knows_is_no_option(
     path: str, body: dict[str, Any], wish: dict[str, Any]
 ) -> None:
     call = read({**body, **wish}, path)
@@ -501,7 +501,7 @@ async def test_what_completions_wish_goes_to_the_model_server_and_comes_back(
     }
     asked = {"echo": True, "logprobs": 2, "n": 2, "suffix": "z", "logit_bias": {"5": -100.0}, "user": "Ann"}
     async with replaying(replies) as replay:
-        server = open_model_server("openai_api", Target("m", replay.url))
+        server = open_model_server("openai_api", Target("m", replay.url, Access(whole_answers="whole")))
         async with running(server, monkeypatch, {"LLM_NAME": "m", "FRAMEWORK": framework}) as service:
             streaming = {"stream": stream, "stream_options": {"include_usage": True}}
             answer = await service.post({"prompt": ["p", "q"], **asked, "best_of": 3, **streaming}, TEXT)

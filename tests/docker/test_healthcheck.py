@@ -64,7 +64,7 @@ def test_ready_is_0_and_anything_else_is_1_with_the_reason(
     assert capsys.readouterr().out == 'ready\n503: {"error": "the model is still loading"}\n'
 
 
-def test_nobody_who_listens_is_1(
+def test_no_listener_is_1(
     check: ModuleType, service: HTTPServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     service.server_close()

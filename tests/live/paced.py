@@ -1,6 +1,6 @@
 """A model server of known pace, in a process of its own: `python -m tests.live.paced PORT KEY`.
 
-It speaks OpenAI's API to whoever has the key, and says `w0 w1 w2 …`, a word every 20 ms, for as long as it may.
+It has OpenAI's API with an API key, and says `w0 w1 w2 …`, a word every 20 ms, for as long as it may.
 """
 
 from __future__ import annotations

@@ -269,7 +269,7 @@ class Load:
 
 
 def configured(node: Node, model_server: ModelServer, port: int, **env_vars: str) -> Path:
-    """docker/ray/serve.yaml with the address and the model server of this test, and room for two replicas here."""
+    """docker/ray/serve.yaml with the address and the model server of this test, and at most two replicas."""
     config = yaml.safe_load((ROOT / "docker" / "ray" / "serve.yaml").read_text("utf-8"))
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
     (application,) = config["applications"]

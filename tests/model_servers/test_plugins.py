@@ -1,4 +1,4 @@
-"""Packages of somebody else's, really built and installed: kinds of model server, and a chat model of LangChain's."""
+"""Plug-ins, really built and installed: packages with kinds of model server, and one with a LangChain chat model."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from comps.model_servers.scripted import Scripted
 from tests.model_servers.replica_group import FAILURES, Clock, Completing, Group
 
 
-async def test_a_description_comes_from_whoever_answers() -> None:
+async def test_a_description_comes_from_a_replica_that_answers() -> None:
     group = Group(3)
     group.each[0].error, group.each[1].error = Unreachable("away"), Timeout("slow")
     assert (await group.all.describe()).name == "c"

@@ -42,7 +42,7 @@ async def test_a_description_changes_no_turn() -> None:
     assert answers == ["a", "b", "a", "b"]
 
 
-async def test_whoever_has_the_fewest_to_answer_is_asked() -> None:
+async def test_the_replica_with_the_fewest_requests_is_asked() -> None:
     group = Group(2, ["x", asyncio.Event()])
     begun = [await group.begin() for _ in range(4)]
     assert [one.times for one in group.each] == [2, 2]
@@ -149,7 +149,7 @@ async def test_an_answer_that_broke_off_is_an_error_and_its_replica_is_set_aside
     "error", [InvalidRequest("no", "top_k"), PromptTooLong(9, 8), Refused(401, "key"), Refused(404, "model")], ids=repr
 )
 @pytest.mark.parametrize("ask", [Group.ask, Group.ask_whole])
-async def test_a_refusal_moves_nowhere_and_sets_nobody_aside(
+async def test_a_refusal_is_not_retried_and_sets_no_replica_aside(
     error: LLMError, ask: Callable[[Group], Awaitable[str]]
 ) -> None:
     group = Group(2, kind=Completing)
@@ -348,7 +348,7 @@ async def test_a_replica_is_tried_again_though_the_answer_that_tried_it_last_tim
         await events.aclose()
 
 
-async def test_failing_before_its_time_sets_nobody_aside_for_longer() -> None:
+async def test_failing_before_its_time_sets_no_replica_aside_for_longer() -> None:
     group = Group(2)
     group.each[0].error = group.each[1].error = Unreachable("away")
     for _ in range(10):

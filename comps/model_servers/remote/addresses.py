@@ -28,6 +28,7 @@ def checked_url(url: str, key: str) -> SplitResult:
             raise ValueError("no space may be in a URL")
         if not parts.hostname or parts.port == 0:
             raise ValueError("no host, or no port, in this URL")
+        parts.hostname.encode("idna")
     except ValueError as error:  # urlsplit and port raise it as well.
         raise SettingsError(f"{key} = {url}: {error}") from None
     return parts

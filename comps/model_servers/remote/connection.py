@@ -36,7 +36,7 @@ _NEXT_ADDRESS_SECONDS = 0.25
 _MOST_OF_HEAD = 262_144
 """The maximum size of status line and headers, in bytes."""
 _STALE_SECONDS = 0.5
-"""How long after a request the news may take that the server had closed the idle connection before."""
+"""Seconds after a request within which a closed connection counts as one that was closed while it was idle."""
 _CHECKED = 4096
 """Bytes between two checks for backpressure."""
 _PORTS = {"http": 80, "https": 443}
@@ -129,14 +129,14 @@ class Connection(asyncio.Protocol):
                 self._pause(exchange)
 
     def _drop_surplus(self) -> None:
-        """Data that belongs to no response: the connection is not used again."""
+        """Handle data after a response: the connection is not reused."""
         self._can_stay = False
         if self._exchange is None:
             self.close()
 
     def _drop_malformed(self, exchange: Exchange) -> None:
         self._can_stay = False
-        if not self._has_ended:  # What follows a complete response does not make it wrong.
+        if not self._has_ended:  # Data after a complete response does not make it invalid.
             exchange.fail(Broken("what came is no HTTP"))
 
     def _limit_head(self, size: int, exchange: Exchange) -> None:
@@ -167,24 +167,24 @@ class Connection(asyncio.Protocol):
             return
         vanished = isinstance(error, OSError) and error.errno == ETIMEDOUT
         said = type(error).__name__ if error else "it was closed"
-        # Later, the server has read the request, and may have begun.
+        # After that time, the server has probably read the request.
         at_once = exchange.deadlines.loop.time() - self._sent_at < _STALE_SECONDS
         exchange.fail(Broken(said, unanswered=self.used and not self._has_begun and at_once and not vanished))
 
     # --- httptools' callbacks ---
 
     def on_message_begin(self) -> None:
-        """Called before a status line. Nobody has asked for a second response, and the first one is complete."""
+        """Called before a status line. A second response has no request, so the connection is not reused."""
         if self._has_ended:
             self._can_stay = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called with each header, and with each trailer, of which nothing is needed."""
+        """Called with each header and each trailer; trailers are ignored."""
         if not self._has_head:
             self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        """Called behind the last header."""
+        """Called after the last header."""
         status = self._parser.get_status_code()
         if self._has_ended:
             return
@@ -196,7 +196,7 @@ class Connection(asyncio.Protocol):
             self._exchange.head(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
-        """Called with each part of the body, and with each chunk's."""
+        """Called with each part of the body or of a chunk."""
         exchange = self._exchange
         if exchange is None or exchange.ended or not self._has_head or self._has_ended:
             return
@@ -206,7 +206,7 @@ class Connection(asyncio.Protocol):
             exchange.fail(error)
 
     def on_message_complete(self) -> None:
-        """Called behind the body."""
+        """Called after the body."""
         if self._has_head and self._exchange and not self._has_ended:
             self._has_ended = True
             self._can_stay = self._parser.should_keep_alive()
@@ -428,7 +428,8 @@ def proxy_credentials(proxy: SplitResult) -> str | None:
 
 
 async def _resolved(host: str, port: int) -> Sequence[AddrInfoType]:
-    """The addresses of a host; those of an address need no thread, of which there are few."""
+    """Returns the addresses of a host. A numeric address is parsed here, because getaddrinfo takes one of few
+    threads."""
     try:
         numeric = socket.AI_NUMERICHOST
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=numeric)

@@ -29,7 +29,7 @@ _REST_SECONDS = 0.05
 _PIECE = 65536
 """The number of bytes that are decompressed at once."""
 _MOST_PIECES = 500
-"""The maximum number of such pieces of what is read at once, at most 256 KiB: more is a compression bomb."""
+"""The maximum number of such pieces from one read of at most 256 KiB; more is a compression bomb."""
 _AUTOMATIC = 47
 """zlib's window bits for automatic detection of gzip and zlib headers."""
 
@@ -53,7 +53,7 @@ class Reader(Protocol):
 
     @property
     def answer(self) -> Answer:
-        """Where it writes what the events say."""
+        """The answer to which it writes."""
         ...
 
     def event(self, data: bytes) -> bool:

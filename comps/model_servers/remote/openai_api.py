@@ -86,7 +86,8 @@ messages. Source: https://platform.openai.com/docs/api-reference/chat/create,
 class OpenAIAPI:
     """Client of `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings` and `/v1/models`.
 
-    Closing the connection of a request stops generation, for whole answers as well as for streams.
+    Closing the connection of a stream stops generation. `stops_whole` says whether this holds for whole answers as
+    well.
 
     Args:
         model_name: The server's name for the model.
@@ -105,6 +106,9 @@ class OpenAIAPI:
     """The fields of `Sampling` that the server supports, under the same names."""
     options: ClassVar[frozenset[str]] = OPENAI_OPTIONS
     """The options that the server supports."""
+    stops_whole: ClassVar[bool] = False
+    """Whether the server stops generating a whole answer when the connection closes. Many, such as llama-cpp-python's,
+    stop only in streams."""
     _limit = "max_tokens"
     """The server's name of the field `max_tokens`."""
 
@@ -126,6 +130,12 @@ class OpenAIAPI:
     def open(cls, target: Target) -> OpenAIAPI:
         check_endpoint(target.endpoint)
         return cls(target.model_name, target.endpoint, target.access, target.context_window)
+
+    @property
+    def asks_whole(self) -> bool:
+        """Whether whole answers are requested as such; otherwise they are streamed and collected."""
+        wanted = self.access.whole_answers
+        return self.stops_whole if wanted == "auto" else wanted == "whole"
 
     async def describe(self) -> ModelInfo:
         if self._info is None or time.monotonic() - self._described > _FRESH_SECONDS:
@@ -181,8 +191,8 @@ class OpenAIAPI:
             reader.close()
 
     async def whole(self, path: str, body: dict[str, JSON]) -> Generation:
-        """Returns the whole answer to such a body; it is streamed and collected if `access.streams_whole` is set."""
-        if self.access.streams_whole:
+        """Returns the whole answer to such a body, streamed and collected unless `asks_whole`."""
+        if not self.asks_whole:
             return await collect(self.stream, path, body)
         with checked_answer():
             return whole_answer(await self._with_limit(body, lambda asked: self.http.response(path, asked)))

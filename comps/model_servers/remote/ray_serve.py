@@ -12,5 +12,6 @@ class RayServe(OpenAIAPI):
     https://docs.ray.io/en/latest/serve/llm/
     """
 
+    stops_whole = True
     honoured = VLLM.honoured
     options = VLLM.options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from urllib.parse import SplitResult
+from urllib.parse import SplitResult, quote
 
 from comps.model_servers.remote.addresses import proxy_for
 from comps.model_servers.remote.connection import Connections, proxy_credentials
@@ -23,7 +23,10 @@ class Site:
         if tls is None and proxy is not None and proxy.scheme == "https":
             tls = ssl.create_default_context()
         host = url.netloc.rpartition("@")[2]
-        self._path = url.path
+        if not host.isascii():
+            port = f":{url.port}" if url.port else ""
+            host = (url.hostname or "").encode("idna").decode() + port
+        self._path = quote(url.path, safe="/%:@!$&'()*+,;=~")
         further = b""
         if proxy is not None and url.scheme == "http":  # To a proxy, the request has the whole URL.
             self._path = f"http://{host}{self._path}"

@@ -50,6 +50,7 @@ class TGI(OpenAIAPI):
     `presence_penalty` is not supported, because the Messages API uses it as a repetition penalty.
     """
 
+    stops_whole = True
     honoured = (OpenAIAPI.honoured | set(_NOT_IN_MESSAGES)) - {"presence_penalty"}
     embed = None  # type: ignore[assignment]  # TGI has no embeddings; None removes the ability.
 
@@ -86,7 +87,7 @@ class TGI(OpenAIAPI):
 
     async def complete(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> Generation:
         """See `Completes`."""
-        if self.access.streams_whole:
+        if not self.asks_whole:
             return await collect(self.generate, prompt, sampling, options)
         prompt, wanted = plain_roles(prompt), _wanted(options)
         with checked_answer(), _refusals():

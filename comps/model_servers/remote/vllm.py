@@ -73,6 +73,7 @@ _READ = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_fin
 class VLLM(OpenAIAPI):
     """https://docs.vllm.ai/en/stable/serving/openai_compatible_server.html"""
 
+    stops_whole = True
     honoured = OpenAIAPI.honoured | {"top_k", "repetition_penalty"}
     options = (OPENAI_OPTIONS - _UNKNOWN) | VLLM_OPTIONS
 

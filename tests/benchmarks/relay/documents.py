@@ -18,7 +18,7 @@ from time import perf_counter
 
 DOCUMENTS, WORDS = 40, 300
 WINDOW = 8192
-"""The context window in tokens, where they are counted: not all documents have room."""
+"""The context window in tokens, where they are counted: not all documents fit."""
 SAMPLES = 15
 VOCABULARY = 4000
 

@@ -101,7 +101,7 @@ def test_the_example_exchange_is_fastchats_to_the_letter() -> None:
         (FALCON_CHAT, [(HUMAN, "a\r\n\r\nb")], "User: a\r\n\r\nb\nFalcon:"),
     ],
 )
-def test_chats_that_nobody_would_write_are_laid_out_as_squares_does(
+def test_unusual_chats_are_laid_out_as_squares_does(
     conversation: Conversation, turns: list[tuple[int, str]], rendered: str
 ) -> None:
     assert conversation.render("", turns) == rendered

@@ -32,7 +32,7 @@ from comps.dialects.square.conversations import LLAMA_2, ONE_SHOT, VICUNA, Conve
 from comps.dialects.square.dialect import SQUARE, Switches, square
 from comps.model_servers import FRAMEWORKS, open_model_server
 from comps.model_servers.scripted import Scripted
-from comps.model_servers.target import Target
+from comps.model_servers.target import Access, Target
 from tests.model_servers.replay import Reply, replaying
 from tests.service import Able, Answer, running
 
@@ -725,7 +725,7 @@ async def test_stop_tokens_go_to_a_server_that_knows_them_and_are_named_for_anot
         "/v1/completions": Reply([b'{"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}]}']),
     }
     async with replaying(replies) as replay:
-        server = open_model_server(kind, Target("m", replay.url))
+        server = open_model_server(kind, Target("m", replay.url, Access(whole_answers="whole")))
         async with running(server, monkeypatch, {"LLM_NAME": "m", "FRAMEWORK": framework}) as service:
             answer = await service.post({"prompt": "a", "stop_token_ids": [7]}, WHOLE)
     assert replay.asked[-1][2].get("stop_token_ids") == ([7] if sent else None)

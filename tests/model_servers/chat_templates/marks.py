@@ -63,13 +63,13 @@ def evil_text(name: str, *, surrogates: bool = True) -> str:
 
 
 def count(mark: str, text: str) -> int:
-    """How often a tokenizer that leaves out what nobody sees finds a mark, or how many lines or words begin with it."""
+    """How often a mark occurs, or how many lines or words begin with it, if invisible characters are ignored."""
     begin = r"^[ \t]*" if mark.startswith("\n") else r"\b" if mark[0].isalnum() else ""
     return len(re.findall(f"(?m){begin}{re.escape(mark.strip())}", re.sub(f"[{_UNSEEN}]", "", text)))
 
 
 def asking(text: str) -> GenerationRequest:
-    """A request that says this wherever somebody can say something."""
+    """A request with this text in every field that takes text."""
     documents = (Document(text, text, {"url": text}), Document(text))
     system = text.replace("{context}", "")  # Which would ask for the documents.
     return GenerationRequest((Message("system", system), Message("user", text, {"name": text})), documents)

@@ -1,4 +1,4 @@
-"""What would open or close a turn in somebody's text: broken up for every model, whoever applies its chat template."""
+"""Control tokens in callers' texts are escaped for every model, whichever side applies the chat template."""
 
 from __future__ import annotations
 

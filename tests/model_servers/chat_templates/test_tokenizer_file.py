@@ -77,7 +77,7 @@ async def test_a_chat_template_of_ours_is_counted_with_all_that_it_writes(file: 
     assert await server.count_prompt((Message("user", "Why?"),), {}) == tokens(written) + 1
 
 
-async def test_a_chat_template_of_nobody_knows_whose_is_estimated(file: str) -> None:
+async def test_an_unknown_chat_template_is_estimated(file: str) -> None:
     server = with_tokenizer(Scripted(), file)
     assert isinstance(server, CountsPrompts)
     conversation = (Message("system", "Be brief."), Message("user", [{"type": "text", "text": TEXT}]))

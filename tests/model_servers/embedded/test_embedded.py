@@ -316,7 +316,7 @@ async def test_a_load_that_was_given_up_can_be_done_again(kept: FoundWords, monk
     assert (await collect(kept.generate, "a .", Sampling(), {})).text == " a"
 
 
-async def test_a_reload_that_failed_is_tried_again_by_whoever_asks_next(kept: FoundWords, tmp_path: Path) -> None:
+async def test_a_reload_that_failed_is_tried_again_by_the_next_request(kept: FoundWords, tmp_path: Path) -> None:
     await kept.load()
     running = read(kept.generate, ENDLESS, Sampling(), {})
     assert isinstance(await anext(running), TextDelta)
@@ -458,7 +458,7 @@ def test_prompts_are_read_in_chunks_of_a_steady_size() -> None:
     assert prefill_chunk(1.0, 10) == 10
 
 
-def test_what_is_said_to_a_process_that_has_ended_is_nobodys_failure() -> None:
+def test_what_is_sent_to_a_process_that_has_ended_is_no_failure() -> None:
     process = EngineProcess("this")
     process.close()
     reading, writing = os.pipe()

@@ -237,7 +237,7 @@ async def test_a_model_that_does_not_exist_is_a_settings_error() -> None:
         await OpenVINO("no-such-thing").load()
 
 
-async def test_a_process_that_talks_nonsense_is_ended_and_keeps_nobody_waiting() -> None:
+async def test_a_process_that_sends_invalid_data_is_ended_and_blocks_no_request() -> None:
     process = await asyncio.to_thread(EngineProcess, "this")  # A module that prints a poem.
     with pytest.raises(Unreachable):
         await asyncio.wait_for(process.ask({"count": "x"}), 30)

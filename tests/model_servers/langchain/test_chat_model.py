@@ -162,7 +162,7 @@ async def test_callbacks_see_an_error() -> None:
     assert recorder.seen == ["start", "a", "ModelServerError"]
 
 
-async def test_nothing_of_an_answer_is_lost_whether_somebody_looks_on_or_not() -> None:
+async def test_nothing_of_an_answer_is_lost_with_callbacks_or_without() -> None:
     server = Manifold()
     native = [event async for event in read(server.generate, QUESTION, Sampling(), {})]
     whole = await collect(server.generate, QUESTION, Sampling(), {})
@@ -187,7 +187,7 @@ async def test_an_answer_without_an_end_is_none(handlers: list[AsyncCallbackHand
 
 @pytest.mark.parametrize("handlers", [[], [Recorder()]])
 @pytest.mark.parametrize("whole", [False, True])
-async def test_cancelling_stops_the_model_whether_somebody_looks_on_or_not(
+async def test_cancelling_stops_the_model_with_callbacks_or_without(
     handlers: list[AsyncCallbackHandler], whole: bool
 ) -> None:
     scripted = Scripted([["one", asyncio.Event(), "never"]])
@@ -209,7 +209,7 @@ async def test_a_reader_that_does_not_keep_up_holds_the_model_up(handlers: list[
     assert scripted.closed.is_set()
 
 
-async def test_nobody_looks_on_unless_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_there_are_no_callbacks_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("LangChain's whole way, without anybody to see it")
 
@@ -227,7 +227,7 @@ def test_a_chunk_shares_nothing_that_a_callback_might_change_with_the_next() -> 
     assert {"additional_kwargs", "response_metadata", "tool_calls"} <= first.keys()
 
 
-async def test_whoever_collects_runs_around_a_request_gets_it() -> None:
+async def test_a_collector_of_runs_around_a_request_gets_it() -> None:
     server = through(Scripted([["a"]]))
     with collect_runs() as collected:
         await collect(server.generate, QUESTION, Sampling(), {})

@@ -200,7 +200,7 @@ async def test_the_body_on_the_wire_is_the_same_as_without_langchain(kind: type[
     replies = [sse(choice({"content": "a"}, "stop")), whole({"content": "a"})]
     bodies = []
     for way in WAYS:
-        async with asking(list(replies), way, kind, path) as (server, replay):
+        async with asking(list(replies), way, kind, path, Access(whole_answers="whole")) as (server, replay):
             events = [event async for event in read(server.generate, prompt, EVERYTHING, options)]
             assert events == [TextDelta("a"), Finished("stop")]
             assert isinstance(server, Completes)

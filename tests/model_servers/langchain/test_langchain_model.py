@@ -456,7 +456,7 @@ async def test_langchains_own_class_before_a_server_that_fails(
     assert caught.value.retry_after == {Overloaded: 7, Unreachable: 7}.get(expected)
 
 
-async def test_langchains_own_class_before_nobody_is_unreachable() -> None:
+async def test_langchains_own_class_at_a_closed_port_is_unreachable() -> None:
     one = target("langchain_openai:ChatOpenAI", "http://127.0.0.1:9/v1", Access(api_key="k"), max_retries=0)
     with pytest.raises(Unreachable):
         await events_of(await loaded(one))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -597,6 +598,7 @@ async def test_cancelling_an_answer_closes_its_connection_even_before_the_first_
         ("/v1beta/openai/", "/v1beta/openai"),
         ("/openai/v1", "/openai/v1"),
         ("/models/a", "/models/a/v1"),
+        ("/pfad/\u00fc", "/pfad/%C3%BC/v1"),
     ],
 )
 async def test_an_endpoint_may_name_its_api_or_not(endpoint: str, api: str) -> None:
@@ -605,6 +607,12 @@ async def test_an_endpoint_may_name_its_api_or_not(endpoint: str, api: str) -> N
         server = OpenAIAPI("m", replay.url + endpoint)
         assert (await server.describe()).context_window == 7
         await server.aclose()
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70 + ".example"])
+def test_a_host_that_no_name_service_could_know_is_a_setting_to_mend(host: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^model_server_endpoint = http://{re.escape(host)}: "):
+        HTTP(f"http://{host}", Access())
 
 
 async def test_many_requests_at_once_ask_for_its_description_once() -> None:
@@ -629,7 +637,7 @@ async def test_a_description_goes_on_when_one_of_those_who_wait_for_it_leaves() 
 
 
 @pytest.mark.parametrize("closed", [False, True])
-async def test_a_description_that_nobody_waits_for_any_more_ends_without_a_word(closed: bool) -> None:
+async def test_an_abandoned_description_logs_nothing(closed: bool) -> None:
     complaints: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     async with replaying({"/v1/models": Reply([], 500)}) as replay:

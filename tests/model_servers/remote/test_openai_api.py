@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -340,7 +341,7 @@ async def test_a_busy_server_says_when_to_come_back(status: int, error: type[LLM
     assert caught.value.retry_after == 7
 
 
-async def test_nobody_there_is_unreachable() -> None:
+async def test_a_closed_port_is_unreachable() -> None:
     server = VLLM("m", "http://127.0.0.1:9")
     with pytest.raises(Unreachable):
         await server.describe()
@@ -553,3 +554,17 @@ async def test_sampling_that_the_server_does_not_know_is_not_sent_and_said_not_t
         assert told == replace(sampling, top_k=top_k)
         assert server.request(QUESTION, sampling, {})[1].get("top_k") == top_k
         await server.aclose()
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "streamed"),
+    [(VLLM, "auto", False), (OpenAIAPI, "auto", True), (VLLM, "stream", True), (OpenAIAPI, "whole", False)],
+)
+async def test_a_whole_answer_is_requested_whole_of_servers_that_stop_when_their_client_leaves(
+    kind: type[OpenAIAPI], wanted: Any, streamed: bool
+) -> None:
+    async with replaying({CHAT: sse(delta("a", "stop"))}) as replay:  # Which is read in any case.
+        server = kind("m", replay.url, Access(whole_answers=wanted))
+        assert await server.complete(QUESTION, Sampling(), {}) == Generation("a", "stop")
+        await server.aclose()
+    assert replay.asked[0][2].get("stream", False) is streamed
