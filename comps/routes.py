@@ -229,8 +229,7 @@ def _generates(endpoint: Endpoint) -> bool:
 
 
 def _model_server(model: Model) -> JSON:
-    """Returns a model's server for callers: kind, framework, and URL without credentials and query, but no file
-    paths."""
+    """Returns what callers may see of a model's server: kind, framework, and URL without credentials and query."""
     urls = [_CREDENTIALS.sub("//", url.strip()).partition("?")[0] for url in model.model_server_endpoint.split(",")]
     endpoint = ", ".join(urls) if "://" in model.model_server_endpoint else None
     return {"kind": model.model_server, "endpoint": endpoint, "framework": model.framework}

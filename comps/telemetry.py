@@ -155,8 +155,7 @@ class Telemetry(Collector):
         return generate_latest(self._registry)
 
     def statistics(self) -> dict[str, float | None]:
-        """Returns OPEA's statistics: latencies of the last 1000 answers in seconds; None if there are no answers
-        yet."""
+        """Returns OPEA's statistics: latencies of the last 1000 answers in seconds, or None before the first."""
         return {
             "p50_latency": _percentile(self._latencies, 0.50),
             "p99_latency": _percentile(self._latencies, 0.99),

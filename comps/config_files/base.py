@@ -28,8 +28,7 @@ class ConfigFile:
     sections: Mapping[str, Mapping[str, ConfigValue]] = field(default_factory=dict)
     """The values by heading and key; each value is text, as in config.ini."""
     engine: Mapping[str, ConfigValue] = field(default_factory=dict)
-    """The typed engine settings of `[Model]`, if the format has them apart from its sections, as config.ini does
-    not."""
+    """The typed engine settings of `[Model]`, if the format has them apart from its sections (config.ini does not)."""
     files_of_model: Collection[str] = ()
     """The keys of `engine` that locate the files of the model that this file configures."""
     without_effect: tuple[str, ...] = ()

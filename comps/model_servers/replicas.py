@@ -222,8 +222,7 @@ class Replicas:
 
     @contextmanager
     def _health_of(self, replica: _Replica, *, preparing: bool = False) -> Iterator[None]:
-        """Update a replica's health from the result of a call; `preparing` calls set it aside only if it is
-        unreachable."""
+        """Update a replica's health by the result of a call. After a `preparing` call, only Unreachable counts."""
         trying = replica.aside_until is not None
         early = replica.aside_until is not None and self._clock() < replica.aside_until
         replica.tried |= trying

@@ -119,8 +119,7 @@ def _source(info: FieldInfo, given: ConfigValue | None, default: str) -> str:
 def _given(
     name: str, fields: Mapping[str, FieldInfo], given: Mapping[str, ConfigValue]
 ) -> Iterator[tuple[str, str | SecretStr]]:
-    """Yields the values in the file, and the secrets in files that variables name. pydantic reads all other
-    variables."""
+    """Yields the values in the file, and the secrets in files that variables name; pydantic reads other variables."""
     for key, info in fields.items():
         # Keyed by its variable, and only if no variable is set: so each value has one source.
         own, variable = next(environment_names(info)), variable_of(info)

@@ -428,8 +428,7 @@ def proxy_credentials(proxy: SplitResult) -> str | None:
 
 
 async def _resolved(host: str, port: int) -> Sequence[AddrInfoType]:
-    """Returns the addresses of a host. A numeric address is parsed here, because getaddrinfo takes one of few
-    threads."""
+    """Returns the addresses of a host. Numeric addresses are parsed without a thread, of which there are few."""
     try:
         numeric = socket.AI_NUMERICHOST
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=numeric)

@@ -168,8 +168,7 @@ class OpenAIAPI:
         return ModelInfo(self.model_name, window, honoured)
 
     def _told(self, listing: JSON) -> dict[str, Any]:
-        """Returns the entry of our model in the list, `meta` included; empty if it is not listed, as an alias may
-        be."""
+        """Returns the list's entry of our model, `meta` included; empty if it is not listed (it may be an alias)."""
         mine: dict[str, Any] = next((model for model in listing["data"] if model["id"] == self.model_name), {})
         return {**mine, **(mine.get("meta") or {})}
 

@@ -393,8 +393,7 @@ def _refusals() -> Iterator[None]:
 
 
 def _chat_reason(reason: str, called: bool) -> str:
-    """Returns the finish reason. TGI gives `stop` or none for a tool call, and none for a call cut off before its
-    name."""
+    """Returns the finish reason. TGI gives `stop` or none for a tool call, and none for one that is cut off early."""
     if reason == _UNSAID:
         return "tool_calls" if called else "length"
     reason = _REASONS.get(reason, reason)
