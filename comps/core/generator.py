@@ -285,7 +285,8 @@ def _one_token(error: InvalidRequest, request: GenerationRequest) -> Sampling:
 
 def _citable(plan: Plan) -> Mapping[int, Document]:
     """Returns the documents that an answer may cite, by citation number."""
-    return by_number(plan.sources if plan.numbered else (), plan.request.quoted)
+    sources = plan.sources if plan.numbered else ()
+    return by_number(sources, plan.request.quoted) if sources or plan.request.quoted else {}
 
 
 def _echoed(plan: Plan) -> str:
