@@ -1,6 +1,6 @@
-"""The one HTTP handler: a body becomes a call, an answer is written in the call's form, an error becomes a status.
+"""The HTTP handler: parses a body into a call, replies in the form of its dialect, and maps errors to statuses.
 
-It is plain ASGI, so that nothing stands between an event and its HTTP chunk. Errors are caught here and nowhere else.
+It is a plain ASGI application, without middleware between an event and its HTTP chunk. Errors are caught only here.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from comps.telemetry import Exchange, Telemetry, log
 
 
 class ClientGone(Exception):
-    """The client closed the connection; nobody is left to answer."""
+    """The client closed the connection, so there is no reply."""
 
 
 class Handler:
     """Answers all bodies on one path.
 
     Args:
-        endpoint: What is read there.
-        models: Where answers come from.
-        admission: Who may generate when.
-        telemetry: Where exchanges are counted.
-        max_body: The most bytes of a body that are read.
+        endpoint: Parses the bodies of the path.
+        models: The models that answer.
+        admission: Limits how many requests generate at once.
+        telemetry: Counts the exchanges.
+        max_body: The maximum size of a body, in bytes.
         strict: Refuse a body with a field that would be ignored, instead of naming it in `x-ignored-params`.
     """
 
@@ -104,7 +104,7 @@ class Handler:
         reply.whole(status, style.encode(style.error(error)), headers)
 
     def _endpoint_for(self, scope: Scope) -> tuple[Endpoint, Mapping[str, str]]:
-        """Where the body of a request is read, and what its path says."""
+        """Returns the endpoint that parses the request's body, and the path's variables."""
         return self.endpoint, scope.get("path_params", {})
 
     async def _answer(self, call: Call, endpoint: Endpoint, reply: Reply, exchange: Exchange) -> None:
@@ -140,7 +140,7 @@ class Handler:
             await response.whole(slots, model, requests)
 
     def _ignored(self, call: Call, info: ModelInfo) -> list[tuple[bytes, bytes]]:
-        """The header that names what the caller set and nothing comes of, if there is any."""
+        """Returns the header `x-ignored-params` with the fields that have no effect, if there are any."""
         names = _ignored_names(call, info)
         if not names:
             return []
@@ -151,11 +151,11 @@ class Handler:
 
 
 class PromptHandler(Handler):
-    """Tells of every body that asks for text what would be asked of the model, and has nothing generated.
+    """Previews every body that asks for text: returns what would be requested from the model, and generates nothing.
 
     Args:
-        endpoint: Reads them all; the query `route` of a request names the path whose endpoint reads its body alone.
-        model_servers: Who answers for each model, as it is told.
+        endpoint: Parses the bodies of all endpoints; the query parameter `route` selects the endpoint of one path.
+        model_servers: A description of each model's server, by the model's name.
         common: What every `Handler` needs.
     """
 
@@ -201,24 +201,24 @@ class PromptHandler(Handler):
 
 
 def _ignored_names(call: Call, info: ModelInfo) -> list[str]:
-    """What the caller set and nothing comes of."""
+    """Returns the names of the fields that were sent and have no effect."""
     misnamed = ["model"] if call.wanted_model not in (None, "", info.name) else []
     return misnamed + call.ignored(info.capabilities)
 
 
 def _honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
-    """The request as its model server gets it: options that it does not know are left out."""
+    """Returns the request without the options that its model server does not support."""
     if request.options.keys() <= info.capabilities:
         return request
     return replace(request, options={name: one for name, one in request.options.items() if name in info.capabilities})
 
 
 async def _body(response: Response, scope: Scope, receive: Receive, most: int) -> bytes:
-    """The request's body.
+    """Returns the request's body.
 
     Raises:
-        BodyTooLarge: It has more than `most` bytes; what is beyond is not waited for.
-        ClientGone: It did not arrive whole.
+        BodyTooLarge: The body has more than `most` bytes; the rest is not received.
+        ClientGone: The client left before the end of the body.
     """
     too_large = BodyTooLarge(f"larger than the {most} bytes that are read", "body")
     whole = response.request_body
@@ -243,10 +243,10 @@ async def _body(response: Response, scope: Scope, receive: Receive, most: int) -
 
 
 async def _unless_gone(response: Response, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work, unless the client goes away first: then it is cancelled, and with it the model.
+    """Await `work`; if the client leaves first, cancel it, which stops the model.
 
     Raises:
-        ClientGone: The client went away.
+        ClientGone: The client left.
     """
     task = asyncio.current_task()
     assert task

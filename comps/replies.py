@@ -24,7 +24,7 @@ _LONGEST_HEADER = 1000
 
 
 class Reply:
-    """What a response of this service is: whole, or a stream of items."""
+    """A response, sent whole or as a stream of items."""
 
     def __init__(self, response: Response) -> None:
         self._response = response
@@ -34,7 +34,7 @@ class Reply:
         self.started = False
 
     def whole(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send all of it."""
+        """Send a whole JSON body."""
         self.started = True
         self._response.start(status, [_JSON_TYPE, (b"content-length", str(len(body)).encode()), *headers])
         if body:
@@ -42,7 +42,7 @@ class Reply:
         self._response.end()
 
     def start_stream(self, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send all that comes before the first item."""
+        """Send the status line and the headers of a stream."""
         self.started = True
         content = [
             (b"content-type", media_type.encode()),
@@ -52,7 +52,7 @@ class Reply:
         self._response.start(200, content + headers)
 
     def end(self) -> None:
-        """Send the end of a stream."""
+        """End the stream."""
         self._response.end()
 
     @property
@@ -64,7 +64,7 @@ class Reply:
 
 
 class Responder:
-    """Answers one body that asks for text.
+    """Generates and sends the reply to one body that asks for text.
 
     Args:
         call: The body.
@@ -93,7 +93,7 @@ class Responder:
         self._exchange = exchange
 
     async def whole(self, slots: RequestSlots, model: TextGenerator, requests: list[GenerationRequest]) -> None:
-        """Answer whole, once all answers are there."""
+        """Send the reply whole, when all answers are complete."""
         asked = [self._complete(slots, model, request, number) for number, request in enumerate(requests)]
         generations = await at_once(asked)
         self._exchange.usage = total(generation.usage for generation in generations)
@@ -115,13 +115,13 @@ class Responder:
         return generation
 
     def _settles(self, report: Report) -> bool:
-        """Whether anybody is told what the model server has counted."""
+        """Whether the report is sent, so that it needs the numbers of tokens that the model server counted."""
         return self._call.wants_report or was_counted(report)
 
     async def stream(
         self, slots: RequestSlots, model: TextGenerator, requests: list[GenerationRequest], choices: int
     ) -> None:
-        """Answer piece by piece.
+        """Stream the reply.
 
         Args:
             slots: Of this body.
@@ -155,7 +155,7 @@ class Responder:
             raise broken_off()
 
     def _begin(self) -> Writer:
-        """Start the response, with the first piece: a model server that fails at once still gets an honest status."""
+        """Start the response. This is called with the first piece, so that an earlier failure has its own status."""
         self._exchange.first_token()
         self._reply.start_stream(self._call.media_type, self._all_headers())
         return self._call.writer(self._metadata, self._reply.write)
@@ -165,10 +165,10 @@ class Responder:
 
 
 class _StreamedAnswer:
-    """Writes an answer in the form of a dialect, as it comes.
+    """Answer that is written to the client in the form of a dialect.
 
     Args:
-        begin: Starts the response with the first piece, and makes the writer.
+        begin: Starts the response and returns the writer; called with the first piece.
         reply: Tells whether the client keeps up.
     """
 
@@ -193,7 +193,7 @@ class _StreamedAnswer:
         (self._writer or self._begun()).finished(end)
 
     def close(self) -> None:
-        """Write what comes when all choices have ended."""
+        """Write what follows the ends of all choices."""
         assert self._writer
         self._writer.close()
 
@@ -210,7 +210,7 @@ class _StreamedAnswer:
 
 
 class _Ending(Forwarding):
-    """Writes an answer on, and notes its end.
+    """Forwards an answer, and records its end and its usage.
 
     Args:
         answer: Where it is written to.
@@ -233,9 +233,11 @@ def metadata_of(info: ModelInfo, reports: Mapping[int, Report] = MappingProxyTyp
 
 
 def _reported(reports: Mapping[int, Report], prompts: int) -> list[tuple[bytes, bytes]]:
-    """The headers that name the documents in each prompt by their places in the request, once if that is all the same,
-    if any were looked for, and how many of the earlier messages each prompt has lost, if one has; none as long as not
-    all of the prompts are planned."""
+    """Returns the headers about documents and messages; none until all prompts are planned.
+
+    `x-documents-used` has the places of the documents in each prompt, once if they are the same for all.
+    `x-turns-dropped` has the number of earlier messages that each prompt lost, if any did.
+    """
     if len(reports) < prompts:
         return []
     headers = []
@@ -250,7 +252,7 @@ def _reported(reports: Mapping[int, Report], prompts: int) -> list[tuple[bytes, 
 
 
 def shortened(listed: str) -> bytes:
-    """A header that clients and proxies take."""
+    """Returns a header value, cut to a length that clients and proxies accept."""
     return (listed if len(listed) <= _LONGEST_HEADER else listed[:_LONGEST_HEADER] + "...").encode()
 
 

@@ -1,11 +1,11 @@
-"""The HTTP server: uvicorn, with a protocol that writes to the connection at once and passes over upgrades.
+"""The HTTP server: uvicorn with a protocol class of our own.
 
-What uvicorn's own does not do, and this one does:
-- It offers a `Response` that is written without a coroutine between an event and its HTTP chunk (see `responses`).
-- It calls back when the client leaves.
-- It passes over an `Upgrade` that is not taken, and reads the body: https://www.rfc-editor.org/rfc/rfc9110#section-7.8.
-  Java's HttpClient and `curl --http2` send one with their first request.
-- It sends no chunked coding to a client of HTTP/1.0, which does not know it.
+It adds to uvicorn's protocol:
+- a `Response` that writes to the connection without a coroutine between an event and its HTTP chunk (see `responses`);
+- a callback when the client leaves;
+- requests with an `Upgrade` are handled as if they had none: https://www.rfc-editor.org/rfc/rfc9110#section-7.8. Java's
+  HttpClient and `curl --http2` send one with their first request;
+- no chunked coding for HTTP/1.0 clients, which do not support it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
 
 class ServerProtocol(HttpToolsProtocol):
-    """One connection of a client."""
+    """One client connection."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._responses: list[DirectResponse] = []
-        """Those that are not complete: several where requests are pipelined."""
+        """The incomplete responses: several if requests are pipelined."""
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():  # The head is parsed once more, without what asks for an upgrade.
@@ -60,7 +60,7 @@ class ServerProtocol(HttpToolsProtocol):
                 return
 
     def _without_upgrade(self, rest: bytes) -> bytes:
-        """The request whose head was just parsed, as if it asked for no upgrade; `rest` is what follows it."""
+        """Returns the request whose head was just parsed without its upgrade headers, followed by `rest`."""
         method = self.parser.get_method()
         if method == b"CONNECT":
             self._refuse("This is no proxy.")
@@ -87,7 +87,7 @@ class ServerProtocol(HttpToolsProtocol):
 
 
 class DirectResponse:
-    """A response that is written to the connection at once; see `comps.responses.Response`.
+    """A response that is written directly to the connection; see `comps.responses.Response`.
 
     Args:
         cycle: uvicorn's state of the request, kept as its own `send` keeps it.
@@ -105,7 +105,7 @@ class DirectResponse:
         self._chunked = True
         self._corked: list[bytes] | None = None
         self._head = b""
-        """The status line and the headers, until they are sent with the first part of the body: one packet less."""
+        """The status line and the headers, until they are sent in one packet with the first part of the body."""
 
     @property
     def request_body(self) -> bytes | None:
@@ -200,7 +200,7 @@ class DirectResponse:
 
 
 def _without_chunks(cycle: RequestResponseCycle) -> Callable[[Any], Any]:
-    """uvicorn's `send`, for a client that knows no chunked coding: the end of the body is that of the connection."""
+    """Returns uvicorn's `send` for clients without chunked coding: closing the connection ends the body."""
     send = cycle.send
     is_open = False
 
