@@ -7,7 +7,7 @@ import json
 import pytest
 
 from comps.model_servers import FRAMEWORKS, open_model_server
-from comps.model_servers.target import Target
+from comps.model_servers.target import Access, Target
 from tests.model_servers.replay import Reply, replaying, sse
 from tests.service import running
 
@@ -40,7 +40,7 @@ async def test_every_sampling_field_is_sent_on_or_said_to_be_ignored(
         else Reply([json.dumps({"choices": [choice]}).encode()]),
     }
     async with replaying(replies) as replay:
-        server = open_model_server(kind, Target("m", replay.url))
+        server = open_model_server(kind, Target("m", replay.url, Access(whole_answers="whole")))
         async with running(server, monkeypatch, {"LLM_NAME": "m", "FRAMEWORK": framework}) as service:
             answer = await service.post({**QUESTION, **SAMPLING, "stream": streamed})
     assert answer.status == 200, answer.body

@@ -74,7 +74,8 @@ async def test_a_seed_repeats_an_answer_and_without_one_each_is_drawn_anew(engin
 async def test_only_the_likeliest_token_is_left_by_temperature_top_k_or_top_p(engine: OpenVINO) -> None:
     hot = Sampling(max_tokens=24, temperature=1.5)
     narrow = [replace(hot, top_k=1), replace(hot, top_p=0.0), replace(hot, top_p=1e-6), replace(hot, temperature=1e-40)]
-    greedy, *others = await asyncio.gather(*(text_of(engine, sampling) for sampling in (GREEDY, *narrow)))
+    # One after the other: answers made in one batch may round differently.
+    greedy, *others = [await text_of(engine, sampling) for sampling in (GREEDY, *narrow)]
     assert others == [greedy] * 4
 
 
@@ -123,9 +124,7 @@ async def test_control_tokens_in_a_message_open_no_turn(engine: OpenVINO) -> Non
 async def test_a_developer_says_what_the_system_says(engine: OpenVINO) -> None:
     question = Message("user", "What is rain?")
     told = [(Message(role, "Answer in French, in one word."), question) for role in ("developer", "system")]
-    developer, system, untold = await asyncio.gather(
-        *(collect(engine.generate, prompt, GREEDY, {}) for prompt in (*told, (question,)))
-    )
+    developer, system, untold = [await collect(engine.generate, prompt, GREEDY, {}) for prompt in (*told, (question,))]
     assert developer == system
     assert developer.text != untold.text
 
