@@ -1,4 +1,4 @@
-"""HTTP/1.1 connections to one server, direct or through a proxy, with keep-alive and without pipelining.
+"""An HTTP/1.1 connection, with keep-alive and without pipelining, and the pool of idle ones.
 
 Responses are parsed by httptools, which is Node.js's parser: https://github.com/MagicStack/httptools.
 """
@@ -6,40 +6,22 @@ Responses are parsed by httptools, which is Node.js's parser: https://github.com
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
-import sys
-from base64 import b64encode
-from collections.abc import Sequence
 from errno import ETIMEDOUT
 from typing import cast
-from urllib.parse import SplitResult, unquote
 
 import httptools
-from aiohappyeyeballs import AddrInfoType, start_connection
 
-from comps.core.errors import ModelServerError, Unreachable
-from comps.core.sockets import notice_silence
-from comps.model_servers.remote.exchange import NEVER, Broken, Deadlines, Exchange, StreamExchange
-
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout
+from comps.core.errors import ModelServerError
+from comps.model_servers.remote.exchange import Broken, Exchange, StreamExchange
 
 _IDLE_SECONDS = 4.0
 """Seconds after which idle connections are closed; less than the 5 s after which uvicorn does it."""
-_STALLED_SECONDS = 20.0
-"""Seconds for which a model server may acknowledge nothing of a request before the connection fails."""
-_NEXT_ADDRESS_SECONDS = 0.25
-"""Seconds before the next address of a host is tried in parallel (Happy Eyeballs, RFC 8305)."""
-_MOST_OF_HEAD = 262_144
+MOST_OF_HEAD = 262_144
 """The maximum size of status line and headers, in bytes."""
 _STALE_SECONDS = 0.5
 """Seconds after a request within which a closed connection counts as one that was closed while it was idle."""
 _CHECKED = 4096
 """Bytes between two checks for backpressure."""
-_PORTS = {"http": 80, "https": 443}
 
 
 class Connection(asyncio.Protocol):
@@ -141,7 +123,7 @@ class Connection(asyncio.Protocol):
 
     def _limit_head(self, size: int, exchange: Exchange) -> None:
         self._head_length += size
-        if self._head_length > _MOST_OF_HEAD:
+        if self._head_length > MOST_OF_HEAD:
             exchange.fail(ModelServerError("the model server sent headers without an end"))
 
     def _pause(self, exchange: Exchange) -> None:
@@ -256,190 +238,3 @@ class IdleConnections:
         if self._timer:
             self._timer.cancel()
             self._timer = None
-
-
-class Connections:
-    """The connections to one server. Their number is unlimited, and they belong to the running event loop.
-
-    Args:
-        target: The server's URL.
-        proxy: The URL of an HTTP proxy; None for direct connections.
-        tls: The TLS context; None for plain HTTP.
-        connect_seconds: The deadline for a new connection, in seconds; 0: no limit.
-    """
-
-    def __init__(
-        self, target: SplitResult, proxy: SplitResult | None, tls: ssl.SSLContext | None, connect_seconds: float
-    ) -> None:
-        self._target = target
-        self._proxy = proxy
-        self._tls = tls
-        self._connect_seconds = connect_seconds
-        self._idle: IdleConnections | None = None
-        self._open: set[Connection] = set()
-
-    async def run(self, exchange: Exchange) -> None:
-        """Run an exchange to its end. Cancellation closes the connection.
-
-        Raises:
-            Unreachable: No connection can be opened.
-            Broken: The connection broke before the end.
-            ModelServerError: The response is invalid, or missed a deadline (`Timeout`).
-        """
-        loop = exchange.deadlines.loop
-        if self._idle is None or self._idle.loop is not loop:
-            self._idle = IdleConnections(loop)
-        try:
-            connection = self._idle.take()
-            if connection is not None:
-                try:
-                    await self._run_on(connection, exchange)
-                    return
-                except Broken as broken:
-                    # The server may have closed the idle connection just before it was used.
-                    if not broken.unanswered:
-                        raise
-                exchange.reset()
-            await self._run_on(await self._made(self._idle, exchange.deadlines), exchange)
-        finally:
-            exchange.deadlines.stop()
-
-    async def _run_on(self, connection: Connection, exchange: Exchange) -> None:
-        self._open.add(connection)
-        try:
-            connection.start(exchange)
-            await exchange.wait()
-        except BaseException:
-            connection.close()
-            raise
-        finally:
-            self._open.discard(connection)
-        connection.release()
-
-    async def _made(self, idle: IdleConnections, deadlines: Deadlines) -> Connection:
-        """Opens a connection."""
-        through = self._proxy or self._target
-        left = deadlines.left
-        seconds = min(self._connect_seconds or NEVER, left)
-        try:
-            async with timeout(None if seconds == NEVER else seconds):
-                return await self._connect(through, idle)
-        except asyncio.TimeoutError as error:
-            if seconds == left:
-                raise deadlines.missed() from error
-            raise Unreachable(f"the model server cannot be reached{self._at_proxy}") from error
-        except ssl.SSLCertVerificationError as error:
-            raise Unreachable("the model server cannot be reached: its certificate is not trusted here") from error
-        except ssl.SSLError as error:
-            raise Unreachable("the model server cannot be reached: no TLS connection could be made") from error
-        except socket.gaierror as error:
-            raise Unreachable("the model server cannot be reached: its name cannot be resolved") from error
-        except OSError as error:
-            why = ": no TLS connection could be made" if isinstance(error, ConnectionResetError) and self._tls else ""
-            raise Unreachable(f"the model server cannot be reached{why or self._at_proxy}") from error
-
-    @property
-    def _at_proxy(self) -> str:
-        return ": the proxy before it does not answer" if self._proxy else ""
-
-    async def _connect(self, to: SplitResult, idle: IdleConnections) -> Connection:
-        loop = asyncio.get_running_loop()
-        assert to.hostname
-        addresses = await _resolved(to.hostname, to.port or _PORTS[to.scheme])
-        connected = await start_connection(
-            addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1, socket_factory=_socket
-        )
-        tunnelled = self._proxy is not None and self._target.scheme == "https"
-        tls = self._tls if to.scheme == "https" else None
-        try:
-            transport, connection = await loop.create_connection(
-                lambda: _Tunnel() if tunnelled else Connection(idle),
-                sock=connected,
-                ssl=tls,
-                server_hostname=to.hostname if tls else None,
-            )
-        except BaseException:
-            connected.close()
-            raise
-        return await self._tunnel(transport, connection, idle) if isinstance(connection, _Tunnel) else connection
-
-    async def _tunnel(self, transport: asyncio.Transport, tunnel: _Tunnel, idle: IdleConnections) -> Connection:
-        """Opens a TLS connection through a proxy, with CONNECT; TLS is end to end."""
-        assert self._proxy
-        assert self._tls
-        host, port = self._target.hostname, self._target.port or _PORTS["https"]
-        authority = f"[{host}]:{port}" if host and ":" in host else f"{host}:{port}"
-        lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}"]
-        if credentials := proxy_credentials(self._proxy):
-            lines.append(f"Proxy-Authorization: {credentials}")
-        try:
-            transport.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
-            await tunnel.opened
-            connection = Connection(idle)
-            secure = await asyncio.get_running_loop().start_tls(transport, connection, self._tls, server_hostname=host)
-        except BaseException:
-            transport.abort()
-            raise
-        if secure is None:
-            raise Unreachable("the proxy before the model server closed the connection")
-        connection.connection_made(secure)
-        return connection
-
-    def close(self) -> None:
-        """Close all connections."""
-        if self._idle and self._idle.loop is asyncio.get_running_loop():
-            self._idle.close()
-        self._idle = None
-        for connection in list(self._open):
-            connection.close()
-
-
-class _Tunnel(asyncio.Protocol):
-    """A connection to a proxy, up to the response to CONNECT."""
-
-    def __init__(self) -> None:
-        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._said = b""
-
-    def data_received(self, data: bytes) -> None:
-        self._said += data
-        if self.opened.done() or (b"\r\n\r\n" not in self._said and len(self._said) < _MOST_OF_HEAD):
-            return
-        status = self._said.split(b" ", 2)[1:2]
-        if status and status[0].startswith(b"2"):
-            self.opened.set_result(None)
-        else:
-            self._refuse()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.opened.done():
-            self._refuse()
-
-    def _refuse(self) -> None:
-        self.opened.set_exception(Unreachable("the proxy before the model server does not let this service through"))
-
-
-def proxy_credentials(proxy: SplitResult) -> str | None:
-    """Returns the value of `Proxy-Authorization` for the user in a proxy's URL; None if it has no user."""
-    if proxy.username is None:
-        return None
-    said = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return f"Basic {b64encode(said.encode()).decode()}"
-
-
-async def _resolved(host: str, port: int) -> Sequence[AddrInfoType]:
-    """Returns the addresses of a host. Numeric addresses are parsed without a thread, of which there are few."""
-    try:
-        numeric = socket.AI_NUMERICHOST
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=numeric)
-    except socket.gaierror:
-        loop = asyncio.get_running_loop()
-        return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-
-
-def _socket(info: AddrInfoType) -> socket.socket:
-    """Returns a socket for an address, with TCP keepalive; see `notice_silence`."""
-    family, kind, protocol, *_ = info
-    made = socket.socket(family, kind, protocol)
-    notice_silence(made, _STALLED_SECONDS)
-    return made

@@ -6,7 +6,7 @@ import ssl
 from urllib.parse import SplitResult, quote
 
 from comps.model_servers.remote.addresses import proxy_for
-from comps.model_servers.remote.connection import Connections, proxy_credentials
+from comps.model_servers.remote.connections import Connections, proxy_credentials
 
 
 class Site:

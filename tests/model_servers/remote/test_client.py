@@ -698,7 +698,7 @@ async def test_a_connection_notices_that_the_model_servers_host_has_vanished(mon
         notice_silence(connection, seconds)
         stalled.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
 
-    monkeypatch.setattr("comps.model_servers.remote.connection.notice_silence", noticed)
+    monkeypatch.setattr("comps.model_servers.remote.connections.notice_silence", noticed)
     async with replaying({ASK: ANSWER}) as replay:
         assert await ask(replay.url)
     assert stalled == [20_000]
