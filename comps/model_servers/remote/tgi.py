@@ -151,9 +151,9 @@ class TGI(OpenAIAPI):
         await self.http.stream("/generate_stream", self._asked(inputs, sampling), reader)
         if reader.ended:
             return
-        if not answer.stops.hit:
+        if not (reader.reason or answer.stops.hit):
             raise broken_off()
-        answer.finished(Finished("stop", Usage(len(await self._tokenize(inputs)), reader.generated)))
+        answer.finished(Finished(reader.reason or "stop", Usage(len(await self._tokenize(inputs)), reader.generated)))
 
     async def _continue_whole(self, inputs: str, sampling: Sampling) -> Generation:
         """Returns the whole continuation of a text, with TGI's own API."""
@@ -337,8 +337,10 @@ class _TokenReader:
         self.answer = answer
         self.generated = 0
         """The number of tokens so far."""
+        self.reason = ""
+        """The finish reason, once the last token has arrived."""
         self.ended = False
-        """Whether the last token has arrived."""
+        """Whether the end has been written."""
 
     def event(self, data: bytes) -> bool:
         said = orjson.loads(data)
@@ -349,11 +351,12 @@ class _TokenReader:
         if token["text"] and not token["special"]:
             self.answer.text(token["text"])
         if details:
-            self.ended = True
-            reason = _REASONS.get(details["finish_reason"], "unknown")
-            usage = Usage(details["input_length"], details["generated_tokens"])
-            self.answer.finished(Finished(reason, usage))
-        return self.answer.stops.hit and not self.ended
+            self.reason = _REASONS.get(details["finish_reason"], "unknown")
+            self.generated = details["generated_tokens"]
+            if "input_length" in details:  # Older versions leave it out.
+                self.answer.finished(Finished(self.reason, Usage(details["input_length"], self.generated)))
+                self.ended = True
+        return self.answer.stops.hit and not self.reason
 
 
 class _MessagesReader(ChunkReader):

@@ -309,6 +309,17 @@ async def test_an_answer_is_read_however_its_bytes_are_cut(size: int) -> None:
         await server.aclose()
 
 
+async def test_the_prompt_is_counted_where_an_older_tgi_does_not_say_its_length() -> None:
+    token = {"id": 5, "text": " a", "logprob": None, "special": False}
+    details = {"finish_reason": "length", "generated_tokens": 2, "seed": None}
+    stream = sse(*({"index": n, "token": token, "details": details if n == 2 else None} for n in (1, 2)))
+    tokens = [{"id": n, "text": "x", "start": n, "stop": n + 1} for n in range(3)]
+    async with replaying({"/generate_stream": stream, "/tokenize": Reply([json.dumps(tokens).encode()])}) as replay:
+        server = TGI("tgi", replay.url)
+        assert await collect(server.generate, "xxx", GREEDY, {}) == Generation(" a a", "length", Usage(3, 2))
+        await server.aclose()
+
+
 @pytest.mark.parametrize(
     "reply",
     [
