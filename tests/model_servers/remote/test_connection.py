@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -73,7 +74,7 @@ async def served(serve: Serve, access: Access | None = None) -> AsyncIterator[tu
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tasks.append(asyncio.ensure_future(play(reader, writer)))
 
-    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(connected, "127.0.0.1", 0, backlog=500) as server:
         http = HTTP(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", access or Access())
         yield http, numbers
         await http.aclose()
@@ -152,6 +153,28 @@ async def test_the_total_time_holds_also_while_the_reader_waits() -> None:
     async with served(serve, Access(total_seconds=0.3)) as (http, _):
         with pytest.raises(Timeout):
             await asyncio.wait_for(http.stream("/ask", {}, Paused()), 10)
+
+
+async def test_500_answers_are_streamed_at_once() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4096), hard), hard))  # Both ends are in this process.
+    all_there = asyncio.Event()
+    requests = 0
+
+    async def serve(number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        await read_request(reader)
+        requests += 1
+        if requests == 500:
+            all_there.set()
+        await all_there.wait()
+        writer.write(response(str(number)))
+        await writer.drain()
+
+    async with served(serve) as (http, numbers):
+        answers = [Texts() for _ in range(500)]
+        await asyncio.wait_for(asyncio.gather(*(http.stream("/ask", {}, answer) for answer in answers)), 30)
+        assert sorted(int(answer.data[0]) for answer in answers) == numbers == list(range(500))
 
 
 async def test_a_client_that_is_closed_ends_what_it_asks_for() -> None:
