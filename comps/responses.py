@@ -46,7 +46,7 @@ class Response(Protocol):
         ...
 
     def cork(self) -> None:
-        """Keep what is written from here on until the end, at most until the event loop goes on: one packet for all."""
+        """Keep what is written from here on, until the end or for two rounds of the event loop: one packet for all."""
         ...
 
     @property
@@ -68,8 +68,11 @@ class Response(Protocol):
 
 
 def response_to(scope: Scope, receive: Receive, send: Send) -> Response:
-    """The response to a request whose body has been received."""
-    offered: Response | None = (scope.get("extensions") or {}).get(EXTENSION)
+    """The response to a request whose body has been received.
+
+    It is taken out of the scope: as they refer to each other, they would be left to the garbage collector.
+    """
+    offered: Response | None = (scope.get("extensions") or {}).pop(EXTENSION, None)
     return SentResponse(receive, send) if offered is None else offered
 
 

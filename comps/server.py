@@ -137,6 +137,8 @@ class DirectResponse:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if self._head:
             data, self._head = self._head + data, b""
+            if self._chunked:
+                self.cork()  # A short answer may end with what the model server has just sent.
         if self._corked is None:
             self._transport.write(data)
         else:
@@ -145,7 +147,8 @@ class DirectResponse:
     def cork(self) -> None:
         if self._corked is None:
             self._corked = []
-            self._loop.call_soon(self._uncork)
+            # Two rounds of the event loop: in the first one the task learns that the answer has ended.
+            self._loop.call_soon(self._loop.call_soon, self._uncork)
 
     def _uncork(self) -> None:
         corked, self._corked = self._corked, None

@@ -215,7 +215,7 @@ def start_log(level: str, path: str) -> None:
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(_Formatter("[%(asctime)s] [%(levelname)8s] %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter())
     # Fields that the format does not use are not collected: https://docs.python.org/3/howto/logging.html#optimization.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
@@ -227,13 +227,13 @@ def start_log(level: str, path: str) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Log formatter that formats each second only once."""
+    """Formats `[time] [level] logger: message`, each second only once. There is a line for every request."""
 
     _second = 0
     _text = ""
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         second = int(record.created)
         if second != self._second:
             self._second, self._text = second, time.strftime(self.default_time_format, self.converter(record.created))
-        return f"{self._text},{int(record.msecs):03d}"
+        return f"[{self._text},{int(record.msecs):03d}] [{record.levelname:>8}] {record.name}: {record.message}"

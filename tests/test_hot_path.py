@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 
 import pytest
@@ -37,3 +38,22 @@ async def test_a_token_and_a_request_call_no_more_than_they_need(
         "whole": (wholes - whole) / REQUESTS,
     }
     assert {name: number for name, number in counted.items() if number > MOST[framework][name]} == {}, counted
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("framework", MOST)
+async def test_a_request_leaves_nothing_to_the_garbage_collector(
+    framework: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with counting(monkeypatch, framework) as count:
+        await count(1, REQUESTS, stream)
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            await count(1, REQUESTS, stream)
+            gc.collect()
+            left = Counter(type(one).__qualname__ for one in gc.garbage if type(one).__module__.startswith("comps"))
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+    assert left == {}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
 
 import pytest
+import uvloop
 
 from comps.model_servers.scripted import Scripted
 from tests.service import PATH, Service, running
@@ -106,6 +107,47 @@ async def test_a_page_for_a_client_of_http_1_0_is_whole(service: Service) -> Non
     headers, said = await http_1_0(service, b"GET /openapi.json HTTP/1.0\r\n\r\n")
     assert "transfer-encoding" not in headers
     assert json.loads(said)["openapi"]
+
+
+class Recorded:
+    """A transport that keeps what is written to it.
+
+    Args:
+        transport: It.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_streamed_answer_that_is_there_at_once_is_sent_at_once(
+    monkeypatch: pytest.MonkeyPatch, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def check() -> None:
+        async with running(Scripted([["one"]]), monkeypatch) as service, service.connect() as client:
+            await client.send("GET", "/health")
+            await client.answer()
+            (connection,) = service.server.server_state.connections
+            transport = Recorded(connection.transport)
+            connection.transport = cast(Any, transport)
+            await client.send("POST", PATH, STREAMED)
+            await client.answer()
+        (packet,) = transport.written
+        assert packet.startswith(b"HTTP/1.1 200")
+        assert packet.endswith(b"[DONE]\n\n\r\n0\r\n\r\n")
+
+    loop = new_loop()
+    loop.run_until_complete(check())
+    loop.close()
 
 
 async def test_pipelined_requests_are_answered_in_their_order(service: Service) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from comps.core.budget import DEFAULT_SHARING, Share, Sharing, share
 from comps.core.counting import (
@@ -31,6 +31,7 @@ from comps.core.prompts import (
 )
 from comps.core.reports import settled
 from comps.core.types import JSON, Document, DocumentUse, GenerationRequest, Prompt, Report, Sampling, Usage
+from comps.core.value_types import value_type
 
 log = logging.getLogger("opea_llm")
 
@@ -38,7 +39,7 @@ _CERTAIN_QUARTERS = 3
 """How many quarters of an estimate a prompt has at least: see `counting.estimate`."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Plan:
     """What the model server will be asked, and what became of the request on the way."""
 
@@ -259,7 +260,7 @@ class Planner:
         return min(asked, max(room, 1))
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class _Sizes:
     """How many tokens the parts of a request have."""
 

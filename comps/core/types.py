@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeAlias
+
+from comps.core.value_types import value_type
 
 JSON: TypeAlias = Any
 """Any JSON value: None, bool, int, float, str, list or dict."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Message:
     """One turn of a conversation.
 
@@ -28,7 +30,7 @@ Prompt: TypeAlias = str | tuple[Message, ...]
 """A prompt: text to continue, or a conversation (a tuple of messages) to answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Document:
     """A document to answer from. Requests list documents in reranked order: the best comes first."""
 
@@ -39,7 +41,7 @@ class Document:
     """The citation number, at least 1, in the prompt and in the answer's citation marks; None: not assigned yet."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Sampling:
     """Sampling parameters. The model server decides a field that is None, or an empty `stop`."""
 
@@ -67,7 +69,7 @@ def only(sampling: Sampling, names: AbstractSet[str]) -> Sampling:
     return Sampling(**kept)
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class GenerationRequest:
     """A generation request, independent of the dialect in which it came."""
 
@@ -93,7 +95,7 @@ class GenerationRequest:
     """Documents that the prompt already contains, numbered by their `citation_id`s."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class DocumentUse:
     """How a document was used in the prompt."""
 
@@ -109,7 +111,7 @@ class DocumentUse:
     """The tokens of it that are in the prompt; None: not counted."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Report:
     """How a request became a prompt, and how the context window is divided. All sizes are in tokens."""
 
@@ -142,7 +144,7 @@ class Report:
         return self.context_window - self.prompt_tokens - self.max_tokens
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class TextDelta:
     """A text delta: the next piece of an answer, in valid Unicode, with whole characters only."""
 
@@ -152,7 +154,7 @@ class TextDelta:
     """The other fields of an OpenAI delta (tool_calls, reasoning, logprobs), unchanged."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Usage:
     """Token usage, as the model server counted it."""
 
@@ -182,7 +184,7 @@ def total(usages: Iterable[Usage | None]) -> Usage | None:
     return together or Usage(0, 0)
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Finished:
     """The last event of a choice. An answer that breaks off has none: it raises a ModelServerError."""
 
@@ -196,7 +198,7 @@ class Finished:
 Event: TypeAlias = TextDelta | Finished
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Generation:
     """A complete answer, collected from its events."""
 
@@ -215,7 +217,7 @@ class Generation:
         return (self, *self.further)
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Embeddings:
     """Embeddings: one vector for each text, all of the same length."""
 
@@ -224,7 +226,7 @@ class Embeddings:
     """The tokens of all texts together; None if the model server does not say."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class ModelInfo:
     """The model that a model server serves."""
 
@@ -235,7 +237,7 @@ class ModelInfo:
     """The names of the `Sampling` fields and options that the server supports."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class GPU:
     """The current state of a GPU. A value that its driver does not report is NaN."""
 

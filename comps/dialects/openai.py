@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -105,7 +105,7 @@ class OpenAICall(DocumentsCall):
 
     style = OPENAI
     _switches: ClassVar[Any] = Switches()
-    _option_fields: ClassVar[tuple[str, ...]] = _COMMON_OPTIONS
+    _option_fields: ClassVar[Mapping[str, None]] = dict.fromkeys(_COMMON_OPTIONS)
     """The fields that only some model servers know."""
 
     stream_options: StreamOptions | None = None
@@ -189,7 +189,7 @@ class ChatCall(OpenAICall):
             "max_completion_tokens": 32,
         },
     }
-    _option_fields = (*_COMMON_OPTIONS, *_CHAT_OPTIONS)
+    _option_fields = dict.fromkeys((*_COMMON_OPTIONS, *_CHAT_OPTIONS))
 
     messages: Messages = Field(description="A list of messages, or one question as a string.")
     max_completion_tokens: int | None = Field(None, gt=0, le=MANY, description="OpenAI's newer name of max_tokens.")
@@ -273,7 +273,7 @@ class CompletionCall(OpenAICall):
         "Streamed": {"prompt": "Deep learning is", "max_tokens": 16, "stream": True},
     }
     defaults = {"max_tokens": 16}
-    _option_fields = (*_COMMON_OPTIONS, *_TEXT_OPTIONS)
+    _option_fields = dict.fromkeys((*_COMMON_OPTIONS, *_TEXT_OPTIONS))
 
     prompt: Texts = Field(description="A text, or a list of texts.")
     logprobs: int | None = Field(None, ge=0, le=20)

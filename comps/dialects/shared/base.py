@@ -124,9 +124,9 @@ class Call(BaseModel):
         """
         return [name for name, value in self.model_extra.items() if value is not None] if self.model_extra else []
 
-    def sent_fields(self, names: Sequence[str]) -> dict[str, JSON]:
-        """Those of the fields that were sent and are not null, in the order of `names`."""
-        found = self.model_fields_set.intersection(names)
+    def sent_fields(self, names: Mapping[str, None]) -> dict[str, JSON]:
+        """Those of the fields that were sent and are not null, in the order of `names`, which are a dict's keys."""
+        found = names.keys() & self.model_fields_set
         if not found:
             return {}
         return {name: value for name in names if name in found and (value := getattr(self, name)) is not None}

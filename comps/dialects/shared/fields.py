@@ -16,9 +16,10 @@ from comps.dialects.shared.framing import ResponseMetadata, report_object, was_c
 MANY = 2**31 - 1
 StopStrings = Annotated[list[str], Field(max_length=100)]
 """Few enough to look for each of them at every token."""
-_LIMITS = ("max_tokens", "max_new_tokens", "max_completion_tokens")
-_SAMPLING = tuple(name for name in Sampling.__dataclass_fields__ if name not in ("stop", "max_total_tokens"))
-_SAMPLING_AND_STOP = (*_SAMPLING, "stop")
+_OTHER_LIMITS = dict.fromkeys(("max_new_tokens", "max_completion_tokens"))
+_LIMITS = dict.fromkeys(("max_tokens", *_OTHER_LIMITS))
+_SAMPLING = dict.fromkeys(name for name in Sampling.__dataclass_fields__ if name not in ("stop", "max_total_tokens"))
+_SAMPLING_AND_STOP = dict.fromkeys((*_SAMPLING, "stop"))
 _DOCUMENTS = ("documents", "reranked_docs", "retrieved_docs", "data")
 OF_SAMPLES = ("temperature", "top_k", "top_p", "typical_p")
 """Fields without effect in greedy decoding."""
@@ -113,7 +114,7 @@ class SampledCall(GenerationCall):
         sent = self.sent_fields(_SAMPLING_AND_STOP)
         lost = [name for name, value in sent.items() if name not in capabilities and matters(name, value)]
         if "max_tokens" not in capabilities:
-            lost += self.sent_fields(_LIMITS[1:])
+            lost += self.sent_fields(_OTHER_LIMITS)
         return lost + super().ignored(capabilities)
 
 

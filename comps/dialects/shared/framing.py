@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any
 
 import orjson
@@ -13,6 +13,7 @@ from comps.core.citations import ANNOTATIONS, UNKNOWN
 from comps.core.errors import InvalidRequest, LLMError, Malformed, Overloaded, PromptTooLong, UnknownModel
 from comps.core.generator import Preview
 from comps.core.types import JSON, Generation, Message, Report, Usage, total
+from comps.core.value_types import value_type
 
 DONE = b"data: [DONE]\n\n"
 SSE = "text/event-stream; charset=utf-8"
@@ -20,7 +21,7 @@ _PLACE = re.compile(r"\.(\d+)")
 """An index in the name of a field: OpenAI's errors have `messages[0].role` for `messages.0.role`."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class ResponseMetadata:
     """What is particular to one response."""
 

@@ -73,7 +73,7 @@ class Connections:
                 exchange.reset()
             await self._run_on(await self._made(self._idle, exchange.deadlines), exchange)
         finally:
-            exchange.deadlines.stop()
+            exchange.close()
 
     async def _run_on(self, connection: Connection, exchange: Exchange) -> None:
         self._open.add(connection)

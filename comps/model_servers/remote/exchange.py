@@ -74,7 +74,7 @@ class Deadlines:
         total: Seconds until the end; 0: no limit.
     """
 
-    __slots__ = ("_begun", "_between", "_due", "_end", "_late", "_timer", "loop")
+    __slots__ = ("_between", "_end", "_first", "_last", "_late", "_suspended", "_timer", "loop")
 
     def __init__(self, first: float = 0.0, between: float = 0.0, total: float = 0.0) -> None:
         self.loop = asyncio.get_running_loop()
@@ -82,12 +82,13 @@ class Deadlines:
         now = self.loop.time()
         self._between = between or NEVER
         self._end = now + (total or NEVER)
-        self._due = min(now + (first or NEVER), self._end)
-        self._begun = False
+        self._first = now + (first or NEVER)
+        self._last = NEVER
+        """The time of the last event."""
+        self._suspended = False
         self._late: Callable[[Exception], None] | None = None
-        # The earliest possible deadline, so that the first event need not move the timer.
-        begins = min(self._due, now + self._between)
-        self._timer = self.loop.call_at(begins, self._look) if begins != NEVER else None
+        self._timer: asyncio.TimerHandle | None = None
+        self._start_timer(now)
 
     @classmethod
     def of_stream(cls, access: Access) -> Deadlines:
@@ -104,38 +105,53 @@ class Deadlines:
         self._late = late
 
     def extend(self) -> None:
-        """Move the deadline: an event has arrived."""
-        self._begun = True
-        self._due = min(self.loop.time() + self._between, self._end)
+        """Move the deadline: an event has arrived. It is called for each token, and only keeps the time."""
+        self._last = self.loop.time()
 
     def suspend(self) -> None:
         """Suspend the deadline between events while the reader makes the server wait; the total remains."""
-        self._due = self._end
+        self._suspended = True
+
+    def resume(self) -> None:
+        """End `suspend`."""
+        self._suspended = False
+        self.extend()
 
     @property
     def left(self) -> float:
         """Seconds to the deadline; infinite without one."""
         return self._due - self.loop.time()
 
+    @property
+    def _due(self) -> float:
+        if self._suspended:
+            return self._end
+        return min(self._first if self._last == NEVER else self._last + self._between, self._end)
+
     def missed(self) -> ServerTimeout:
         """The error of a deadline that was missed."""
-        return ServerTimeout(f"the model server did not {'go on' if self._begun else 'begin'} in time")
+        return ServerTimeout(f"the model server did not {'begin' if self._last == NEVER else 'go on'} in time")
 
     def stop(self) -> None:
         """Cancel the timer."""
+        self._late = None
         if self._timer:
             self._timer.cancel()
             self._timer = None
 
     def _look(self) -> None:
         now = self.loop.time()
-        if now < self._due:
-            when = min(self._due, now + self._between)
-            self._timer = self.loop.call_at(when, self._look) if when != NEVER else None
-            return
         self._timer = None
-        if self._late:
+        if now < self._due:
+            self._start_timer(now)
+        elif self._late:
             self._late(self.missed())
+
+    def _start_timer(self, now: float) -> None:
+        """Start the timer for the earliest possible deadline, so that events need not move it."""
+        when = min(self._due, now + self._between)
+        if when != NEVER:
+            self._timer = self.loop.call_at(when, self._look)
 
 
 class Exchange:
@@ -255,6 +271,10 @@ class Exchange:
         self.ended = True
         self.wake()
 
+    def close(self) -> None:
+        """Stop the deadlines, and drop references in circles, so that the exchange leaves no garbage to collect."""
+        self.deadlines.stop()
+
     def wake(self) -> None:
         """Wake `wait`."""
         if self._waiter and not self._waiter.done():
@@ -276,27 +296,21 @@ class StreamExchange(Exchange):
     def __init__(self, request: bytes, deadlines: Deadlines, reader: Reader, unread: int = 0) -> None:
         super().__init__(request, deadlines, MOST_OF_FAILURE, unread)
         self._reader = reader
+        self.streams = False
+        """Whether the response is an event stream."""
         self._stream: EventStream | None = None
         self._rest: asyncio.TimerHandle | None = None
         self.resume: Callable[[], None] | None = None
         """Resumes reading from the connection; None unless reading is paused."""
 
-    @property
-    def streams(self) -> bool:
-        """Whether the response is an event stream."""
-        return self._stream is not None
-
     def head(self, status: int, headers: dict[bytes, bytes]) -> None:
         super().head(status, headers)
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if status == 200 and kind not in _NO_STREAM:
+            self.streams = True
             self._stream = EventStream(self._event)
-
-    def take(self, data: bytes) -> None:
-        if self._stream is not None and self._inflate is None:  # Fast path: an uncompressed stream.
-            self._stream.feed(data)
-        else:
-            super().take(data)
+            if self._inflate is None:
+                self.take = self._stream.feed  # type: ignore[method-assign]  # One call less for each token.
 
     def read(self, data: bytes) -> None:
         if self._stream is not None:
@@ -338,6 +352,11 @@ class StreamExchange(Exchange):
             self._rest.cancel()
         super().end()
 
+    def close(self) -> None:
+        super().close()
+        self._stream = None
+        self.__dict__.pop("take", None)
+
     @property
     def full(self) -> bool:
         return self._stream is not None and self._reader.answer.full
@@ -364,5 +383,5 @@ class StreamExchange(Exchange):
             draining.cancel()
             await asyncio.gather(draining, return_exceptions=True)
         if self.resume and not self.ended:
-            self.deadlines.extend()
+            self.deadlines.resume()
             self.resume()
