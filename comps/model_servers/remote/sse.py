@@ -42,10 +42,11 @@ class EventStream:
         Raises:
             ModelServerError: An event exceeds the maximum size; and the errors of `on_data`.
         """
-        whole = data.startswith(b"data: ") and data.find(b"\n") == len(data) - 2 and data.endswith(b"\n\n")
-        if whole and not self._pieces and not self._lines and data[-3] != _CR:  # Fast path: exactly one event.
+        line, _, rest = data.partition(b"\n")
+        is_whole = rest == b"\n" and line[:6] == b"data: " and line[-1] != _CR
+        if is_whole and not self._pieces and not self._lines:  # Fast path: exactly one event.
             self._begun = True
-            self._on_data(data[6:-2])
+            self._on_data(line[6:])
             return
         self._feed_any(data)
 
