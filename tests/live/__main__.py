@@ -13,7 +13,7 @@ import sys
 import venv
 from pathlib import Path
 
-from tests.live.servers import ENVIRONMENTS, ROOT, SERVERS, Server, python_of
+from tests.live.servers import BUILDING, ENVIRONMENTS, ROOT, SERVERS, Server, python_of
 from tests.live.table import HEAD, REPORTS
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
@@ -29,7 +29,8 @@ def prepare(environment: str) -> None:
     print(f"Setting up .venv-live/{environment}; this takes minutes, once.", flush=True)
     venv.create(folder, clear=True, with_pip=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "--requirement", str(requirements)], check=True)
+    variables = {**os.environ, **BUILDING.get(environment, {})}
+    subprocess.run([*pip, "--no-deps", "--requirement", str(requirements)], check=True, env=variables)
     if any(server.environment == environment and server.inside for server in SERVERS.values()):
         # The tests find here what .venv has, behind this environment's own packages.
         own = next(folder.glob("lib/python*/site-packages"))

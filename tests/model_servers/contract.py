@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -71,6 +71,13 @@ def joined(events: list[Event]) -> list[Event]:
         else:
             whole.append(event)
     return whole
+
+
+def uncached(event: Event) -> Event:
+    """The event without the details of its usage: how much of a prompt is cached depends on what was asked before."""
+    if isinstance(event, Finished) and event.usage:
+        return replace(event, usage=replace(event.usage, details={}))
+    return event
 
 
 async def text_of(server: ModelServer, sampling: Sampling) -> str:
@@ -186,7 +193,7 @@ class Contract:
     @pytest.mark.check("same")
     async def test_both_frameworks_give_the_same_events(self, kind: ModelServer) -> None:
         native, langchain = [joined(await events_of(through_framework(kind, name))) for name in FRAMEWORKS]
-        assert native == langchain
+        assert [uncached(event) for event in native] == [uncached(event) for event in langchain]
 
     @pytest.mark.check("stop string")
     async def test_a_stop_string_ends_the_answer_and_is_never_shown(
