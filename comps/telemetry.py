@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from comps.core.errors import LLMError
 from comps.core.types import GPU, Usage
+from comps.core.unread import UNREAD
 
 log = logging.getLogger("opea_llm")
 
@@ -120,6 +121,11 @@ class Telemetry(Collector):
         for kind, count in self._tokens.items():
             tokens.add_metric((kind,), count)
         yield tokens
+        left_out = "Parts of model servers' answers that were not understood, and left out"
+        unread = CounterMetricFamily("opea_llm_unread_parts", left_out, labels=("part",))
+        for part, count in UNREAD.items():
+            unread.add_metric((part,), count)
+        yield unread
 
     def exchange(self, path: str) -> Exchange:
         """Returns the context manager that records a request."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Reversible
 from typing import Any
 
-from comps.core.errors import ModelServerError
 from comps.core.types import JSON
+from comps.core.unread import left_out
 
 
 def join_extra(so_far: Mapping[str, JSON], extra: Mapping[str, JSON]) -> dict[str, JSON]:
@@ -18,9 +19,6 @@ def join_extra(so_far: Mapping[str, JSON], extra: Mapping[str, JSON]) -> dict[st
     Args:
         so_far: The extra fields of all deltas before.
         extra: Those of the next delta.
-
-    Raises:
-        ModelServerError: The tool calls are malformed.
     """
     joined = dict(so_far)
     for name, value in extra.items():
@@ -37,8 +35,7 @@ class ToolCalls:
     def numbered(self, pieces: JSON) -> list[JSON]:
         """Returns the tool call deltas with unique indexes: deltas of one call share an index, other calls never do.
 
-        Raises:
-            ModelServerError: The deltas are malformed.
+        They are in OpenAI's form, with the arguments as JSON text, whatever the server sends.
         """
         return [{**piece, "index": self._number(piece)} for piece in _pieces(pieces)]
 
@@ -97,15 +94,35 @@ def _goes_on(call: dict[str, JSON], piece: dict[str, JSON]) -> bool:
 
 
 def _pieces(value: JSON) -> list[dict[str, JSON]]:
-    if not (isinstance(value, list) and all(isinstance(piece, dict) and _makes_sense(piece) for piece in value)):
-        raise ModelServerError("the model server sent tool calls that make no sense")
-    return value
+    """Returns the tool call deltas in OpenAI's form; what makes no sense is left out."""
+    pieces = value if isinstance(value, list) else [value]
+    read = [_piece(piece) for piece in pieces if isinstance(piece, dict)]
+    if len(read) < len(pieces):
+        left_out("tool_calls")
+    return read
 
 
-def _makes_sense(piece: dict[str, JSON]) -> bool:
-    function = piece.get("function") or {}
-    return (
-        isinstance(piece.get("index"), int | None)
-        and isinstance(function, dict)
-        and all(isinstance(function.get(name), str | None) for name in ("name", "arguments"))
-    )
+def _piece(piece: dict[str, JSON]) -> dict[str, JSON]:
+    """Returns a tool call delta with an integer `index`, and texts as `id`, `name` and `arguments`."""
+    piece = {**piece, "index": _index(piece.get("index"))}
+    if piece.get("id") is not None:
+        piece["id"] = str(piece["id"])
+    function = piece.get("function")
+    if function is None:
+        return piece
+    if not isinstance(function, dict):
+        left_out("tool_calls")
+        return {**piece, "function": {}}
+    piece["function"] = function = dict(function)
+    if "name" in function and not isinstance(function["name"], str | None):
+        left_out("tool_calls")
+        del function["name"]
+    if not isinstance(function.get("arguments"), str | None):
+        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False, separators=(",", ":"))
+    return piece
+
+
+def _index(said: JSON) -> int | None:
+    if isinstance(said, str) and said.isdecimal():
+        return int(said)
+    return said if type(said) is int else None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from comps.core.answers import collect
 from comps.core.budget import DEFAULT_SHARING, Sharing
 from comps.core.citations import Cited, by_number, with_citations
-from comps.core.counting import NO_SUCH_ROUTE
+from comps.core.counting import NO_SUCH_ROUTE, estimate
 from comps.core.errors import InvalidRequest, ModelServerError, Refused, UnknownModel, no_room
 from comps.core.planning import Plan, Planner
 from comps.core.ports import (
@@ -41,6 +41,8 @@ from comps.core.types import (
 T = TypeVar("T")
 
 _TOTAL = "max_total_tokens"
+_OTHER_NAMES = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens"}
+"""Other names of sampling fields in the errors of model servers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,11 @@ class TextGenerator:
         """
         self._usable(request.model)
         window = (await self.info()).context_window
-        return await self._planner.plan(request, window, to_the_token=to_the_token)
+        plan = await self._planner.plan(request, window, to_the_token=to_the_token)
+        if request.max_total_tokens is None or self._keeps_total:
+            return plan
+        tokens, exact = await self._tokens_of(plan.prompt)
+        return plan if exact else replace(plan, report=replace(plan.report, counted="estimate", prompt_tokens=tokens))
 
     async def answer(self, plan: Plan, answer: Answer) -> None:
         """Write the answer to a plan, with citations. Cancelling the task stops the model.
@@ -152,6 +158,16 @@ class TextGenerator:
         return with_citations(generation, given, _echoed(plan)) if given else generation
 
     async def _ask(self, plan: Plan, ask: Callable[[Prompt, Sampling, Mapping[str, JSON]], Awaitable[T]]) -> T:
+        """Call `ask` with the plan, without those defaults that the model server refuses."""
+        try:
+            return await self._within_total(plan, ask)
+        except InvalidRequest as error:
+            without = _without_default(plan, error)
+            if without is None:
+                raise
+        return await self._ask(without, ask)
+
+    async def _within_total(self, plan: Plan, ask: Callable[[Prompt, Sampling, Mapping[str, JSON]], Awaitable[T]]) -> T:
         """Call `ask` with the plan, limited to `max_total_tokens` if the request has it."""
         most = plan.request.max_total_tokens
         if most is None:
@@ -216,10 +232,17 @@ class TextGenerator:
         await self.info()
         if self._keeps_total:
             return replace(sampling, max_total_tokens=most)
-        tokens = await self.server.count_tokens(_text(prompt)) if isinstance(self.server, CountsTokens) else 0
-        if tokens >= most:
+        tokens, exact = await self._tokens_of(prompt)
+        if tokens >= most and exact:  # Nobody is refused by an estimate.
             raise no_room(tokens, most)
-        return replace(sampling, max_tokens=min(most - tokens, sampling.max_tokens or most))
+        return replace(sampling, max_tokens=min(max(most - tokens, 1), sampling.max_tokens or most))
+
+    async def _tokens_of(self, prompt: Prompt) -> tuple[int, bool]:
+        """Returns the tokens of a prompt's text, 0 if the model server counts none, and whether that is exact."""
+        if not isinstance(self.server, CountsTokens):
+            return 0, True
+        count = self._planner.counter.count()
+        return await count.text(_text(prompt)), count.exact
 
     async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
         """Returns one vector for each text; see `Embeds.embed`.
@@ -240,6 +263,8 @@ class TextGenerator:
     async def count_tokens(self, text: str, model: str | None = None) -> int:
         """Returns the number of tokens of a text, without special tokens; see `CountsTokens.count_tokens`.
 
+        It is an estimate if the model server turns out to have no route that counts.
+
         Raises:
             InvalidRequest: The model server counts no tokens, or the text is too long.
             ModelServerError: The model server failed.
@@ -247,7 +272,12 @@ class TextGenerator:
         self._usable(model)
         if not isinstance(self.server, CountsTokens):
             raise InvalidRequest(f"the model server of {self.model} counts no tokens", "model")
-        return await self.server.count_tokens(text)
+        try:
+            return await self.server.count_tokens(text)
+        except Refused as refused:
+            if refused.status not in NO_SUCH_ROUTE:
+                raise
+            return estimate(text)
 
     def _usable(self, model: str | None) -> None:
         if model and model != self.model:
@@ -281,6 +311,17 @@ def _one_token(error: InvalidRequest, request: GenerationRequest) -> Sampling:
     if not request.total_is_default:
         raise InvalidRequest(error.args[0], request.total_field) from None
     return replace(request.sampling, max_tokens=1)
+
+
+def _without_default(plan: Plan, error: InvalidRequest) -> Plan | None:
+    """Returns the plan without the sampling field that a model server refuses; None if the caller sent that field."""
+    field = _OTHER_NAMES.get(error.field or "", error.field)
+    request = plan.request
+    if field is None or field not in request.defaulted or getattr(plan.sampling, field) is None:
+        return None
+    unset: dict[str, Any] = {field: None}
+    sampling = replace(request.sampling, **unset)
+    return replace(plan, request=replace(request, sampling=sampling), sampling=replace(plan.sampling, **unset))
 
 
 def _citable(plan: Plan) -> Mapping[int, Document]:

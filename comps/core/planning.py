@@ -76,7 +76,7 @@ class Planner:
         escape: Callable[[str], str] = str,
         native: bool = False,
     ) -> None:
-        self._counter = Counter(server)
+        self.counter = Counter(server)
         self._sharing = sharing
         self._in_prompt = InPrompt(templates, escape)
         self._escape = escape
@@ -115,7 +115,7 @@ class Planner:
         if not InOptions.suits(request):
             return self._in_prompt
         if self._in_options is None:
-            count = self._counter.count()
+            count = self.counter.count()
             self._in_options = await find_native(count, self._escape)
             if self._in_options is None and count.exact:
                 self._native = False
@@ -160,7 +160,7 @@ class Planner:
             fitted = await self._fitted(plan.request, layout, report.context_window, to_the_token=True)
             if (fitted.prompt, fitted.sampling, fitted.options) == (plan.prompt, plan.sampling, plan.options):
                 return replace(plan, report=fitted.report)
-        count = self._counter.count()
+        count = self.counter.count()
         tokens = await count.prompt(plan.prompt, plan.options)
         return replace(plan, report=replace(report, counted=_counted_by(count), prompt_tokens=tokens))
 
@@ -171,7 +171,7 @@ class Planner:
             # The template is not to depend on which documents are kept.
             candidate = replace(candidate, template=chosen_template(request, self._in_prompt.templates))
         exchanges = exchanges_of(candidate.prompt)
-        count = self._counter.count()
+        count = self.counter.count()
         sizes = await self._sizes(candidate, exchanges, layout, count)
         if not count.exact:  # Nobody is refused by an estimate.
             sizes = replace(sizes, question=min(sizes.question, window - 1))

@@ -13,6 +13,10 @@ JSON: TypeAlias = Any
 """Any JSON value: None, bool, int, float, str, list or dict."""
 
 
+MANY = 2**31 - 1
+"""The largest count in a request. As `top_k`, it stands for all tokens."""
+
+
 @value_type(frozen=True, slots=True)
 class Message:
     """One turn of a conversation.
@@ -88,6 +92,9 @@ class GenerationRequest:
     """The request field that set `max_total_tokens`, for error messages; None if no field did."""
     total_is_default: bool = False
     """Whether `max_total_tokens` is a default: a prompt that fills a default is answered with one token."""
+    defaulted: AbstractSet[str] = field(default=frozenset(), compare=False)
+    """The fields of `sampling` that are defaults of a dialect, which nobody sent. A model server that refuses one of
+    them is asked without it."""
     model: str | None = None
     options: Mapping[str, JSON] = field(default_factory=dict)
     """Options of OpenAI's API that are not sampling: tools, response_format, logprobs, n …"""

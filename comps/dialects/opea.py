@@ -112,6 +112,7 @@ class _Question(OpeaCall):
                 template=self.chat_template,
                 language=self.language or "auto",
                 sampling=self.sampling(),
+                defaulted=self.defaulted,
             )
         ]
 
@@ -217,6 +218,11 @@ class MessagesCall(OpeaCall, ChatCall):
     @property
     def _streams_by_default(self) -> bool:
         return self._enterprise_rag
+
+    @property
+    def defaulted(self) -> AbstractSet[str]:
+        own = super().defaulted
+        return own | self.not_sent(_Question.defaults) if self._enterprise_rag else own
 
     def sampling_fields(self) -> dict[str, Any]:
         fields = super().sampling_fields()

@@ -135,6 +135,7 @@ class OpenAICall(DocumentsCall):
             template=self.chat_template,
             language=self.language or "auto",
             sampling=self.sampling(),
+            defaulted=self.defaulted,
             options=self.options(),
             quoted=self.quoted_documents,
         )

@@ -8,12 +8,13 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
+from comps.core import types
 from comps.core.types import JSON, Document, Sampling
 from comps.dialects.shared.base import GenerationCall
 from comps.dialects.shared.bodies import DataBody, Documents
 from comps.dialects.shared.framing import ResponseMetadata, report_object, was_counted
 
-MANY = 2**31 - 1
+MANY = types.MANY
 StopStrings = Annotated[list[str], Field(max_length=100)]
 """Few enough to look for each of them at every token."""
 _OTHER_LIMITS = dict.fromkeys(("max_new_tokens", "max_completion_tokens"))
@@ -99,6 +100,16 @@ class SampledCall(GenerationCall):
     def sampling(self) -> Sampling:
         """How to sample: the body's fields, and the defaults for the rest."""
         return Sampling(**self.sampling_fields())
+
+    @property
+    def defaulted(self) -> AbstractSet[str]:
+        """The sampling fields that are defaults, since the body does not have them."""
+        return self.not_sent(self.defaults)
+
+    def not_sent(self, defaults: Mapping[str, float]) -> AbstractSet[str]:
+        """Those of the defaults that the body does not override."""
+        left = defaults.keys() - self.sent_fields(_SAMPLING).keys()
+        return left - {"max_tokens"} if self.sent_fields(_LIMITS) else left
 
     def sampling_fields(self) -> dict[str, Any]:
         """The fields of `Sampling` that are set."""

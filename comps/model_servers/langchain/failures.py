@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
-from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, Refused, Timeout, Unreachable
+from comps.core.errors import LLMError, ModelServerError, Timeout, Unreachable
+from comps.model_servers.remote.failures import failure_of
 
 
 def translated(error: BaseException, what: str, brief: Callable[[object], str]) -> LLMError:
@@ -33,24 +34,12 @@ def _ours(error: BaseException, brief: Callable[[object], str]) -> LLMError | No
     response = getattr(error, "response", None)
     for holder, name in ((error, "status_code"), (error, "status"), (response, "status_code"), (error, "code")):
         if isinstance(status := getattr(holder, name, None), int) and 400 <= status < 600:
-            return _of_status(status, brief(error), getattr(response, "headers", None) or {})
+            held = getattr(response, "headers", None) or {}
+            headers = {str(name).lower().encode(): str(value).encode() for name, value in held.items()}
+            return failure_of(status, headers, {"message": brief(error)})
     names = " ".join(kind.__name__ for kind in type(error).__mro__)
     if "Timeout" in names and not re.search("Connect(ion)?Timeout", names):
         return Timeout("the model server did not answer in time")
     if "Connect" in names:
         return Unreachable("the model server cannot be reached")
     return None
-
-
-def _of_status(status: int, said: str, headers: Mapping[str, str]) -> LLMError:
-    if status in (401, 403):  # What it says of our key is not for a caller.
-        return Refused(status, "it does not accept this service's key")
-    if status in (400, 413, 422):
-        return InvalidRequest(f"the model server refused it: {said}")
-    wait = str(headers.get("retry-after", ""))
-    seconds = int(wait) if wait.isdigit() else 1
-    if status == 429:
-        return Overloaded(f"the model server is busy: {said}", seconds)
-    if status == 503:
-        return Unreachable(f"the model server is not ready: {said}", seconds)
-    return Refused(status, said)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from langchain_core.messages.tool import ToolCall, ToolCallChunk
 from pydantic import TypeAdapter
 
 from comps.core.deltas import ToolCalls
+from comps.core.finish_reasons import finish_reason
 from comps.core.prompts import text_of
 from comps.core.types import JSON, Message, Prompt, TextDelta, Usage
 
@@ -38,24 +38,12 @@ FOR_MESSAGES = frozenset(("messages.name", "messages.tool_calls", "messages.tool
 """Of those, what LangChain's messages have a place for as well."""
 _PARTS = "content_parts"
 """Where a message keeps parts in the model server's own form: LangChain rewrites some of those in its content."""
-_REASONS = {
-    "end_turn": "stop",
-    "eos_token": "stop",
-    "stop_sequence": "stop",
-    "max_tokens": "length",
-    "tool_use": "tool_calls",
-    "function_call": "tool_calls",
-    "refusal": "content_filter",
-    "safety": "content_filter",
-}
-"""Why an answer ended, in the words of Anthropic, Hugging Face and Google."""
 _DETAILS = (
     ("input_token_details", "cache_read", "prompt_tokens_details", "cached_tokens"),
     ("output_token_details", "reasoning", "completion_tokens_details", "reasoning_tokens"),
 )
 """What LangChain calls a kind of token, and what OpenAI does."""
 _CALLS = TypeAdapter(list[ToolCall])
-_WORD = re.compile("[a-z_]{1,40}")
 
 
 def to_langchain(prompt: Prompt, ours: bool = False) -> list[BaseMessage]:
@@ -178,8 +166,8 @@ def reason_of(message: BaseMessage) -> str | None:
     said = next((metadata[key] for key in ("finish_reason", "stop_reason", "done_reason") if metadata.get(key)), None)
     if said is None:
         return None
-    word = str(said).lower()
-    return _REASONS.get(word, word) if _WORD.fullmatch(word) else "unknown"
+    reason = finish_reason(said)
+    return "tool_calls" if reason == "function_call" else reason  # LangChain makes them tool calls.
 
 
 def usage_of(counted: Mapping[str, Any] | None) -> Usage | None:

@@ -1,27 +1,42 @@
 """Parser of OpenAI's responses: chunks of a stream, and whole completions.
 
+They are read part by part: what the text does not need is left out if it is not understood, and counted
+(`comps.core.unread`). Only what may have been text, and the end, are required.
+
 https://platform.openai.com/docs/api-reference/chat/streaming
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import orjson
 
 from comps.core.answers import Collector, broken_off
 from comps.core.deltas import ToolCalls, join_extra
-from comps.core.errors import ModelServerError
+from comps.core.errors import InvalidRequest, ModelServerError
+from comps.core.finish_reasons import finish_reason
 from comps.core.ports import Answer
 from comps.core.types import JSON, Finished, Generation, TextDelta, Usage
+from comps.core.unread import left_out
 from comps.model_servers.remote.exchange import Exchange
-from comps.model_servers.remote.failures import error_message
+from comps.model_servers.remote.failures import reported_failure
+from comps.model_servers.remote.parsing import parse_json
 from comps.model_servers.remote.sse import EventStream
 
-_REASON = re.compile("[a-z_]{1,40}")
 _PLAIN = frozenset(("role", "content"))
 """The fields of a delta or message that do not go into the extra fields."""
+_PROMPT_TOKENS = ("prompt_tokens", "input_tokens")
+_COMPLETION_TOKENS = ("completion_tokens", "output_tokens")
+"""The names of OpenAI's chat API, and those of its Responses API and Anthropic's."""
+_TOTAL = ("total_tokens",)
+_DETAILS = {"input_tokens_details": "prompt_tokens_details", "output_tokens_details": "completion_tokens_details"}
+_DESCRIBED, _CODED = {"message", "detail"}, {"code", "status", "status_code", "error_type", "detail"}
+"""The fields of an object that is an error itself."""
+_KEEP_ALIVE = (b"ping", b"keepalive", b"keep-alive", b"heartbeat")
+"""Data of events that only keep the connection open."""
+_THOUGHTS = ("thinking", "reasoning", "reasoning_content")
+"""The types of content parts that are reasoning, and the names of their text."""
 
 
 class ChunkReader:
@@ -35,6 +50,8 @@ class ChunkReader:
         self.answer = answer
         self._seen: set[int] = set()
         """The indexes of all choices so far."""
+        self._begun = False
+        """Whether something has been written."""
         self.calls: dict[int, ToolCalls] = {}
         """The tool calls by choice."""
         self.reasons: dict[int, str] = {}
@@ -42,42 +59,56 @@ class ChunkReader:
         self.usage: Usage | None = None
         """The usage of all choices together; None until it arrives."""
 
-    def event(self, data: bytes) -> bool:
+    def event(self, data: bytes, name: bytes = b"") -> bool:
         """Parse one chunk. It always returns False (go on), since the usage is in the last chunk.
 
+        Args:
+            data: The chunk.
+            name: The event's name, if it has one.
+
         Raises:
-            ModelServerError: The data is no chunk, or it contains an error.
+            LLMError: It contains an error.
+            ModelServerError: The data is no chunk.
         """
         try:
             chunk = orjson.loads(data)
         except orjson.JSONDecodeError:
-            raise ModelServerError("the model server sent something that is no JSON in its stream") from None
+            chunk = parse_chunk(data)
         if type(chunk) is not dict:
-            raise ModelServerError("the model server sent something that is no chunk in its stream")
-        if chunk.get("error"):
-            raise ModelServerError(f"the model server failed: {error_message(chunk['error'])}")
+            raise ModelServerError("the model server sent something that is no JSON object")
+        if "choices" not in chunk or chunk.get("error") or name == b"error":
+            raise_reported(chunk, name, begun=self._begun)
         if chunk.get("usage"):
             self.usage = usage_of(chunk["usage"]) or self.usage
-        for choice in chunk.get("choices") or ():
+        choices = chunk.get("choices")
+        for choice in choices if type(choices) is list else objects(choices, "choices"):
+            if type(choice) is not dict:
+                left_out("choices")
+                continue
             number = choice.get("index")
             if type(number) is not int:
                 number = 0
-            self._seen.add(number)
             delta = choice.get("delta")
-            text = delta.get("content") if delta is not None and len(delta) == 1 else None
+            text = delta.get("content") if type(delta) is dict and len(delta) == 1 else None
             if text and type(text) is str and not choice.get("logprobs"):  # As nearly all are.
+                self._begun = True
                 self.answer.text(text, number)
             else:
                 self._write(choice, number)
+            self._seen.add(number)
             if reason := choice.get("finish_reason"):
-                self.reasons[number] = reason_of(reason)
+                self.reasons[number] = finish_reason(reason)
         return False
 
     def _write(self, choice: dict[str, Any], number: int) -> None:
         """Write a choice's text, from `delta` (chat) or `text` (completion), and its extra fields."""
-        text, extra = _said(choice.get("delta") or {"content": choice.get("text")}, choice)
+        said = choice.get("delta") or choice.get("text")
+        if said is None and number not in self._seen:  # Some servers send a whole message as one event.
+            said = choice.get("message")
+        text, extra = _said(said, choice)
         if "tool_calls" in extra:
             extra["tool_calls"] = self.calls.setdefault(number, ToolCalls()).numbered(extra["tool_calls"])
+        self._begun = self._begun or bool(text or extra)
         if extra:
             self.answer.delta(TextDelta(text, number, extra))
         elif text:
@@ -95,28 +126,120 @@ class ChunkReader:
             self.answer.finished(Finished(reason, None if place else self.usage, number))
 
 
-def _said(delta: dict[str, Any], choice: dict[str, Any]) -> tuple[str, dict[str, JSON]]:
+def parse_chunk(data: bytes) -> dict[str, Any]:
+    """Returns the object in an event; an empty one for data that only keeps the connection open.
+
+    Raises:
+        ModelServerError: It is no object, so that text may be lost.
+    """
+    try:
+        chunk = parse_json(data)
+    except ValueError:
+        if data.strip().lower() in _KEEP_ALIVE:
+            return {}
+        raise ModelServerError("the model server sent something that is no JSON") from None
+    if type(chunk) is not dict:
+        raise ModelServerError("the model server sent something that is no JSON object")
+    return chunk
+
+
+def raise_reported(said: dict[str, Any], name: bytes = b"", *, begun: bool = False) -> None:
+    """Raise the error that an object reports, in `error` or by its kind; return if it reports none.
+
+    Args:
+        said: The object.
+        name: The name of its event.
+        begun: Whether a part of the answer has been written, so that it can only break off.
+    """
+    error = said.get("error") or (said if _is_error(said, name) else None)
+    if error is None:
+        return
+    failure = reported_failure(error)
+    raise ModelServerError(str(failure)) if begun and isinstance(failure, InvalidRequest) else failure
+
+
+def _is_error(said: dict[str, Any], name: bytes) -> bool:
+    """Returns whether an object is an error itself."""
+    is_error = name == b"error" or "error" in (said.get("object"), said.get("type"))
+    return is_error or bool("choices" not in said and _DESCRIBED & said.keys() and _CODED & said.keys())
+
+
+def objects(said: JSON, part: str) -> list[dict[str, Any]]:
+    """Returns the objects in a list; others are left out, and counted as `part`."""
+    if not isinstance(said, list):
+        if said is not None:
+            left_out(part)
+        return []
+    found = [one for one in said if isinstance(one, dict)]
+    if len(found) < len(said):
+        left_out(part)
+    return found
+
+
+def _said(said: JSON, choice: dict[str, Any]) -> tuple[str, dict[str, JSON]]:
     """Returns the text of a delta or message, and its extra fields with the logprobs of its choice."""
-    text = delta.get("content") or ""
-    if not isinstance(text, str):
-        raise ModelServerError("the model server sent something that is no text in its stream")
-    extra = {name: value for name, value in delta.items() if name not in _PLAIN and value is not None}
+    fields = said if isinstance(said, dict) else {"content": said}
+    text, thoughts = text_and_thoughts(fields.get("content"))
+    extra = {name: value for name, value in fields.items() if name not in _PLAIN and value is not None}
+    if thoughts:
+        extra["reasoning_content"] = thoughts
+    if isinstance(call := extra.get("function_call"), dict) and isinstance(call.get("arguments"), dict | list):
+        extra["function_call"] = {**call, "arguments": orjson.dumps(call["arguments"]).decode()}
     if choice.get("logprobs"):
         extra["logprobs"] = choice["logprobs"]
     return text, extra
 
 
-def reason_of(said: str) -> str:
-    """Returns the server's finish reason, or `unknown` if it is not a word in lower case."""
-    return said if _REASON.fullmatch(said) else "unknown"
+def text_and_thoughts(content: JSON) -> tuple[str, str]:
+    """Returns the text of a message's content, which may be a list of typed parts, and the reasoning in it.
+
+    Raises:
+        ModelServerError: It is neither text nor parts, so that text may be lost.
+    """
+    if isinstance(content, str) or content is None:
+        return content or "", ""
+    text, thoughts = [], []
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, str):
+            text.append(part)
+        elif not isinstance(part, dict):
+            raise ModelServerError("the model server sent something that is no text in its answer")
+        elif part.get("type") in _THOUGHTS:
+            thought = next((part[name] for name in (*_THOUGHTS, "text") if part.get(name)), None)
+            thoughts.append(text_and_thoughts(thought)[0])
+        elif isinstance(part.get("text"), str):
+            text.append(part["text"])
+        else:
+            left_out("content")
+    return "".join(text), "".join(thoughts)
 
 
-def usage_of(counted: dict[str, Any]) -> Usage | None:
-    """Parses OpenAI's `usage`; None if a count is missing."""
-    prompt, completion = counted["prompt_tokens"], counted["completion_tokens"]
-    if prompt is None or completion is None:
+def usage_of(counted: JSON) -> Usage | None:
+    """Parses a `usage` object; None if it says too little."""
+    if not isinstance(counted, dict):
+        left_out("usage")
         return None
-    return Usage(int(prompt), int(completion), {name: _counts(said) for name, said in counted.items() if _counts(said)})
+    prompt, completion, all_tokens = (_count(counted, *names) for names in (_PROMPT_TOKENS, _COMPLETION_TOKENS, _TOTAL))
+    if all_tokens is not None and prompt is None and completion is not None:
+        prompt = all_tokens - completion
+    if all_tokens is not None and completion is None and prompt is not None:
+        completion = all_tokens - prompt
+    if prompt is None or completion is None or prompt < 0 or completion < 0:
+        left_out("usage")
+        return None
+    details = {name: found for name, said in counted.items() if (found := _counts(said))}
+    return Usage(prompt, completion, {_DETAILS.get(name, name): counts for name, counts in details.items()})
+
+
+def _count(counted: dict[str, Any], *names: str) -> int | None:
+    """Returns the number under the first of the names that has one."""
+    for name in names:
+        value = counted.get(name)
+        if type(value) is int or (isinstance(value, float) and value.is_integer()):
+            return int(value)
+        if isinstance(value, str) and value.isdecimal():
+            return int(value)
+    return None
 
 
 def _counts(said: JSON) -> dict[str, int]:
@@ -128,17 +251,17 @@ def whole_answer(response: Exchange) -> Generation:
     """Parses the response to a request without `stream`; some servers stream it all the same.
 
     Raises:
-        ModelServerError: The response contains an error, or a choice has no finish reason.
-        AttributeError, KeyError, TypeError, ValueError: The structure is wrong; see `checked_answer`.
+        LLMError: The response contains an error.
+        ModelServerError: The response is no completion, or a choice has no finish reason.
     """
     if not response.headers.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
-        return generation_of(orjson.loads(response.body))
+        return generation_of(parse_chunk(response.body))
     collector = Collector()
     reader = ChunkReader(collector)
 
-    def read(data: bytes) -> None:
+    def read(data: bytes, name: bytes) -> None:
         if data != b"[DONE]":
-            reader.event(data)
+            reader.event(data, name)
 
     stream = EventStream(read)
     stream.feed(response.body)
@@ -147,23 +270,25 @@ def whole_answer(response: Exchange) -> Generation:
     return collector.generation()
 
 
-def generation_of(completion: Any) -> Generation:
+def generation_of(completion: dict[str, Any]) -> Generation:
     """Parses a `chat.completion` or a `text_completion`; errors are those of `whole_answer`."""
-    if error := completion.get("error"):
-        raise ModelServerError(f"the model server failed: {error_message(error)}")
+    raise_reported(completion)
     usage = usage_of(completion["usage"]) if completion.get("usage") else None
-    choices = sorted(completion["choices"], key=lambda choice: int(choice.get("index") or 0))
-    first, *further = (_whole_choice(choice, usage) for choice in choices)
+    choices = objects(completion.get("choices"), "choices")
+    if not choices:
+        raise ModelServerError("the model server's answer has no text")
+    numbered = [(_count(choice, "index") or 0, choice) for choice in choices]
+    first, *further = (_whole_choice(choice, usage) for _, choice in sorted(numbered, key=lambda one: one[0]))
     if not further:
         return first
     return Generation(first.text, first.reason, usage, first.extra, tuple(further))
 
 
 def _whole_choice(choice: dict[str, Any], usage: Usage | None) -> Generation:
-    text, said = _said(choice.get("message") or {"content": choice.get("text")}, choice)
+    text, said = _said(choice.get("message") or choice.get("text"), choice)
     extra = {name: value for name, value in said.items() if value not in ([], {})}
     if "tool_calls" in extra:
         extra = join_extra({}, {**extra, "tool_calls": ToolCalls().numbered(extra["tool_calls"])})
     if not choice.get("finish_reason"):
         raise broken_off()
-    return Generation(text, reason_of(choice["finish_reason"]), usage, extra or None)
+    return Generation(text, finish_reason(choice["finish_reason"]), usage, extra or None)

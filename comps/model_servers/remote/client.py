@@ -95,7 +95,9 @@ class HTTP:
             await self._run(asked)
         if asked.status != 200:
             raise failure(asked.status, asked.headers, asked.body)
-        if not asked.streams:
+        if asked.is_json and asked.body:  # Some servers and proxies answer whole, whatever is asked.
+            reader.event(asked.body)
+        elif not asked.streams:
             kind = asked.headers.get(b"content-type", b"").partition(b";")[0].decode("latin-1").strip()
             said = brief(asked.body.decode("utf-8", "replace")) or "nothing"
             raise ModelServerError(f"the model server answered with {kind}, no event stream: {said}")

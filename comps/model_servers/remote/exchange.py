@@ -24,6 +24,8 @@ MOST_OF_WHOLE = 1_000_000_000
 """The maximum size of a whole answer, in bytes."""
 _NO_STREAM = (b"application/json", b"text/html")
 """Media types that are certainly no event stream. Other types are parsed as one, since servers may mislabel it."""
+_KEEP_ALIVE = (b"ping", b"keepalive", b"keep-alive", b"heartbeat")
+"""The names of events that only keep the connection open."""
 _REST_SECONDS = 0.05
 """The deadline for the end of the body after the last event, in seconds."""
 _PIECE = 65536
@@ -56,11 +58,16 @@ class Reader(Protocol):
         """The answer to which it writes."""
         ...
 
-    def event(self, data: bytes) -> bool:
+    def event(self, data: bytes, name: bytes = b"") -> bool:
         """Read the data of an event; returns True to end the stream.
 
+        Args:
+            data: The data, not empty.
+            name: The event's name, if it has one.
+
         Raises:
-            ModelServerError: The data is invalid, or it is an error.
+            LLMError: It is an error.
+            ModelServerError: The data is invalid.
         """
         ...
 
@@ -298,6 +305,8 @@ class StreamExchange(Exchange):
         self._reader = reader
         self.streams = False
         """Whether the response is an event stream."""
+        self.is_json = False
+        """Whether it is a whole JSON document instead."""
         self._stream: EventStream | None = None
         self._rest: asyncio.TimerHandle | None = None
         self.resume: Callable[[], None] | None = None
@@ -306,6 +315,9 @@ class StreamExchange(Exchange):
     def head(self, status: int, headers: dict[bytes, bytes]) -> None:
         super().head(status, headers)
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        self.is_json = status == 200 and kind == b"application/json"
+        if self.is_json:
+            self._most = MOST_OF_WHOLE
         if status == 200 and kind not in _NO_STREAM:
             self.streams = True
             self._stream = EventStream(self._event)
@@ -326,14 +338,14 @@ class StreamExchange(Exchange):
             self.fail(error)
         self.end()
 
-    def _event(self, data: bytes) -> None:
-        if self.ended or self.is_done:
+    def _event(self, data: bytes, name: bytes) -> None:
+        if self.ended or self.is_done or name in _KEEP_ALIVE:
             return
         if data == b"[DONE]":
             self.is_done = True
             return
         self.deadlines.extend()
-        if self._reader.event(data):
+        if self._reader.event(data, name):
             self.end()
 
     def await_rest(self) -> None:

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from math import ceil, isfinite
 from types import TracebackType
-
-import orjson
 
 from comps.core.errors import (
     InvalidRequest,
@@ -23,17 +22,34 @@ from comps.core.errors import (
     Unreachable,
 )
 from comps.core.types import JSON
+from comps.model_servers.remote.parsing import parse_json
 
 _NAME = re.compile(r"[\w.\[\]-]{1,100}", re.ASCII)
 _LIMITS = ("max_tokens", "max_completion_tokens")
-_TOO_LONG = ("context_length_exceeded", "exceed_context_size_error")
-"""The error codes of OpenAI and llama-server for a prompt that is too long."""
+_TOO_LONG = ("context_length_exceeded", "exceed_context_size_error", "context_window_exceeded")
+"""The error codes of OpenAI, llama-server and others for a prompt that is too long."""
 _SAYS_TOO_LONG = re.compile(
     r"^(?!.*_tokens' is too large)"
-    r".*(maximum context length|longer than the (maximum model|model's context) length)"
+    r".*(maximum context length|longer than the (maximum model|model's context) length"
+    r"|context (length|window|size) is only|exceeds? the (available |model's |maximum )*(context|input token)"
+    r"|(prompt|input) is too long|maximum allowed length)",
+    re.IGNORECASE | re.DOTALL,
 )
-"""The messages of vLLM and SGLang for it. vLLM's message about max_tokens is similar and excluded."""
+"""The messages of vLLM, SGLang, llama.cpp, Anthropic and others for it. vLLM's message about max_tokens is similar, and
+excluded."""
 _REDIRECTS = (301, 302, 303, 307, 308)
+_TOLD = (400, 401, 403, 404, 413, 422, 429, 503)
+"""The statuses that an error in a response with the status 200 may stand for; others only say that it failed."""
+_KINDS = (
+    (re.compile("rate_?limit|too_?many_?requests|insufficient_?quota|throttl", re.IGNORECASE), 429),
+    (re.compile("overloaded|unavailable", re.IGNORECASE), 503),
+    (re.compile("authentication|invalid_?api_?key|unauthorized", re.IGNORECASE), 401),
+    (re.compile("permission|forbidden", re.IGNORECASE), 403),
+    (re.compile("not_?found", re.IGNORECASE), 404),
+    (re.compile("invalid_?request|bad_?request|validation|value_?error|invalid_?value", re.IGNORECASE), 400),
+    (re.compile("time_?out", re.IGNORECASE), 504),
+)
+"""The statuses that kinds of errors have: those of OpenAI, Anthropic, vLLM, TGI and others."""
 
 
 def failure(status: int, headers: Mapping[bytes, bytes], body: bytes) -> LLMError:
@@ -49,12 +65,39 @@ def failure(status: int, headers: Mapping[bytes, bytes], body: bytes) -> LLMErro
     """
     if status in _REDIRECTS:
         return Refused(status, "it redirects to another URL, which is not followed")
-    text = body.decode("utf-8", "replace")
     try:
-        document = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        document = {"error": text.strip() or _phrase(status)}
+        document = parse_json(body)
+    except ValueError:
+        document = {"error": body.decode("utf-8", "replace").strip() or _phrase(status)}
     error = document.get("error", document) if isinstance(document, dict) else document
+    return failure_of(status, headers, error)
+
+
+def reported_failure(error: JSON) -> LLMError:
+    """Returns the exception for an error that a server reports in a response whose status is 200.
+
+    It is that of the status that the error's code or type stands for; without one, it is a ModelServerError.
+
+    Args:
+        error: The server's error, an object or a text.
+    """
+    status = _status_of(error) if isinstance(error, dict) else None
+    message = error_message(error)
+    if status is None and _is_too_long(error, message):
+        status = 400
+    if status is None or status not in _TOLD:
+        return ModelServerError(f"the model server failed: {message}")
+    return failure_of(status, _headers_of(error), error)
+
+
+def failure_of(status: int, headers: Mapping[bytes, bytes], error: JSON) -> LLMError:
+    """Returns the exception for a status, see `failure`.
+
+    Args:
+        status: The HTTP status.
+        headers: The headers by lower-case name.
+        error: The server's error, an object or a text.
+    """
     message = error_message(error)
     if status in (401, 403):  # The message may contain our key, so callers do not get it.
         return Refused(status, "it does not accept this service's key")
@@ -67,6 +110,30 @@ def failure(status: int, headers: Mapping[bytes, bytes], body: bytes) -> LLMErro
     return Refused(status, message)
 
 
+def _status_of(error: Mapping[str, JSON]) -> int | None:
+    """Returns the status that an error names, by its number or by its kind; None if it names none."""
+    named = [error.get(name) for name in ("code", "status", "status_code", "http_code", "type", "error_type")]
+    for said in named:
+        if isinstance(said, int | str) and str(said).isdecimal() and 400 <= int(said) < 600:
+            return int(said)
+    kinds = [said for said in named if isinstance(said, str)]
+    if any(said in _TOO_LONG for said in kinds):
+        return 400
+    return next((status for pattern, status in _KINDS if any(map(pattern.search, kinds))), None)
+
+
+def _headers_of(error: Mapping[str, JSON]) -> dict[bytes, bytes]:
+    """Returns the headers that an error has in itself, and its `retry_after`, by lower-case name."""
+    metadata = error.get("metadata")
+    held = [error, error.get("headers"), metadata, metadata.get("headers") if isinstance(metadata, dict) else None]
+    pairs = [pair for one in held if isinstance(one, dict) for pair in one.items()]
+    return {
+        name.lower().replace("_", "-").encode("latin-1", "replace"): str(value).encode("latin-1", "replace")
+        for name, value in pairs
+        if isinstance(value, str | int | float)
+    }
+
+
 def _phrase(status: int) -> str:
     try:
         return HTTPStatus(status).phrase
@@ -74,11 +141,18 @@ def _phrase(status: int) -> str:
         return ""
 
 
+def _is_too_long(error: JSON, message: str) -> bool:
+    """Returns whether an error says that the prompt is too long for the context window."""
+    fields = error if isinstance(error, dict) else {}
+    if any(fields.get(name) in _TOO_LONG for name in ("code", "type")):
+        return True
+    return fields.get("param") not in _LIMITS and bool(_SAYS_TOO_LONG.match(message))
+
+
 def _refusal(error: dict[str, JSON], said: str) -> InvalidRequest:
     """Returns the request error for the server's `error` object and our message."""
     field = param if isinstance(param := error.get("param"), str) and _NAME.fullmatch(param) else None
-    coded = any(error.get(name) in _TOO_LONG for name in ("code", "type"))
-    if not coded and (field in _LIMITS or not _SAYS_TOO_LONG.search(said)):
+    if not _is_too_long(error, said):
         return InvalidRequest(said, field)
     tokens, window = error.get("n_prompt_tokens"), error.get("n_ctx")  # llama-server's numbers.
     if isinstance(tokens, int) and isinstance(window, int):
@@ -87,13 +161,25 @@ def _refusal(error: dict[str, JSON], said: str) -> InvalidRequest:
 
 
 def _retry_after(headers: Mapping[bytes, bytes]) -> int:
-    """Returns the seconds in `Retry-After`, which is a number or a date; 1 if it is neither."""
-    said = headers.get(b"retry-after", b"").decode("latin-1")
-    with suppress(ValueError):
-        return max(int(said), 0)
+    """Returns the seconds of `retry-after-ms` or `Retry-After`, rounded up; 1 if there is neither."""
+    milliseconds = _number(headers.get(b"retry-after-ms", b""))
+    if milliseconds is not None:
+        return max(ceil(milliseconds / 1000), 0)
+    said = headers.get(b"retry-after", b"").decode("latin-1").strip()
+    seconds = _number(said.removesuffix("s").encode("latin-1"))
+    if seconds is not None:
+        return max(ceil(seconds), 0)
     with suppress(ValueError, OverflowError):
-        return max(int(parsedate_to_datetime(said).timestamp() - time.time()) + 1, 1)
+        return max(ceil(parsedate_to_datetime(said).timestamp() - time.time()), 1)
     return 1
+
+
+def _number(said: bytes) -> float | None:
+    """Returns a finite number; None if it is none."""
+    with suppress(ValueError):
+        if isfinite(number := float(said)):
+            return number
+    return None
 
 
 def error_message(error: JSON) -> str:

@@ -107,8 +107,8 @@ class OpenAIAPI:
     options: ClassVar[frozenset[str]] = OPENAI_OPTIONS
     """The options that the server supports."""
     stops_whole: ClassVar[bool] = False
-    """Whether the server stops generating a whole answer when the connection closes. Many, such as llama-cpp-python's,
-    stop only in streams."""
+    """Whether the server stops generating a whole answer when the connection closes. Many, such as llama.cpp's
+    and llama-cpp-python's, stop only in streams."""
     _limit = "max_tokens"
     """The server's name of the field `max_tokens`."""
 

@@ -12,20 +12,20 @@ from comps.core.errors import ModelServerError
 _LONGEST = 64_000_000
 """The maximum size of an event, in bytes."""
 _BOM = b"\xef\xbb\xbf"
-_CR = 13
+_SPACE = 32
 
 
 class EventStream:
-    """Incremental SSE parser. Comments, fields other than `data`, and events without data are ignored.
+    """Incremental SSE parser. Comments, fields other than `data` and `event`, and events without data are ignored.
 
     Args:
-        on_data: Called with the data of each event, from `feed`.
+        on_event: Called with the data and the name of each event, from `feed`. Most events have no name.
     """
 
-    __slots__ = ("_begun", "_data_length", "_length", "_lines", "_on_data", "_pieces")
+    __slots__ = ("_begun", "_data_length", "_length", "_lines", "_name", "_on_event", "_pieces")
 
-    def __init__(self, on_data: Callable[[bytes], None]) -> None:
-        self._on_data = on_data
+    def __init__(self, on_event: Callable[[bytes, bytes], None]) -> None:
+        self._on_event = on_event
         self._pieces: list[bytes] = []
         """The pieces of an unfinished line. They are joined only once, since the line may be long."""
         self._length = 0
@@ -33,6 +33,8 @@ class EventStream:
         self._data_length = 0
         self._lines: list[bytes] = []
         """The data lines of the unfinished event."""
+        self._name = b""
+        """The name of the unfinished event."""
         self._begun = False
         """Whether the first bytes, which may be a byte order mark, have been read."""
 
@@ -40,13 +42,13 @@ class EventStream:
         """Parse the next bytes.
 
         Raises:
-            ModelServerError: An event exceeds the maximum size; and the errors of `on_data`.
+            ModelServerError: An event exceeds the maximum size; and the errors of `on_event`.
         """
         line, _, rest = data.partition(b"\n")
-        is_whole = rest == b"\n" and line[:6] == b"data: " and line[-1] != _CR
-        if is_whole and not self._pieces and not self._lines:  # Fast path: exactly one event.
+        is_whole = rest == b"\n" and line[:6] == b"data: " and line[-1] > _SPACE
+        if is_whole and not self._pieces and not self._lines and not self._name:  # Fast path: exactly one event.
             self._begun = True
-            self._on_data(line[6:])
+            self._on_event(line[6:], b"")
             return
         self._feed_any(data)
 
@@ -76,9 +78,13 @@ class EventStream:
         if line.startswith(b"data:"):
             self._lines.append(line[5:].removeprefix(b" "))
             self._data_length += len(line)
-        elif not line and self._lines:
-            lines, self._lines, self._data_length = self._lines, [], 0
-            self._on_data(b"\n".join(lines))
+        elif line.startswith(b"event:"):
+            self._name = line[6:].strip()
+        elif not line:
+            data, name = b"\n".join(self._lines), self._name
+            self._lines, self._name, self._data_length = [], b"", 0
+            if data.strip():
+                self._on_event(data, name)
 
     def close(self) -> None:
         """Parse the end of the stream, at which some servers omit the last empty line."""

@@ -6,31 +6,36 @@ Source: its router, https://github.com/huggingface/text-generation-inference, ro
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import takewhile
 from types import MappingProxyType
-
-import orjson
+from typing import TypeVar
 
 from comps.core.answers import Forwarding, broken_off, collect
-from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, PromptTooLong, Refused
+from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, PromptTooLong, Refused
+from comps.core.finish_reasons import finish_reason
 from comps.core.ports import Answer
-from comps.core.prompts import plain_roles
+from comps.core.prompts import plain_roles, text_of
 from comps.core.stop_strings import StopStrings
-from comps.core.types import JSON, Finished, Generation, ModelInfo, Prompt, Sampling, TextDelta, Usage, only
+from comps.core.types import JSON, MANY, Finished, Generation, ModelInfo, Prompt, Sampling, TextDelta, Usage, only
+from comps.core.unread import left_out
 from comps.model_servers.chat_templates.token_strings import in_characters
-from comps.model_servers.remote.chunks import ChunkReader, whole_answer
+from comps.model_servers.remote.chunks import ChunkReader, parse_chunk, raise_reported, whole_answer
 from comps.model_servers.remote.failures import checked_answer, error_message
 from comps.model_servers.remote.openai_api import OpenAIAPI, wire_message
+from comps.model_servers.remote.parsing import parse_json
+
+T = TypeVar("T")
 
 _OPTIONS = frozenset(("tools", "tool_choice", "tool_prompt", "response_format", "logprobs", "top_logprobs"))
 """The options that only the Messages API supports."""
 _READ = ("tools", "tool_choice", "tool_prompt")
 """The options of these that change the rendered prompt."""
-_NOT_IN_MESSAGES = ("top_k", "typical_p", "repetition_penalty")
-_REASONS = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
+_NOT_IN_MESSAGES = {"top_k": MANY, "typical_p": 1, "repetition_penalty": 1}
+"""The parameters that the Messages API does not know, with their neutral values."""
+_NO_ROUTE = (404, 405, 501)
 _WARPERS = ("temperature", "top_k", "top_p", "typical_p")
 """The parameters that turn sampling on."""
 _OFF: dict[str, float] = {"top_p": 1.0, "typical_p": 1.0}
@@ -61,13 +66,14 @@ class TGI(OpenAIAPI):
     """The special tokens that the server adds in front of any text."""
 
     async def _facts(self) -> ModelInfo:
-        await self.http.get("/health")
-        info = await self.http.get("/info")
-        self._max_stops = int(info["max_stop_sequences"])
-        self._base = str(info["model_id"])
+        await self._helper(self.http.get("/health"))
+        info = await self._helper(self.http.get("/info")) or {}
+        self._max_stops = int(info.get("max_stop_sequences") or self._max_stops)
+        self._base = str(info.get("model_id") or self._base)
+        window = info.get("max_total_tokens")
         return ModelInfo(
             self.model_name,
-            self._context_window or int(info["max_total_tokens"]),
+            self._context_window or (int(window) if window else None),
             self.honoured | _OPTIONS | {"messages.tool_calls"},  # A message's `name` is accepted, but has no effect.
         )
 
@@ -75,7 +81,7 @@ class TGI(OpenAIAPI):
         prompt, wanted = plain_roles(prompt), _wanted(options)
         stopped = Stopped(answer, sampling.stop)
         with checked_answer(), _refusals():
-            inputs = await self._inputs(prompt, wanted)
+            inputs = await self._inputs(prompt, sampling, wanted)
             if inputs is not None:
                 await self._continue(inputs, sampling, stopped)
                 return
@@ -91,7 +97,7 @@ class TGI(OpenAIAPI):
             return await collect(self.generate, prompt, sampling, options)
         prompt, wanted = plain_roles(prompt), _wanted(options)
         with checked_answer(), _refusals():
-            inputs = await self._inputs(prompt, wanted)
+            inputs = await self._inputs(prompt, sampling, wanted)
             if inputs is not None:
                 return await self._continue_whole(inputs, sampling)
             path, body = self.request(prompt, sampling, wanted)
@@ -139,7 +145,7 @@ class TGI(OpenAIAPI):
     ) -> tuple[Prompt, Sampling, Mapping[str, JSON]]:
         """See `Translates`."""
         prompt, wanted = plain_roles(prompt), _wanted(options)
-        conversing = await self._inputs(prompt, wanted) is None
+        conversing = await self._inputs(prompt, sampling, wanted) is None
         sent = {*(self._sampling(sampling) if conversing else self._parameters(sampling)), "max_tokens"}
         if sampling.temperature == 0:
             sent.add("temperature")
@@ -153,18 +159,38 @@ class TGI(OpenAIAPI):
             return
         if not (reader.reason or answer.stops.hit):
             raise broken_off()
-        answer.finished(Finished(reader.reason or "stop", Usage(len(await self._tokenize(inputs)), reader.generated)))
+        answer.finished(Finished(reader.reason or "stop", await self._usage(inputs, reader.generated)))
 
     async def _continue_whole(self, inputs: str, sampling: Sampling) -> Generation:
         """Returns the whole continuation of a text, with TGI's own API."""
         response = await self.http.response("/generate", self._asked(inputs, sampling))
-        said = orjson.loads(response.body)
-        details = said["details"]
-        reason = _REASONS.get(details["finish_reason"], "unknown")
-        text, reason = _cut(str(said["generated_text"]), reason, sampling.stop)
-        counted = response.headers.get(b"x-prompt-tokens", b"")
-        prompt_tokens = int(counted) if counted.isdigit() else len(await self._tokenize(inputs))
-        return Generation(text, reason, Usage(prompt_tokens, int(details["generated_tokens"])))
+        said = parse_json(response.body)
+        said = said[0] if isinstance(said, list) else said
+        details = _details(said) or {}
+        text, reason = _cut(str(said["generated_text"]), finish_reason(details.get("finish_reason")), sampling.stop)
+        generated, counted = details.get("generated_tokens"), response.headers.get(b"x-prompt-tokens", b"")
+        if type(generated) is not int:
+            left_out("usage")
+            return Generation(text, reason)
+        usage = Usage(int(counted), generated) if counted.isdigit() else await self._usage(inputs, generated)
+        return Generation(text, reason, usage)
+
+    async def _usage(self, inputs: str, generated: int) -> Usage | None:
+        """Returns the usage of a continuation; None if the server does not count the prompt."""
+        try:
+            return Usage(len(await self._tokenize(inputs)), generated)
+        except ModelServerError:
+            left_out("usage")
+            return None
+
+    async def _helper(self, answer: Awaitable[T]) -> T | None:
+        """Returns the answer of a route that no answer depends on; None if there is no such route."""
+        try:
+            return await answer
+        except Refused as refused:
+            if refused.status not in _NO_ROUTE:
+                raise
+            return None
 
     def _asked(self, inputs: str, sampling: Sampling) -> dict[str, JSON]:
         return {"inputs": inputs, "parameters": self._parameters(sampling)}
@@ -199,17 +225,19 @@ class TGI(OpenAIAPI):
         fields = _told({**super()._sampling(sampling), "stop": self._stops(sampling)})
         if sampling.temperature == 0:
             fields = {name: value for name, value in fields.items() if name not in _WARPERS} | {"temperature": 0}
-        for name in _NOT_IN_MESSAGES:
-            if fields.get(name, 1) != 1:
-                raise InvalidRequest("the model server does not know it together with tools and the like", name)
+        if lost := _lost_in_messages(sampling):
+            raise InvalidRequest("the model server does not know it together with tools and the like", lost[0])
         return {name: value for name, value in fields.items() if name not in _NOT_IN_MESSAGES}
 
     def _stops(self, sampling: Sampling) -> list[str]:
         """Returns as many stop strings as the server accepts; `Stopped` searches for all of them."""
         return [stop for stop in sampling.stop if stop][: self._max_stops]
 
-    async def _inputs(self, prompt: Prompt, wanted: Mapping[str, JSON]) -> str | None:
+    async def _inputs(self, prompt: Prompt, sampling: Sampling, wanted: Mapping[str, JSON]) -> str | None:
         """Returns the prompt as text for TGI's own API; None if the Messages API is needed.
+
+        A server that does not render conversations (TGI before 2.2, tgi-gaudi) gets the text of a single question as it
+        is, if the Messages API would lose parameters.
 
         Raises:
             InvalidRequest: The prompt is text, with options that only the Messages API supports.
@@ -218,8 +246,12 @@ class TGI(OpenAIAPI):
             if wanted:
                 raise InvalidRequest("the model server knows it for conversations only, not for text", min(wanted))
             return prompt
-        templated = None if wanted or _has_other_parts(prompt) else await self._templated(prompt)
-        return templated and templated[0]
+        if wanted or _has_other_parts(prompt):
+            return None
+        if templated := await self._templated(prompt):
+            return templated[0]
+        (first, *others) = prompt
+        return text_of(first.content) if not others and _lost_in_messages(sampling) else None
 
     async def _templated(
         self, conversation: Prompt, read: Mapping[str, JSON] = MappingProxyType({})
@@ -232,13 +264,11 @@ class TGI(OpenAIAPI):
         body = {"messages": [wire_message(message) for message in conversation], **read}
         with checked_answer():
             try:
-                rendered = await self.http.post("/chat_tokenize", body)
+                rendered = await self._helper(self.http.post("/chat_tokenize", body))
             except InvalidRequest as error:
                 raise InvalidRequest(str(error), "messages") from None
-            except Refused as refused:
-                if refused.status in (404, 405):
-                    return None
-                raise
+            if rendered is None:
+                return None
             text: str = rendered["templated_text"]
             tokens, specials = rendered["tokenize_response"], await self._specials()
             pairs = zip(tokens, specials, strict=False)
@@ -249,7 +279,7 @@ class TGI(OpenAIAPI):
 
     async def _specials(self) -> tuple[int, ...]:
         if self._special is None:
-            self._special = tuple(await self._tokenize(""))
+            self._special = tuple(await self._helper(self._tokenize("")) or ())
         return self._special
 
     async def _tokenize(self, text: str) -> list[int]:
@@ -263,6 +293,24 @@ def _told(fields: dict[str, JSON]) -> dict[str, JSON]:
         for name, value in fields.items()
         if value not in (None, [], ()) and (name not in _OFF or value != _OFF[name])
     }
+
+
+def _lost_in_messages(sampling: Sampling) -> list[str]:
+    """Returns the parameters that have an effect, and that the Messages API does not know."""
+    greedy = sampling.temperature == 0
+    return [
+        name
+        for name, off in _NOT_IN_MESSAGES.items()
+        if getattr(sampling, name) not in (None, off) and not (greedy and name in _WARPERS)
+    ]
+
+
+def _details(said: Mapping[str, JSON]) -> dict[str, JSON] | None:
+    """Returns the `details` of an answer, or of its last token."""
+    details = said.get("details")
+    if details is not None and not isinstance(details, dict):
+        left_out("details")
+    return details if isinstance(details, dict) else None
 
 
 def _has_other_parts(prompt: Prompt) -> bool:
@@ -342,21 +390,27 @@ class _TokenReader:
         self.ended = False
         """Whether the end has been written."""
 
-    def event(self, data: bytes) -> bool:
-        said = orjson.loads(data)
-        if "error" in said:  # Errors have the status 200.
-            raise _failure(error_message(said["error"]))
-        token, details = said["token"], said.get("details")
+    def event(self, data: bytes, name: bytes = b"") -> bool:
+        said = parse_chunk(data)
+        token = said.get("token")
+        if type(token) is not dict:  # Errors have the status 200.
+            if said:
+                _raise_reported(said, name, begun=self.generated > 0)
+            return False
         self.generated += 1
-        if token["text"] and not token["special"]:
-            self.answer.text(token["text"])
-        if details:
-            self.reason = _REASONS.get(details["finish_reason"], "unknown")
-            self.generated = details["generated_tokens"]
-            if "input_length" in details:  # Older versions leave it out.
-                self.answer.finished(Finished(self.reason, Usage(details["input_length"], self.generated)))
-                self.ended = True
+        if not token.get("special") and (text := token.get("text")):
+            self.answer.text(text)
+        if said.get("details") or said.get("generated_text") is not None:
+            self._end(_details(said) or {})
         return self.answer.stops.hit and not self.reason
+
+    def _end(self, details: Mapping[str, JSON]) -> None:
+        self.reason = finish_reason(details.get("finish_reason"))
+        generated, prompt_tokens = details.get("generated_tokens"), details.get("input_length")
+        self.generated = generated if type(generated) is int else self.generated
+        if type(prompt_tokens) is int:  # Older versions leave it out.
+            self.answer.finished(Finished(self.reason, Usage(prompt_tokens, self.generated)))
+            self.ended = True
 
 
 class _MessagesReader(ChunkReader):
@@ -366,11 +420,11 @@ class _MessagesReader(ChunkReader):
         super().__init__(answer)
         self._stops = answer.stops
 
-    def event(self, data: bytes) -> bool:
+    def event(self, data: bytes, name: bytes = b"") -> bool:
         # Within a JSON string, the quotes would be escaped.
-        if b'"error"' in data and (error := orjson.loads(data).get("error")):
-            raise _failure(error_message(error))
-        super().event(data)
+        if b'"error"' in data:
+            _raise_reported(parse_chunk(data), name, self._begun)
+        super().event(data, name)
         return self._stops.hit
 
     def close(self) -> None:
@@ -399,17 +453,17 @@ def _chat_reason(reason: str, called: bool) -> str:
     """Returns the finish reason. TGI gives `stop` or none for a tool call, and none for one that is cut off early."""
     if reason == _UNSAID:
         return "tool_calls" if called else "length"
-    reason = _REASONS.get(reason, reason)
     return "tool_calls" if called and reason == "stop" else reason
 
 
-def _failure(message: str) -> LLMError:
-    """Returns the exception for an error within a stream; the Messages API gives only its message."""
+def _raise_reported(said: dict[str, JSON], name: bytes, begun: bool) -> None:
+    """Raise the error within a stream, if it is one; the Messages API gives only its message. See `raise_reported`."""
+    message = error_message(said.get("error"))
     if message.startswith("Model is overloaded"):
-        return Overloaded(f"the model server is busy: {message}")
+        raise Overloaded(f"the model server is busy: {message}")
     if message.startswith(("Input validation error", "Template error", "Tool error", "Missing template")):
-        return _refused(f"the model server refused it: {message}")
-    return ModelServerError(f"the model server failed: {message}")
+        raise _refused(f"the model server refused it: {message}")
+    raise_reported(said, name, begun=begun)
 
 
 def _refused(message: str) -> InvalidRequest:

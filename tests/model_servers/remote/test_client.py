@@ -45,7 +45,7 @@ class Events(Collector):
         self.full = False
         self.drained = asyncio.Event()
 
-    def event(self, data: bytes) -> bool:
+    def event(self, data: bytes, name: bytes = b"") -> bool:
         self.data.append(data)
         self.arrived.set()
         return False
@@ -540,7 +540,26 @@ async def test_a_busy_servers_retry_after_is_passed_on(seconds: int | str) -> No
     assert caught.value.retry_after in {"date": range(70, 102), "past": [1], "soon": [1]}.get(str(seconds), [seconds])
 
 
-@pytest.mark.parametrize("said", ["\u00b2", "9" * 5000, "-3", "1.5", "Mon, 01 Jan 99999 00:00:00 GMT"])
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "1.5"}, 2),
+        ({"Retry-After": "0.2"}, 1),
+        ({"Retry-After": "12s"}, 12),
+        ({"retry-after-ms": "2500", "Retry-After": "3"}, 3),
+        ({"Retry-After-Ms": "20"}, 1),
+        ({"Retry-After-Ms": "soon", "Retry-After": "4"}, 4),
+    ],
+    ids=str,
+)
+async def test_a_retry_after_with_a_fraction_is_rounded_up(headers: dict[str, str], seconds: int) -> None:
+    async with replaying({ASK: Reply([b"{}"], 429, headers)}) as replay:
+        with pytest.raises(Overloaded) as caught:
+            await ask(replay.url)
+    assert caught.value.retry_after == seconds
+
+
+@pytest.mark.parametrize("said", ["\u00b2", "9" * 5000, "-3", "nan", "Mon, 01 Jan 99999 00:00:00 GMT"])
 async def test_a_retry_after_that_makes_no_sense_is_no_reason_to_fail_otherwise(said: str) -> None:
     async with replaying({ASK: Reply([b"{}"], 429, {"Retry-After": said})}) as replay:
         with pytest.raises(Overloaded) as caught:

@@ -28,7 +28,7 @@ class Texts(Collector):
         self.answer = self
         self.data: list[str] = []
 
-    def event(self, data: bytes) -> bool:
+    def event(self, data: bytes, name: bytes = b"") -> bool:
         self.data.append(data.decode())
         return False
 

@@ -12,7 +12,7 @@ from comps.model_servers.remote.sse import EventStream
 def test_an_event_of_megabytes_is_whole_however_its_bytes_are_cut() -> None:
     body = b"data: " + b"a" * 5_000_000 + b"\n\ndata: b\n\n"
     lengths: list[int] = []
-    stream = EventStream(lambda data: lengths.append(len(data)))
+    stream = EventStream(lambda data, name: lengths.append(len(data)))
     for at in range(0, len(body), 1400):
         stream.feed(body[at : at + 1400])
     assert lengths == [5_000_000, 1]
@@ -24,7 +24,7 @@ def test_an_event_without_an_end_is_an_error_before_it_fills_the_memory(
 ) -> None:
     monkeypatch.setattr(sse, "_LONGEST", 1000)
     events: list[bytes] = []
-    stream = EventStream(events.append)
+    stream = EventStream(lambda data, name: events.append(data))
     stream.feed(b"data: before\n\ndata: ")
     sent = 0
     while sent < 900:
@@ -39,13 +39,13 @@ SENT = (
     b"\xef\xbb\xbfdata: 1\n\n: a comment\n\ndata:2\r\n\r\nevent: x\nid: 7\ndata: 3\ndata: 3b\n\n\n\nretry: 5\n\n"
     b'data: \n\ndata: {"a": "data: no event"}\n\ndata: [DONE]\n\ndata: last'
 )
-EVENTS = [b"1", b"2", b"3\n3b", b"", b'{"a": "data: no event"}', b"[DONE]", b"last"]
+EVENTS = [b"1", b"2", b"3\n3b", b'{"a": "data: no event"}', b"[DONE]", b"last"]
 
 
 @pytest.mark.parametrize("size", [*range(1, 40), len(SENT)])
 def test_events_are_the_same_wherever_their_bytes_are_cut(size: int) -> None:
     events: list[bytes] = []
-    stream = EventStream(events.append)
+    stream = EventStream(lambda data, name: events.append(data))
     for at in range(0, len(SENT), size):
         stream.feed(SENT[at : at + size])
     stream.close()
