@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from comps.core.answers import Forwarding
 from comps.core.errors import (
@@ -34,74 +33,16 @@ from comps.core.errors import (
 )
 from comps.core.ports import Answer
 from comps.core.types import JSON, Embeddings, Finished, ModelInfo, Prompt, Sampling, TextDelta
-from comps.dialects import DIALECTS, open_dialect
+from comps.dialects import DIALECTS
 from comps.dialects.shared.base import Call, Dialect, GenerationCall, TokenCountCall
 from comps.dialects.shared.fields import matters
 from comps.model_servers.scripted import Scripted
+from tests.dialects.kinds import KINDS, Kind, dialects
 from tests.dialects.written import written
 from tests.service import PATIENCE, Able, Connection, Service, running, until_idle, until_in_flight
 from tests.service import Answer as Response
 
 WORDS = ["Deep", " learning", " ."]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of body, and where it is read."""
-
-    dialect: str
-    route: str
-    call: type[Call]
-
-    def __str__(self) -> str:
-        return f"{self.dialect}{self.route}{f'[{self.call.marker}]' if self.call.marker else ''}"
-
-    @property
-    def path(self) -> str:
-        """Where to post; if the path has the model's name in it, with the one that is served."""
-        return self.route.replace("{model:path}", "scripted")
-
-    @property
-    def examples(self) -> list[dict[str, Any]]:
-        return list(self.call.examples.values())
-
-    def bodies(self, streamed: bool | None = None) -> list[dict[str, Any]]:
-        """Its examples, streamed and not; or those that are (not) answered by a stream."""
-        if not issubclass(self.call, GenerationCall):
-            return [] if streamed else self.examples
-        ways: list[dict[str, Any]] = [{}, {"stream": True}, {"stream": False}]
-        bodies = [{**example, **way} for example in self.examples for way in ways]
-        return [body for body in bodies if streamed is None or self._is_streamed(body) is streamed]
-
-    def _is_streamed(self, body: dict[str, Any]) -> bool:
-        call = self.call.model_validate({**body, **self.variables})
-        assert isinstance(call, GenerationCall)
-        return call.streamed
-
-    def reads(self, body: dict[str, Any]) -> bool:
-        """Whether there is nothing wrong with any field."""
-        try:
-            self.call.model_validate({**body, **self.variables})
-        except ValidationError:
-            return False
-        return True
-
-    def answers(self, body: dict[str, Any]) -> int:
-        """How many answers of a model it asks for."""
-        call = self.call.model_validate({**body, **self.variables})
-        return len(call.requests()) if isinstance(call, GenerationCall) else 1
-
-    @property
-    def variables(self) -> dict[str, str]:
-        """What the path says."""
-        return {"model": "scripted"} if "{model" in self.route else {}
-
-
-def dialects() -> list[Dialect]:
-    return [open_dialect(name, None) for name in DIALECTS]
-
-
-KINDS = [Kind(one.name, path, call) for one in dialects() for path, calls in one.calls.items() for call in calls]
 EVERY = pytest.mark.parametrize("kind", KINDS, ids=str)
 TEXTS = pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(kind.call, GenerationCall)], ids=str)
 STREAMS = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.bodies(streamed=True)], ids=str)

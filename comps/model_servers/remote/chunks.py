@@ -22,7 +22,7 @@ from comps.core.unread import left_out
 from comps.model_servers.remote.exchange import Exchange
 from comps.model_servers.remote.failures import reported_failure
 from comps.model_servers.remote.parsing import parse_json
-from comps.model_servers.remote.sse import EventStream
+from comps.model_servers.remote.sse import KEEP_ALIVE, EventStream
 
 _PLAIN = frozenset(("role", "content"))
 """The fields of a delta or message that do not go into the extra fields."""
@@ -33,8 +33,6 @@ _TOTAL = ("total_tokens",)
 _DETAILS = {"input_tokens_details": "prompt_tokens_details", "output_tokens_details": "completion_tokens_details"}
 _DESCRIBED, _CODED = {"message", "detail"}, {"code", "status", "status_code", "error_type", "detail"}
 """The fields of an object that is an error itself."""
-_KEEP_ALIVE = (b"ping", b"keepalive", b"keep-alive", b"heartbeat")
-"""Data of events that only keep the connection open."""
 _THOUGHTS = ("thinking", "reasoning", "reasoning_content")
 """The types of content parts that are reasoning, and the names of their text."""
 
@@ -135,7 +133,7 @@ def parse_chunk(data: bytes) -> dict[str, Any]:
     try:
         chunk = parse_json(data)
     except ValueError:
-        if data.strip().lower() in _KEEP_ALIVE:
+        if data.strip().lower() in KEEP_ALIVE:
             return {}
         raise ModelServerError("the model server sent something that is no JSON") from None
     if type(chunk) is not dict:

@@ -24,8 +24,6 @@ MOST_OF_WHOLE = 1_000_000_000
 """The maximum size of a whole answer, in bytes."""
 _NO_STREAM = (b"application/json", b"text/html")
 """Media types that are certainly no event stream. Other types are parsed as one, since servers may mislabel it."""
-_KEEP_ALIVE = (b"ping", b"keepalive", b"keep-alive", b"heartbeat")
-"""The names of events that only keep the connection open."""
 _REST_SECONDS = 0.05
 """The deadline for the end of the body after the last event, in seconds."""
 _PIECE = 65536
@@ -339,7 +337,7 @@ class StreamExchange(Exchange):
         self.end()
 
     def _event(self, data: bytes, name: bytes) -> None:
-        if self.ended or self.is_done or name in _KEEP_ALIVE:
+        if self.ended or self.is_done:
             return
         if data == b"[DONE]":
             self.is_done = True

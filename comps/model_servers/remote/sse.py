@@ -11,12 +11,15 @@ from comps.core.errors import ModelServerError
 
 _LONGEST = 64_000_000
 """The maximum size of an event, in bytes."""
+KEEP_ALIVE = (b"ping", b"keepalive", b"keep-alive", b"heartbeat")
+"""The names of events that only keep the connection open, which some servers send as data."""
 _BOM = b"\xef\xbb\xbf"
 _SPACE = 32
 
 
 class EventStream:
-    """Incremental SSE parser. Comments, fields other than `data` and `event`, and events without data are ignored.
+    """Incremental SSE parser. Comments, fields other than `data` and `event`, and events without data are ignored, and
+    those that only keep the connection open.
 
     Args:
         on_event: Called with the data and the name of each event, from `feed`. Most events have no name.
@@ -83,7 +86,7 @@ class EventStream:
         elif not line:
             data, name = b"\n".join(self._lines), self._name
             self._lines, self._name, self._data_length = [], b"", 0
-            if data.strip():
+            if data.strip() and name not in KEEP_ALIVE:
                 self._on_event(data, name)
 
     def close(self) -> None:

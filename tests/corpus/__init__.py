@@ -1,0 +1,48 @@
+"""What clients and model servers really send: a file for each case, with its source and the right outcome.
+
+`upstream/` has what model servers send. Fields: `source`; `server` (the kind of model server, `vllm` if left out);
+`stream` (an answer as server-sent events) and `whole` (one as JSON); `status` and `headers` of the response; `routes`
+(replies of other paths, as `[status, document]`); and `outcome`: `pieces` (texts in the answer, in their order),
+`text`, `reason`, `usage` (`[prompt, completion]`), `reasoning` and `arguments` (of the first tool call) in OpenAI's
+words, or `error` with `status`, `code`, `says` and `retry_after`.
+
+`requests/` has what clients send. Fields: `source`; `path`; `method`; `headers`; `body` (JSON), `text` (as it is) or
+`gzip`, `deflate` or `zstd` (JSON, encoded so); `settings` (environment variables); and `outcome`: `status`, `field`
+(named in the error), `says`, `prompt` (the messages that the model gets, or text), `ignored` (`x-ignored-params`) and
+`headers`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Case:
+    """One file."""
+
+    name: str
+    said: dict[str, Any]
+
+    def __getitem__(self, field: str) -> Any:
+        return self.said[field]
+
+    def get(self, field: str, otherwise: Any = None) -> Any:
+        return self.said.get(field, otherwise)
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        outcome: dict[str, Any] = self.said["outcome"]
+        return outcome
+
+
+def cases(folder: str) -> list[Case]:
+    """All cases of a folder."""
+    files = sorted((_FOLDER / folder).glob("*.yaml"))
+    return [Case(file.stem, yaml.safe_load(file.read_text("utf-8"))) for file in files]
