@@ -152,6 +152,8 @@ def raise_reported(said: dict[str, Any], name: bytes = b"", *, begun: bool = Fal
     error = said.get("error") or (said if _is_error(said, name) else None)
     if error is None:
         return
+    if isinstance(error, str):  # Its kind is beside it.
+        error = {**said, "message": error}
     failure = reported_failure(error)
     raise ModelServerError(str(failure)) if begun and isinstance(failure, InvalidRequest) else failure
 

@@ -41,7 +41,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _TOLD = (400, 401, 403, 404, 413, 422, 429, 503)
 """The statuses that an error in a response with the status 200 may stand for; others only say that it failed."""
 _KINDS = (
-    (re.compile("rate_?limit|too_?many_?requests|insufficient_?quota|throttl", re.IGNORECASE), 429),
+    (re.compile("rate_?limit|too_?many_?requests|insufficient_?quota|throttl|^overloaded$", re.IGNORECASE), 429),
     (re.compile("overloaded|unavailable", re.IGNORECASE), 503),
     (re.compile("authentication|invalid_?api_?key|unauthorized", re.IGNORECASE), 401),
     (re.compile("permission|forbidden", re.IGNORECASE), 403),

@@ -166,6 +166,8 @@ class TGI(OpenAIAPI):
         response = await self.http.response("/generate", self._asked(inputs, sampling))
         said = parse_json(response.body)
         said = said[0] if isinstance(said, list) else said
+        if "generated_text" not in said:
+            _raise_reported(said, b"", begun=False)
         details = _details(said) or {}
         text, reason = _cut(str(said["generated_text"]), finish_reason(details.get("finish_reason")), sampling.stop)
         generated, counted = details.get("generated_tokens"), response.headers.get(b"x-prompt-tokens", b"")
