@@ -19,6 +19,7 @@ from comps.core.errors import (
     Timeout,
     UnknownModel,
     Unreachable,
+    UnsupportedEncoding,
 )
 from comps.core.generator import Models, TextGenerator
 from comps.core.ports import Answer, Completes, CountsTokens, Embeds, Loads, ModelServer
@@ -71,6 +72,7 @@ __all__ = [
     "Timeout",
     "UnknownModel",
     "Unreachable",
+    "UnsupportedEncoding",
     "Usage",
     "collect",
     "read",

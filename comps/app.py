@@ -224,6 +224,7 @@ def make_app(
         allow_origins=settings.microservice.cors_origins,
         allow_methods=["*"],
         allow_headers=["*"],
+        allow_private_network=True,
         expose_headers=["*"],
     )
     app.state.handlers = {one.endpoint.path: one for one in service.handlers}

@@ -16,7 +16,7 @@ from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from comps.admission import Admission, RequestSlots
-from comps.core.errors import BodyTooLarge, InvalidRequest, LLMError, PromptTooLong, Unreachable
+from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, Unreachable
 from comps.core.generator import Models, Preview
 from comps.core.tasks import at_once
 from comps.core.types import JSON, GenerationRequest, ModelInfo, Usage
@@ -24,12 +24,9 @@ from comps.dialects.shared.base import Call, EmbeddingCall, GenerationCall, Styl
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint, RequestError
 from comps.dialects.shared.framing import preview_document
 from comps.replies import Reply, Responder, metadata_of, shortened
+from comps.requests import ClientGone, read_body
 from comps.responses import Response, response_to
 from comps.telemetry import Exchange, Telemetry, log
-
-
-class ClientGone(Exception):
-    """The client closed the connection, so there is no reply."""
 
 
 class Handler:
@@ -70,7 +67,7 @@ class Handler:
             try:
                 endpoint, variables = self._endpoint_for(scope)
                 style = endpoint.style
-                call = endpoint.read(await _body(response, scope, receive, self._max_body), variables)
+                call = endpoint.read(await read_body(response, scope, receive, self._max_body), variables)
                 style = call.style
                 await _unless_gone(response, self._answer(call, endpoint, reply, exchange))
                 exchange.outcome = "200"
@@ -211,35 +208,6 @@ def _honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
     if request.options.keys() <= info.capabilities:
         return request
     return replace(request, options={name: one for name, one in request.options.items() if name in info.capabilities})
-
-
-async def _body(response: Response, scope: Scope, receive: Receive, most: int) -> bytes:
-    """Returns the request's body.
-
-    Raises:
-        BodyTooLarge: The body has more than `most` bytes; the rest is not received.
-        ClientGone: The client left before the end of the body.
-    """
-    too_large = BodyTooLarge(f"larger than the {most} bytes that are read", "body")
-    whole = response.request_body
-    if whole is not None:
-        if len(whole) > most:
-            raise too_large
-        return whole
-    declared = dict(scope["headers"]).get(b"content-length", b"0")
-    if declared.isdigit() and int(declared) > most:
-        raise too_large
-    body = bytearray()
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        body += message.get("body", b"")
-        if len(body) > most:
-            raise too_large
-        more = message.get("more_body", False)
-    return bytes(body)
 
 
 async def _unless_gone(response: Response, work: Coroutine[Any, Any, None]) -> None:

@@ -12,13 +12,16 @@ from comps.core.answers import Forwarding, Parts, broken_off
 from comps.core.generator import TextGenerator
 from comps.core.ports import Answer
 from comps.core.reports import settled
+from comps.core.request_id import REQUEST_ID
 from comps.core.tasks import at_once
 from comps.core.types import Finished, Generation, GenerationRequest, ModelInfo, Report, TextDelta, Usage, total
 from comps.dialects.shared.base import GenerationCall, Writer
 from comps.dialects.shared.framing import ResponseMetadata, was_counted
+from comps.requests import REQUEST_ID_HEADER
 from comps.responses import Response
 from comps.telemetry import Exchange
 
+_SSE_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 _JSON_TYPE = (b"content-type", b"application/json")
 _LONGEST_HEADER = 1000
 
@@ -36,7 +39,8 @@ class Reply:
     def whole(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         """Send a whole JSON body."""
         self.started = True
-        self._response.start(status, [_JSON_TYPE, (b"content-length", str(len(body)).encode()), *headers])
+        length = (b"content-length", str(len(body)).encode())
+        self._response.start(status, [_JSON_TYPE, length, _request_id(), *headers])
         if body:
             self._response.write(body)
         self._response.end()
@@ -44,11 +48,7 @@ class Reply:
     def start_stream(self, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
         """Send the status line and the headers of a stream."""
         self.started = True
-        content = [
-            (b"content-type", media_type.encode()),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),
-        ]
+        content = [(b"content-type", media_type.encode()), *_SSE_HEADERS, _request_id()]
         self._response.start(200, content + headers)
 
     def end(self) -> None:
@@ -226,6 +226,10 @@ class _Ending(Forwarding):
         self.ended = True
         self.usage = self.usage or end.usage
         self._answer.finished(end)
+
+
+def _request_id() -> tuple[bytes, bytes]:
+    return REQUEST_ID_HEADER, REQUEST_ID.get().encode()
 
 
 def metadata_of(info: ModelInfo, reports: Mapping[int, Report] = MappingProxyType({})) -> ResponseMetadata:

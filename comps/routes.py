@@ -6,13 +6,16 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from inspect import isawaitable
 from time import time
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,11 +23,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from comps.admission import Admission
 from comps.core.errors import InvalidRequest, LLMError
 from comps.core.generator import Models, TextGenerator
+from comps.core.request_id import REQUEST_ID
 from comps.core.types import JSON, ModelInfo
 from comps.dialects.shared.base import Dialect, GenerationCall, ServiceStatus, Text
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
+from comps.dialects.shared.framing import openai_error
 from comps.handler import Handler, PromptHandler
 from comps.openapi import describe_bodies
+from comps.requests import REQUEST_ID_HEADER, plain_path, request_id, with_request_id, without_body
 from comps.responses import EXTENSION
 from comps.settings import Model, Settings
 from comps.telemetry import Telemetry, gpus, log
@@ -38,7 +44,8 @@ class DirectRoutes:
     """ASGI application that passes bodies to their handlers directly, past the middlewares and the router of FastAPI.
 
     Middlewares and router cost as much as all other work on a request. Requests with an `Origin` header, which need the
-    CORS middleware, and all other paths and methods go to the application.
+    CORS middleware, and all other paths and methods go to the application. Each request gets its id here, and a path
+    with a slash too many is that without it. HEAD is answered as GET, without the body.
 
     Args:
         app: The application.
@@ -50,13 +57,30 @@ class DirectRoutes:
         self._handlers = handlers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            handler = self._handlers.get(scope["path"]) if scope["method"] == "POST" else None
-            if handler and not scope["root_path"] and all(name != b"origin" for name, _ in scope["headers"]):
-                await handler(scope, receive, send)
-                return
-            # Middlewares change the response in `send`, so the extension that writes past `send` is removed.
-            (scope.get("extensions") or {}).pop(EXTENSION, None)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        origin = sent = None
+        for name, value in scope["headers"]:
+            if name == b"origin":
+                origin = value
+            elif name == REQUEST_ID_HEADER:
+                sent = value
+        said = request_id(sent)
+        REQUEST_ID.set(said)
+        path = scope["path"]
+        if path not in self._handlers and plain_path(path) != path:
+            path = plain_path(path)
+            scope = {**scope, "path": path, "raw_path": quote(path).encode()}
+        handler = self._handlers.get(path) if scope["method"] == "POST" else None
+        if handler and origin is None and not scope["root_path"]:
+            await handler(scope, receive, send)
+            return
+        # What follows changes the response in `send`, so the extension that writes past `send` is removed.
+        (scope.get("extensions") or {}).pop(EXTENSION, None)
+        send = with_request_id(send, said)
+        if scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, without_body(send)
         await self._app(scope, receive, send)
 
 
@@ -163,6 +187,7 @@ class Service:
                 summary = self._owner(route).routes[route].respond.__doc__
                 app.add_api_route(path, self._route_handler(route), methods=[method], summary=summary)
         app.add_exception_handler(HTTPException, self._no_such_route)
+        self._routes = app.router.routes
         describe_bodies(app, endpoints, preview)
 
     def _has(self, route: str) -> bool:
@@ -219,9 +244,25 @@ class Service:
 
     async def _no_such_route(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        said = InvalidRequest(f"{request.method} {request.url.path}: {error.detail}; GET /docs shows what there is")
+        path = request.url.path
+        nearest = self._nearest(request.method, path)
+        hint = f"did you mean {nearest}?" if nearest else "GET /docs shows what there is"
+        said = InvalidRequest(f"{request.method} {path}: {error.detail}; {hint}")
         style = self.dialects[0].style
-        return Response(style.encode(style.error(said)), error.status_code, error.headers, "application/json")
+        content = style.error(said)
+        if path.startswith("/v1"):  # OpenAI's SDKs print `error.message`.
+            content = {"detail": str(said), **content, **openai_error(said)}
+        return Response(style.encode(content), error.status_code, error.headers, "application/json")
+
+    def _nearest(self, method: str, path: str) -> str | None:
+        """Returns the route that is most like a path that is none, with its method; None if none is like it."""
+        known = {route.path: route.methods or set() for route in self._routes if isinstance(route, Route | APIRoute)}
+        wanted = next((one for one in known if path.endswith(one) and one != "/"), None)
+        found = [path] if path in known else [wanted] if wanted else get_close_matches(path, known, 1, 0.75)
+        if not found:
+            return None
+        methods = known[found[0]] - {"HEAD"}
+        return f"{method if method in methods else min(methods)} {found[0]}"
 
 
 def _generates(endpoint: Endpoint) -> bool:

@@ -20,6 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from comps.core.errors import LLMError
+from comps.core.request_id import REQUEST_ID
 from comps.core.types import GPU, Usage
 from comps.core.unread import UNREAD
 
@@ -48,6 +49,7 @@ class Exchange:
     def __init__(self, telemetry: Telemetry, path: str) -> None:
         self._telemetry = telemetry
         self._path = path
+        self.id = REQUEST_ID.get()
         self.started = time.monotonic()
         self.outcome = "error"
         """The HTTP status, `gone` if the client disconnected before the end, or `broken` if a stream is incomplete."""
@@ -153,8 +155,8 @@ class Telemetry(Collector):
         level, failure = (logging.WARNING, f": {exchange.failure}") if exchange.failure else (logging.INFO, "")
         if log.isEnabledFor(level):
             tokens = f"{usage.prompt_tokens}+{usage.completion_tokens}" if usage else "-"
-            said = (path, exchange.outcome, exchange.reason or "-", tokens, took, failure)
-            log.log(level, "%s %s reason=%s tokens=%s %.3f s%s", *said)
+            said = (path, exchange.outcome, exchange.id or "-", exchange.reason or "-", tokens, took, failure)
+            log.log(level, "%s %s id=%s reason=%s tokens=%s %.3f s%s", *said)
 
     def metrics(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,8 @@ from comps.model_servers import FRAMEWORKS, open_model_server
 from comps.model_servers.target import Target
 from tests.corpus import Case, cases
 from tests.dialects.kinds import KINDS, Kind
-from tests.model_servers.replay import Reply, replaying
-from tests.service import Answer, running
+from tests.model_servers.replay import Reply, replaying, sse
+from tests.service import PATH, Answer, running
 
 UPSTREAM = cases("upstream")
 SERVERS = sorted({case.get("server", "vllm") for case in UPSTREAM})
@@ -122,3 +123,61 @@ def joined(answer: Answer) -> dict[str, Any]:
 
 def tokens(usage: Mapping[str, int]) -> list[int]:
     return [usage["prompt_tokens"], usage["completion_tokens"]]
+
+
+# What clients send.
+
+ANSWERED = sse({"choices": [{"index": 0, "delta": {"content": "Yes"}, "text": "Yes", "finish_reason": "stop"}]})
+
+
+def compressed(body: bytes, encodings: str) -> bytes:
+    for encoding in encodings.replace("raw deflate", "raw").split():
+        packer = zlib.compressobj(wbits={"gzip": 31, "deflate": 15, "raw": -15}[encoding])
+        body = packer.compress(body) + packer.flush()
+    return body
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("case", cases("requests"), ids=lambda case: case.name)
+async def test_what_a_client_sends_is_answered_right(
+    case: Case, framework: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "opea_llm")
+    settings = {"FRAMEWORK": framework, "LLM_NAME": "m", **case.get("settings", {})}
+    body = json.dumps(case["body"]).encode() if "body" in case.said else b""
+    headers = {**case.get("headers", {}), **({} if body else {"Content-Type": ""})}
+    async with replaying(Routes(dict.fromkeys(ASKED, ANSWERED))) as replay:
+        name = case.get("server", "vllm")
+        server = open_model_server(name, Target("m", "" if name == "scripted" else replay.url))
+        async with running(server, monkeypatch, settings) as service, service.connect() as client:
+            data = compressed(body, case.get("encode", ""))
+            await client.send(case.get("method", "POST"), case.get("path", PATH), data, headers)
+            if case.get("method") == "HEAD":
+                answer = await client.head()
+                await client.send("GET", "/health")  # A body would be taken for the next answer.
+                assert (await client.answer()).status == 200
+            else:
+                answer = await client.answer()
+    check(answer, case.outcome, [one for one in replay.asked if one[0] in ASKED], caplog.text)
+
+
+def check(answer: Answer, outcome: Mapping[str, Any], asked: list[tuple[str, Any, Any]], log: str) -> None:
+    """Raises AssertionError where an answer, or what has reached the model server, is not as it should be."""
+    assert answer.status == outcome["status"], answer.body
+    assert outcome.get("says", "") in answer.body.decode()
+    assert {name: answer.headers.get(name) for name in outcome.get("headers", {})} == outcome.get("headers", {})
+    assert outcome.get("log", "") in log
+    if "keys" in outcome:
+        assert sorted(answer.json) == outcome["keys"]
+    if "ignored" in outcome:
+        assert answer.headers.get("x-ignored-params") == outcome["ignored"]
+    if not outcome.keys().isdisjoint(("prompt", "upstream", "upstream_headers", "upstream_has")):
+        ((_, headers, body),) = asked
+        assert outcome.get("upstream_has", "") in json.dumps(body)
+        wanted = outcome.get("upstream_headers", {})
+        assert {name: headers.get(name) for name in wanted} == wanted
+        wanted = outcome.get("upstream", {})
+        assert {name: body.get(name) for name in wanted} == wanted
+        if "prompt" in outcome:
+            messages = [[message["role"], message["content"]] for message in body.get("messages", ())]
+            assert (messages or body["prompt"]) == outcome["prompt"]

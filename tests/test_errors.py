@@ -24,6 +24,7 @@ from comps.core.errors import (
     Timeout,
     UnknownModel,
     Unreachable,
+    UnsupportedEncoding,
 )
 from comps.dialects.shared.base import STATUS, Style
 
@@ -35,6 +36,7 @@ EXPECTED: list[tuple[LLMError, int]] = [
     (TextTooLong(9000, 8192), 400),
     (UnknownModel("this", "that"), 404),
     (BodyTooLarge("wrong", "body"), 413),
+    (UnsupportedEncoding("br", "gzip"), 415),
     (Forbidden("wrong"), 403),
     (Overloaded("wrong"), 429),
     (ModelServerError("wrong"), 502),

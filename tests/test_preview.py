@@ -44,7 +44,7 @@ EVERY_ROUTE = (
 def received(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> list[tuple[str, JSON]]:
     """What has reached model servers: paths and bodies; what was asked of an engine; what `Scripted` was asked."""
     got: list[tuple[str, JSON]] = []
-    body_of, body_at, ask, generate = comps.handler._body, StandIn._body, EngineProcess.ask, Scripted.generate
+    body_of, body_at, ask, generate = comps.requests.read_body, StandIn._body, EngineProcess.ask, Scripted.generate
 
     async def body(response: Response, scope: Scope, receive: Receive, most: int) -> bytes:
         read = await body_of(response, scope, receive, most)
@@ -67,7 +67,7 @@ def received(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> list[tuple[st
         got.append(("scripted", (prompt, sampling, options)))
         await generate(self, prompt, sampling, options, answer)
 
-    monkeypatch.setattr(comps.handler, "_body", body)
+    monkeypatch.setattr(comps.handler, "read_body", body)
     monkeypatch.setattr(StandIn, "_body", stand_in)
     monkeypatch.setattr(EngineProcess, "ask", engine)
     monkeypatch.setattr(Scripted, "generate", scripted)

@@ -5,6 +5,7 @@ The text is not changed. It is parsed once, when it is complete: during a stream
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,19 @@ _FENCE = 3
 """The number of backticks that open a code block."""
 
 
+_DECODER = json.JSONDecoder()
+_MOST_OBJECTS = 100
+"""The most places at which JSON is looked for: a text may have any number of braces."""
+_REASONING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL)
+_LONGEST_NAME = 40
+_NAME_BEFORE = re.compile(r"(?<![\w.])[A-Za-z_]\w*\Z", re.ASCII)
+_USE = re.compile(r" ?([-+*/%|&^]|<<|>>)?=(?!=)| ?[=!<>]=|\.[a-z_]\w*|\(", re.ASCII)
+"""What follows an index in code: an assignment, a comparison, an attribute or a call."""
+_VARIABLES = frozenset(("args", "argv", "arr", "array", "df", "dict", "dp", "idx", "lst", "mat", "nums", "obj", "seq"))
+_VARIABLES |= frozenset(("str", "tmp", "tuple", "vec", "xs", "ys", *"bcdfghjklmnopqrstuvwxyz"))
+"""Names that variables have, and that end no sentence."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
     """Citation mark: `text[start:end]` in characters, brackets included, cites the documents with these numbers."""
@@ -42,18 +56,62 @@ class Mark:
 def marks(text: str, start: int = 0) -> Iterator[Mark]:
     """Yields the citation marks of a text, in order.
 
-    Numbers begin at 1. Marks within Markdown code are skipped.
+    Numbers begin at 1. Marks within Markdown code, reasoning (`<think>`) and JSON are skipped, as are indexes (`a[1]`).
 
     Args:
         text: The text.
         start: The offset, in characters, at which to begin.
     """
-    code = deque(_code(text))
+    code = deque(_skipped(text))
     for found in _MARK.finditer(text, start):
         while code and code[0][1] <= found.start():
             code.popleft()
-        if (not code or found.start() < code[0][0]) and (numbers := _numbers(found[1])):
+        is_skipped = code and found.start() >= code[0][0]
+        if not is_skipped and not _is_index(text, found) and (numbers := _numbers(found[1])):
             yield Mark(found.start(), found.end(), numbers)
+
+
+def _is_index(text: str, found: re.Match[str]) -> bool:
+    """Returns whether a mark is an index into a variable, as in `arr[1]`.
+
+    Marks follow words without a space as well (`memory[1]`), so it takes a name that variables have, or what follows an
+    index in code.
+    """
+    name = _NAME_BEFORE.search(text, max(0, found.start() - _LONGEST_NAME), found.start())
+    if name is None:
+        return False
+    return bool("_" in name[0] or name[0] in _VARIABLES or _USE.match(text, found.end()))
+
+
+def _skipped(text: str) -> Iterator[tuple[int, int]]:
+    """Yields the spans in which nothing is a citation mark, in order and without overlaps."""
+    spans = [*_code(text), *(found.span() for found in _REASONING.finditer(text)), *_json(text)]
+    end = 0
+    for first, last in sorted(spans):
+        if last > end:
+            yield max(first, end), last
+            end = last
+
+
+def _json(text: str) -> Iterator[tuple[int, int]]:
+    """Yields the spans of JSON objects in a text, and that of a text that is a JSON array of several values."""
+    if text.lstrip()[:1] == "[":
+        try:
+            if len(json.loads(text)) != 1:  # `[1]` alone is a mark.
+                yield 0, len(text)
+        except (ValueError, RecursionError):
+            pass
+    start = text.find("{")
+    for _ in range(_MOST_OBJECTS):
+        if start < 0:
+            return
+        try:
+            _, end = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            end = start + 1
+        else:
+            yield start, end
+        start = text.find("{", end)
 
 
 def _numbers(said: str) -> tuple[int, ...]:

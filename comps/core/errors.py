@@ -7,6 +7,7 @@ LLMError
 │   │   └── TextTooLong    a text to embed or to count does not fit
 │   ├── UnknownModel       the requested model is not served
 │   ├── BodyTooLarge       the HTTP body exceeds the configured limit
+│   ├── UnsupportedEncoding  the HTTP body has a content encoding that is not read
 │   └── Forbidden          the settings do not allow the request
 ├── Overloaded             too many requests; try again after `retry_after` seconds
 ├── ModelServerError       the model server failed
@@ -103,6 +104,18 @@ class UnknownModel(InvalidRequest):
 
 class BodyTooLarge(InvalidRequest):
     """The HTTP body exceeds the configured limit."""
+
+
+class UnsupportedEncoding(InvalidRequest):
+    """The HTTP body has a content encoding that is not read.
+
+    Args:
+        encoding: The encoding.
+        known: Those that are read, separated by commas.
+    """
+
+    def __init__(self, encoding: str, known: str) -> None:
+        super().__init__(f"'{encoding}' is not read here; known: {known}", "content-encoding")
 
 
 class Forbidden(InvalidRequest):

@@ -109,7 +109,8 @@ class _Question(OpeaCall):
             GenerationRequest(
                 prompt=(Message("user", self.question),),
                 documents=self.all_documents(),
-                template=self.chat_template,
+                template=self.prompt_template,
+                options=self.template_options,
                 language=self.language or "auto",
                 sampling=self.sampling(),
                 defaulted=self.defaulted,

@@ -132,7 +132,7 @@ class OpenAICall(DocumentsCall):
         return GenerationRequest(
             prompt=prompt,
             documents=self.all_documents(),
-            template=self.chat_template,
+            template=self.prompt_template,
             language=self.language or "auto",
             sampling=self.sampling(),
             defaulted=self.defaulted,
@@ -142,7 +142,7 @@ class OpenAICall(DocumentsCall):
 
     def options(self) -> dict[str, JSON]:
         """The fields that only some model servers know. An undeclared field may be one of them."""
-        options = self.sent_fields(self._option_fields)
+        options = {**self.sent_fields(self._option_fields), **self.template_options}
         if self.model_extra:
             options.update(pair for pair in self.model_extra.items() if pair[1] is not None and _may_be_option(pair[0]))
         return options
@@ -210,7 +210,7 @@ class ChatCall(OpenAICall):
     prediction: Schema | None = None
     web_search_options: Schema | None = None
     moderation: Schema | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Schema | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -248,9 +248,11 @@ class ChatCall(OpenAICall):
         return ChatChunks(metadata, write, self.include_usage, bool(self.include_report))
 
 
-def _texts(value: Any) -> Any:
-    """A list of the one text or the several; token ids are refused, since they belong to some tokenizer."""
-    items = value if isinstance(value, list) else [value]
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _no_ids(items: list[Any]) -> list[Any]:
     if any(isinstance(item, int | list) for item in items):
         raise ValueError(
             "token ids are not read here, since it is the model server's tokenizer that counts; send text "
@@ -260,8 +262,24 @@ def _texts(value: Any) -> Any:
 
 
 Texts = Annotated[
-    list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MOST), BeforeValidator(_texts)
+    list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MOST), BeforeValidator(_listed)
 ]
+TextsAlone = Annotated[Texts, BeforeValidator(lambda value: _no_ids(_listed(value)))]
+"""Texts; token ids are refused, since they belong to some tokenizer."""
+
+
+def _ids(value: Any) -> Any:
+    """A list of the one list of token ids or the several."""
+    return [value] if isinstance(value, list) and value and isinstance(value[0], int) else value
+
+
+TokenIds = Annotated[
+    list[Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1, max_length=MOST)]],
+    Field(min_length=1, max_length=MOST),
+    BeforeValidator(_ids),
+]
+TOKEN_IDS = "prompt_token_ids"
+"""The option with the ids of a prompt's tokens."""
 
 
 class CompletionCall(OpenAICall):
@@ -276,17 +294,34 @@ class CompletionCall(OpenAICall):
     defaults = {"max_tokens": 16}
     _option_fields = dict.fromkeys((*_COMMON_OPTIONS, *_TEXT_OPTIONS))
 
-    prompt: Texts = Field(description="A text, or a list of texts.")
+    prompt: Texts | TokenIds = Field(
+        description="A text, or a list of texts; or the ids of tokens, where the model server takes them."
+    )
+    max_tokens: int | None = Field(
+        None, ge=0, le=MANY, description="The most tokens to generate; 0 where the model server echoes."
+    )
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
     suffix: str | None = None
-    best_of: int | None = Field(None, ge=1, le=20, description="At least n.")
+    best_of: int | None = Field(None, ge=0, le=20, description="At least n; 0 is the same as leaving it out.")
 
     def requests(self) -> Sequence[GenerationRequest]:
         if self.best_of and self.best_of < (self.n or 1):
             raise InvalidRequest("it must be at least n", "best_of")
-        first = self._request(self.prompt[0])
-        return [first, *(replace(first, prompt=text) for text in self.prompt[1:])]
+        if isinstance(self.prompt[0], str):
+            first, *others = self.prompt
+            request = self._request(str(first))
+            return [request, *(replace(request, prompt=text) for text in others)]
+        request = self._request("")
+        options = [{**request.options, TOKEN_IDS: ids} for ids in self.prompt]
+        return [replace(request, options=one) for one in options]
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        if TOKEN_IDS not in capabilities and not isinstance(self.prompt[0], str):
+            raise InvalidRequest("token ids are taken by no model server but a vLLM; send text to complete", "prompt")
+        if self.max_tokens == 0 and "echo" not in capabilities:
+            raise InvalidRequest("it must be at least 1 where the model server echoes no prompt", "max_tokens")
+        return super().ignored(capabilities)
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         return self.with_report(framing.text_completion(generations, metadata), metadata)
@@ -305,7 +340,7 @@ class EmbeddingsCall(EmbeddingCall):
     }
     style = OPENAI
 
-    input: Texts = Field(description="A text, or a list of texts.")
+    input: TextsAlone = Field(description="A text, or a list of texts.")
     encoding_format: Literal["float", "base64"] | None = Field(None, description="base64: little-endian float32.")
     dimensions: int | None = Field(None, gt=0, description="Refused unless the model's vectors have so many.")
     user: str | None = None

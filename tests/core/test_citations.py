@@ -89,9 +89,28 @@ def test_within_backticks_there_is_code_and_no_mark(text: str, expected: list[st
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>as [1] says</think> So [2].", ["[2]"]),
+        ("<thinking>as [1] says", []),
+        ("arr[1] is 5, and x[2] too [3].", ["[3]"]),
+        ("my_list[1] [3]", ["[3]"]),
+        ("limit[1] = 5, rows[2].sum, f[3](x), more[1] == 2 [2]", ["[2]"]),
+        ("vLLM[1], the H200[2] and its memory[3].", ["[1]", "[2]", "[3]"]),
+        ('{"a": [1, 2], "b": "see [1]"}', []),
+        ('It is {"a": [1, 2]}, says [3].', ["[3]"]),
+        ("[1, 2]", []),
+        ("{ [1] } [2]", ["[1]", "[2]"]),
+    ],
+)
+def test_reasoning_indexes_and_json_have_no_marks(text: str, expected: list[str]) -> None:
+    assert [said for said, _ in named(text)] == expected
+
+
+@pytest.mark.parametrize(
     "hostile",
     [
-        *("[" * 200_000, "[1," * 60_000, "[" + "1," * 100_000, "[1†" * 60_000, "` [1] `" * 30_000),
+        *("[" * 200_000, "[1," * 60_000, "[" + "1," * 100_000, "[1†" * 60_000, "` [1] `" * 30_000, '{"a":' * 60_000),
         "".join("`" * length + " " for length in range(600)),
     ],
     ids=lambda text: str(text[:8]),

@@ -6,10 +6,11 @@
 `text`, `reason`, `usage` (`[prompt, completion]`), `reasoning` and `arguments` (of the first tool call) in OpenAI's
 words, or `error` with `status`, `code`, `says` and `retry_after`.
 
-`requests/` has what clients send. Fields: `source`; `path`; `method`; `headers`; `body` (JSON), `text` (as it is) or
-`gzip`, `deflate` or `zstd` (JSON, encoded so); `settings` (environment variables); and `outcome`: `status`, `field`
-(named in the error), `says`, `prompt` (the messages that the model gets, or text), `ignored` (`x-ignored-params`) and
-`headers`.
+`requests/` has what clients send. Fields: `source`; `server` (as above); `method` (POST if left out), `path` (that of
+chats if left out), `headers` and `body` (JSON) of the request; `encode` (how the body is compressed); `settings`
+(environment variables); and `outcome`: `status`, `says` (a text in the answer), `keys` (of its object), `headers`,
+`ignored` (`x-ignored-params`), `log` (a text in the log), and what reaches the model server: `prompt` (roles and
+contents of the messages, or a text), `upstream` (fields of the body), `upstream_headers` and `upstream_has` (a text).
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from comps.core.errors import (
     Timeout,
     UnknownModel,
     Unreachable,
+    UnsupportedEncoding,
 )
 from comps.core.ports import Answer
 from comps.core.types import JSON, Embeddings, Finished, ModelInfo, Prompt, Sampling, TextDelta
@@ -166,7 +167,12 @@ async def test_every_error_before_the_answer_is_a_status_in_the_dialects_own_sha
 
 
 def test_every_class_of_error_is_among_these() -> None:
-    others = {Malformed, BodyTooLarge, SettingsError}  # Of what comes before a model server is asked.
+    others = {
+        Malformed,
+        BodyTooLarge,
+        UnsupportedEncoding,
+        SettingsError,
+    }  # Of what comes before a model server is asked.
     assert {type(error) for error in ERRORS} == {LLMError, *descendants(LLMError)} - others
 
 

@@ -23,6 +23,7 @@ from comps.core.errors import (
     Timeout,
     UnknownModel,
     Unreachable,
+    UnsupportedEncoding,
 )
 from comps.core.types import GPU, JSON, Embeddings, Finished, Generation, GenerationRequest, ModelInfo, TextDelta
 from comps.dialects.shared.framing import SSE, ResponseMetadata
@@ -32,6 +33,7 @@ STATUS: Mapping[type[LLMError], int] = {
     Forbidden: 403,
     UnknownModel: 404,
     BodyTooLarge: 413,
+    UnsupportedEncoding: 415,
     Overloaded: 429,
     ModelServerError: 502,
     Unreachable: 503,

@@ -69,13 +69,17 @@ def _part(part: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
+def _as_part(value: Any) -> Any:
+    return {"type": "text", "text": value} if isinstance(value, str) else value
+
+
 class MessageBody(BaseModel):
     """One turn of a conversation."""
 
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Annotated[dict[str, Any], AfterValidator(_part)]] | None = None
+    content: str | list[Annotated[dict[str, Any], BeforeValidator(_as_part), AfterValidator(_part)]] | None = None
 
     def message(self) -> Message:
         """The turn as the core's type."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field
 
 from comps.core import types
+from comps.core.errors import InvalidRequest
 from comps.core.types import JSON, Document, Sampling
 from comps.dialects.shared.base import GenerationCall
 from comps.dialects.shared.bodies import DataBody, Documents
@@ -30,7 +31,8 @@ _NEUTRAL: Mapping[str, tuple[JSON, ...]] = {
     **dict.fromkeys(("top_p", "typical_p", "repetition_penalty", "repeat_penalty"), (1,)),
     **dict.fromkeys(("frequency_penalty", "presence_penalty"), (0,)),
     # Of OpenAI's API.
-    **dict.fromkeys(("n", "best_of"), (1,)),
+    "n": (1,),
+    "best_of": (0, 1),
     **dict.fromkeys(("echo", "logprobs", "store"), (False,)),
     **dict.fromkeys(("function_call", "tool_choice"), ("none", "auto")),
     "modalities": (["text"],),
@@ -129,6 +131,10 @@ class SampledCall(GenerationCall):
         return lost + super().ignored(capabilities)
 
 
+def _is_jinja(template: str | None) -> bool:
+    return template is not None and ("{%" in template or "{{" in template)
+
+
 class DocumentsCall(SampledCall):
     """A body that may have documents, in any of the fields that OPEA's services use for them."""
 
@@ -145,7 +151,20 @@ class DocumentsCall(SampledCall):
     )
     include_report: bool | None = Field(None, description="Say in a stream, too, what became of the documents.")
 
+    @property
+    def prompt_template(self) -> str | None:
+        """`chat_template`, if it is a prompt template of ours."""
+        return None if _is_jinja(self.chat_template) else self.chat_template
+
+    @property
+    def template_options(self) -> dict[str, JSON]:
+        """`chat_template`, if it is a Jinja template, which vLLM applies instead of the model's own."""
+        return {"chat_template": self.chat_template} if _is_jinja(self.chat_template) else {}
+
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        if self.template_options and "chat_template" not in capabilities:
+            message = "it is a Jinja template, which this model server does not take; a prompt template has {question}"
+            raise InvalidRequest(f"{message} and {{context}}", "chat_template")
         lost = [f"data.{name}" for name in self.data.model_extra or ()] if self.data else []
         if self.retrieved_docs and len(self.retrieved_docs) > (self.top_n or 1):
             lost.append(f"retrieved_docs[{self.top_n or 1}:]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from urllib.parse import SplitResult, quote
 
+from comps.core.request_id import REQUEST_ID
 from comps.model_servers.remote.addresses import proxy_for
 from comps.model_servers.remote.connections import Connections, proxy_credentials
 
@@ -52,5 +53,7 @@ class Site:
             kind: The media type of the body.
         """
         target = f"{method} {self._path}{path or self._root}{self._query}".encode("latin-1")
+        if said := REQUEST_ID.get():
+            credentials += b"X-Request-Id: %b\r\n" % said.encode()
         content = b"Content-Type: %b\r\nContent-Length: %d\r\n" % (kind, len(data)) if method == "POST" else b""
         return b"".join((target, self._constant, credentials, content, b"\r\n", data))

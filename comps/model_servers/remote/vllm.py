@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comps.core.errors import ModelServerError
-from comps.core.types import JSON, Message, Prompt
+from comps.core.types import JSON, Message, Prompt, Sampling
 from comps.model_servers.chat_templates.token_strings import ends_of
 from comps.model_servers.remote.failures import checked_answer
 from comps.model_servers.remote.openai_api import OPENAI_OPTIONS, OpenAIAPI, wire_message
@@ -18,6 +18,7 @@ VLLM_OPTIONS = frozenset(
         "allowed_token_ids",
         "bad_words",
         "cache_salt",
+        "chat_template",
         "chat_template_kwargs",
         "continue_final_message",
         "ignore_eos",
@@ -30,6 +31,7 @@ VLLM_OPTIONS = frozenset(
         "min_tokens",
         "mm_processor_kwargs",
         "priority",
+        "prompt_token_ids",
         "repetition_detection",
         "return_tokens_as_token_ids",
         "skip_special_tokens",
@@ -66,7 +68,7 @@ _UNKNOWN = frozenset(
     )
 )
 """The options of OpenAI that vLLM ignores."""
-_READ = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+_READ = ("tools", "chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 """The options that change the rendered prompt."""
 
 
@@ -76,6 +78,15 @@ class VLLM(OpenAIAPI):
     stops_whole = True
     honoured = OpenAIAPI.honoured | {"top_k", "repetition_penalty"}
     options = (OPENAI_OPTIONS - _UNKNOWN) | VLLM_OPTIONS
+
+    def asking(
+        self, asked: Mapping[str, JSON], sampling: Sampling, options: Mapping[str, JSON]
+    ) -> tuple[str, dict[str, JSON]]:
+        ids = options.get("prompt_token_ids")
+        if ids is None:
+            return super().asking(asked, sampling, options)
+        others = {name: value for name, value in options.items() if name != "prompt_token_ids"}
+        return super().asking({**asked, "prompt": ids}, sampling, others)
 
     async def count_tokens(self, text: str) -> int:
         return await self._count({"prompt": text, "add_special_tokens": False})

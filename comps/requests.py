@@ -1,0 +1,133 @@
+"""What is read of a request before its body means something: its id, its path, and its body's encoding."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from random import getrandbits
+
+from starlette.types import Message, Receive, Scope, Send
+
+from comps.core.errors import BodyTooLarge, Malformed, UnsupportedEncoding
+from comps.responses import Response
+
+REQUEST_ID_HEADER = b"x-request-id"
+_ID = re.compile(r"[\x21-\x7e]{1,200}")
+_SLASHES = re.compile("//+")
+_AUTOMATIC, _RAW = 47, -15
+"""zlib's window bits: for gzip and zlib headers, and for deflate without a header, which some clients send."""
+_WINDOWS = {b"gzip": (_AUTOMATIC,), b"x-gzip": (_AUTOMATIC,), b"deflate": (_AUTOMATIC, _RAW)}
+"""The content encodings that are read, with their window bits."""
+
+
+class ClientGone(Exception):
+    """The client closed the connection, so there is no reply."""
+
+
+def request_id(sent: bytes | None) -> str:
+    """Returns the id that a client sent, if it is of 1 to 200 visible ASCII characters; otherwise a new one.
+
+    Args:
+        sent: The header `X-Request-Id`; None if there is none.
+    """
+    if sent is not None and _ID.fullmatch(said := sent.decode("latin-1")):
+        return said
+    return f"{getrandbits(128):032x}"
+
+
+def plain_path(path: str) -> str:
+    """Returns a path without a slash at its end, and without repeated ones."""
+    return _SLASHES.sub("/", path).rstrip("/") or "/"
+
+
+def with_request_id(send: Send, said: str) -> Send:
+    """Returns ASGI's `send`, with the request's id added to the headers of the response."""
+
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", ()))
+            if all(name.lower() != REQUEST_ID_HEADER for name, _ in headers):
+                message = {**message, "headers": [*headers, (REQUEST_ID_HEADER, said.encode())]}
+        await send(message)
+
+    return send_with_id
+
+
+def without_body(send: Send) -> Send:
+    """Returns ASGI's `send` for a HEAD request: the headers of GET, and no body."""
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return send_head
+
+
+async def read_body(response: Response, scope: Scope, receive: Receive, most: int) -> bytes:
+    """Returns the request's body, decompressed.
+
+    Args:
+        response: The response to the request, which may have the body already.
+        scope: ASGI's scope of the request.
+        receive: ASGI's `receive`.
+        most: The maximum number of bytes, before and after decompression.
+
+    Raises:
+        BodyTooLarge: The body has more than `most` bytes; the rest is not received.
+        UnsupportedEncoding: The content encoding is not known.
+        Malformed: The body cannot be decompressed.
+        ClientGone: The client left before the end of the body.
+    """
+    body = await _received(response, scope, receive, most)
+    for name, value in scope["headers"]:
+        if name == b"content-encoding":
+            for encoding in reversed(value.lower().split(b",")):
+                body = _decoded(body, encoding.strip(), most)
+    return body
+
+
+async def _received(response: Response, scope: Scope, receive: Receive, most: int) -> bytes:
+    whole = response.request_body
+    if whole is not None:
+        if len(whole) > most:
+            raise _too_large(most)
+        return whole
+    declared = dict(scope["headers"]).get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > most:
+        raise _too_large(most)
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body += message.get("body", b"")
+        if len(body) > most:
+            raise _too_large(most)
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+def _too_large(most: int) -> BodyTooLarge:
+    return BodyTooLarge(f"larger than the {most} bytes that are read", "body")
+
+
+def _decoded(body: bytes, encoding: bytes, most: int) -> bytes:
+    """Returns a body without one content encoding."""
+    if encoding in (b"", b"identity"):
+        return body
+    if encoding not in _WINDOWS:
+        raise UnsupportedEncoding(encoding.decode("latin-1"), "gzip, deflate")
+    for window in _WINDOWS[encoding]:
+        unpacker = zlib.decompressobj(window)
+        try:
+            unpacked = unpacker.decompress(body, most + 1)
+        except zlib.error:
+            continue
+        if len(unpacked) > most:
+            raise _too_large(most)
+        if unpacker.eof:
+            return unpacked
+    message = f"not {encoding.decode()}, as its content-encoding says"
+    raise Malformed(message, "body", [{"type": "json_invalid", "loc": (), "msg": message}])
