@@ -78,10 +78,11 @@ async def test_metrics_count_requests_tokens_and_what_is_in_flight(monkeypatch: 
 
 
 async def test_a_model_that_is_not_served_is_a_404_that_lists_the_one_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running(Scripted(), monkeypatch) as service:
+    async with running(Scripted(), monkeypatch, {"LLM_DIALECTS": "openai, opea"}) as service:
         answer = await service.post({"messages": "?", "model": "gpt-4"})
         served = await service.post({"messages": "?", "model": "scripted"})
-    assert (answer.status, served.status) == (404, 200)
+        question = await service.post({"query": "?", "model": "gpt-4"})
+    assert (answer.status, served.status, question.status) == (404, 200, 200)
     assert answer.json["error"]["code"] == "model_not_found"
     assert "scripted" in answer.json["error"]["message"]
 

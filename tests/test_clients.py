@@ -63,7 +63,8 @@ async def test_openais_sdk_gets_a_streamed_answer_with_usage(monkeypatch: pytest
 
 
 async def test_openais_sdk_understands_our_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running(Scripted([WORDS]), monkeypatch) as service, client(service) as sdk:
+    own = {"LLM_DIALECTS": "openai"}
+    async with running(Scripted([WORDS]), monkeypatch, own) as service, client(service) as sdk:
         with pytest.raises(openai.BadRequestError) as bad:
             await sdk.chat.completions.create(
                 model="scripted", messages=[{"role": "user", "content": "?"}], temperature=-1

@@ -17,6 +17,7 @@ from comps.core.types import (
     Generation,
     GenerationRequest,
     Message,
+    Report,
     Sampling,
     TextDelta,
     Usage,
@@ -251,6 +252,81 @@ def test_a_question_is_streamed_as_pythons_literals(stream: Any, first: bytes, s
     assert items == [first + b"\n\n", second + b"\n\n", b"data: [DONE]\n\n"]
 
 
+LATER = Switches("text_completion", string_messages="query")
+"""The wire of GenAIComps 1.3 and later."""
+QUESTIONS = [{"query": "Q"}, {"initial_query": "Q"}, {"messages": "Q"}]
+
+
+@pytest.mark.parametrize(
+    ("body", "switches"),
+    [
+        ({"query": "Q"}, NORMAL),
+        ({"initial_query": "Q", "stream": False}, NORMAL),
+        ({"query": "Q", "stream": False, "streaming": False}, NORMAL),
+        ({"query": "Q", "streaming": False}, LATER),
+        ({"messages": "Q"}, LATER),
+        ({"messages": "Q"}, Switches(messages="enterprise_rag", string_messages="query")),
+    ],
+)
+def test_a_questions_whole_answer_is_what_clients_of_both_generations_read(body: Any, switches: Switches) -> None:
+    assert whole(body, switches, "length") == {
+        "id": METADATA.id,
+        "text": "Deep.",
+        "prompt": "Q",
+        "object": "text_completion",
+        "created": METADATA.created,
+        "model": "tiny",
+        "choices": [{"index": 0, "text": "Deep.", "logprobs": None, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+    }
+
+
+@pytest.mark.parametrize("body", QUESTIONS)
+def test_a_question_is_streamed_as_chunks_of_a_completion(body: Any) -> None:
+    *items, done = streamed(body, LATER, "length")
+    chunks = [json.loads(item.removeprefix(b"data: ")) for item in items]
+    head = {"id": f"cmpl-{METADATA.id}", "object": "text_completion", "created": METADATA.created, "model": "tiny"}
+    pieces = [(" Deep", None), ("'n\" ü\n", None), ("", "length")]
+    assert chunks == [
+        {**head, "choices": [{"index": 0, "text": text, "logprobs": None, "finish_reason": reason}]}
+        for text, reason in pieces
+    ]
+    assert done == b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("body", QUESTIONS)
+def test_a_stream_of_a_completion_says_what_it_cites_its_report_and_what_broke(body: Any) -> None:
+    asked = read({**body, "include_report": True}, LATER)
+    events = TextDelta("Deep [3][9]"), TextDelta("", extra=CITED), Finished("stop", Usage(5, 2))
+    _, annotations, end, report, _ = written(asked, *events, reports={0: Report(512)})
+    choice = json.loads(annotations.removeprefix(b"data: "))["choices"][0]
+    assert choice.items() >= {"text": "", **CITED}.items()
+    assert b'"finish_reason":"stop"' in end
+    assert json.loads(report.removeprefix(b"data: "))["report"]["context_window"] == 512
+    assert json.loads(asked.error_item(ModelServerError("it broke")).removeprefix(b"data: "))["error"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "switches"),
+    [("Q", NORMAL), ("Q", Switches("text_completion")), ([{"role": "user", "content": "Q"}], LATER)],
+)
+def test_only_a_string_is_answered_like_a_query_and_only_if_set(messages: Any, switches: Switches) -> None:
+    assert whole({"messages": messages}, switches)["object"] == "chat.completion"
+    assert b'"chat.completion.chunk"' in streamed({"messages": messages}, switches)[0]
+
+
+def test_what_a_stream_of_literals_has_no_place_for_is_not_asked_and_named() -> None:
+    switches = Switches(string_messages="query")
+    body = {"messages": "Q", "n": 2, "logprobs": True, "response_format": {"type": "json_object"}}
+    literals, all_of_them = read({**body, "stream": True}, switches), read(body, switches)
+    assert literals.requests()[0].options == {"response_format": {"type": "json_object"}}
+    assert literals.ignored(ALL | {"n", "logprobs", "response_format"}) == ["n", "logprobs"]
+    assert all_of_them.requests()[0].options.keys() == {"n", "logprobs", "response_format"}
+    assert all_of_them.ignored(ALL | {"n", "logprobs", "response_format"}) == []
+    answer = all_of_them.reply([Generation("a", "stop", further=(Generation("b", "stop"),))], METADATA)
+    assert [choice["text"] for choice in answer["choices"]] == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("body", "switches"), [({"query": "?"}, Switches(stream="openai")), ({"messages": "?"}, Switches())]
 )
@@ -429,7 +505,8 @@ def test_openais_chunks_say_what_is_cited_before_the_end(body: Any, switches: Sw
 @pytest.mark.parametrize("body", [{"query": "Q"}, {"initial_query": "Q"}])
 def test_a_whole_answer_to_a_question_says_what_it_cites(body: Any) -> None:
     answer = read(body).reply([Generation("Deep [3][9]", "stop", extra=CITED)], METADATA)
-    assert answer == {"id": METADATA.id, "text": "Deep [3][9]", "prompt": "Q", **CITED}
+    assert answer.items() >= {"id": METADATA.id, "text": "Deep [3][9]", "prompt": "Q", **CITED}.items()
+    assert answer["choices"][0].items() >= {"text": "Deep [3][9]", **CITED}.items()
 
 
 @pytest.mark.parametrize("switches", [NORMAL, E2_RAG])
@@ -454,15 +531,17 @@ def test_without_data_enterprise_rags_stream_has_no_tail() -> None:
 def test_in_front_of_an_output_guard_a_document_carries_its_parameters_on() -> None:
     guarded = Switches(output_guard=True)
     parameters = {"ban_topics": {"enabled": True}}
-    assert whole({"query": "Q", "output_guardrail_params": parameters}, guarded) == {
+    assert whole({"query": "Q", "streaming": True, "output_guardrail_params": parameters}, guarded) == {
         "id": METADATA.id,
         "text": "Deep.",
         "prompt": "Q",
         "streaming": True,
         "output_guardrail_params": parameters,
     }
-    chat = whole({"messages": "Q", "output_guardrail_params": parameters}, guarded)
-    assert (chat["text"], chat["output_guardrail_params"]) == ("Deep.", parameters)
+    for switches in (guarded, Switches("text_completion", output_guard=True, string_messages="query")):
+        chat = whole({"messages": "Q", "output_guardrail_params": parameters}, switches)
+        assert (chat["text"], chat["prompt"], chat["output_guardrail_params"]) == ("Deep.", "Q", parameters)
+    assert (chat["choices"][0]["text"], chat["streaming"]) == ("Deep.", False)
 
 
 def test_the_fields_that_opeas_orchestrator_lays_over_every_body_are_accepted() -> None:
