@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
+from jsonschema import Draft202012Validator
 
 from comps.core.citations import by_number, citations
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong
@@ -119,6 +120,155 @@ def test_what_stands_beside_a_documents_text_is_kept_as_metadata() -> None:
     asked = request({"query": "?", "documents": [{"text": "a", "score": 0.5, "metadata": {"url": "u"}}]})
     assert asked.documents
     assert asked.documents[0].metadata == {"score": 0.5, "url": "u"}
+
+
+RERANKED = "there are reranked documents"
+RERANKER = {
+    "documents": ["Doc C"],
+    "reranked_docs": [{"text": "Doc C", "score": 0.9}],
+    "retrieved_docs": [{"text": "Doc A", "metadata": None}, {"text": "Doc C", "metadata": {"url": "http://c"}}],
+    "top_n": 1,
+}
+"""What GenAIComps' reranker returns of a ChatCompletionRequest."""
+RETRIEVED = [{"text": text, "metadata": {"url": f"http://{text}"}} for text in ("a", "b", "c")]
+
+
+@pytest.mark.parametrize("question", [{"query": "?"}, {"initial_query": "?"}, {"messages": "?"}])
+@pytest.mark.parametrize(
+    ("sent", "kept", "left_out"),
+    [
+        (RERANKER, [1], ["", "document 1 has the same text", RERANKED, "document 1 has the same text"]),
+        ({"reranked_docs": ["b", "a"], "retrieved_docs": ["a", "b", "c"], "top_n": 3}, [1, 2], None),
+        (
+            {"data": {"reranked_docs": ["b"]}, "retrieved_docs": ["a", "b"]},
+            [3],
+            [RERANKED, "document 3 has the same text", ""],
+        ),
+        ({"documents": ["a"], "data": {"reranked_docs": ["a "]}}, [1], ["", "document 1 has the same text"]),
+        ({"documents": ["x"], "reranked_docs": [], "retrieved_docs": ["a", "b"]}, [1, 2], ["", ""]),
+        ({"documents": ["x"], "reranked_docs": [" "], "retrieved_docs": ["a"]}, [1, 2, 3], ["", "", ""]),
+        ({"retrieved_docs": [{"text": ["a", "a"]}]}, [1], ["", "document 1 has the same text"]),
+    ],
+)
+def test_reranked_documents_take_the_place_of_retrieved_ones_and_no_text_is_there_twice(
+    question: Any, sent: Any, kept: list[int], left_out: list[str] | None
+) -> None:
+    given = numbered(request({**question, **sent}).documents or ())
+    assert [place for place, document in enumerate(given, 1) if not document.left_out] == kept
+    if left_out:
+        assert [document.left_out for document in given] == left_out
+    assert not any(name.startswith("retrieved") for name in read({**question, **sent}).ignored(ALL)) or "c" in str(sent)
+
+
+def test_a_document_that_comes_three_times_keeps_what_each_says_of_it() -> None:
+    first, *_ = numbered(request({"query": "?", **RERANKER}).documents or ())
+    assert first == Document("Doc C", metadata={"score": 0.9, "url": "http://c"}, number=1)
+
+
+def test_a_retrievers_texts_keep_their_metadata_whatever_top_n_is() -> None:
+    body = {"messages": "?", "documents": ["a", "b", "c"], "retrieved_docs": RETRIEVED, "top_n": 1}
+    given = [one for one in numbered(request(body).documents or ()) if not one.left_out]
+    assert [(one.text, one.metadata, one.number) for one in given] == [
+        (text, {"url": f"http://{text}"}, place) for place, text in enumerate("abc", 1)
+    ]
+    assert read(body).ignored(ALL) == []
+    assert read({**body, "documents": ["a", "b"]}).ignored(ALL) == ["retrieved_docs[1:]"]
+
+
+FORMS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "LangChain": (
+        {"page_content": "T", "metadata": {"title": "I", "source": "s"}, "type": "Document"},
+        {"source": "s"},
+    ),
+    "LangChain, serialised": (
+        {
+            "lc": 1,
+            "type": "constructor",
+            "id": ["langchain", "schema", "document", "Document"],
+            "kwargs": {"page_content": "T", "metadata": {"title": "I", "source": "s"}, "type": "Document"},
+        },
+        {"source": "s"},
+    ),
+    "Haystack": (
+        {"id": "1", "content": "T", "meta": {"title": "I", "page": 2}, "score": 0.5},
+        {"page": 2, "score": 0.5},
+    ),
+    "Haystack, flat": ({"id": "1", "content": "T", "title": "I", "page": 2}, {"id": "1", "page": 2}),
+    "LlamaIndex": (
+        {"node": {"id_": "1", "text": "T", "metadata": {"title": "I", "page": 2}}, "score": 0.5},
+        {"id_": "1", "page": 2, "score": 0.5},
+    ),
+    "LlamaIndex, newer": (
+        {"node": {"text_resource": {"text": "T"}, "metadata": {"title": "I", "page": 2}}, "score": 0.5},
+        {"page": 2, "score": 0.5},
+    ),
+    "Cohere 1": ({"title": "I", "snippet": "T", "url": "u"}, {"url": "u"}),
+    "Cohere 2": ({"id": "1", "data": {"text": "T", "title": "I", "url": "u"}}, {"id": "1", "url": "u"}),
+    "Cohere 2, a snippet": ({"data": {"snippet": "T", "title": "I"}}, {}),
+    "Cohere's reranker": ({"document": {"text": "T", "title": "I"}, "relevance_score": 0.5}, {"relevance_score": 0.5}),
+    "a null beside it": ({"text": None, "content": "T", "metadata": None, "meta": {"title": "I"}}, {}),
+    "OPEA": (
+        {"text": "T", "title": "I", "metadata": {"title": "J"}, "node": "n", "content": 5},
+        {"node": "n", "content": 5},
+    ),
+}
+
+
+@pytest.mark.parametrize("field", ["documents", "reranked_docs", "retrieved_docs", "data"])
+@pytest.mark.parametrize("form", FORMS)
+def test_documents_are_read_as_other_frameworks_have_them(form: str, field: str) -> None:
+    sent, metadata = FORMS[form]
+    (document,) = (
+        request({"query": "?", field: {"reranked_docs": [sent]} if field == "data" else [sent]}).documents or ()
+    )
+    assert (document.text, document.title) == ("T", "I")
+    assert document.metadata.items() >= metadata.items()
+
+
+@pytest.mark.parametrize(
+    ("document", "named"),
+    [
+        ({"body": "T"}, "text"),
+        ({}, "text"),
+        ({"text": None}, "text"),
+        ({"node": {"title": "I"}}, "text"),
+        ({"node": "T"}, "text"),
+        ({"page_content": 5}, "page_content"),
+        ({"content": {"text": "T"}}, "content"),
+        ({"snippet": "T", "title": 5}, "title"),
+    ],
+)
+def test_a_document_without_a_text_is_refused_by_the_name_of_the_field(document: Any, named: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        read({"query": "?", "documents": ["a", document]})
+    assert caught.value.error.field == f"documents.1.{named}"
+    if named == "text":
+        assert "page_content, content, snippet, node.text, data.text" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        *(sent for sent, _ in FORMS.values() if sent.get("text", "") is not None),
+        "T",
+        {"text": ["T"]},
+        {},
+        {"node": {}},
+        {"text": 5},
+        {"node": {"text": 5}},
+        5,
+    ],
+)
+def test_the_schema_of_a_document_is_true(document: Any) -> None:
+    body = {"query": "?", "documents": [document]}
+    schema = type(read({"query": "?"})).model_json_schema()
+    try:
+        read(body)
+    except RequestError:
+        is_read = False
+    else:
+        is_read = True
+    assert Draft202012Validator(schema).is_valid(body) == is_read
 
 
 def test_documents_that_the_messages_quote_already_are_not_written_twice() -> None:

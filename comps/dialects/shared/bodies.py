@@ -59,9 +59,11 @@ def _describe_forms(schema: dict[str, Any]) -> None:
     text = schema["properties"]["text"]
     del text["default"]
     with_text = [{"required": [name], "properties": {name: {**text, "title": name}}} for name in _TEXTS]
-    inner = {"type": "object", "anyOf": with_text}
-    around = [{"required": [name], "properties": {name: inner}} for name in _AROUND]
-    schema["allOf"] = [{"anyOf": [*with_text, *around]}]
+    forms = with_text
+    for names in (("text_resource",), _AROUND):
+        inner = {"type": "object", "anyOf": forms}
+        forms = with_text + [{"required": [name], "properties": {name: inner}} for name in names]
+    schema["allOf"] = [{"anyOf": forms}]
 
 
 class DocumentBody(BaseModel):

@@ -125,7 +125,9 @@ class DocumentsCall(SampledCall):
     """A body that may have documents, in any of the fields that OPEA's services use for them."""
 
     documents: Documents | None = Field(
-        None, description="Reranked documents: strings, or objects with text and title."
+        None,
+        description="Reranked documents: strings, objects with text and title, or as LangChain, Haystack, LlamaIndex or "
+        "Cohere have them.",
     )
     retrieved_docs: Documents | None = Field(
         None, description="Documents not reranked; the first top_n are taken, and none if there are reranked ones."
