@@ -175,6 +175,19 @@ def test_a_retrievers_texts_keep_their_metadata_whatever_top_n_is() -> None:
     assert read({**body, "documents": ["a", "b"]}).ignored(ALL) == ["retrieved_docs[1:]"]
 
 
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ({"documents": None, "retrieved_docs": [], "reranked_docs": []}, None),
+        ({"documents": [], "retrieved_docs": [], "reranked_docs": []}, ()),
+        ({"retrieved_docs": [], "reranked_docs": []}, ()),
+        ({"documents": None, "retrieved_docs": ["a"], "reranked_docs": []}, (Document("a"),)),
+    ],
+)
+def test_no_search_is_not_a_search_that_found_nothing(sent: Any, expected: Any) -> None:
+    assert request({"messages": "?", **sent}).documents == expected
+
+
 FORMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "LangChain": (
         {"page_content": "T", "metadata": {"title": "I", "source": "s"}, "type": "Document"},

@@ -126,8 +126,8 @@ class DocumentsCall(SampledCall):
 
     documents: Documents | None = Field(
         None,
-        description="Reranked documents: strings, objects with text and title, or as LangChain, Haystack, LlamaIndex or "
-        "Cohere have them.",
+        description="Reranked documents: strings or objects with text and title, or as LangChain, Haystack, LlamaIndex "
+        "and Cohere have them.",
     )
     retrieved_docs: Documents | None = Field(
         None, description="Documents not reranked; the first top_n are taken, and none if there are reranked ones."
@@ -164,7 +164,8 @@ class DocumentsCall(SampledCall):
         return {**reply, "reports": [report_object(report) for report in reports]}
 
     def all_documents(self) -> tuple[Document, ...] | None:
-        """The documents of all fields, best first; None if there is no such field, or the messages quote them all."""
+        """The documents of all fields, best first; None if there is no such field, or the messages quote them all, or
+        `documents` is null beside empty lists: so GenAIComps' objects say that nobody has searched."""
         if self.model_fields_set.isdisjoint(_DOCUMENTS):
             return None
         fields = (self.documents, self.reranked_docs, self.retrieved_docs, self.data and self.data.reranked_docs)
@@ -172,7 +173,8 @@ class DocumentsCall(SampledCall):
             return None
         best = _documents_of((self.documents or []) + (self.reranked_docs or []))
         found = (*best, *self._retrieved_documents(best), *self.unquoted_documents())
-        return found if found or not self.quoted_documents else None
+        is_none_found = not self.quoted_documents and ("documents" not in self.model_fields_set or self.documents == [])
+        return found if found or is_none_found else None
 
     @property
     def _is_reranked(self) -> bool:
