@@ -98,7 +98,8 @@ class Planner:
         """
         given = request.documents and numbered(request.documents)
         if given:
-            request = replace(request, documents=tuple([one for one in given if not _left_out(one)]))
+            documents = tuple([one for one in given if not _left_out(one)])
+            request = replace(request, documents=documents or (None if request.quoted else ()))
         if not isinstance(request.prompt, str):
             messages = join_texts(request.prompt)
             request = request if messages is request.prompt else replace(request, prompt=messages)

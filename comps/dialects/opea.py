@@ -1,7 +1,8 @@
 """OPEA's API: six bodies on /v1/chat/completions, from the first microservice (2024) to Enterprise-RAG (2026).
 
 A body is recognised by its marker: `query`, `initial_query` or `messages`. The first two are answered as by the first
-microservice, the third as by OpenAI; `Switches` chooses the forms of the later services instead.
+microservice, and whole as by GenAIComps 1.3 as well; the third as by OpenAI. `Switches` chooses the forms of the later
+services instead.
 """
 
 from __future__ import annotations

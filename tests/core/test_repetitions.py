@@ -91,6 +91,16 @@ async def test_the_report_says_where_a_repetition_is_and_the_places_of_the_other
     assert "two" not in written.content
 
 
+@pytest.mark.parametrize(("quoted", "expected"), [((Document("one"),), False), ((), True)])
+async def test_where_the_messages_quote_documents_something_was_found(
+    quoted: tuple[Document, ...], expected: bool
+) -> None:
+    request = GenerationRequest((Message("user", "?"),), (Document("two", left_out="why"),), quoted=quoted)
+    plan = await Planner(Scripted()).plan(request, None)
+    assert plan.report.nothing_found is expected
+    assert [(use.fate, use.reason) for use in plan.report.documents] == [("dropped", "why")]
+
+
 def test_a_prompt_without_a_plan_has_each_text_once_too() -> None:
     prompt: Any = build_prompt(GenerationRequest((Message("user", "?"),), (Document("one"), Document("one"))))
     assert prompt[0].content.count("one") == 1

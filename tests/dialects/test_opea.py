@@ -286,9 +286,9 @@ def test_the_schema_of_a_document_is_true(document: Any) -> None:
 
 def test_documents_that_the_messages_quote_already_are_not_written_twice() -> None:
     messages = [{"role": "system", "content": "Answer from: one, two"}, {"role": "user", "content": "?"}]
-    asked = request({"messages": messages, "data": {"reranked_docs": E2_DOCS}})
+    asked = request({"messages": messages, "data": {"reranked_docs": [*E2_DOCS, " two\n"]}})
     assert asked.documents is None  # Which is not: nothing was found.
-    assert [document.text for document in asked.quoted] == ["one", "two"]
+    assert [document.text for document in asked.quoted] == ["one", "two", " two\n"]
 
 
 def test_a_document_is_not_taken_for_written_because_its_text_occurs_somewhere() -> None:

@@ -185,10 +185,11 @@ class DocumentsCall(SampledCall):
     def _retrieved_documents(self, best: Sequence[Document]) -> list[Document]:
         """Those of `retrieved_docs` that have a place: all, marked, if there are reranked ones; else the first `top_n`,
         and of the others those whose texts are there already, since they may say more about these."""
+        if not self.retrieved_docs:
+            return []
         if self._is_reranked:
-            retrieved = _documents_of(self.retrieved_docs or [])
-            return [replace(document, left_out=_RERANKED) for document in retrieved]
-        first = _documents_of((self.retrieved_docs or [])[: self.top_n or 1])
+            return [replace(document, left_out=_RERANKED) for document in _documents_of(self.retrieved_docs)]
+        first = _documents_of(self.retrieved_docs[: self.top_n or 1])
         texts = {document.text.strip() for document in (*best, *first)}
         return first + [document for document in self._further_documents() if document.text.strip() in texts]
 
