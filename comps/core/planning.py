@@ -297,10 +297,15 @@ def _with_all_documents(plan: Plan, given: Sequence[Document]) -> Plan:
         return replace(plan, sources=sources)
     uses = iter(plan.report.documents)
     documents = tuple(
-        DocumentUse(place, "dropped", why, 0, 0) if (why := _left_out(one)) else replace(next(uses), number=place)
+        _dropped(place, one) if _left_out(one) else replace(next(uses), number=place)
         for place, one in enumerate(given, 1)
     )
     return replace(plan, report=replace(plan.report, documents=documents), sources=sources)
+
+
+def _dropped(place: int, document: Document) -> DocumentUse:
+    """What became of a document that is left out; only one that is empty is sure to have no tokens."""
+    return DocumentUse(place, "dropped", _left_out(document), None if document.left_out else 0, 0)
 
 
 def _left_out(document: Document) -> str:

@@ -9,7 +9,7 @@ import pytest
 from comps.core.planning import Planner
 from comps.core.prompts import build_prompt, numbered
 from comps.core.repetitions import once_each
-from comps.core.types import Document, GenerationRequest, Message
+from comps.core.types import Document, DocumentUse, GenerationRequest, Message
 from comps.model_servers.scripted import Scripted
 
 AGAIN = "document 1 has the same text"
@@ -98,7 +98,7 @@ async def test_where_the_messages_quote_documents_something_was_found(
     request = GenerationRequest((Message("user", "?"),), (Document("two", left_out="why"),), quoted=quoted)
     plan = await Planner(Scripted()).plan(request, None)
     assert plan.report.nothing_found is expected
-    assert [(use.fate, use.reason) for use in plan.report.documents] == [("dropped", "why")]
+    assert plan.report.documents == (DocumentUse(1, "dropped", "why", None, 0),)
 
 
 def test_a_prompt_without_a_plan_has_each_text_once_too() -> None:
