@@ -238,6 +238,12 @@ def test_documents_are_read_as_other_frameworks_have_them(form: str, field: str)
     assert document.metadata.items() >= metadata.items()
 
 
+@pytest.mark.parametrize("meta", ["m", 5, [], None])
+def test_what_only_has_the_name_of_another_frameworks_field_is_kept_as_it_is(meta: Any) -> None:
+    (document,) = request({"query": "?", "documents": [{"text": "a", "meta": meta, "data": meta}]}).documents or ()
+    assert document == Document("a", metadata={"meta": meta, "data": meta})
+
+
 @pytest.mark.parametrize(
     ("document", "named"),
     [

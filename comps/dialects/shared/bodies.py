@@ -25,10 +25,8 @@ _TEXTS = ("text", "page_content", "content", "snippet")
 """The fields that may hold a document's text, the first one that is there: of OPEA, LangChain, Haystack and Cohere."""
 _AROUND = ("kwargs", "node", "text_resource", "data", "document")
 """The fields that may hold the document itself: of LangChain's serialised form, LlamaIndex (two) and Cohere (two)."""
-_METADATA = ("metadata", "meta", "extra_info")
-"""The fields that may hold a document's metadata: of OPEA and LangChain, Haystack, and LlamaIndex's older nodes."""
-_NULLABLE = frozenset((*_TEXTS, *_METADATA))
-"""The fields of which another one counts where one is null."""
+_METADATA = ("meta", "extra_info")
+"""The fields besides `metadata` that may hold a document's metadata: of Haystack, and of LlamaIndex's older nodes."""
 _SERIALISED = ("lc", "type", "id")
 """The fields beside `kwargs` in LangChain's serialised form: its version, and the class."""
 _NO_TEXT = "a document needs a text, as text, page_content, content, snippet, node.text, data.text or document.text"
@@ -40,7 +38,7 @@ def _as_document(value: Any) -> Any:
         return {"text": value}
     if not isinstance(value, dict):
         return value
-    value = {name: one for name, one in value.items() if one is not None or name not in _NULLABLE}
+    value = {name: one for name, one in value.items() if one is not None or name not in _TEXTS}
     if value.keys().isdisjoint(_TEXTS) and (found := [name for name in _AROUND if isinstance(value.get(name), dict)]):
         inner = value.pop(found[0])
         around = {name: one for name, one in value.items() if found[0] != "kwargs" or name not in _SERIALISED}
@@ -75,12 +73,14 @@ class DocumentBody(BaseModel):
         None, validate_default=True, validation_alias=AliasChoices(*_TEXTS)
     )
     title: str | None = None
-    metadata: dict[str, Any] | None = Field(None, validation_alias=AliasChoices(*_METADATA))
+    metadata: dict[str, Any] | None = None
 
     def documents(self) -> list[Document]:
         """The documents; one for each text of a list."""
         texts = [self.text] if isinstance(self.text, str) else self.text
-        metadata = {**(self.model_extra or {}), **(self.metadata or {})}
+        further = dict(self.model_extra or {})
+        known = [further.pop(name) for name in _METADATA if isinstance(further.get(name), dict)]
+        metadata = further | {name: value for one in (*known, self.metadata or {}) for name, value in one.items()}
         title = self.title or metadata.get("title")
         return [Document(text, title if isinstance(title, str) else "", metadata) for text in texts]
 
