@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import json
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ opea: Any = importlib.import_module("comps")
 api: Any = importlib.import_module("comps.cores.proto.api_protocol")
 docs: Any = importlib.import_module("comps.cores.proto.docarray")
 utils: Any = importlib.import_module("comps.cores.mega.utils")
+fastapi: Any = importlib.import_module("fastapi")
+requests: Any = importlib.import_module("requests")
 Streamed: Any = importlib.import_module("fastapi.responses").StreamingResponse
 
 QUESTION = "What is Deep Learning?"
@@ -258,23 +261,67 @@ def llm_parameters(stream: bool) -> Any:
     return docs.LLMParams(max_tokens=64, stream=stream)
 
 
+class Megaservice:
+    """ChatQnA as a service, which user interfaces ask; `url` is that of the model, `paths` are those before it."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.paths: tuple[str, ...] = ()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.listening = threading.Event()
+
+    def run(self) -> None:
+        service = opea.MicroService(
+            "ChatQnAService",
+            service_role=opea.ServiceRoleType.MEGASERVICE,
+            host="127.0.0.1",
+            port=self.port,
+            endpoint=str(opea.MegaServiceEndpoint.CHAT_QNA),
+            input_datatype=api.ChatCompletionRequest,
+            output_datatype=api.ChatCompletionResponse,
+        )
+        service.add_route(service.endpoint, self.handle_request, methods=["POST"])
+        self.listening.set()
+        service.start()
+
+    async def handle_request(self, request: fastapi.Request) -> fastapi.Response:
+        asked = api.ChatCompletionRequest.model_validate(await request.json())
+        results, graph = await ChatQnA(self.url, *self.paths).schedule(
+            initial_inputs={"text": utils.handle_message(asked.messages)},
+            llm_parameters=llm_parameters(asked.stream),
+            retriever_parameters=docs.RetrieverParms(),
+            reranker_parameters=docs.RerankerParms(top_n=asked.top_n),
+        )
+        answer = results[graph.all_leaves()[-1]]
+        if isinstance(answer, Streamed):
+            return answer
+        message = api.ChatMessage(role="assistant", content=answer["text"])
+        choice = api.ChatCompletionResponseChoice(index=0, message=message, finish_reason="stop")
+        whole = api.ChatCompletionResponse(model="chatqna", choices=[choice], usage=api.UsageInfo())
+        return fastapi.Response(whole.model_dump_json(), media_type="application/json")
+
+    async def asked(self, url: str, stream: bool, *paths: str) -> Any:
+        self.url, self.paths = url, paths
+        return await asyncio.to_thread(self._asked, stream)
+
+    def _asked(self, stream: bool) -> Any:
+        # As the user interface asks, with its own idea of the model.
+        body = {"model": "meta-llama/Meta-Llama-3-8B-Instruct", "messages": [{"role": "user", "content": QUESTION}]}
+        address = f"http://127.0.0.1:{self.port}{opea.MegaServiceEndpoint.CHAT_QNA}"
+        with requests.post(address, json={**body, "stream": stream}, stream=True) as response:
+            if stream:
+                return [as_text(piece) for piece in response.iter_content(None)]
+            return response.json()["choices"][0]["message"]["content"] if response.ok else response.text
+
+
 async def chatqna(url: str, stream: bool) -> Any:
-    return await asked_chatqna(url, stream, "/embed", "/v1/retrieval", "/rerank")
+    return await megaservice.asked(url, stream, "/embed", "/v1/retrieval", "/rerank")
 
 
 async def chatqna_without_rerank(url: str, stream: bool) -> Any:
-    return await asked_chatqna(url, stream, "/embed", "/v1/retrieval")
-
-
-async def asked_chatqna(url: str, stream: bool, *paths: str) -> Any:
-    prompt = utils.handle_message([{"role": "user", "content": QUESTION}])
-    got = await ChatQnA(url, *paths).result(
-        {"text": prompt},
-        llm_parameters=llm_parameters(stream),
-        retriever_parameters=docs.RetrieverParms(),
-        reranker_parameters=docs.RerankerParms(),
-    )
-    return got if stream else got["text"]
+    return await megaservice.asked(url, stream, "/embed", "/v1/retrieval")
 
 
 async def searchqna(url: str, stream: bool) -> Any:
@@ -321,7 +368,10 @@ async def gotten(url: str) -> Any:
     return got
 
 
-threading.Thread(target=before.serve_forever, daemon=True).start()
-with contextlib.redirect_stdout(sys.stderr):
+megaservice = Megaservice()
+with contextlib.redirect_stdout(sys.stderr):  # Which uvicorn writes its log to.
+    for service in (before.serve_forever, megaservice.run):
+        threading.Thread(target=service, daemon=True).start()
+    assert megaservice.listening.wait(60)
     everything = {url: asyncio.run(gotten(url)) for url in sys.argv[1:]}
 print(json.dumps(everything))
