@@ -87,7 +87,7 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 .venv-clients/%/.installed: tests/clients/%.txt | $(BIN)/.installed
 	@echo "Setting up .venv-clients/$*, a client to test with."
 	@$(BIN)/python -m venv --clear --without-pip $(@D)
-	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $<
+	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --no-deps --require-hashes -r $<
 	@touch $@
 
 # `make bench` leaves out what cannot be installed, and says so.

@@ -160,7 +160,7 @@ def make_dialects(settings: Settings) -> list[Dialect]:
     whole = chosen.disable_streaming
     limits = Limits(chosen.max_batch_size, chosen.max_seq_len)
     switches: dict[str, Any] = {
-        "opea": opea.Switches(chosen.opea_stream, chosen.messages, whole, chosen.output_guard),
+        "opea": opea.Switches(chosen.opea_stream, chosen.messages, whole, chosen.output_guard, chosen.string_messages),
         "openai": openai.Switches(whole),
         "square": square.Switches(chosen.square_prompt, _conversations(settings), next(iter(settings.models)), whole),
         "llm_api": llm_api.Switches(chosen.llm_api_family, whole),

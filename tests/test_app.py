@@ -78,12 +78,32 @@ async def test_metrics_count_requests_tokens_and_what_is_in_flight(monkeypatch: 
 
 
 async def test_a_model_that_is_not_served_is_a_404_that_lists_the_one_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running(Scripted(), monkeypatch) as service:
+    async with running(Scripted(), monkeypatch, {"LLM_DIALECTS": "openai, opea"}) as service:
         answer = await service.post({"messages": "?", "model": "gpt-4"})
         served = await service.post({"messages": "?", "model": "scripted"})
-    assert (answer.status, served.status) == (404, 200)
+        question = await service.post({"query": "?", "model": "gpt-4"})
+    assert (answer.status, served.status, question.status) == (404, 200, 200)
     assert answer.json["error"]["code"] == "model_not_found"
     assert "scripted" in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize("body", [{"query": "?"}, {"initial_query": "?"}, {"messages": "?"}])
+async def test_opeas_bodies_may_name_any_model_where_one_is_served(
+    monkeypatch: pytest.MonkeyPatch, body: dict[str, str]
+) -> None:
+    named = {**body, "stream": False, "model": "Intel/neural-chat-7b-v3-3"}
+    async with running(Scripted([["one"]]), monkeypatch) as service:
+        answer = await service.post(named)
+        shown = await service.post(named, "/v1/prompt")
+        completion = await service.post({"prompt": "?", "model": "gpt-4"}, "/v1/completions")
+    assert (answer.status, answer.json["model"]) == (200, "scripted")
+    assert answer.headers["x-ignored-params"] == "model"
+    assert (shown.json["model"], shown.json["ignored"]) == ("scripted", ["model"])
+    assert completion.status == 404
+    async with running(Scripted(), monkeypatch, {"LLM_STRICT": "true"}) as service:
+        refused = await service.post(named)
+    assert refused.status == 400
+    assert "model" in refused.body.decode()
 
 
 async def test_no_prompt_and_no_document_is_in_the_log(

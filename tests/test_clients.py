@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from huggingface_hub import InferenceClient
 from langchain_core.messages import AIMessageChunk
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, SecretStr
@@ -63,7 +65,8 @@ async def test_openais_sdk_gets_a_streamed_answer_with_usage(monkeypatch: pytest
 
 
 async def test_openais_sdk_understands_our_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running(Scripted([WORDS]), monkeypatch) as service, client(service) as sdk:
+    own = {"LLM_DIALECTS": "openai"}
+    async with running(Scripted([WORDS]), monkeypatch, own) as service, client(service) as sdk:
         with pytest.raises(openai.BadRequestError) as bad:
             await sdk.chat.completions.create(
                 model="scripted", messages=[{"role": "user", "content": "?"}], temperature=-1
@@ -137,6 +140,40 @@ async def test_openais_sdk_gets_vectors_in_both_encodings(monkeypatch: pytest.Mo
     assert [item.embedding for item in packed.data] == [[1.0, 2.0], [1.0, 1.0]]
     assert plain.data[0].embedding == [1.0, 2.0]
     assert packed.usage.prompt_tokens == 3
+
+
+LATER = {"LLM_OPEA_STREAM": "text_completion", "LLM_STRING_MESSAGES": "query"}
+"""The settings for GenAIComps 1.3 and later."""
+
+
+@pytest.mark.parametrize("environment", [LATER, {}])
+async def test_what_opea_checks_its_services_with_reads_the_answer_to_a_string(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    # GenAIComps' tests/utils/validate_svc_with_openai.py, which names a model of its own.
+    question: Any = "What is Deep Learning?"
+    async with running(Scripted([WORDS]), monkeypatch, environment) as service, client(service) as sdk:
+        answer: Any = await sdk.chat.completions.create(model="tgi", messages=question, max_tokens=128)
+        stream: Any = await sdk.chat.completions.create(model="tgi", messages=question, stream=True)
+        choices = [chunk.choices[0] async for chunk in stream]
+    if environment:
+        assert answer.choices[0].text == "Deep learning is fun."
+        assert "".join(choice.text for choice in choices) == "Deep learning is fun."
+    else:
+        assert answer.choices[0].message.content == "Deep learning is fun."
+        assert "".join(choice.delta.content or "" for choice in choices) == "Deep learning is fun."
+    assert choices[-1].finish_reason == "stop"
+
+
+async def test_hugging_faces_client_which_names_a_model_of_its_own_gets_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(Scripted([WORDS]), monkeypatch) as service:
+        hub = InferenceClient(base_url=service.url)
+        answer = await asyncio.to_thread(hub.chat_completion, ASKED)
+        stream = await asyncio.to_thread(lambda: list(hub.chat_completion(ASKED, stream=True)))
+    assert answer.choices[0].message.content == "Deep learning is fun."
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "Deep learning is fun."
 
 
 @asynccontextmanager

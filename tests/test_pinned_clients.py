@@ -29,17 +29,23 @@ class Breaking(Able):
         await super().generate(prompt, sampling, options, answer)
 
 
-async def used(monkeypatch: pytest.MonkeyPatch, client: str, package: str, server: Able) -> dict[str, Any]:
-    """What a client gets from the service with its default settings."""
+async def used(
+    monkeypatch: pytest.MonkeyPatch,
+    client: str,
+    package: str,
+    server: Able,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What a client gets from the service."""
     if not is_installed(client, package):
         version = ".".join(map(str, sys.version_info[:2]))
         pytest.skip(f"{client} is not installed: `make test` does it, unless it is not to be had for Python {version}")
-    async with running(server, monkeypatch) as service:
+    async with running(server, monkeypatch, environment) as service:
         return await asyncio.to_thread(use, client, service.url)
 
 
 async def test_openais_sdk_of_2024_gets_all_that_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    got = await used(monkeypatch, "openai_1_57_4", "openai", Breaking([WORDS]))
+    got = await used(monkeypatch, "openai_1_57_4", "openai", Breaking([WORDS]), {"LLM_DIALECTS": "openai"})
     usage = {"prompt_tokens": 6, "completion_tokens": 4, "total_tokens": 10}
     assert got["chat"] == ["assistant", ANSWER, "stop", usage]
     assert got["streamed_chat"] == [WORDS[:2], ["length"], 2]

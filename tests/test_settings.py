@@ -91,6 +91,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "enabled": ("OpenAI, opea", ("openai", "opea")),
     "opea_stream": ("text", "text"),
     "messages": ("enterprise_rag", "enterprise_rag"),
+    "string_messages": ("Query", "query"),
     "square_prompt": ("Messages", "messages"),
     "llm_api_family": ("autoawq", "autoawq"),
     "strict": ("true", True),

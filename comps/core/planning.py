@@ -44,7 +44,7 @@ class Plan:
     """What the model server will be asked, and what became of the request on the way."""
 
     request: GenerationRequest
-    """Without empty documents."""
+    """Without the documents that are left out: empty ones, repetitions."""
     prompt: Prompt
     sampling: Sampling
     options: Mapping[str, JSON]
@@ -98,7 +98,8 @@ class Planner:
         """
         given = request.documents and numbered(request.documents)
         if given:
-            request = replace(request, documents=tuple([one for one in given if not _is_empty(one)]))
+            documents = tuple([one for one in given if not _left_out(one)])
+            request = replace(request, documents=documents or (None if request.quoted else ()))
         if not isinstance(request.prompt, str):
             messages = join_texts(request.prompt)
             request = request if messages is request.prompt else replace(request, prompt=messages)
@@ -289,18 +290,25 @@ def _counted_by(count: Count) -> str:
 
 
 def _with_all_documents(plan: Plan, given: Sequence[Document]) -> Plan:
-    """A plan whose report also has the empty documents, and whose sources are those that the caller sent."""
+    """A plan whose report also has the documents that are left out, and whose sources are those of the caller."""
     kept = {document.number for document in plan.documents}
     sources = tuple([one for one in given if one.number in kept])
     if len(plan.report.documents) == len(given):
         return replace(plan, sources=sources)
     uses = iter(plan.report.documents)
     documents = tuple(
-        DocumentUse(place, "dropped", "it is empty", 0, 0) if _is_empty(one) else replace(next(uses), number=place)
+        _dropped(place, one) if _left_out(one) else replace(next(uses), number=place)
         for place, one in enumerate(given, 1)
     )
     return replace(plan, report=replace(plan.report, documents=documents), sources=sources)
 
 
-def _is_empty(document: Document) -> bool:
-    return not any(text and not text.isspace() for text in (document.text, document.title))
+def _dropped(place: int, document: Document) -> DocumentUse:
+    """What became of a document that is left out; only one that is empty is sure to have no tokens."""
+    return DocumentUse(place, "dropped", _left_out(document), None if document.left_out else 0, 0)
+
+
+def _left_out(document: Document) -> str:
+    """Why a document is not in the prompt, whatever room there is; empty: it may be in it."""
+    is_empty = not any(text and not text.isspace() for text in (document.text, document.title))
+    return document.left_out or ("it is empty" if is_empty else "")

@@ -14,6 +14,7 @@ from itertools import groupby
 from operator import is_
 
 from comps.core.errors import InvalidRequest
+from comps.core.repetitions import once_each
 from comps.core.types import JSON, Document, GenerationRequest, Message, Prompt
 
 RAG_TEMPLATES = {
@@ -82,7 +83,7 @@ def build_prompt(request: GenerationRequest, templates: Templates = DEFAULT_TEMP
         return request.prompt
     documents = request.documents or ()
     if any(document.number is None for document in documents):
-        documents = numbered(documents)
+        documents = tuple(one for one in numbered(documents) if not one.left_out)
     contexts = [as_context(document, templates) for document in documents]
     if not isinstance(request.prompt, str):
         return _into_conversation(request, request.prompt, "\n\n".join(contexts), templates)
@@ -93,12 +94,15 @@ def build_prompt(request: GenerationRequest, templates: Templates = DEFAULT_TEMP
 
 
 def numbered(documents: Sequence[Document]) -> tuple[Document, ...]:
-    """The documents with their numbers: the caller's `citation_id`s if every document has one of its own, else their
-    places, from 1."""
-    given = [one for document in documents if (one := own_number(document)) is not None]
-    numbers = given if len(set(given)) == len(documents) else range(1, len(documents) + 1)
+    """The documents, repetitions left out (`once_each`), with their numbers: the caller's `citation_id`s if every other
+    one has one of its own, else their places, from 1. What is left out has no number."""
+    documents = once_each(documents)
+    given = [own_number(document) for document in documents if not document.left_out]
+    are_own = None not in given and len(set(given)) == len(given)
+    numbers = map(own_number, documents) if are_own else range(1, len(documents) + 1)
     return tuple(
-        Document(one.text, one.title, one.metadata, number) for one, number in zip(documents, numbers, strict=True)
+        Document(one.text, one.title, one.metadata, None if one.left_out else number, one.left_out)
+        for one, number in zip(documents, numbers, strict=True)
     )
 
 

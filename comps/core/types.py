@@ -42,7 +42,9 @@ class Document:
     title: str = ""
     metadata: Mapping[str, JSON] = field(default_factory=dict)
     number: int | None = None
-    """The citation number, at least 1, in the prompt and in the answer's citation marks; None: not assigned yet."""
+    """The citation number, at least 1, in the prompt and in the answer's citation marks; None: not assigned."""
+    left_out: str = ""
+    """The reason for which it is not in the prompt, whatever room there is; empty: it may be in it."""
 
 
 @value_type(frozen=True, slots=True)

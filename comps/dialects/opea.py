@@ -1,7 +1,8 @@
 """OPEA's API: six bodies on /v1/chat/completions, from the first microservice (2024) to Enterprise-RAG (2026).
 
 A body is recognised by its marker: `query`, `initial_query` or `messages`. The first two are answered as by the first
-microservice, the third as by OpenAI; `Switches` chooses the forms of the later services instead.
+microservice, and whole as by GenAIComps 1.3 as well; the third as by OpenAI. `Switches` chooses the forms of the later
+services instead.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import orjson
-from pydantic import Field
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from comps.core.citations import cited_numbers
 from comps.core.errors import LLMError
@@ -22,12 +23,18 @@ from comps.dialects.openai import CHAT, MODELS, OPENAI, ChatCall
 from comps.dialects.shared import framing
 from comps.dialects.shared.base import Dialect, Route, ServiceStatus, Style, Writer
 from comps.dialects.shared.bodies import AskingMessages, Question, echoed
-from comps.dialects.shared.fields import DocumentsCall
+from comps.dialects.shared.fields import DocumentsCall, matters
 from comps.dialects.shared.framing import ResponseMetadata
-from comps.dialects.shared.writers import ChatChunks, ChunksAndSources, LiteralEvents, bytes_literal
+from comps.dialects.shared.writers import ChatChunks, ChunksAndSources, LiteralEvents, TextChunks, bytes_literal
 
 OPEA = Style(lambda error: {"detail": str(error)})
 """OPEA's services have the errors of FastAPI."""
+
+_MORE_THAN_TEXT = (
+    *("n", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
+    *("logprobs", "top_logprobs", "modalities", "audio"),
+)
+"""The options with which an answer is more than one text."""
 
 _FACT, _OTHER = "Intel Gaudi 2 has 96 GB of HBM2E memory on board.", "Deep learning is a part of machine learning."
 
@@ -37,23 +44,27 @@ class Switches:
     """How OPEA's services differ from each other.
 
     Attributes:
-        stream: The stream that answers a question: `bytes` (data: b'…'), `text` (data: '…', Enterprise-RAG 1) or
-            `openai` (chunks).
+        stream: The stream that answers a question: `bytes` (data: b'…'), `text` (data: '…', Enterprise-RAG 1),
+            `openai` (chunks of a chat) or `text_completion` (chunks of a completion, GenAIComps from 1.3 on).
         messages: The answer to messages: `openai`, or `enterprise_rag` (version 2).
         disable_streaming: Never stream, even if asked to.
         output_guard: An output guard is next in the pipeline: never stream, and pass its parameters on.
+        string_messages: How messages that are a string are answered: as a list of `messages` is, or as a `query`
+            (GenAIComps from 1.3 on).
     """
 
-    stream: Literal["bytes", "text", "openai"] = "bytes"
+    stream: Literal["bytes", "text", "openai", "text_completion"] = "bytes"
     messages: Literal["openai", "enterprise_rag"] = "openai"
     disable_streaming: bool = False
     output_guard: bool = False
+    string_messages: Literal["messages", "query"] = "messages"
 
 
 class OpeaCall(DocumentsCall):
     """What all bodies of this dialect have in common."""
 
     style = OPEA
+    any_model = True
 
     streaming: bool | None = Field(None, description="An older name of stream; stream wins.")
 
@@ -83,6 +94,48 @@ class OpeaCall(DocumentsCall):
         contradicts = None not in (self.stream, self.streaming) and self.stream != self.streaming
         return [*(["streaming"] if contradicts else []), *super().ignored(capabilities)]
 
+    @property
+    def question(self) -> str:
+        """The question."""
+        raise NotImplementedError(f"{type(self).__name__} asks nothing")
+
+    def _answer_to_question(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
+        """A question's whole answer: that of the first microservice, and beside it a `text_completion`, which pipelines
+        read from GenAIComps 1.3 on. A body with the older `streaming` comes from before, and gets the first alone."""
+        answer = generations[0]
+        document = {"id": metadata.id, "text": answer.text, "prompt": self.question}
+        is_old = self.streaming is not None and self.stream is None
+        if not is_old or self._switches.stream == "text_completion":
+            document = {**document, **framing.text_completion(generations, metadata), "id": metadata.id}
+        document = self.with_report({**document, **framing.citations_in(answer.extra)}, metadata)
+        if self._switches.output_guard:
+            guard = self.output_guardrail_params
+            return {**document, "streaming": self._asked_to_stream, "output_guardrail_params": guard}
+        return document
+
+    def _stream_to_question(
+        self, metadata: ResponseMetadata, write: Callable[[bytes], None], include_usage: bool = False
+    ) -> Writer:
+        """The writer of a question's streamed answer."""
+        form, include_report = self._switches.stream, bool(self.include_report)
+        if form == "openai":
+            return ChatChunks(metadata, write, include_usage, include_report)
+        if form == "text_completion":
+            return TextChunks(metadata, write, include_usage, include_report)
+        literal = bytes_literal if form == "bytes" else repr
+        return LiteralEvents(write, literal, metadata.reports if include_report else None)
+
+    def _error_to_question(self, error: LLMError) -> bytes:
+        """The last item of a question's stream that failed."""
+        if self._writes_literals:
+            return framing.sse(b"[ERROR]")
+        return framing.sse(orjson.dumps(framing.openai_error(error)))
+
+    @property
+    def _writes_literals(self) -> bool:
+        """Whether a question's stream has texts alone, as Python's literals."""
+        return self._switches.stream in ("bytes", "text")
+
 
 class _Question(OpeaCall):
     """What the two bodies with a question have in common: the first microservice's answer."""
@@ -101,7 +154,6 @@ class _Question(OpeaCall):
 
     @property
     def question(self) -> str:
-        """The question."""
         return str(getattr(self, self.marker))
 
     def requests(self) -> Sequence[GenerationRequest]:
@@ -118,25 +170,13 @@ class _Question(OpeaCall):
         ]
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
-        answer = generations[0]
-        found = framing.citations_in(answer.extra)
-        document = {"id": metadata.id, "text": answer.text, "prompt": self.question, **found}
-        document = self.with_report(document, metadata)
-        if self._switches.output_guard:
-            guard = self.output_guardrail_params
-            return {**document, "streaming": self._asked_to_stream, "output_guardrail_params": guard}
-        return document
+        return self._answer_to_question(generations, metadata)
 
     def writer(self, metadata: ResponseMetadata, write: Callable[[bytes], None]) -> Writer:
-        if self._switches.stream == "openai":
-            return ChatChunks(metadata, write, include_report=bool(self.include_report))
-        literal = bytes_literal if self._switches.stream == "bytes" else repr
-        return LiteralEvents(write, literal, metadata.reports if self.include_report else None)
+        return self._stream_to_question(metadata, write)
 
     def error_item(self, error: LLMError) -> bytes:
-        if self._switches.stream == "openai":
-            return framing.sse(orjson.dumps(framing.openai_error(error)))
-        return framing.sse(b"[ERROR]")
+        return self._error_to_question(error)
 
 
 class QueryCall(_Question):
@@ -212,6 +252,40 @@ class MessagesCall(OpeaCall, ChatCall):
 
     messages: AskingMessages = Field(description="A list of messages, or one question as a string.")
 
+    _is_string: ClassVar[bool] = False
+    """Whether `messages` came as a string. The class has the default, as for `_switches`."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _note_string(cls, body: Any, validated: ModelWrapValidatorHandler[MessagesCall]) -> MessagesCall:
+        call = validated(body)
+        if isinstance(body, dict) and isinstance(body.get("messages"), str):
+            call.__dict__["_is_string"] = True
+        return call
+
+    @property
+    def question(self) -> str:
+        return next((text_of(body.content or "") for body in self.messages if body.role == "user"), "")
+
+    @property
+    def _is_question(self) -> bool:
+        """Whether the answer is that to a question, instead of a conversation."""
+        return self._is_string and self._switches.string_messages == "query"
+
+    @property
+    def _lost_in_literals(self) -> tuple[str, ...]:
+        """The options whose answers have more than one text, if the answer's form has no place for more."""
+        return _MORE_THAN_TEXT if self._is_question and self.streamed and self._writes_literals else ()
+
+    def options(self) -> dict[str, JSON]:
+        lost = self._lost_in_literals
+        return {name: value for name, value in super().options().items() if name not in lost}
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        lost, sent = super().ignored(capabilities), super().options()
+        further = [name for name in self._lost_in_literals if name not in lost and matters(name, sent.get(name))]
+        return lost + further
+
     @property
     def _enterprise_rag(self) -> bool:
         return self._switches.messages == "enterprise_rag"
@@ -230,12 +304,14 @@ class MessagesCall(OpeaCall, ChatCall):
         return {**_Question.defaults, **fields} if self._enterprise_rag else fields
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
+        if self._is_question:
+            return self._answer_to_question(generations, metadata)
         if not (self._enterprise_rag or self._switches.output_guard):
             return super().reply(generations, metadata)
         reply = {
             "id": metadata.id,
             "text": generations[0].text,
-            "prompt": next((text_of(body.content or "") for body in self.messages if body.role == "user"), ""),
+            "prompt": self.question,
             "stream": self._asked_to_stream,
             "choices": [framing.chat_choice(choice, index) for index, choice in enumerate(generations[0].choices)],
             "output_guardrail_params": self.output_guardrail_params,
@@ -244,9 +320,14 @@ class MessagesCall(OpeaCall, ChatCall):
         return self.with_report(reply, metadata)
 
     def writer(self, metadata: ResponseMetadata, write: Callable[[bytes], None]) -> Writer:
+        if self._is_question:
+            return self._stream_to_question(metadata, write, self.include_usage)
         if not self._enterprise_rag or self.data is None:
             return super().writer(metadata, write)
         return ChunksAndSources(metadata, write, self.include_usage, bool(self.include_report), self._sources)
+
+    def error_item(self, error: LLMError) -> bytes:
+        return self._error_to_question(error) if self._is_question else super().error_item(error)
 
     def _sources(self, cited: AbstractSet[int]) -> JSON:
         """The documents in `data` that the answer cites; all of them if it cites none, so that clients can show some.
@@ -255,10 +336,14 @@ class MessagesCall(OpeaCall, ChatCall):
             cited: The numbers of the cited documents: ours, or the `citation_id`s of those that the messages quote.
         """
         given = numbered(self.all_documents() or ())
-        ours = {one.text for one in given}
-        named = {one.text for one in given if one.number in cited}
+        ours = {one.text.strip() for one in given}
+        named = {one.text.strip() for one in given if one.number in cited}
         sent = self.data_documents()
-        chosen = [one for one in sent if one.text in named or (one.text not in ours and own_number(one) in cited)]
+        chosen = [
+            one
+            for one in sent
+            if (text := one.text.strip()) in named or (text not in ours and own_number(one) in cited)
+        ]
         return {"reranked_docs": [echoed(document) for document in chosen or sent]}
 
 

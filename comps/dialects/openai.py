@@ -231,7 +231,7 @@ class ChatCall(OpenAICall):
         text = "\n".join(text_of(body.content or "") for body in self.messages)
         if len(text) * len(documents) > _MOST_COMPARED:
             return ()
-        return tuple(document for document in documents if document.text in text)
+        return tuple(document for document in documents if document.text.strip() in text)
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         lost = super().ignored(capabilities)

@@ -224,11 +224,19 @@ class Dialects(Section):
         "the dialects that are spoken, separated by commas; the first has what several claim",
         "LLM_DIALECTS",
     )
-    opea_stream: Annotated[Literal["bytes", "text", "openai"], BeforeValidator(_lowered)] = key_of(
-        "bytes", "a query's stream: bytes (data: b'…'), text (data: '…') or openai (chunks)", "LLM_OPEA_STREAM"
+    opea_stream: Annotated[Literal["bytes", "text", "openai", "text_completion"], BeforeValidator(_lowered)] = key_of(
+        "bytes",
+        "a query's stream: bytes (data: b'…'), text (data: '…'), openai (chunks of a chat) or text_completion (chunks "
+        "of a completion, for GenAIComps 1.3 and later)",
+        "LLM_OPEA_STREAM",
     )
     messages: Annotated[Literal["openai", "enterprise_rag"], BeforeValidator(_lowered)] = key_of(
         "openai", "a messages body is answered as by openai or enterprise_rag", "LLM_MESSAGES"
+    )
+    string_messages: Annotated[Literal["messages", "query"], BeforeValidator(_lowered)] = key_of(
+        "messages",
+        "messages that are a string are answered like other messages, or like a query, for GenAIComps 1.3 and later",
+        "LLM_STRING_MESSAGES",
     )
     square_prompt: Annotated[Literal["conversation", "messages"], BeforeValidator(_lowered)] = key_of(
         "conversation",

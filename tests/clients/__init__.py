@@ -25,9 +25,10 @@ def is_installed(client: str, package: str) -> bool:
     return any(ENVIRONMENTS.glob(f"{client}/lib/python*/site-packages/{package}"))
 
 
-def use(client: str, url: str) -> dict[str, Any]:
-    """What a client gets from the service at `url`, by the names of its program's functions."""
-    command = [str(python_of(client)), "-I", str(FOLDER / f"{client}.py"), url]
+def use(client: str, *urls: str) -> dict[str, Any]:
+    """What a client gets from the services at `urls`, by the names of its program's functions; by `urls` first, if the
+    program takes several."""
+    command = [str(python_of(client)), "-I", str(FOLDER / f"{client}.py"), *urls]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     got: dict[str, Any] = json.loads(done.stdout)

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
+from jsonschema import Draft202012Validator
 
 from comps.core.citations import by_number, citations
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong
@@ -17,6 +18,7 @@ from comps.core.types import (
     Generation,
     GenerationRequest,
     Message,
+    Report,
     Sampling,
     TextDelta,
     Usage,
@@ -120,11 +122,179 @@ def test_what_stands_beside_a_documents_text_is_kept_as_metadata() -> None:
     assert asked.documents[0].metadata == {"score": 0.5, "url": "u"}
 
 
+RERANKED = "there are reranked documents"
+RERANKER = {
+    "documents": ["Doc C"],
+    "reranked_docs": [{"text": "Doc C", "score": 0.9}],
+    "retrieved_docs": [{"text": "Doc A", "metadata": None}, {"text": "Doc C", "metadata": {"url": "http://c"}}],
+    "top_n": 1,
+}
+"""What GenAIComps' reranker returns of a ChatCompletionRequest."""
+RETRIEVED = [{"text": text, "metadata": {"url": f"http://{text}"}} for text in ("a", "b", "c")]
+
+
+@pytest.mark.parametrize("question", [{"query": "?"}, {"initial_query": "?"}, {"messages": "?"}])
+@pytest.mark.parametrize(
+    ("sent", "kept", "left_out"),
+    [
+        (RERANKER, [1], ["", "document 1 has the same text", RERANKED, "document 1 has the same text"]),
+        ({"reranked_docs": ["b", "a"], "retrieved_docs": ["a", "b", "c"], "top_n": 3}, [1, 2], None),
+        (
+            {"data": {"reranked_docs": ["b"]}, "retrieved_docs": ["a", "b"]},
+            [3],
+            [RERANKED, "document 3 has the same text", ""],
+        ),
+        ({"documents": ["a"], "data": {"reranked_docs": ["a "]}}, [1], ["", "document 1 has the same text"]),
+        ({"documents": ["x"], "reranked_docs": [], "retrieved_docs": ["a", "b"]}, [1, 2], ["", ""]),
+        ({"documents": ["x"], "reranked_docs": [" "], "retrieved_docs": ["a"]}, [1, 2, 3], ["", "", ""]),
+        ({"retrieved_docs": [{"text": ["a", "a"]}]}, [1], ["", "document 1 has the same text"]),
+    ],
+)
+def test_reranked_documents_take_the_place_of_retrieved_ones_and_no_text_is_there_twice(
+    question: Any, sent: Any, kept: list[int], left_out: list[str] | None
+) -> None:
+    given = numbered(request({**question, **sent}).documents or ())
+    assert [place for place, document in enumerate(given, 1) if not document.left_out] == kept
+    if left_out:
+        assert [document.left_out for document in given] == left_out
+    assert not any(name.startswith("retrieved") for name in read({**question, **sent}).ignored(ALL)) or "c" in str(sent)
+
+
+def test_a_document_that_comes_three_times_keeps_what_each_says_of_it() -> None:
+    first, *_ = numbered(request({"query": "?", **RERANKER}).documents or ())
+    assert first == Document("Doc C", metadata={"score": 0.9, "url": "http://c"}, number=1)
+
+
+def test_a_retrievers_texts_keep_their_metadata_whatever_top_n_is() -> None:
+    body = {"messages": "?", "documents": ["a", "b", "c"], "retrieved_docs": RETRIEVED, "top_n": 1}
+    given = [one for one in numbered(request(body).documents or ()) if not one.left_out]
+    assert [(one.text, one.metadata, one.number) for one in given] == [
+        (text, {"url": f"http://{text}"}, place) for place, text in enumerate("abc", 1)
+    ]
+    assert read(body).ignored(ALL) == []
+    assert read({**body, "documents": ["a", "b"]}).ignored(ALL) == ["retrieved_docs[1:]"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ({"documents": None, "retrieved_docs": [], "reranked_docs": []}, None),
+        ({"documents": [], "retrieved_docs": [], "reranked_docs": []}, ()),
+        ({"retrieved_docs": [], "reranked_docs": []}, ()),
+        ({"documents": None, "retrieved_docs": ["a"], "reranked_docs": []}, (Document("a"),)),
+    ],
+)
+def test_no_search_is_not_a_search_that_found_nothing(sent: Any, expected: Any) -> None:
+    assert request({"messages": "?", **sent}).documents == expected
+
+
+FORMS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "LangChain": (
+        {"page_content": "T", "metadata": {"title": "I", "source": "s"}, "type": "Document"},
+        {"source": "s"},
+    ),
+    "LangChain, serialised": (
+        {
+            "lc": 1,
+            "type": "constructor",
+            "id": ["langchain", "schema", "document", "Document"],
+            "kwargs": {"page_content": "T", "metadata": {"title": "I", "source": "s"}, "type": "Document"},
+        },
+        {"source": "s"},
+    ),
+    "Haystack": (
+        {"id": "1", "content": "T", "meta": {"title": "I", "page": 2}, "score": 0.5},
+        {"page": 2, "score": 0.5},
+    ),
+    "Haystack, flat": ({"id": "1", "content": "T", "title": "I", "page": 2}, {"id": "1", "page": 2}),
+    "LlamaIndex": (
+        {"node": {"id_": "1", "text": "T", "metadata": {"title": "I", "page": 2}}, "score": 0.5},
+        {"id_": "1", "page": 2, "score": 0.5},
+    ),
+    "LlamaIndex, newer": (
+        {"node": {"text_resource": {"text": "T"}, "metadata": {"title": "I", "page": 2}}, "score": 0.5},
+        {"page": 2, "score": 0.5},
+    ),
+    "Cohere 1": ({"title": "I", "snippet": "T", "url": "u"}, {"url": "u"}),
+    "Cohere 2": ({"id": "1", "data": {"text": "T", "title": "I", "url": "u"}}, {"id": "1", "url": "u"}),
+    "Cohere 2, a snippet": ({"data": {"snippet": "T", "title": "I"}}, {}),
+    "Cohere's reranker": ({"document": {"text": "T", "title": "I"}, "relevance_score": 0.5}, {"relevance_score": 0.5}),
+    "a null beside it": ({"text": None, "content": "T", "metadata": None, "meta": {"title": "I"}}, {}),
+    "OPEA": (
+        {"text": "T", "title": "I", "metadata": {"title": "J"}, "node": "n", "content": 5},
+        {"node": "n", "content": 5},
+    ),
+}
+
+
+@pytest.mark.parametrize("field", ["documents", "reranked_docs", "retrieved_docs", "data"])
+@pytest.mark.parametrize("form", FORMS)
+def test_documents_are_read_as_other_frameworks_have_them(form: str, field: str) -> None:
+    sent, metadata = FORMS[form]
+    (document,) = (
+        request({"query": "?", field: {"reranked_docs": [sent]} if field == "data" else [sent]}).documents or ()
+    )
+    assert (document.text, document.title) == ("T", "I")
+    assert document.metadata.items() >= metadata.items()
+
+
+@pytest.mark.parametrize("meta", ["m", 5, [], None])
+def test_what_only_has_the_name_of_another_frameworks_field_is_kept_as_it_is(meta: Any) -> None:
+    (document,) = request({"query": "?", "documents": [{"text": "a", "meta": meta, "data": meta}]}).documents or ()
+    assert document == Document("a", metadata={"meta": meta, "data": meta})
+
+
+@pytest.mark.parametrize(
+    ("document", "named"),
+    [
+        ({"body": "T"}, "text"),
+        ({}, "text"),
+        ({"text": None}, "text"),
+        ({"node": {"title": "I"}}, "text"),
+        ({"node": "T"}, "text"),
+        ({"page_content": 5}, "page_content"),
+        ({"content": {"text": "T"}}, "content"),
+        ({"snippet": "T", "title": 5}, "title"),
+    ],
+)
+def test_a_document_without_a_text_is_refused_by_the_name_of_the_field(document: Any, named: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        read({"query": "?", "documents": ["a", document]})
+    assert caught.value.error.field == f"documents.1.{named}"
+    if named == "text":
+        assert "page_content, content, snippet, node.text, data.text" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        *(sent for sent, _ in FORMS.values() if sent.get("text", "") is not None),
+        "T",
+        {"text": ["T"]},
+        {},
+        {"node": {}},
+        {"text": 5},
+        {"node": {"text": 5}},
+        5,
+    ],
+)
+def test_the_schema_of_a_document_is_true(document: Any) -> None:
+    body = {"query": "?", "documents": [document]}
+    schema = type(read({"query": "?"})).model_json_schema()
+    try:
+        read(body)
+    except RequestError:
+        is_read = False
+    else:
+        is_read = True
+    assert Draft202012Validator(schema).is_valid(body) == is_read
+
+
 def test_documents_that_the_messages_quote_already_are_not_written_twice() -> None:
     messages = [{"role": "system", "content": "Answer from: one, two"}, {"role": "user", "content": "?"}]
-    asked = request({"messages": messages, "data": {"reranked_docs": E2_DOCS}})
+    asked = request({"messages": messages, "data": {"reranked_docs": [*E2_DOCS, " two\n"]}})
     assert asked.documents is None  # Which is not: nothing was found.
-    assert [document.text for document in asked.quoted] == ["one", "two"]
+    assert [document.text for document in asked.quoted] == ["one", "two", " two\n"]
 
 
 def test_a_document_is_not_taken_for_written_because_its_text_occurs_somewhere() -> None:
@@ -249,6 +419,81 @@ def test_the_seeds_whole_answer() -> None:
 def test_a_question_is_streamed_as_pythons_literals(stream: Any, first: bytes, second: bytes) -> None:
     items = streamed({"query": "?"}, Switches(stream=stream))
     assert items == [first + b"\n\n", second + b"\n\n", b"data: [DONE]\n\n"]
+
+
+LATER = Switches("text_completion", string_messages="query")
+"""The wire of GenAIComps 1.3 and later."""
+QUESTIONS = [{"query": "Q"}, {"initial_query": "Q"}, {"messages": "Q"}]
+
+
+@pytest.mark.parametrize(
+    ("body", "switches"),
+    [
+        ({"query": "Q"}, NORMAL),
+        ({"initial_query": "Q", "stream": False}, NORMAL),
+        ({"query": "Q", "stream": False, "streaming": False}, NORMAL),
+        ({"query": "Q", "streaming": False}, LATER),
+        ({"messages": "Q"}, LATER),
+        ({"messages": "Q"}, Switches(messages="enterprise_rag", string_messages="query")),
+    ],
+)
+def test_a_questions_whole_answer_is_what_clients_of_both_generations_read(body: Any, switches: Switches) -> None:
+    assert whole(body, switches, "length") == {
+        "id": METADATA.id,
+        "text": "Deep.",
+        "prompt": "Q",
+        "object": "text_completion",
+        "created": METADATA.created,
+        "model": "tiny",
+        "choices": [{"index": 0, "text": "Deep.", "logprobs": None, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+    }
+
+
+@pytest.mark.parametrize("body", QUESTIONS)
+def test_a_question_is_streamed_as_chunks_of_a_completion(body: Any) -> None:
+    *items, done = streamed(body, LATER, "length")
+    chunks = [json.loads(item.removeprefix(b"data: ")) for item in items]
+    head = {"id": f"cmpl-{METADATA.id}", "object": "text_completion", "created": METADATA.created, "model": "tiny"}
+    pieces = [(" Deep", None), ("'n\" ü\n", None), ("", "length")]
+    assert chunks == [
+        {**head, "choices": [{"index": 0, "text": text, "logprobs": None, "finish_reason": reason}]}
+        for text, reason in pieces
+    ]
+    assert done == b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("body", QUESTIONS)
+def test_a_stream_of_a_completion_says_what_it_cites_its_report_and_what_broke(body: Any) -> None:
+    asked = read({**body, "include_report": True}, LATER)
+    events = TextDelta("Deep [3][9]"), TextDelta("", extra=CITED), Finished("stop", Usage(5, 2))
+    _, annotations, end, report, _ = written(asked, *events, reports={0: Report(512)})
+    choice = json.loads(annotations.removeprefix(b"data: "))["choices"][0]
+    assert choice.items() >= {"text": "", **CITED}.items()
+    assert b'"finish_reason":"stop"' in end
+    assert json.loads(report.removeprefix(b"data: "))["report"]["context_window"] == 512
+    assert json.loads(asked.error_item(ModelServerError("it broke")).removeprefix(b"data: "))["error"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "switches"),
+    [("Q", NORMAL), ("Q", Switches("text_completion")), ([{"role": "user", "content": "Q"}], LATER)],
+)
+def test_only_a_string_is_answered_like_a_query_and_only_if_set(messages: Any, switches: Switches) -> None:
+    assert whole({"messages": messages}, switches)["object"] == "chat.completion"
+    assert b'"chat.completion.chunk"' in streamed({"messages": messages}, switches)[0]
+
+
+def test_what_a_stream_of_literals_has_no_place_for_is_not_asked_and_named() -> None:
+    switches = Switches(string_messages="query")
+    body = {"messages": "Q", "n": 2, "logprobs": True, "response_format": {"type": "json_object"}}
+    literals, all_of_them = read({**body, "stream": True}, switches), read(body, switches)
+    assert literals.requests()[0].options == {"response_format": {"type": "json_object"}}
+    assert literals.ignored(ALL | {"n", "logprobs", "response_format"}) == ["n", "logprobs"]
+    assert all_of_them.requests()[0].options.keys() == {"n", "logprobs", "response_format"}
+    assert all_of_them.ignored(ALL | {"n", "logprobs", "response_format"}) == []
+    answer = all_of_them.reply([Generation("a", "stop", further=(Generation("b", "stop"),))], METADATA)
+    assert [choice["text"] for choice in answer["choices"]] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -429,7 +674,8 @@ def test_openais_chunks_say_what_is_cited_before_the_end(body: Any, switches: Sw
 @pytest.mark.parametrize("body", [{"query": "Q"}, {"initial_query": "Q"}])
 def test_a_whole_answer_to_a_question_says_what_it_cites(body: Any) -> None:
     answer = read(body).reply([Generation("Deep [3][9]", "stop", extra=CITED)], METADATA)
-    assert answer == {"id": METADATA.id, "text": "Deep [3][9]", "prompt": "Q", **CITED}
+    assert answer.items() >= {"id": METADATA.id, "text": "Deep [3][9]", "prompt": "Q", **CITED}.items()
+    assert answer["choices"][0].items() >= {"text": "Deep [3][9]", **CITED}.items()
 
 
 @pytest.mark.parametrize("switches", [NORMAL, E2_RAG])
@@ -454,15 +700,17 @@ def test_without_data_enterprise_rags_stream_has_no_tail() -> None:
 def test_in_front_of_an_output_guard_a_document_carries_its_parameters_on() -> None:
     guarded = Switches(output_guard=True)
     parameters = {"ban_topics": {"enabled": True}}
-    assert whole({"query": "Q", "output_guardrail_params": parameters}, guarded) == {
+    assert whole({"query": "Q", "streaming": True, "output_guardrail_params": parameters}, guarded) == {
         "id": METADATA.id,
         "text": "Deep.",
         "prompt": "Q",
         "streaming": True,
         "output_guardrail_params": parameters,
     }
-    chat = whole({"messages": "Q", "output_guardrail_params": parameters}, guarded)
-    assert (chat["text"], chat["output_guardrail_params"]) == ("Deep.", parameters)
+    for switches in (guarded, Switches("text_completion", output_guard=True, string_messages="query")):
+        chat = whole({"messages": "Q", "output_guardrail_params": parameters}, switches)
+        assert (chat["text"], chat["prompt"], chat["output_guardrail_params"]) == ("Deep.", "Q", parameters)
+    assert (chat["choices"][0]["text"], chat["streaming"]) == ("Deep.", False)
 
 
 def test_the_fields_that_opeas_orchestrator_lays_over_every_body_are_accepted() -> None:

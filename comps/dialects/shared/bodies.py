@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from comps.core.types import JSON, Document, Message
 
@@ -19,31 +19,75 @@ def _not_blank(text: str) -> str:
     return text
 
 
-def _as_document(value: Any) -> Any:
-    return {"text": value} if isinstance(value, str) else value
-
-
 Question = Annotated[str, AfterValidator(_not_blank)]
+
+_TEXTS = ("text", "page_content", "content", "snippet")
+"""The fields that may hold a document's text, the first one that is there: of OPEA, LangChain, Haystack and Cohere."""
+_AROUND = ("kwargs", "node", "text_resource", "data", "document")
+"""The fields that may hold the document itself: of LangChain's serialised form, LlamaIndex (two) and Cohere (two)."""
+_METADATA = ("meta", "extra_info")
+"""The fields besides `metadata` that may hold a document's metadata: of Haystack, and of LlamaIndex's older nodes."""
+_SERIALISED = ("lc", "type", "id")
+"""The fields beside `kwargs` in LangChain's serialised form: its version, and the class."""
+_NO_TEXT = "a document needs a text, as text, page_content, content, snippet, node.text, data.text or document.text"
+
+
+def _as_document(value: Any) -> Any:
+    """A document as an object with one of `_TEXTS`, if it has one anywhere; what is around it is kept beside it."""
+    if isinstance(value, str):
+        return {"text": value}
+    if not isinstance(value, dict):
+        return value
+    value = {name: one for name, one in value.items() if one is not None or name not in _TEXTS}
+    if value.keys().isdisjoint(_TEXTS) and (found := [name for name in _AROUND if isinstance(value.get(name), dict)]):
+        inner = value.pop(found[0])
+        around = {name: one for name, one in value.items() if found[0] != "kwargs" or name not in _SERIALISED}
+        return _as_document({**around, **inner})
+    return value
+
+
+def _not_missing(text: Any) -> Any:
+    if text is None:
+        raise ValueError(_NO_TEXT)
+    return text
+
+
+def _describe_forms(schema: dict[str, Any]) -> None:
+    """Say in a document's JSON schema what `_as_document` reads."""
+    text = schema["properties"]["text"]
+    del text["default"]
+    with_text = [{"required": [name], "properties": {name: {**text, "title": name}}} for name in _TEXTS]
+    forms = with_text
+    for names in (("text_resource",), _AROUND):
+        inner = {"type": "object", "anyOf": forms}
+        forms = with_text + [{"required": [name], "properties": {name: inner}} for name in names]
+    schema["allOf"] = [{"anyOf": forms}]
 
 
 class DocumentBody(BaseModel):
-    """A document as the pipelines send it; a plain string stands for one with only a text."""
+    """A document as pipelines send it, in the form of OPEA, LangChain, Haystack, LlamaIndex or Cohere."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=_describe_forms)
 
-    text: str | list[str]
+    text: Annotated[str | list[str], BeforeValidator(_not_missing)] = Field(
+        None, validate_default=True, validation_alias=AliasChoices(*_TEXTS)
+    )
     title: str | None = None
     metadata: dict[str, Any] | None = None
 
     def documents(self) -> list[Document]:
         """The documents; one for each text of a list."""
         texts = [self.text] if isinstance(self.text, str) else self.text
-        metadata = {**(self.model_extra or {}), **(self.metadata or {})}
-        return [Document(text, self.title or "", metadata) for text in texts]
+        further = dict(self.model_extra or {})
+        known = [further.pop(name) for name in _METADATA if isinstance(further.get(name), dict)]
+        metadata = further | {name: value for one in (*known, self.metadata or {}) for name, value in one.items()}
+        title = self.title or metadata.get("title")
+        return [Document(text, title if isinstance(title, str) else "", metadata) for text in texts]
 
 
 Documents = Annotated[
-    list[Annotated[DocumentBody, BeforeValidator(_as_document)]], Field(max_length=MOST, fail_fast=True)
+    list[Annotated[DocumentBody, BeforeValidator(_as_document, json_schema_input_type=str | DocumentBody)]],
+    Field(max_length=MOST, fail_fast=True),
 ]
 
 

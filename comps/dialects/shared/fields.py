@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
@@ -12,7 +13,7 @@ from comps.core import types
 from comps.core.errors import InvalidRequest
 from comps.core.types import JSON, Document, Sampling
 from comps.dialects.shared.base import GenerationCall
-from comps.dialects.shared.bodies import DataBody, Documents
+from comps.dialects.shared.bodies import DataBody, DocumentBody, Documents
 from comps.dialects.shared.framing import ResponseMetadata, report_object, was_counted
 
 MANY = types.MANY
@@ -23,6 +24,8 @@ _LIMITS = dict.fromkeys(("max_tokens", *_OTHER_LIMITS))
 _SAMPLING = dict.fromkeys(name for name in Sampling.__dataclass_fields__ if name not in ("stop", "max_total_tokens"))
 _SAMPLING_AND_STOP = dict.fromkeys((*_SAMPLING, "stop"))
 _DOCUMENTS = ("documents", "reranked_docs", "retrieved_docs", "data")
+_RERANKED = "there are reranked documents"
+"""Why a document of `retrieved_docs` is left out."""
 OF_SAMPLES = ("temperature", "top_k", "top_p", "typical_p")
 """Fields without effect in greedy decoding."""
 _NEUTRAL: Mapping[str, tuple[JSON, ...]] = {
@@ -139,9 +142,13 @@ class DocumentsCall(SampledCall):
     """A body that may have documents, in any of the fields that OPEA's services use for them."""
 
     documents: Documents | None = Field(
-        None, description="Reranked documents: strings, or objects with text and title."
+        None,
+        description="Reranked documents: strings or objects with text and title, or as LangChain, Haystack, LlamaIndex "
+        "and Cohere have them.",
     )
-    retrieved_docs: Documents | None = Field(None, description="Documents not reranked; the first top_n are taken.")
+    retrieved_docs: Documents | None = Field(
+        None, description="Documents not reranked; the first top_n are taken, and none if there are reranked ones."
+    )
     reranked_docs: Documents | None = None
     top_n: int | None = Field(None, gt=0, description="How many of retrieved_docs are taken; 1 if left out.")
     data: DataBody | None = Field(None, description="Enterprise-RAG 2: may hold reranked_docs.")
@@ -166,8 +173,10 @@ class DocumentsCall(SampledCall):
             message = "it is a Jinja template, which this model server does not take; a prompt template has {question}"
             raise InvalidRequest(f"{message} and {{context}}", "chat_template")
         lost = [f"data.{name}" for name in self.data.model_extra or ()] if self.data else []
-        if self.retrieved_docs and len(self.retrieved_docs) > (self.top_n or 1):
-            lost.append(f"retrieved_docs[{self.top_n or 1}:]")
+        if (further := self._further_documents()) and not self._is_reranked:
+            texts = {document.text.strip() for document in self.all_documents() or ()}
+            if any(document.text.strip() not in texts for document in further):
+                lost.append(f"retrieved_docs[{self.top_n or 1}:]")
         return lost + super().ignored(capabilities)
 
     @property
@@ -185,15 +194,38 @@ class DocumentsCall(SampledCall):
         return {**reply, "reports": [report_object(report) for report in reports]}
 
     def all_documents(self) -> tuple[Document, ...] | None:
-        """The documents of all fields, best first; None if there is no such field, or the messages quote them all."""
+        """The documents of all fields, best first; None if there is no such field, or the messages quote them all, or
+        `documents` is null beside empty lists: so GenAIComps' objects say that nobody has searched."""
         if self.model_fields_set.isdisjoint(_DOCUMENTS):
             return None
         fields = (self.documents, self.reranked_docs, self.retrieved_docs, self.data and self.data.reranked_docs)
         if all(field is None for field in fields):
             return None
-        bodies = (self.documents or []) + (self.reranked_docs or []) + (self.retrieved_docs or [])[: self.top_n or 1]
-        found = (*(document for body in bodies for document in body.documents()), *self.unquoted_documents())
-        return found if found or not self.quoted_documents else None
+        best = _documents_of((self.documents or []) + (self.reranked_docs or []))
+        found = (*best, *self._retrieved_documents(best), *self.unquoted_documents())
+        is_none_found = not self.quoted_documents and ("documents" not in self.model_fields_set or self.documents == [])
+        return found if found or is_none_found else None
+
+    @property
+    def _is_reranked(self) -> bool:
+        """Whether there are documents from a reranker, which take the place of those from a retriever."""
+        bodies = (self.reranked_docs or []) + ((self.data and self.data.reranked_docs) or [])
+        return any(document.text.strip() for document in _documents_of(bodies))
+
+    def _retrieved_documents(self, best: Sequence[Document]) -> list[Document]:
+        """Those of `retrieved_docs` that have a place: all, marked, if there are reranked ones; else the first `top_n`,
+        and of the others those whose texts are there already, since they may say more about these."""
+        if not self.retrieved_docs:
+            return []
+        if self._is_reranked:
+            return [replace(document, left_out=_RERANKED) for document in _documents_of(self.retrieved_docs)]
+        first = _documents_of(self.retrieved_docs[: self.top_n or 1])
+        texts = {document.text.strip() for document in (*best, *first)}
+        return first + [document for document in self._further_documents() if document.text.strip() in texts]
+
+    def _further_documents(self) -> list[Document]:
+        """Those of `retrieved_docs` behind the first `top_n`."""
+        return _documents_of((self.retrieved_docs or [])[self.top_n or 1 :])
 
     @property
     def quoted_documents(self) -> tuple[Document, ...]:
@@ -207,5 +239,8 @@ class DocumentsCall(SampledCall):
 
     def data_documents(self) -> list[Document]:
         """The documents in `data`."""
-        bodies = (self.data and self.data.reranked_docs) or []
-        return [document for body in bodies for document in body.documents()]
+        return _documents_of((self.data and self.data.reranked_docs) or [])
+
+
+def _documents_of(bodies: Sequence[DocumentBody]) -> list[Document]:
+    return [document for body in bodies for document in body.documents()]
