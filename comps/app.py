@@ -18,7 +18,7 @@ from comps.core.generator import Models, TextGenerator
 from comps.core.ports import ModelServer
 from comps.core.prompts import Templates
 from comps.core.types import JSON
-from comps.dialects import DIALECTS, opea, open_dialect, openai
+from comps.dialects import DIALECTS, kaito, opea, open_dialect, openai
 from comps.dialects.llm_api import dialect as llm_api
 from comps.dialects.shared.base import Dialect
 from comps.dialects.shared.llama import Limits
@@ -158,14 +158,14 @@ def make_dialects(settings: Settings) -> list[Dialect]:
     """
     chosen = settings.dialects
     whole = chosen.disable_streaming
-    limits = Limits(chosen.max_batch_size, chosen.max_seq_len)
+    limits = (chosen.max_batch_size, chosen.max_seq_len)
     switches: dict[str, Any] = {
         "opea": opea.Switches(chosen.opea_stream, chosen.messages, whole, chosen.output_guard),
         "openai": openai.Switches(whole),
         "square": square.Switches(chosen.square_prompt, _conversations(settings), next(iter(settings.models)), whole),
-        "llm_api": llm_api.Switches(chosen.llm_api_family, whole),
-        "kaito": limits,
-        "llm_on_k8s": limits,
+        "llm_api": llm_api.Switches(chosen.llm_api_family, chosen.llm_api_prompt, whole),
+        "kaito": kaito.Switches(*limits, chosen.kaito_prompt),
+        "llm_on_k8s": Limits(*limits),
     }
     return [open_dialect(name, switches.get(name)) for name in chosen.enabled]
 

@@ -92,6 +92,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "opea_stream": ("text", "text"),
     "messages": ("enterprise_rag", "enterprise_rag"),
     "square_prompt": ("Messages", "messages"),
+    "llm_api_prompt": ("Messages", "messages"),
+    "kaito_prompt": ("Text", "text"),
     "llm_api_family": ("autoawq", "autoawq"),
     "strict": ("true", True),
     "disable_streaming": ("True", True),

@@ -12,6 +12,7 @@ from comps.core.budget import DEFAULT_SHARING, Sharing
 from comps.core.citations import Cited, by_number, with_citations
 from comps.core.counting import NO_SUCH_ROUTE
 from comps.core.errors import InvalidRequest, ModelServerError, Refused, UnknownModel, no_room
+from comps.core.model_names import has_chat_template
 from comps.core.planning import Plan, Planner
 from comps.core.ports import (
     Answer,
@@ -121,6 +122,8 @@ class TextGenerator:
             ModelServerError: The model could not be loaded, or the model server failed.
         """
         self._usable(request.model)
+        if request.total_without_template:
+            request = await self._with_answer_limit(request)
         window = (await self.info()).context_window
         return await self._planner.plan(request, window, to_the_token=to_the_token)
 
@@ -216,10 +219,25 @@ class TextGenerator:
         await self.info()
         if self._keeps_total:
             return replace(sampling, max_total_tokens=most)
+        return await self._counted(most, prompt, sampling)
+
+    async def _counted(self, most: int, prompt: Prompt, sampling: Sampling) -> Sampling:
+        """As `_limited`, where the prompt is counted here, without what a chat template adds."""
         tokens = await self.server.count_tokens(_text(prompt)) if isinstance(self.server, CountsTokens) else 0
         if tokens >= most:
             raise no_room(tokens, most)
         return replace(sampling, max_tokens=min(most - tokens, sampling.max_tokens or most))
+
+    async def _with_answer_limit(self, request: GenerationRequest) -> GenerationRequest:
+        """Returns the request with a limit of the answer instead of one of prompt and answer together."""
+        most, prompt = request.max_total_tokens, request.prompt
+        if most is None:
+            return request
+        try:
+            sampling = await self._counted(most, prompt, request.sampling)
+        except InvalidRequest as error:
+            sampling = _one_token(error, request)
+        return replace(request, sampling=sampling, max_total_tokens=None)
 
     async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
         """Returns one vector for each text; see `Embeds.embed`.
@@ -262,7 +280,15 @@ class TextGenerator:
         info = await self.server.describe()
         self._keeps_total = _TOTAL in info.capabilities
         counts = {_TOTAL} if isinstance(self.server, CountsTokens) else set()
-        self._info = replace(info, name=self.model, capabilities=info.capabilities | counts)
+        base = next((name for name in (info.base, info.name) if has_chat_template(name) is not None), self.model)
+        template = has_chat_template(base) if info.has_chat_template is None else info.has_chat_template
+        self._info = replace(
+            info,
+            name=self.model,
+            capabilities=info.capabilities | counts,
+            base=base,
+            has_chat_template=template,
+        )
         return self._info
 
     async def info(self) -> ModelInfo:

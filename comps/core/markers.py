@@ -30,6 +30,10 @@ _SPARSE = 512
 """A character is rare in a text if it occurs less than once in so many characters, on average."""
 
 _TAG = re.compile(r"<[^<>\s]+>+|<<[^<>\s]+>>|\[[^\[\]\s]+\]")
+_CONTROL = re.compile(rf"<{_SPECIAL}|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|\[\|\w+\|\]|\A\s*(?:<s>|<bos>)")
+_OPEN_TURN = re.compile(
+    r"(?:(?:\A|\n)\s*(?:#+ ?)?\w+|(?<!\w)(?:assistant|response|falcon|gpt|ai|bot)) ?:\s*\Z", re.IGNORECASE
+)
 _ROLE = re.compile(r"(?:#+ ?)?\w+:(?=\s*$)")
 
 
@@ -47,6 +51,15 @@ def tags_in(text: str) -> list[str]:
 def markers_in(pieces: Iterable[str]) -> set[str]:
     """The turn markers in the pieces of text that a template writes around contents."""
     return {mark for piece in pieces for mark in (*tags_in(piece), *_ROLE.findall(piece))}
+
+
+def is_rendered(text: str) -> bool:
+    """Whether a text is a conversation that a chat template has rendered.
+
+    It has a control token of a turn (`<|im_start|>`, `[INST]`, `<start_of_turn>`) or begins with BOS, or it ends with
+    the label of an open turn (`ASSISTANT:`, `### Response:`, `AI:`).
+    """
+    return bool(_CONTROL.search(text) or _OPEN_TURN.search(text))
 
 
 def control_token_escape(markers: Collection[str]) -> Callable[[str], str]:

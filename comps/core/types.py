@@ -88,6 +88,8 @@ class GenerationRequest:
     """The request field that set `max_total_tokens`, for error messages; None if no field did."""
     total_is_default: bool = False
     """Whether `max_total_tokens` is a default: a prompt that fills a default is answered with one token."""
+    total_without_template: bool = False
+    """Whether `max_total_tokens` counts of the prompt only the contents of its messages."""
     model: str | None = None
     options: Mapping[str, JSON] = field(default_factory=dict)
     """Options of OpenAI's API that are not sampling: tools, response_format, logprobs, n …"""
@@ -235,6 +237,10 @@ class ModelInfo:
     """The maximum number of tokens of prompt and answer together; None if the server does not say."""
     capabilities: frozenset[str] = frozenset()
     """The names of the `Sampling` fields and options that the server supports."""
+    base: str = ""
+    """The name or path of the model itself, if the server says it and `name` is another one."""
+    has_chat_template: bool | None = None
+    """Whether the model server can apply a chat template of the model's; None: unknown."""
 
 
 @value_type(frozen=True, slots=True)

@@ -93,7 +93,27 @@ async def test_a_request_does_not_wait_for_a_description_that_has_been_given_onc
 async def test_a_description_is_the_model_server_s_under_the_name_that_callers_know() -> None:
     server = Scripted(name="inside", context_window=9)
     info = await TextGenerator(server, "outside").describe()
-    assert info == ModelInfo("outside", 9, frozenset({"max_tokens", "stop"}))
+    assert info == ModelInfo("outside", 9, frozenset({"max_tokens", "stop"}), "outside")
+
+
+@pytest.mark.parametrize(
+    ("told", "public", "base", "has_chat_template"),
+    [
+        (ModelInfo("tgi", base="meta-llama/Llama-2-7b-chat-hf"), "small", "meta-llama/Llama-2-7b-chat-hf", True),
+        (ModelInfo("Llama-2-7b-chat", base="/models/gpt2"), "small", "/models/gpt2", False),
+        (ModelInfo("tgi", base="/data"), "SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct", True),
+        (ModelInfo("gpt2", has_chat_template=True), "small", "gpt2", True),
+        (ModelInfo("SmolLM2-135M-Instruct", has_chat_template=False), "small", "SmolLM2-135M-Instruct", False),
+        (ModelInfo("tgi"), "small", "small", None),
+    ],
+)
+async def test_a_description_tells_which_model_it_is_by_the_name_that_says_most_and_whether_it_has_a_chat_template(
+    monkeypatch: pytest.MonkeyPatch, told: ModelInfo, public: str, base: str, has_chat_template: bool | None
+) -> None:
+    server = Scripted()
+    monkeypatch.setattr(server, "_info", told)
+    info = await TextGenerator(server, public).describe()
+    assert (info.name, info.base, info.has_chat_template) == (public, base, has_chat_template)
 
 
 class Unloadable(Scripted):
