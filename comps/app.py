@@ -18,10 +18,10 @@ from comps.core.generator import Models, TextGenerator
 from comps.core.ports import ModelServer
 from comps.core.prompts import Templates
 from comps.core.types import JSON
-from comps.dialects import DIALECTS, kaito, opea, open_dialect, openai
+from comps.dialects import DIALECTS, opea, open_dialect, openai
 from comps.dialects.llm_api import dialect as llm_api
+from comps.dialects.shared import llama
 from comps.dialects.shared.base import Dialect
-from comps.dialects.shared.llama import Limits
 from comps.dialects.square import dialect as square
 from comps.dialects.square.conversations import Conversation, read_conversation
 from comps.model_servers import (
@@ -164,8 +164,8 @@ def make_dialects(settings: Settings) -> list[Dialect]:
         "openai": openai.Switches(whole),
         "square": square.Switches(chosen.square_prompt, _conversations(settings), next(iter(settings.models)), whole),
         "llm_api": llm_api.Switches(chosen.llm_api_family, chosen.llm_api_prompt, whole),
-        "kaito": kaito.Switches(*limits, chosen.kaito_prompt),
-        "llm_on_k8s": Limits(*limits),
+        "kaito": llama.Switches(*limits, chosen.kaito_prompt),
+        "llm_on_k8s": llama.Switches(*limits, chosen.llm_on_k8s_prompt),
     }
     return [open_dialect(name, switches.get(name)) for name in chosen.enabled]
 

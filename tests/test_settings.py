@@ -94,6 +94,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "square_prompt": ("Messages", "messages"),
     "llm_api_prompt": ("Messages", "messages"),
     "kaito_prompt": ("Text", "text"),
+    "llm_on_k8s_prompt": ("TEXT", "text"),
     "llm_api_family": ("autoawq", "autoawq"),
     "strict": ("true", True),
     "disable_streaming": ("True", True),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
@@ -19,14 +18,14 @@ from comps.core.errors import InvalidRequest, LLMError, Malformed
 from comps.core.types import JSON, Generation, GenerationRequest, Prompt, Sampling
 from comps.dialects.shared.base import Dialect, GenerationCall, Route, ServiceStatus, Style
 from comps.dialects.shared.bodies import MOST
-from comps.dialects.shared.completion import PromptForm, completion_prompt
+from comps.dialects.shared.completion import completion_prompt
 from comps.dialects.shared.fields import MANY, OF_SAMPLES, at_most_1, matters, or_all
 from comps.dialects.shared.framing import ResponseMetadata
 from comps.dialects.shared.llama import (
     DialogMessage,
-    Limits,
     LlamaChatCall,
     LlamaGenerateCall,
+    Switches,
     not_null,
     shut_down,
 )
@@ -64,7 +63,7 @@ KAITO = Style(_error, {Malformed: 422})
 
 
 class KaitoGenerateCall(LlamaGenerateCall):
-    """Texts for Llama to continue."""
+    """Texts for Llama."""
 
     style = KAITO
 
@@ -73,17 +72,6 @@ class KaitoChatCall(LlamaChatCall):
     """Dialogs for Llama to answer. The answer to one with a tag of Llama's prompt format is an error message."""
 
     style = KAITO
-
-
-@dataclass(frozen=True, slots=True)
-class Switches(Limits):
-    """The dialect's settings.
-
-    Attributes:
-        prompt: How a `prompt` goes to the model; see `completion_prompt`.
-    """
-
-    prompt: PromptForm = "auto"
 
 
 class TransformersParameters(BaseModel):

@@ -245,13 +245,12 @@ class Dialects(Section):
         "if the model has a chat template and the prompt is not rendered by one",
         "LLM_API_PROMPT",
     )
+    kaito_prompt: PromptForm = key_of("auto", "the same for a prompt of kaito", "LLM_KAITO_PROMPT")
+    llm_on_k8s_prompt: PromptForm = key_of("auto", "the same for a prompt of llm_on_k8s", "LLM_ON_K8S_PROMPT")
     llm_api_family: LLMAPIFamily = key_of(
         "llama",
         "whose sampling defaults an llm_api body has: those of llama, huggingface, gptq_llama or autoawq",
         "LLM_API_FAMILY",
-    )
-    kaito_prompt: PromptForm = key_of(
-        "auto", "a prompt of kaito's /chat, as with llm_api_prompt; /generate continues texts", "LLM_KAITO_PROMPT"
     )
     strict: bool = key_of(False, "refuse a body with fields that would be ignored", "LLM_STRICT")
     disable_streaming: bool = key_of(False, "answer whole, whatever is asked", "LLM_DISABLE_STREAMING")

@@ -29,10 +29,11 @@ from comps.core.errors import (
 )
 from comps.core.ports import Answer
 from comps.core.types import Generation, GenerationRequest, Message, ModelInfo, Prompt, Sampling
-from comps.dialects.kaito import KAITO, Switches, kaito
+from comps.dialects.kaito import KAITO, kaito
 from comps.dialects.shared.base import GenerationCall
 from comps.dialects.shared.endpoint import Endpoint
 from comps.dialects.shared.framing import ResponseMetadata
+from comps.dialects.shared.llama import Switches
 from comps.model_servers.scripted import Scripted
 from tests.dialects.llama_seeds import (
     ART,
@@ -454,17 +455,26 @@ def test_a_prompt_is_a_message_to_a_model_that_answers_such(
 
 
 @pytest.mark.parametrize("dialect", ["kaito", "llm_on_k8s"])
-async def test_llamas_dialogs_go_to_the_models_own_template_and_its_prompts_are_continued_whatever_the_model_is(
+async def test_llamas_dialogs_and_prompts_go_to_the_models_own_template(
     monkeypatch: pytest.MonkeyPatch, dialect: str
 ) -> None:
+    life, rendered = "I believe the meaning of life is", "[INST] Hi [/INST]"
     server = Scripted([["A"]])
     settings = {"LLM_DIALECTS": dialect, "LLM_NAME": "SmolLM2-135M-Instruct"}
     async with running(server, monkeypatch, settings) as service:
         await service.post({"input_data": {"input_string": [HAIKU]}}, "/chat")
-        await service.post({"prompts": ["I believe the meaning of life is"]}, "/generate")
-    (dialog, _, _), (text, _, _) = server.asked
-    assert dialog == tuple(Message(turn["role"], turn["content"]) for turn in HAIKU)
-    assert text == "I believe the meaning of life is"
+        answer = await service.post({"prompts": [life, rendered]}, "/generate")
+    assert [prompt for prompt, _, _ in server.asked] == [
+        tuple(Message(turn["role"], turn["content"]) for turn in HAIKU),
+        (Message("user", life),),
+        rendered,
+    ]
+    assert [one["prompt"] for one in answer.json["results"]] == [life, rendered]
+    async with running(
+        server, monkeypatch, {**settings, f"LLM_{dialect.removeprefix('llm_')}_PROMPT".upper(): "text"}
+    ) as service:
+        await service.post({"prompts": [life]}, "/generate")
+    assert server.asked[-1][0] == life
 
 
 def test_a_prefix_is_for_the_model_only() -> None:
