@@ -32,8 +32,10 @@ _SPARSE = 512
 _TAG = re.compile(r"<[^<>\s]+>+|<<[^<>\s]+>>|\[[^\[\]\s]+\]")
 _CONTROL = re.compile(rf"<{_SPECIAL}|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|\[\|\w+\|\]|\A\s*(?:<s>|<bos>)")
 _OPEN_TURN = re.compile(
-    r"(?:(?:\A|\n)\s*(?:#+ ?)?\w+|(?<!\w)(?:assistant|response|falcon|gpt|ai|bot)) ?:\s*\Z", re.IGNORECASE
+    r"\s*(?:#+ ?)?\w+ ?[:：]|.*(?<!\w)(?:assistant|response|falcon|gpt|ai|bot) ?[:：]", re.IGNORECASE
 )
+_LONGEST_LABEL = 80
+"""The most characters of a line that is the label of an open turn, or the end of a line that ends with one."""
 _ROLE = re.compile(r"(?:#+ ?)?\w+:(?=\s*$)")
 
 
@@ -59,7 +61,10 @@ def is_rendered(text: str) -> bool:
     It has a control token of a turn (`<|im_start|>`, `[INST]`, `<start_of_turn>`) or begins with BOS, or it ends with
     the label of an open turn (`ASSISTANT:`, `### Response:`, `AI:`).
     """
-    return bool(_CONTROL.search(text) or _OPEN_TURN.search(text))
+    if _CONTROL.search(text):
+        return True
+    last_line = text.rstrip().rpartition("\n")[2]
+    return bool(_OPEN_TURN.fullmatch(last_line[-_LONGEST_LABEL:]))
 
 
 def control_token_escape(markers: Collection[str]) -> Callable[[str], str]:

@@ -120,6 +120,7 @@ def test_a_prompt_is_a_message_to_a_model_that_answers_such(
         "### Instruction:\nHi\n\n### Response:\n",
         "Human: Hi\nAI:",
         "Question: Hi?\nAnswer: ",
+        "问：你好？\n答：",
         "",
         " \n",
     ],

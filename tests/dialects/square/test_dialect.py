@@ -575,6 +575,29 @@ async def test_a_missing_prompt_is_told_in_the_originals_bytes(monkeypatch: pyte
     assert answer.body == b'{"error_code":1,"error_message":"Prompt is required."}' + END[path]
 
 
+async def test_what_is_wrong_with_a_body_is_told_even_if_the_model_cannot_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(Away(), monkeypatch) as service:
+        assert (await service.post({"generation_mode": "completion"}, WHOLE)).status == 400
+        assert (await service.post({"prompt": "a"}, WHOLE)).status == 503
+
+
+async def test_a_preview_shows_a_chat_as_it_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "/api/Llama-2-7b-chat/worker_generate"
+    shown, sent = {}, {}
+    for model in ("Llama-2-7b-chat", "SmolLM2-135M-Instruct"):
+        server = Scripted()
+        async with running(server, monkeypatch, {"LLM_NAME": model}) as service:
+            [shown[model]] = (await service.post(SEED_CHAT, f"/v1/prompt?route={path}")).json["prompts"]
+            await service.post(SEED_CHAT, path)
+        sent[model] = server.asked[0][0]
+    text, messages = shown.values()
+    assert text["rendered"] == sent["Llama-2-7b-chat"] == SEED_PROMPT
+    assert [Message(**turn) for turn in messages["messages"]] == list(sent["SmolLM2-135M-Instruct"])
+    assert [turn["role"] for turn in messages["messages"]] == ["system", "user", "assistant", "user"]
+
+
 @pytest.mark.parametrize("path", [WHOLE, STREAM])
 async def test_a_failure_before_the_first_token_has_a_status(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     async with running(Scripted([[Unreachable("not there")]]), monkeypatch) as service:
