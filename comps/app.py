@@ -20,8 +20,8 @@ from comps.core.prompts import Templates
 from comps.core.types import JSON
 from comps.dialects import DIALECTS, opea, open_dialect, openai
 from comps.dialects.llm_api import dialect as llm_api
+from comps.dialects.shared import llama
 from comps.dialects.shared.base import Dialect
-from comps.dialects.shared.llama import Limits
 from comps.dialects.square import dialect as square
 from comps.dialects.square.conversations import Conversation, read_conversation
 from comps.model_servers import (
@@ -158,14 +158,14 @@ def make_dialects(settings: Settings) -> list[Dialect]:
     """
     chosen = settings.dialects
     whole = chosen.disable_streaming
-    limits = Limits(chosen.max_batch_size, chosen.max_seq_len)
+    limits = (chosen.max_batch_size, chosen.max_seq_len)
     switches: dict[str, Any] = {
         "opea": opea.Switches(chosen.opea_stream, chosen.messages, whole, chosen.output_guard, chosen.string_messages),
         "openai": openai.Switches(whole),
         "square": square.Switches(chosen.square_prompt, _conversations(settings), next(iter(settings.models)), whole),
-        "llm_api": llm_api.Switches(chosen.llm_api_family, whole),
-        "kaito": limits,
-        "llm_on_k8s": limits,
+        "llm_api": llm_api.Switches(chosen.llm_api_family, chosen.llm_api_prompt, whole),
+        "kaito": llama.Switches(*limits, chosen.kaito_prompt),
+        "llm_on_k8s": llama.Switches(*limits, chosen.llm_on_k8s_prompt),
     }
     return [open_dialect(name, switches.get(name)) for name in chosen.enabled]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, quote
@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from comps.admission import Admission, RequestSlots
 from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, Unreachable
-from comps.core.generator import Models, Preview
+from comps.core.generator import Models, Preview, TextGenerator
 from comps.core.tasks import at_once
 from comps.core.types import JSON, GenerationRequest, ModelInfo, Usage
 from comps.dialects.shared.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall
@@ -124,9 +124,7 @@ class Handler:
         reply.whole(200, call.style.encode(document), headers)
 
     async def _generate(self, call: GenerationCall, slots: RequestSlots, reply: Reply, exchange: Exchange) -> None:
-        requests = call.requests()
-        model = self._models.named(call.wanted_model, call.any_model)
-        info = await model.info()
+        model, info, requests = await self._asked(call)
         headers = self._ignored(call, info)
         requests = [_honoured(request, info) for request in requests]
         response = Responder(call, info, len(requests), reply, headers, exchange)
@@ -135,6 +133,17 @@ class Handler:
             await response.stream(slots, model, requests, choices)
         else:
             await response.whole(slots, model, requests)
+
+    async def _asked(self, call: GenerationCall) -> tuple[TextGenerator, ModelInfo, Sequence[GenerationRequest]]:
+        """Returns the model that is asked, its description, and what is asked of it."""
+        try:
+            model = self._models.named(call.wanted_model, call.any_model)
+            info = await model.info()
+        except LLMError:
+            call.requests()  # What is wrong with the body is told first.
+            raise
+        call.answered_by(info)
+        return model, info, call.requests()
 
     def _ignored(self, call: Call, info: ModelInfo) -> list[tuple[bytes, bytes]]:
         """Returns the header `x-ignored-params` with the fields that have no effect, if there are any."""
@@ -175,9 +184,7 @@ class PromptHandler(Handler):
 
     async def _answer(self, call: Call, endpoint: Endpoint, reply: Reply, exchange: Exchange) -> None:
         assert isinstance(call, GenerationCall)
-        requests = call.requests()
-        model = self._models.named(call.wanted_model, call.any_model)
-        info = await model.info()
+        model, info, requests = await self._asked(call)
         slots = RequestSlots(self._admission)
 
         async def previewed(request: GenerationRequest) -> Preview:

@@ -16,8 +16,11 @@ from comps.app import make_dialects, open_models, read_settings
 from comps.dialects import DIALECTS
 from comps.dialects.shared.endpoint import Endpoint
 from comps.model_servers import MODEL_SERVERS
+from comps.model_servers.embedded.openvino import OpenVINO
 from comps.model_servers.scripted import Scripted
 from comps.settings import SECTIONS, environment_names
+from tests.seeds import Example
+from tests.seeds.__main__ import rows
 from tests.service import running
 
 ROOT = Path(__file__).parent.parent
@@ -96,6 +99,29 @@ async def test_every_curl_runs_as_printed(monkeypatch: pytest.MonkeyPatch, block
     assert '"detail"' not in done.stdout
     assert '"error"' not in done.stdout
     assert '"error_message"' not in done.stdout
+
+
+class Lent:
+    """A model server that outlives the service."""
+
+    def __init__(self, engine: OpenVINO) -> None:
+        self.describe, self.generate = engine.describe, engine.generate
+        self.count_tokens, self.count_prompt, self.render = engine.count_tokens, engine.count_prompt, engine.render
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.mark.xdist_group("engine")
+async def test_the_bundled_model_answers_every_curl_with_sensible_text(
+    engine: OpenVINO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(Lent(engine), monkeypatch, {"LLM_NAME": "SmolLM2-135M-Instruct"}) as service:
+        examples = [Example("README", 0, block) for block in CURLS]
+        asked = [asyncio.to_thread(lambda one: next(rows(service.url, [one])), example) for example in examples]
+        ran = await asyncio.gather(*asked)  # In one batch.
+    assert [(row.command, row.answer.body) for row in ran if row.fault] == []
+    assert b"Paris" in ran[-1].answer.body  # llm-api's question, greedily.
 
 
 @pytest.mark.parametrize("block", ASKS)

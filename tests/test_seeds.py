@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from comps.core.errors import ModelServerError
 from comps.core.types import Message, Prompt
 from tests.seeds import EXAMPLES, NOT_OURS, SEEDS, Example, Printed, code, run
-from tests.seeds.__main__ import table
+from tests.seeds.__main__ import main, rows
+from tests.seeds.judgement import WITHOUT_TEXT, fault, faults
 from tests.service import Able, Service, running
 
 WORDS = ["Deep", " learning", " is", " fun."]
@@ -163,12 +165,68 @@ async def test_an_example_that_is_no_json_is_told_where_and_works_when_mended(
 
 async def test_all_examples_are_answered_by_one_instance_in_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(Able([WORDS]), monkeypatch) as service:
-        rows = await asyncio.to_thread(lambda: list(table(service.url)))
-    statuses = [row.rsplit(" | ", 2)[1] for row in rows[2:]]
+        ran = await asyncio.to_thread(lambda: list(rows(service.url)))
+    statuses = [row.answer.status for row in ran]
     assert len(statuses) == len(EXAMPLES) + len(TO_BE_MENDED)
-    assert statuses.count("422") == len(TO_BE_MENDED)
-    assert statuses.count("403") == sum(example.path == "/shutdown" for example in EXAMPLES)
-    assert set(statuses) == {"200", "403", "422"}
+    assert statuses.count(422) == len(TO_BE_MENDED)
+    assert statuses.count(403) == sum(example.path == "/shutdown" for example in EXAMPLES)
+    assert set(statuses) == {200, 403, 422}
+    assert [row.fault for row in ran if row.fault] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (["", " \n"], "empty"),
+        (["?", "\n"], "empty"),
+        (["Fine.", "<|im_end|>"], "garbage: <|im_end|>"),
+        (["SELECT\n"] * 9 + ["FROM"], "garbage: select 9 times in 10 words"),
+        ([ModelServerError("It is broken.")], "status 502"),
+    ],
+)
+async def test_an_answer_that_is_empty_or_garbage_is_named_and_ends_the_command_with_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: list[Any], why: str
+) -> None:
+    mended = [example.mended() for example in EXAMPLES if example.path.strip() not in WITHOUT_TEXT]
+    one_of_each = {(example.seed, example.path.strip()): example for example in mended}
+    async with running(Able([said]), monkeypatch) as service:
+        assert await asyncio.to_thread(main, service.url, [*one_of_each.values()]) == 1
+    named = capsys.readouterr().err
+    assert [example for example in one_of_each.values() if f"{example}: {why}" not in named] == []
+    assert len(one_of_each) == 9
+
+
+async def test_sensible_answers_end_the_command_well_even_if_one_was_garbage_by_chance(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [prompt] = [example for example in EXAMPLES if str(example) == "llm-api.md:252"]
+    async with running(Able([[""], WORDS]), monkeypatch) as service:
+        assert await asyncio.to_thread(main, service.url, [EXAMPLES[0], prompt]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.strip() == ""
+    assert [row.split(" | ")[-2] for row in shown.out.splitlines()[2:]] == ["fine", "fine at try 2"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Paris.", "4", "No, no, no.", "はい", "a < b", "It is [1], or <b>bold</b>.", "the cat and the dog and the cow"],
+)
+def test_text_is_no_garbage(text: str) -> None:
+    assert fault(text) is None
+
+
+@pytest.mark.parametrize("marker", ["<|assistant|>", "[/INST]", "<<SYS>>", "</s>", "<end_of_turn>", "\ufffd"])
+def test_what_a_chat_template_writes_is_garbage_in_an_answer(marker: str) -> None:
+    assert fault(f"Paris. {marker} Paris") == f"garbage: {marker}"
+
+
+def test_of_several_texts_the_faulty_ones_are_counted() -> None:
+    results = {"results": [{"prompt": "a", "response": text} for text in ("One.", "", "Two.", "…")]}
+    assert faults("/generate", {}, json.dumps(results).encode()) == ["empty (text 2)", "empty (text 4)"]
+
+
+def test_the_prompt_in_an_answer_is_no_text_of_the_models() -> None:
+    assert faults("/chat", {"prompt": "Once"}, b'{"Result": "Once"}') == ["empty"]
 
 
 HAIKU_TURNS = [

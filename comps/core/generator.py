@@ -12,6 +12,7 @@ from comps.core.budget import DEFAULT_SHARING, Sharing
 from comps.core.citations import Cited, by_number, with_citations
 from comps.core.counting import NO_SUCH_ROUTE, estimate
 from comps.core.errors import InvalidRequest, ModelServerError, Refused, UnknownModel, no_room
+from comps.core.model_names import has_chat_template
 from comps.core.planning import Plan, Planner
 from comps.core.ports import (
     Answer,
@@ -123,6 +124,8 @@ class TextGenerator:
             ModelServerError: The model could not be loaded, or the model server failed.
         """
         self._usable(request.model)
+        if request.total_without_template:
+            request = await self._with_answer_limit(request)
         window = (await self.info()).context_window
         plan = await self._planner.plan(request, window, to_the_token=to_the_token)
         if request.max_total_tokens is None or self._keeps_total:
@@ -232,6 +235,10 @@ class TextGenerator:
         await self.info()
         if self._keeps_total:
             return replace(sampling, max_total_tokens=most)
+        return await self._counted(most, prompt, sampling)
+
+    async def _counted(self, most: int, prompt: Prompt, sampling: Sampling) -> Sampling:
+        """As `_limited`, where the prompt is counted here, without what a chat template adds."""
         tokens, exact = await self._tokens_of(prompt)
         if tokens >= most and exact:  # Nobody is refused by an estimate.
             raise no_room(tokens, most)
@@ -243,6 +250,17 @@ class TextGenerator:
             return 0, True
         count = self._planner.counter.count()
         return await count.text(_text(prompt)), count.exact
+
+    async def _with_answer_limit(self, request: GenerationRequest) -> GenerationRequest:
+        """Returns the request with a limit of the answer instead of one of prompt and answer together."""
+        most, prompt = request.max_total_tokens, request.prompt
+        if most is None:
+            return request
+        try:
+            sampling = await self._counted(most, prompt, request.sampling)
+        except InvalidRequest as error:
+            sampling = _one_token(error, request)
+        return replace(request, sampling=sampling, max_total_tokens=None)
 
     async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
         """Returns one vector for each text; see `Embeds.embed`.
@@ -292,7 +310,15 @@ class TextGenerator:
         info = await self.server.describe()
         self._keeps_total = _TOTAL in info.capabilities
         counts = {_TOTAL} if isinstance(self.server, CountsTokens) else set()
-        self._info = replace(info, name=self.model, capabilities=info.capabilities | counts)
+        base = next((name for name in (info.base, info.name) if has_chat_template(name) is not None), self.model)
+        template = has_chat_template(base) if info.has_chat_template is None else info.has_chat_template
+        self._info = replace(
+            info,
+            name=self.model,
+            capabilities=info.capabilities | counts,
+            base=base,
+            has_chat_template=template,
+        )
         return self._info
 
     async def info(self) -> ModelInfo:

@@ -30,6 +30,12 @@ _SPARSE = 512
 """A character is rare in a text if it occurs less than once in so many characters, on average."""
 
 _TAG = re.compile(r"<[^<>\s]+>+|<<[^<>\s]+>>|\[[^\[\]\s]+\]")
+_CONTROL = re.compile(rf"<{_SPECIAL}|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|\[\|\w+\|\]|\A\s*(?:<s>|<bos>)")
+_OPEN_TURN = re.compile(
+    r"\s*(?:#+ ?)?\w+ ?[:：]|.*(?<!\w)(?:assistant|response|falcon|gpt|ai|bot) ?[:：]", re.IGNORECASE
+)
+_LONGEST_LABEL = 80
+"""The most characters of a line that is the label of an open turn, or the end of a line that ends with one."""
 _ROLE = re.compile(r"(?:#+ ?)?\w+:(?=\s*$)")
 
 
@@ -47,6 +53,18 @@ def tags_in(text: str) -> list[str]:
 def markers_in(pieces: Iterable[str]) -> set[str]:
     """The turn markers in the pieces of text that a template writes around contents."""
     return {mark for piece in pieces for mark in (*tags_in(piece), *_ROLE.findall(piece))}
+
+
+def is_rendered(text: str) -> bool:
+    """Whether a text is a conversation that a chat template has rendered.
+
+    It has a control token of a turn (`<|im_start|>`, `[INST]`, `<start_of_turn>`) or begins with BOS, or it ends with
+    the label of an open turn (`ASSISTANT:`, `### Response:`, `AI:`).
+    """
+    if _CONTROL.search(text):
+        return True
+    last_line = text.rstrip().rpartition("\n")[2]
+    return bool(_OPEN_TURN.fullmatch(last_line[-_LONGEST_LABEL:]))
 
 
 def control_token_escape(markers: Collection[str]) -> Callable[[str], str]:

@@ -97,6 +97,8 @@ class GenerationRequest:
     defaulted: AbstractSet[str] = field(default=frozenset(), compare=False)
     """The fields of `sampling` that are defaults of a dialect, which nobody sent. A model server that refuses one of
     them is asked without it."""
+    total_without_template: bool = False
+    """Whether `max_total_tokens` counts of the prompt only the contents of its messages."""
     model: str | None = None
     options: Mapping[str, JSON] = field(default_factory=dict)
     """Options of OpenAI's API that are not sampling: tools, response_format, logprobs, n …"""
@@ -244,6 +246,10 @@ class ModelInfo:
     """The maximum number of tokens of prompt and answer together; None if the server does not say."""
     capabilities: frozenset[str] = frozenset()
     """The names of the `Sampling` fields and options that the server supports."""
+    base: str = ""
+    """The name or path of the model itself, if the server says it and `name` is another one."""
+    has_chat_template: bool | None = None
+    """Whether the model server can apply a chat template of the model's; None: unknown."""
 
 
 @value_type(frozen=True, slots=True)

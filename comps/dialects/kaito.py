@@ -18,13 +18,14 @@ from comps.core.errors import InvalidRequest, LLMError, Malformed
 from comps.core.types import JSON, Generation, GenerationRequest, Prompt, Sampling
 from comps.dialects.shared.base import Dialect, GenerationCall, Route, ServiceStatus, Style
 from comps.dialects.shared.bodies import MOST
+from comps.dialects.shared.completion import completion_prompt
 from comps.dialects.shared.fields import MANY, OF_SAMPLES, at_most_1, matters, or_all
 from comps.dialects.shared.framing import ResponseMetadata
 from comps.dialects.shared.llama import (
     DialogMessage,
-    Limits,
     LlamaChatCall,
     LlamaGenerateCall,
+    Switches,
     not_null,
     shut_down,
 )
@@ -62,7 +63,7 @@ KAITO = Style(_error, {Malformed: 422})
 
 
 class KaitoGenerateCall(LlamaGenerateCall):
-    """Texts for Llama to continue."""
+    """Texts for Llama."""
 
     style = KAITO
 
@@ -137,7 +138,7 @@ class TransformersCall(TransformersParameters, GenerationCall):
     generate_kwargs: GenerateKwargs | None = Field(None, description="As the flat parameters, and beats them.")
     clean_up_tokenization_spaces: bool | None = Field(None, description="No spaces before . , ? ! and the like.")
 
-    _switches: ClassVar[Limits] = Limits()
+    _switches: ClassVar[Switches] = Switches()
 
     def _flat(self) -> dict[str, JSON]:
         return {name: value for name, value in not_null(self).items() if name in TransformersParameters.model_fields}
@@ -187,6 +188,7 @@ class TransformersCall(TransformersParameters, GenerationCall):
             max_total_tokens=None if sampling.max_tokens else applied.get("max_length", 200),
             total_field=f"{within}max_length" if "max_length" in applied else None,
             total_is_default="max_length" not in applied,
+            total_without_template=not isinstance(prompt, str),
             options={"min_tokens": least} if (least := applied.get("min_new_tokens")) else {},
         )
 
@@ -201,14 +203,19 @@ _SPACES = re.compile(r" ' | (?=[.?!,]|n't|'(?:m|s|ve|re))")
 
 
 class KaitoPromptCall(TransformersCall):
-    """A text to continue; the answer begins with it."""
+    """A text, which a model for conversations answers and another one continues; the answer begins with it."""
 
     marker = "prompt"
     examples = {
-        "A text to continue": {"prompt": "The capital of France is"},
-        "To Falcon's server": {"prompt": "The capital of France is", "max_length": 200, "do_sample": True, "top_k": 10},
+        "A text": {"prompt": "What is the capital of France?"},
+        "To Falcon's server": {
+            "prompt": "What is the capital of France?",
+            "max_length": 200,
+            "do_sample": True,
+            "top_k": 10,
+        },
         "To the later server": {
-            "prompt": "The capital of France is",
+            "prompt": "What is the capital of France?",
             "return_full_text": False,
             "clean_up_tokenization_spaces": True,
             "generate_kwargs": {"max_length": 200, "do_sample": False},
@@ -226,7 +233,8 @@ class KaitoPromptCall(TransformersCall):
         answers, most = self._applied().get("num_return_sequences", 1), self._switches.max_batch_size
         if answers > most:
             raise InvalidRequest(f"{answers} are asked for, and {most} allowed", "num_return_sequences")
-        return [self._request((self.prefix or "") + self.prompt)] * answers
+        text = (self.prefix or "") + self.prompt
+        return [self._request(completion_prompt(text, self._switches.prompt, self._served))] * answers
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         lost = ["handle_long_generation"] if self.handle_long_generation else []
@@ -317,8 +325,8 @@ async def _gpus(status: ServiceStatus) -> JSON:
     }
 
 
-def kaito(limits: Limits) -> Dialect:
-    """The dialect, with the limits of its Llama."""
+def kaito(switches: Switches) -> Dialect:
+    """The dialect with these switches."""
     return Dialect(
         name="kaito",
         calls={
@@ -332,5 +340,5 @@ def kaito(limits: Limits) -> Dialect:
             "POST /shutdown": Route(_shut_down, asks_models=False),
             "GET /metrics?format=kaito": Route(_gpus, asks_models=False),
         },
-        switches=limits,
+        switches=switches,
     )

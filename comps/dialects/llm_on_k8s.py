@@ -8,7 +8,7 @@ from typing import Any
 from comps.core.errors import LLMError, Malformed
 from comps.core.types import JSON
 from comps.dialects.shared.base import Dialect, Route, ServiceStatus, Style, Text
-from comps.dialects.shared.llama import Limits, LlamaChatCall, LlamaGenerateCall, shut_down
+from comps.dialects.shared.llama import LlamaChatCall, LlamaGenerateCall, Switches, shut_down
 
 _HTML = "text/html; charset=utf-8"
 _REQUIRED: dict[tuple[Any, ...], str] = {
@@ -34,7 +34,7 @@ FLASK = Style(_error, encode=_jsonify)
 
 
 class LLMOnK8sGenerateCall(LlamaGenerateCall):
-    """Texts to continue."""
+    """Texts, which a model for conversations answers and another one continues."""
 
     style = FLASK
     error_prefix = "Request Failed"
@@ -64,8 +64,8 @@ def _shut_down(status: ServiceStatus) -> Text:
     return Text("", _HTML)
 
 
-def llm_on_k8s(limits: Limits) -> Dialect:
-    """The dialect, with the limits of its Llama."""
+def llm_on_k8s(switches: Switches) -> Dialect:
+    """The dialect with these switches."""
     return Dialect(
         name="llm_on_k8s",
         calls={"/generate": (LLMOnK8sGenerateCall,), "/chat": (LLMOnK8sChatCall,)},
@@ -75,5 +75,5 @@ def llm_on_k8s(limits: Limits) -> Dialect:
             "GET /healthz": Route(_healthy),
             "POST /shutdown": Route(_shut_down, asks_models=False),
         },
-        switches=limits,
+        switches=switches,
     )

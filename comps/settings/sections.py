@@ -51,6 +51,8 @@ def _existing(path: str) -> str:
 
 ExistingFile = Annotated[str, AfterValidator(_existing)]
 """The path of a file that can be read when the settings are loaded; empty: no file."""
+PromptForm = Annotated[Literal["auto", "text", "messages"], BeforeValidator(_lowered)]
+"""How a text of a body goes to the model."""
 LLMAPIFamily = Annotated[Literal["llama", "huggingface", "gptq_llama", "autoawq"], BeforeValidator(_lowered)]
 """A model family of llm-api."""
 
@@ -238,12 +240,21 @@ class Dialects(Section):
         "messages that are a string are answered like other messages, or like a query, for GenAIComps 1.3 and later",
         "LLM_STRING_MESSAGES",
     )
-    square_prompt: Annotated[Literal["conversation", "messages"], BeforeValidator(_lowered)] = key_of(
-        "conversation",
-        "a chat of square goes to the model as text, by the conversation template of model_identifier, or as messages, "
-        "for the model's own template",
+    square_prompt: Annotated[Literal["auto", "conversation", "messages"], BeforeValidator(_lowered)] = key_of(
+        "auto",
+        "a chat of square goes to the model as text, by the conversation template of model_identifier (conversation), "
+        "or as messages, for the model's own template; auto: as text if the model was trained with the template, and "
+        "a completion as with llm_api_prompt",
         "LLM_SQUARE_PROMPT",
     )
+    llm_api_prompt: PromptForm = key_of(
+        "auto",
+        "a prompt of llm_api goes to the model as text to continue, or as messages, to be answered; auto: as messages "
+        "if the model has a chat template and the prompt is not rendered by one",
+        "LLM_API_PROMPT",
+    )
+    kaito_prompt: PromptForm = key_of("auto", "the same for a prompt of kaito", "LLM_KAITO_PROMPT")
+    llm_on_k8s_prompt: PromptForm = key_of("auto", "the same for a prompt of llm_on_k8s", "LLM_ON_K8S_PROMPT")
     llm_api_family: LLMAPIFamily = key_of(
         "llama",
         "whose sampling defaults an llm_api body has: those of llama, huggingface, gptq_llama or autoawq",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -93,7 +94,27 @@ async def test_a_request_does_not_wait_for_a_description_that_has_been_given_onc
 async def test_a_description_is_the_model_server_s_under_the_name_that_callers_know() -> None:
     server = Scripted(name="inside", context_window=9)
     info = await TextGenerator(server, "outside").describe()
-    assert info == ModelInfo("outside", 9, frozenset({"max_tokens", "stop"}))
+    assert info == ModelInfo("outside", 9, frozenset({"max_tokens", "stop"}), "outside")
+
+
+@pytest.mark.parametrize(
+    ("told", "public", "base", "has_chat_template"),
+    [
+        (ModelInfo("tgi", base="meta-llama/Llama-2-7b-chat-hf"), "small", "meta-llama/Llama-2-7b-chat-hf", True),
+        (ModelInfo("Llama-2-7b-chat", base="/models/gpt2"), "small", "/models/gpt2", False),
+        (ModelInfo("tgi", base="/data"), "SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct", True),
+        (ModelInfo("gpt2", has_chat_template=True), "small", "gpt2", True),
+        (ModelInfo("SmolLM2-135M-Instruct", has_chat_template=False), "small", "SmolLM2-135M-Instruct", False),
+        (ModelInfo("tgi"), "small", "small", None),
+    ],
+)
+async def test_a_description_tells_which_model_it_is_by_the_name_that_says_most_and_whether_it_has_a_chat_template(
+    monkeypatch: pytest.MonkeyPatch, told: ModelInfo, public: str, base: str, has_chat_template: bool | None
+) -> None:
+    server = Scripted()
+    monkeypatch.setattr(server, "_info", told)
+    info = await TextGenerator(server, public).describe()
+    assert (info.name, info.base, info.has_chat_template) == (public, base, has_chat_template)
 
 
 class Unloadable(Scripted):
@@ -275,6 +296,28 @@ async def test_a_model_server_that_keeps_prompt_and_answer_within_a_limit_is_tol
     usual = GenerationRequest("what is it", max_total_tokens=7, total_is_default=True)
     assert (await collect(generator.generate, usual)).text == "a"
     assert (await generator.complete(await generator.plan(usual))).text == "a"
+
+
+class KeepingAll(Counting):
+    """One that keeps a limit of prompt and answer together, with what its chat template adds."""
+
+    async def describe(self) -> ModelInfo:
+        return ModelInfo("m", capabilities=frozenset({"max_total_tokens"}))
+
+
+async def test_a_limit_without_the_chat_template_is_not_left_to_a_model_server_that_counts_it() -> None:
+    server = KeepingAll([["a", "b"]])
+    generator = TextGenerator(server, "m")
+    asked = GenerationRequest((Message("user", "what is it"),), max_total_tokens=8, total_without_template=True)
+    await collect(generator.generate, asked)
+    await generator.complete(await generator.plan(asked))
+    preview = await generator.preview(asked)
+    assert [sampling for _, sampling, _ in server.asked] == [Sampling(5), Sampling(5)]
+    assert preview.sampling == Sampling(5)
+    full = replace(asked, max_total_tokens=3, total_field="limit")
+    with pytest.raises(InvalidRequest, match="limit: the prompt alone has 3 tokens"):
+        await collect(generator.generate, full)
+    assert (await generator.plan(replace(full, total_is_default=True))).sampling == Sampling(1)
 
 
 async def test_whether_prompt_and_answer_can_be_counted_together_is_a_capability() -> None:

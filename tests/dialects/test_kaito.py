@@ -33,7 +33,7 @@ from comps.dialects.kaito import KAITO, kaito
 from comps.dialects.shared.base import GenerationCall
 from comps.dialects.shared.endpoint import Endpoint
 from comps.dialects.shared.framing import ResponseMetadata
-from comps.dialects.shared.llama import Limits
+from comps.dialects.shared.llama import Switches
 from comps.model_servers.scripted import Scripted
 from tests.dialects.llama_seeds import (
     ART,
@@ -64,14 +64,14 @@ ALTERNATING = (
 ALL = frozenset({*Sampling.__dataclass_fields__, "max_total_tokens", "min_tokens"})
 
 
-def read(path: str, body: Any, limits: Limits | None = None) -> GenerationCall:
-    call = Endpoint(path, [kaito(limits or Limits())]).read(orjson.dumps(body), {})
+def read(path: str, body: Any, switches: Switches | None = None) -> GenerationCall:
+    call = Endpoint(path, [kaito(switches or Switches())]).read(orjson.dumps(body), {})
     assert isinstance(call, GenerationCall)
     return call
 
 
-def chat(body: Any, limits: Limits | None = None) -> Sequence[GenerationRequest]:
-    return read("/chat", body, limits).requests()
+def chat(body: Any, switches: Switches | None = None) -> Sequence[GenerationRequest]:
+    return read("/chat", body, switches).requests()
 
 
 def continued(**fields: Any) -> GenerationRequest:
@@ -258,7 +258,7 @@ def test_llamas_parameters_mean_what_they_mean_there(given: Any, sampling: Sampl
 
 
 def test_a_limit_of_length_is_one_of_prompt_and_answer_together() -> None:
-    (request,) = read("/generate", {"prompts": ["a"]}, Limits(max_seq_len=512)).requests()
+    (request,) = read("/generate", {"prompts": ["a"]}, Switches(max_seq_len=512)).requests()
     assert (request.max_total_tokens, request.sampling.max_tokens) == (512, None)
 
 
@@ -429,6 +429,52 @@ def test_the_prompt_is_left_out_of_the_answer_on_demand() -> None:
     assert result(" upon") == "Once upon"
     assert result(" upon", return_full_text=None) == "Once upon"
     assert result(" upon", return_full_text=False) == " upon"
+
+
+@pytest.mark.parametrize(
+    ("form", "has_chat_template", "prompt", "is_message"),
+    [
+        ("auto", True, "Once", True),
+        ("auto", True, "<s>[INST] Once [/INST]", False),
+        ("auto", False, "Once", False),
+        ("auto", None, "Once", False),
+        ("text", True, "Once", False),
+        ("messages", False, "Once", True),
+    ],
+)
+def test_a_prompt_is_a_message_to_a_model_that_answers_such(
+    form: Any, has_chat_template: bool | None, prompt: str, is_message: bool
+) -> None:
+    call = read("/chat", {"prompt": prompt, "prefix": "Well. "}, Switches(prompt=form))
+    call.answered_by(ModelInfo("m", has_chat_template=has_chat_template))
+    (asked,) = call.requests()
+    text = f"Well. {prompt}"
+    assert asked.prompt == ((Message("user", text),) if is_message else text)
+    assert (asked.max_total_tokens, asked.total_without_template) == (200, is_message)
+    assert call.reply([Generation(" upon", "stop", None)], STAMP) == {"Result": f"{prompt} upon"}
+
+
+@pytest.mark.parametrize("dialect", ["kaito", "llm_on_k8s"])
+async def test_llamas_dialogs_and_prompts_go_to_the_models_own_template(
+    monkeypatch: pytest.MonkeyPatch, dialect: str
+) -> None:
+    life, rendered = "I believe the meaning of life is", "[INST] Hi [/INST]"
+    server = Scripted([["A"]])
+    settings = {"LLM_DIALECTS": dialect, "LLM_NAME": "SmolLM2-135M-Instruct"}
+    async with running(server, monkeypatch, settings) as service:
+        await service.post({"input_data": {"input_string": [HAIKU]}}, "/chat")
+        answer = await service.post({"prompts": [life, rendered]}, "/generate")
+    assert [prompt for prompt, _, _ in server.asked] == [
+        tuple(Message(turn["role"], turn["content"]) for turn in HAIKU),
+        (Message("user", life),),
+        rendered,
+    ]
+    assert [one["prompt"] for one in answer.json["results"]] == [life, rendered]
+    async with running(
+        server, monkeypatch, {**settings, f"LLM_{dialect.removeprefix('llm_')}_PROMPT".upper(): "text"}
+    ) as service:
+        await service.post({"prompts": [life]}, "/generate")
+    assert server.asked[-1][0] == life
 
 
 def test_a_prefix_is_for_the_model_only() -> None:

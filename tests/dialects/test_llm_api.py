@@ -19,6 +19,7 @@ from comps.core.types import (
     Finished,
     Generation,
     GenerationRequest,
+    Message,
     ModelInfo,
     Sampling,
     TextDelta,
@@ -74,6 +75,81 @@ def refusal(body: Any) -> Any:
 def test_a_prompt_is_a_text_to_continue_as_it_stands() -> None:
     (asked,) = read({"prompt": " What is\n"}).requests()
     assert asked == GenerationRequest(" What is\n", sampling=LLAMAS)
+
+
+CHATTING = ModelInfo("m", has_chat_template=True)
+TEXT_ONLY = ModelInfo("m", has_chat_template=False)
+FRANCE = "What is the capital of France?"
+
+
+def asked(body: Any, served: ModelInfo, path: str = "/generate", switches: Switches = LLAMA) -> GenerationRequest:
+    """What a body asks of a model."""
+    call = read(body, path, switches)
+    call.answered_by(served)
+    (only,) = call.requests()
+    return only
+
+
+@pytest.mark.parametrize("path", ["/generate", "/agenerate"])
+@pytest.mark.parametrize(
+    ("form", "served", "is_message"),
+    [
+        ("auto", CHATTING, True),
+        ("auto", TEXT_ONLY, False),
+        ("auto", ModelInfo("m"), False),
+        ("text", CHATTING, False),
+        ("messages", TEXT_ONLY, True),
+    ],
+)
+def test_a_prompt_is_a_message_to_a_model_that_answers_such(
+    path: str, form: Any, served: ModelInfo, is_message: bool
+) -> None:
+    prompt = asked({"prompt": FRANCE}, served, path, Switches(prompt=form)).prompt
+    assert prompt == ((Message("user", FRANCE),) if is_message else FRANCE)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+        "<s>[INST] Hi [/INST]",
+        "[INST] <<SYS>>\nBe brief\n<</SYS>>\n\nHi [/INST]",
+        "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n",
+        "<｜User｜>Hi<｜Assistant｜>",
+        "A chat between a curious user and an assistant. USER: Hi ASSISTANT:",
+        "### Instruction:\nHi\n\n### Response:\n",
+        "Human: Hi\nAI:",
+        "Question: Hi?\nAnswer: ",
+        "问：你好？\n答：",
+        "",
+        " \n",
+    ],
+)
+def test_a_prompt_that_its_client_has_rendered_is_not_rendered_again(prompt: str) -> None:
+    assert asked({"prompt": prompt}, CHATTING).prompt == prompt
+
+
+@pytest.mark.parametrize(
+    "prompt", ["Is a < b | c > d?", "See [1] for\nthe answer: 7", "What does AI: mean?", "Human: hi"]
+)
+def test_what_only_looks_like_a_marker_keeps_no_prompt_from_being_a_message(prompt: str) -> None:
+    assert asked({"prompt": prompt}, CHATTING).prompt == (Message("user", prompt),)
+
+
+async def test_a_limit_of_prompt_and_answer_does_not_count_what_the_models_template_adds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Able([WORDS])  # A character is a token.
+    async with running(server, monkeypatch, {"LLM_NAME": "SmolLM2-135M-Instruct"}) as service:
+        await service.post({"prompt": "12345", "params": {"max_length": 25}}, "/generate")
+        preview = await service.post({"prompt": "12345", "params": {"max_length": 25}}, "/v1/prompt?route=/generate")
+        full = await service.post({"prompt": "12345", "params": {"max_length": 5}}, "/generate")
+    [(prompt, sampling, _)] = server.asked
+    assert prompt == (Message("user", "12345"),)
+    assert (sampling.max_tokens, sampling.max_total_tokens) == (20, None)
+    [previewed] = preview.json["prompts"]
+    assert (previewed["messages"], previewed["sampling"]["max_tokens"]) == ([{"role": "user", "content": "12345"}], 20)
+    assert (full.status, "max_length" in full.body.decode()) == (400, True)
 
 
 @pytest.mark.parametrize(("prompt", "text"), [(5, "5"), (5.0, "5.0"), (1e20, "1e+20"), ("", "")])

@@ -17,6 +17,7 @@ from comps.dialects.llm_api.events import OneEvent, TextEvents, text_comment
 from comps.dialects.llm_api.params import DEFAULTS, Family, LLMAPIParams
 from comps.dialects.shared import framing
 from comps.dialects.shared.base import Dialect, EmbeddingCall, GenerationCall, Route, ServiceStatus, Style, Writer
+from comps.dialects.shared.completion import PromptForm, completion_prompt
 from comps.dialects.shared.framing import ResponseMetadata
 
 STYLE = Style(framing.pydantic_1_error, {Malformed: 422})
@@ -32,15 +33,17 @@ class Switches:
 
     Attributes:
         family: The family of the model, whose defaults apply where a body has no parameters.
+        prompt: How a text goes to the model; see `completion_prompt`.
         disable_streaming: A streamed answer is one event.
     """
 
     family: Family = "llama"
+    prompt: PromptForm = "auto"
     disable_streaming: bool = False
 
 
 class LLMAPICall(GenerationCall):
-    """A text to continue, whole."""
+    """A text, which a model for conversations answers and another one continues, whole."""
 
     marker = "prompt"
     examples = {
@@ -101,12 +104,14 @@ class LLMAPICall(GenerationCall):
 
     def requests(self) -> Sequence[GenerationRequest]:
         most, own = self._params.max_total_tokens(self._default), self._params.max_length
+        prompt = completion_prompt(self.prompt, self._switches.prompt, self._served)
         request = GenerationRequest(
-            prompt=self.prompt,
+            prompt=prompt,
             sampling=self._params.sampling(self._default),
             max_total_tokens=most,
             total_field="params.max_length" if own else None,
             total_is_default=most is not None and own is None,
+            total_without_template=prompt is not self.prompt,
             options={"min_tokens": self._params.min_new_tokens} if self._params.min_new_tokens else {},
         )
         return [request]
@@ -122,7 +127,7 @@ class LLMAPICall(GenerationCall):
 
 
 class StreamedLLMAPICall(LLMAPICall):
-    """A text to continue, answered as a stream.
+    """A text, answered as a stream.
 
     Its clients understand only text. An error, and the finish reason of an answer that was cut short, are comments,
     which clients skip; after an error the connection is closed.

@@ -141,6 +141,12 @@ class GenerationCall(Call):
     """The content type of a streamed answer."""
     cuts_off: ClassVar[bool] = False
     """Whether the connection is closed when a stream fails, since its clients understand no error item."""
+    _served: ClassVar[ModelInfo] = ModelInfo("")
+    """The model that answers; see `_switches`."""
+
+    def answered_by(self, served: ModelInfo) -> None:
+        """Take into account which model answers; called before `requests`, unless that only looks for mistakes."""
+        self.__dict__["_served"] = served
 
     @property
     def streamed(self) -> bool:

@@ -16,21 +16,24 @@ from comps.core.errors import Forbidden, InvalidRequest
 from comps.core.types import JSON, Generation, GenerationRequest, Message, Prompt, Sampling
 from comps.dialects.shared.base import GenerationCall, ServiceStatus
 from comps.dialects.shared.bodies import MOST
+from comps.dialects.shared.completion import PromptForm, completion_prompt
 from comps.dialects.shared.fields import MANY, at_most_1, matters
 from comps.dialects.shared.framing import ResponseMetadata
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """The limits with which the original starts Llama.
+class Switches:
+    """The settings of a dialect with Llama's bodies; the limits are those with which the original starts Llama.
 
     Attributes:
         max_batch_size: The most prompts, dialogs or answers of a body.
         max_seq_len: The most tokens of a prompt and its answer together; 0: the context window of the model.
+        prompt: How a text goes to the model; see `completion_prompt`.
     """
 
     max_batch_size: int = 32
     max_seq_len: int = 0
+    prompt: PromptForm = "auto"
 
 
 def not_null(parameters: BaseModel | None) -> dict[str, JSON]:
@@ -68,7 +71,7 @@ class LlamaCall(GenerationCall):
 
     parameters: LlamaParameters | None = None
 
-    _switches: ClassVar[Limits] = Limits()
+    _switches: ClassVar[Switches] = Switches()
 
     def _applied(self) -> Mapping[str, JSON]:
         """The parameters that apply."""
@@ -78,14 +81,19 @@ class LlamaCall(GenerationCall):
         names = self.parameters.ignored(capabilities) if self.parameters else []
         return [*(f"parameters.{name}" for name in names), *super().ignored(capabilities)]
 
-    def _request(self, prompt: Prompt) -> GenerationRequest:
+    def _request(self, prompt: Prompt, without_template: bool = False) -> GenerationRequest:
         applied, most = self._applied(), self._switches.max_seq_len or None
         sampling = Sampling(
             max_tokens=applied.get("max_gen_len", None if most else _MAX_GEN_LEN),
             temperature=max(applied.get("temperature", 0.6), 0.0),
             top_p=applied.get("top_p", 0.9),
         )
-        return GenerationRequest(prompt, sampling=sampling, max_total_tokens=most)
+        return GenerationRequest(
+            prompt,
+            sampling=sampling,
+            max_total_tokens=most,
+            total_without_template=without_template,
+        )
 
     def _check_batch(self, size: int) -> None:
         if size > self._switches.max_batch_size:
@@ -93,11 +101,11 @@ class LlamaCall(GenerationCall):
 
 
 class LlamaGenerateCall(LlamaCall):
-    """Texts to continue."""
+    """Texts, which a model for conversations answers and another one continues."""
 
     marker = "prompts"
     examples = {
-        "Texts to continue": {
+        "Texts": {
             "prompts": [
                 "I believe the meaning of life is",
                 "Translate English to French: sea otter => loutre de mer, cheese =>",
@@ -112,7 +120,8 @@ class LlamaGenerateCall(LlamaCall):
         if not self.prompts:
             raise InvalidRequest("Prompts are required and should be an array")
         self._check_batch(len(self.prompts))
-        return [self._request(prompt) for prompt in self.prompts]
+        prompts = [completion_prompt(text, self._switches.prompt, self._served) for text in self.prompts]
+        return [self._request(prompt, not isinstance(prompt, str)) for prompt in prompts]
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         answered = zip(self.prompts, generations, strict=True)

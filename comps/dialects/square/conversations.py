@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from comps.core.errors import SettingsError
 from comps.core.markers import control_token_escape, tags_in
-from comps.core.types import JSON
+from comps.core.model_names import name_parts
+from comps.core.types import JSON, ModelInfo
 
 _SYSTEM = "{system_message}"
 _SAID = "\0"
@@ -265,6 +266,45 @@ def conversation_of(model: str, further: Sequence[Conversation] = ()) -> Convers
     return ONE_SHOT
 
 
+def conversation_for(named: str, served: ModelInfo, further: Sequence[Conversation] = ()) -> Conversation | None:
+    """The template by which a chat is rendered for the served model; None: the model's own chat template is.
+
+    It is the named one if it is of `further`, or if the model was trained with it. Otherwise the model's own chat
+    template is used, unless there is one of `further` for the model, or it is known to have none.
+
+    Args:
+        named: The name by which a body chooses; empty: that of the served model.
+        served: The model that answers.
+        further: As for `conversation_of`.
+    """
+    chosen = conversation_of(named or served.base, further)
+    if chosen in further or _suits(chosen.name, served.base):
+        return chosen
+    own = conversation_of(served.base, further)
+    if own in further:
+        return own
+    if served.has_chat_template is not False:
+        return None
+    return own if _suits(own.name, served.base) else chosen
+
+
+@cache
+def _suits(name: str, model: str) -> bool:
+    """Whether a model was trained with a built-in template."""
+    return any(_TRAINED_WITH[name].fullmatch(part) for part in name_parts(model))
+
+
+_TRAINED_WITH = {
+    LLAMA_2.name: re.compile(r"(meta-)?llama-?2(-\d+b)?-chat|code-?llama-\d+b-instruct"),
+    MISTRAL.name: re.compile(r"mistral-7b-instruct(-v0\.\d)?|mixtral-8x7b-instruct(-v0\.\d)?"),
+    VICUNA.name: re.compile(r"(wizard-)?vicuna(?!.*v0).*"),
+    DOLLY.name: re.compile(r"dolly-v2.*"),
+    FALCON.name: re.compile(r"falcon-\d+b(-instruct)?"),
+    FALCON_CHAT.name: re.compile(r"falcon-\d+b-chat"),
+    ONE_SHOT.name: re.compile(r"vicuna.*v0.*"),
+}
+"""The models of each built-in template, as `name_parts` spells them; a model that was trained further is none of
+them."""
 _BY_PART = {"llama-2": LLAMA_2, "dolly-v2": DOLLY, "mistral": MISTRAL}
 
 

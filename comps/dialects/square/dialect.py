@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
@@ -36,9 +35,10 @@ from comps.core.types import (
 )
 from comps.dialects.shared.base import Call, Dialect, Route, ServiceStatus, Style, TokenCountCall, Writer
 from comps.dialects.shared.bodies import MOST
+from comps.dialects.shared.completion import completion_prompt
 from comps.dialects.shared.fields import SampledCall
 from comps.dialects.shared.framing import ResponseMetadata
-from comps.dialects.square.conversations import Conversation, conversation_of
+from comps.dialects.square.conversations import Conversation, conversation_for, conversation_of
 from comps.dialects.square.frames import Frames, frame_usage
 
 _BASES = ("/api", "/api/{model:path}")
@@ -85,13 +85,14 @@ class Switches:
 
     Attributes:
         prompt: What the model is sent of a chat: `conversation`, text by a conversation template; `messages`, its
-            turns, for the model's own template.
+            turns, for the model's own template; `auto`, the former if the template is one for the model. With `auto`, a
+            completion is a message as well, if the model answers such; see `completion_prompt`.
         conversations: Templates that are tried before the built-in ones.
         model: The model whose template is used where a body names none.
         disable_streaming: A streamed answer is its last frame only.
     """
 
-    prompt: Literal["conversation", "messages"] = "conversation"
+    prompt: Literal["auto", "conversation", "messages"] = "auto"
     conversations: tuple[Conversation, ...] = ()
     model: str = ""
     disable_streaming: bool = False
@@ -111,7 +112,7 @@ _AS_OPENAI = ("user", "assistant")
 
 
 class SquareCall(SampledCall):
-    """A chat, or text to continue. `null` is the same as leaving a field out, but for echo."""
+    """A chat, or a text. `null` is the same as leaving a field out, but for echo."""
 
     marker = None
     defaults = {"max_tokens": 256, "temperature": 1.0, "top_p": 1.0}
@@ -119,8 +120,10 @@ class SquareCall(SampledCall):
     any_model = True
     media_type = "application/octet-stream"
 
-    generation_mode: Any = Field(None, description="chat: answer messages; anything else: continue prompt.")
-    prompt: str | None = Field(None, description="Text to continue.")
+    generation_mode: Any = Field(None, description="chat: answer messages; anything else: prompt.")
+    prompt: str | None = Field(
+        None, description="A text, which a model for conversations answers and another one continues."
+    )
     messages: Annotated[list[SquareMessage], Field(max_length=MOST)] | None = Field(
         None, description="The turns of a chat: human (or user), ai (or assistant), system; text (or content)."
     )
@@ -141,24 +144,30 @@ class SquareCall(SampledCall):
         return bool(self.generation_mode == "chat")
 
     @property
-    def _rendered(self) -> bool:
-        """Whether a conversation template is used."""
-        return self._chat and self._switches.prompt == "conversation"
+    def _conversation(self) -> Conversation | None:
+        """The conversation template that renders the chat; None: none does."""
+        switches = self._switches
+        if not self._chat or switches.prompt == "messages":
+            return None
+        named = self.model_identifier or self.model or ""
+        if switches.prompt == "auto":
+            return conversation_for(named, self._served, switches.conversations)
+        return conversation_of(named or self._served.base or switches.model, switches.conversations)
 
     @property
-    def _conversation(self) -> Conversation:
-        named = self.model_identifier or self.model or self._switches.model
-        return conversation_of(named, self._switches.conversations)
+    def _is_identifier_used(self) -> bool:
+        """Whether the identifier, if there is one, has chosen the template of the chat."""
+        named = self.model_identifier
+        return not named or conversation_of(named, self._switches.conversations) == self._conversation
 
-    @cached_property
-    def model_prompt(self) -> Prompt:
-        """The text or the messages that the model is sent."""
-        if not self._chat:
-            if self.prompt is None:
-                raise InvalidRequest(_NO_PROMPT)
-            if not self.prompt:
-                raise InvalidRequest("must not be empty", "prompt")
-            return self.prompt
+    def _completion_prompt(self) -> Prompt:
+        if self.prompt is None:
+            raise InvalidRequest(_NO_PROMPT)
+        if not self.prompt:
+            raise InvalidRequest("must not be empty", "prompt")
+        return completion_prompt(self.prompt, "auto" if self._switches.prompt == "auto" else "text", self._served)
+
+    def _chat_prompt(self) -> Prompt:
         if self.messages is None:
             raise InvalidRequest("a chat needs them", "messages")
         texts = [(body.role, body.text or "") for body in self.messages]
@@ -166,21 +175,27 @@ class SquareCall(SampledCall):
         turns = [(_WHO[role], text) for role, text in texts if role in _WHO]
         if not (turns or system):
             raise InvalidRequest("there is nothing to answer", "messages")
-        if self._rendered:
-            return self._conversation.render(system, turns)
+        if conversation := self._conversation:
+            return conversation.render(system, turns)
+        while turns and turns[-1] == (1, ""):  # An open turn, which the model's own template adds.
+            turns.pop()
         opening = [Message("system", system)] if system else []
         return (*opening, *(Message(_AS_OPENAI[who], text) for who, text in turns))
 
     @property
     def _echoed(self) -> str:
-        """The prompt that the answer begins with; empty for messages, since the model's template is not known here."""
-        return self.model_prompt if self.echo and isinstance(self.model_prompt, str) else ""
+        """The prompt that the answer begins with; empty for a chat that the model's own template renders, which is not
+        known here."""
+        if not self.echo:
+            return ""
+        prompt = self._chat_prompt() if self._chat else self.prompt
+        return prompt if isinstance(prompt, str) else ""
 
     def requests(self) -> Sequence[GenerationRequest]:
-        prompt = self.model_prompt
+        prompt = self._chat_prompt() if self._chat else self._completion_prompt()
         ids = [one for one in self.stop_token_ids or () if one is not None]
-        if self._rendered:
-            ids += self._conversation.stop_token_ids
+        if conversation := self._conversation:
+            ids += conversation.stop_token_ids
         return [
             GenerationRequest(
                 prompt,
@@ -195,8 +210,8 @@ class SquareCall(SampledCall):
             fields.update(temperature=0.0, top_p=1.0)
         else:
             fields["top_p"] = max(fields["top_p"], _ALMOST_GREEDY)
-        if self._rendered:
-            fields["stop"] = (*fields.get("stop", ()), *self._conversation.stop_str)
+        if conversation := self._conversation:
+            fields["stop"] = (*fields.get("stop", ()), *conversation.stop_str)
         fields["stop"] = tuple(dict.fromkeys(fields.get("stop", ())))
         return fields
 
@@ -205,7 +220,9 @@ class SquareCall(SampledCall):
         lost = [name for name in without_effect if getattr(self, name)]
         if self.stop_token_ids and "stop_token_ids" not in capabilities:
             lost.append("stop_token_ids")
-        if self._chat and not self._rendered and "echo" in self.model_fields_set and self.echo:
+        if self._chat and self.model not in (None, "", self.model_identifier) and not self._is_identifier_used:
+            lost.append("model_identifier")
+        if self._chat and self._conversation is None and "echo" in self.model_fields_set and self.echo:
             lost.append("echo")
         if self.stream not in (None, self.streamed):
             lost.append("stream")
@@ -244,7 +261,7 @@ _COMPLETION: JSON = {
 
 
 class WorkerGenerateCall(SquareCall):
-    """A chat, or text to continue, answered whole."""
+    """A chat, or a text, answered whole."""
 
     examples = {"A chat": _TURNS, "A completion": _COMPLETION}
 
@@ -254,7 +271,7 @@ class WorkerGenerateCall(SquareCall):
 
 
 class WorkerGenerateStreamCall(SquareCall):
-    """A chat, or text to continue, answered in frames."""
+    """A chat, or a text, answered in frames."""
 
     style = STREAMED
     examples = {"A chat": _TURNS, "A completion": _COMPLETION}

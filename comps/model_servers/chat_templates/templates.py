@@ -186,7 +186,7 @@ class Templated:
     async def describe(self) -> ModelInfo:
         info = await self._server.describe()
         lost = {name for name in info.capabilities if name in _ONLY_IN_CHATS or name.startswith("messages.")}
-        return replace(info, capabilities=info.capabilities - lost)
+        return replace(info, capabilities=info.capabilities - lost, has_chat_template=True)
 
     async def translated(
         self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]

@@ -118,7 +118,12 @@ class Embedded:
                 raise ModelServerError(f"{self.display_name} cannot load {self._model_name}: {loaded['error']}")
             self._longest_token = loaded["longest_token"]
             self._loaded_once = True
-            self._info = ModelInfo(self._model_name, loaded["context_window"], self.honoured)
+            self._info = ModelInfo(
+                self._model_name,
+                loaded["context_window"],
+                self.honoured,
+                has_chat_template=loaded["has_chat_template"],
+            )
 
     @property
     def pid(self) -> int | None:

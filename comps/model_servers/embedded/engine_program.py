@@ -9,7 +9,8 @@ Input, a JSON line each:
     {"id": n, "embed": [text, …]}
     {"cancel": n}                                                    n may have ended already
 Output, a JSON line for each step, a list of parts:
-    {"id": n, "context_window": tokens | null, "longest_token": characters, "last": true}      loaded
+    {"id": n, "context_window": tokens | null, "longest_token": characters, "has_chat_template": bool, "last": true}
+                                                                              loaded
     {"id": n, "text": piece}
     {"id": n, "text": piece, "reason": "stop" | "length", "usage": [prompt, completion], "last": true}
     {"id": n, "count": tokens, "last": true}
@@ -165,9 +166,21 @@ def _loaded(load: Callable[..., Engine], message: dict[str, JSON], writer: PartW
         wrong = {"setting": True} if isinstance(error, SettingsError) else {}
         writer.write([{"id": message["id"], "error": last_line(error), **wrong, "last": True}])
         return None
-    facts = {"context_window": engine.context_window, "longest_token": engine.longest_token}
+    facts = {
+        "context_window": engine.context_window,
+        "longest_token": engine.longest_token,
+        "has_chat_template": _has_chat_template(engine),
+    }
     writer.write([{"id": message["id"], **facts, "last": True}])
     return engine
+
+
+def _has_chat_template(engine: Engine) -> bool:
+    try:
+        engine.render([{"role": "user", "content": "?"}])
+    except Exception:  # Each engine has its own.
+        return False
+    return True
 
 
 def _serve(engine: Engine, messages: list[dict[str, JSON]], reader: MessageReader, writer: PartWriter) -> None:

@@ -100,7 +100,7 @@ class LangChainModel:
         if window is None and isinstance(said := (self._model.profile or {}).get("max_input_tokens"), int):
             window = said
         honoured = FOR_MESSAGES | {"stop", *self._fields, *self._of_calls}
-        return ModelInfo(self._target.model_name, window, honoured)
+        return ModelInfo(self._target.model_name, window, honoured, has_chat_template=True)
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         model, call, most = self._asked(sampling, options)

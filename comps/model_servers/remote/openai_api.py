@@ -154,7 +154,7 @@ class OpenAIAPI:
 
     async def _facts(self) -> ModelInfo:
         """Fetches the description from `/v1/models`. A server without that endpoint counts as ready."""
-        window, honoured = self._context_window, self.honoured | self.options
+        window, honoured, base = self._context_window, self.honoured | self.options, ""
         try:
             listing = await self.http.get(f"{self._api}/models")
         except Refused as refused:
@@ -165,7 +165,8 @@ class OpenAIAPI:
             window = window or next((told[name] for name in _WINDOWS if isinstance(told.get(name), int)), None)
             if isinstance(told.get("honours"), list):  # The server is an instance of this service.
                 honoured &= set(told["honours"])
-        return ModelInfo(self.model_name, window, honoured)
+            base = str(told.get("root") or "")
+        return ModelInfo(self.model_name, window, honoured, base)
 
     def _told(self, listing: JSON) -> dict[str, Any]:
         """Returns the list's entry of our model, `meta` included; empty if it is not listed (it may be an alias)."""

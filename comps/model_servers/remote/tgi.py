@@ -75,6 +75,7 @@ class TGI(OpenAIAPI):
             self.model_name,
             self._context_window or (int(window) if window else None),
             self.honoured | _OPTIONS | {"messages.tool_calls"},  # A message's `name` is accepted, but has no effect.
+            base=self._base,
         )
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:

@@ -25,7 +25,8 @@ from comps.core.errors import (
     UnknownModel,
     Unreachable,
 )
-from comps.core.types import JSON, GenerationRequest, Message, ModelInfo, Sampling
+from comps.core.model_names import has_chat_template
+from comps.core.types import JSON, Generation, GenerationRequest, Message, ModelInfo, Prompt, Sampling
 from comps.dialects.shared.base import GenerationCall
 from comps.dialects.shared.endpoint import Endpoint, RequestError
 from comps.dialects.square.conversations import LLAMA_2, ONE_SHOT, VICUNA, Conversation
@@ -33,13 +34,14 @@ from comps.dialects.square.dialect import SQUARE, Switches, square
 from comps.model_servers import FRAMEWORKS, open_model_server
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Access, Target
+from tests.dialects.written import METADATA
 from tests.model_servers.replay import Reply, replaying
 from tests.service import Able, Answer, running
 
 WHOLE, STREAM = "/api/worker_generate", "/api/worker_generate_stream"
 END = {WHOLE: b"", STREAM: b"\0"}
 """What a document ends with."""
-NORMAL = Switches(model="scripted")
+NORMAL = Switches("conversation", model="scripted")
 MESSAGES = Switches("messages")
 ALL = frozenset((*Sampling.__dataclass_fields__, "stop_token_ids"))
 DEFAULTS = Sampling(256, 1.0, 1.0)
@@ -180,7 +182,7 @@ def test_the_template_is_chosen_by_the_identifier_else_by_the_model(
     names: dict[str, str], said: dict[str, str], opening: str
 ) -> None:
     body = {"generation_mode": "chat", "messages": [{"role": "human", "text": "U"}], **names}
-    prompt = request(body, Switches(model="falcon-7b"), said).prompt
+    prompt = request(body, Switches("conversation", model="falcon-7b"), said).prompt
     assert isinstance(prompt, str)
     assert prompt.startswith(opening)
 
@@ -265,6 +267,102 @@ def test_the_turns_go_to_the_models_own_template_if_the_settings_say_so() -> Non
     assert (asked.sampling.stop, asked.options) == ((), {})
     assert request(chat(("human", "U")), MESSAGES).prompt == (Message("user", "U"),)
     assert request({"prompt": "a"}, MESSAGES).prompt == "a"
+
+
+AUTO = Switches()
+SMOL = ModelInfo("m", base="SmolLM2-135M-Instruct", has_chat_template=True)
+
+
+def asked(body: Any, served: ModelInfo, switches: Switches = AUTO) -> GenerationRequest:
+    """What a body asks of a model, with the default settings."""
+    call = read(body, switches)
+    call.answered_by(served)
+    (only,) = call.requests()
+    return only
+
+
+@pytest.mark.parametrize(
+    ("identifier", "model", "opening"),
+    [
+        ("Llama-2-7b-chat", "meta-llama/Llama-2-7b-chat-hf", "[INST] U"),
+        ("Llama-2-7b-chat", "TheBloke/Llama-2-13B-chat-GGUF/llama-2-13b-chat.Q4_K_M.gguf", "[INST] U"),
+        ("Llama-2-7b-chat", "/models/models--meta-llama--Llama-2-7b-chat-hf/snapshots/f5db02db7245", "[INST] U"),
+        ("Llama-2-7b-chat", "codellama/CodeLlama-7b-Instruct-hf", "[INST] U"),
+        ("mistral", "mistralai/Mistral-7B-Instruct-v0.2", "[INST] U"),
+        ("vicuna-7b", "lmsys/vicuna-7b-v1.5-16k", " USER: U"),
+        ("vicuna-v0", "lmsys/vicuna-13b-delta-v0", "\n### Human: Got"),
+        ("dolly-v2", "databricks/dolly-v2-3b", "### Instruction:\nU"),
+        ("falcon-7b", "tiiuae/falcon-7b-instruct", "User: U"),
+        ("falcon-chat", "tiiuae/falcon-180B-chat", "User: U\nFalcon:"),
+        (None, "lmsys/vicuna-7b-v1.5", " USER: U"),
+        ("Llama-2-7b-chat", "SmolLM2-135M-Instruct", None),
+        (None, "SmolLM2-135M-Instruct", None),
+        ("Llama-2-7b-chat", "mistralai/Mistral-7B-Instruct-v0.2", None),
+        ("Llama-2-7b-chat", "NousResearch/Nous-Hermes-Llama-2-7b", None),
+        ("mistral", "teknium/OpenHermes-2.5-Mistral-7B", None),
+        ("mistral", "mistralai/Mistral-Nemo-Instruct-2407", None),
+        ("falcon", "tiiuae/Falcon3-7B-Instruct", None),
+        ("Llama-2-7b-chat", "tgi", None),
+    ],
+)
+def test_a_chat_is_rendered_by_the_named_template_only_for_models_that_were_trained_with_it(
+    identifier: str | None, model: str, opening: str | None
+) -> None:
+    body = {**chat(("human", "U")), "model_identifier": identifier}
+    served = ModelInfo("m", base=model, has_chat_template=has_chat_template(model))
+    prompt = asked(body, served).prompt
+    assert prompt == (Message("user", "U"),) if opening is None else str(prompt).startswith(opening)
+
+
+@pytest.mark.parametrize(
+    ("model", "opening"),
+    [("gpt2", "[INST] U"), ("meta-llama/Llama-2-7b-hf", "[INST] U"), ("lmsys/vicuna-7b-v1.5", " USER: U")],
+)
+def test_a_model_without_a_chat_template_gets_its_own_conversation_template_or_else_the_named_one(
+    model: str, opening: str
+) -> None:
+    body = {**chat(("human", "U")), "model_identifier": "Llama-2-7b-chat"}
+    assert str(asked(body, ModelInfo("m", base=model, has_chat_template=False)).prompt).startswith(opening)
+
+
+@pytest.mark.parametrize("identifier", ["Llama-2-7b-chat", "SmolLM2", None])
+def test_a_template_of_the_settings_is_used_for_its_models_whatever_they_were_trained_with(
+    identifier: str | None,
+) -> None:
+    own = Switches(conversations=(Conversation("mine", sep=";", match=("smollm",)),))
+    assert asked({**chat(("human", "U")), "model_identifier": identifier}, SMOL, own).prompt == ";USER: U;ASSISTANT:"
+
+
+def test_an_open_turn_at_the_end_is_not_said_to_the_models_own_template() -> None:
+    assert asked(chat(("human", "U"), ("ai", "")), SMOL).prompt == (Message("user", "U"),)
+
+
+@pytest.mark.parametrize(
+    ("switches", "served", "prompt"),
+    [
+        (AUTO, SMOL, (Message("user", "Tell me a joke"),)),
+        (AUTO, ModelInfo("m", has_chat_template=False), "Tell me a joke"),
+        (AUTO, ModelInfo("m"), "Tell me a joke"),
+        (Switches("conversation"), SMOL, "Tell me a joke"),
+        (MESSAGES, SMOL, "Tell me a joke"),
+    ],
+)
+def test_a_completion_is_a_message_to_a_model_that_answers_such(
+    switches: Switches, served: ModelInfo, prompt: Prompt
+) -> None:
+    body = {"prompt": "Tell me a joke", "generation_mode": "completion"}
+    assert asked(body, served, switches).prompt == prompt
+
+
+def test_a_completion_that_its_client_has_rendered_is_continued() -> None:
+    rendered = ONE_SHOT.render("", [(0, "Tell me a joke")])
+    assert asked({"prompt": rendered, "stop": "###"}, SMOL).prompt == rendered
+
+
+def test_the_prompt_of_a_completion_is_echoed_however_it_is_asked() -> None:
+    call = read({"prompt": "a"}, AUTO)
+    call.answered_by(SMOL)
+    assert call.reply([Generation("b", "stop", None)], METADATA)["text"] == "ab"
 
 
 def test_a_template_of_the_settings_is_looked_at_first() -> None:
@@ -386,7 +484,7 @@ class WebPage:
 
 async def test_the_seeds_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Scripted([["Why did the tomato", " blush? Ü"]])
-    async with running(server, monkeypatch) as service:
+    async with running(server, monkeypatch, {"LLM_NAME": "Llama-2-7b-chat"}) as service:
         answer = await service.post(SEED_CHAT, "/api/Llama-2-7b-chat/worker_generate")
     asked = len(SEED_PROMPT.split())
     usage = f'{{"prompt_tokens":{asked},"completion_tokens":2,"total_tokens":{asked + 2}}}'
@@ -461,7 +559,7 @@ async def test_the_prompt_comes_first_unless_told_otherwise(
 async def test_a_chats_prompt_is_the_rendered_one_and_the_models_own_is_not_echoed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with running(Scripted([["A"]]), monkeypatch) as service:
+    async with running(Scripted([["A"]]), monkeypatch, {"LLM_NAME": "tiiuae/falcon-180B-chat"}) as service:
         assert (await service.post(chat(("human", "U")), WHOLE)).json["text"] == "User: U\nFalcon:A"
     async with running(Scripted([["A"]]), monkeypatch, {"LLM_SQUARE_PROMPT": "messages"}) as service:
         assert (await service.post(chat(("human", "U")), WHOLE)).json["text"] == "A"
@@ -475,6 +573,29 @@ async def test_a_missing_prompt_is_told_in_the_originals_bytes(monkeypatch: pyte
         answer = await service.post({"generation_mode": "completion"}, path)
     assert (answer.status, answer.headers["content-type"]) == (400, "application/json")
     assert answer.body == b'{"error_code":1,"error_message":"Prompt is required."}' + END[path]
+
+
+async def test_what_is_wrong_with_a_body_is_told_even_if_the_model_cannot_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(Away(), monkeypatch) as service:
+        assert (await service.post({"generation_mode": "completion"}, WHOLE)).status == 400
+        assert (await service.post({"prompt": "a"}, WHOLE)).status == 503
+
+
+async def test_a_preview_shows_a_chat_as_it_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "/api/Llama-2-7b-chat/worker_generate"
+    shown, sent = {}, {}
+    for model in ("Llama-2-7b-chat", "SmolLM2-135M-Instruct"):
+        server = Scripted()
+        async with running(server, monkeypatch, {"LLM_NAME": model}) as service:
+            [shown[model]] = (await service.post(SEED_CHAT, f"/v1/prompt?route={path}")).json["prompts"]
+            await service.post(SEED_CHAT, path)
+        sent[model] = server.asked[0][0]
+    text, messages = shown.values()
+    assert text["rendered"] == sent["Llama-2-7b-chat"] == SEED_PROMPT
+    assert [Message(**turn) for turn in messages["messages"]] == list(sent["SmolLM2-135M-Instruct"])
+    assert [turn["role"] for turn in messages["messages"]] == ["system", "user", "assistant", "user"]
 
 
 @pytest.mark.parametrize("path", [WHOLE, STREAM])
@@ -612,7 +733,8 @@ async def test_the_template_told_is_that_of_a_chat_without_an_identifier(
 ) -> None:
     body = {"generation_mode": "chat", "messages": [{"role": "human", "text": "U"}]}
     server = Scripted()
-    async with running(server, monkeypatch, {"LLM_NAME": "meta/Llama-2-7b-chat"}) as service:
+    settings = {"LLM_NAME": "meta/Llama-2-7b-chat", "LLM_SQUARE_PROMPT": "conversation"}
+    async with running(server, monkeypatch, settings) as service:
         told = await service.get(path)
         asked = await service.post({}, path.replace("worker_conv", "worker_get_conv"))
         await service.post(body, path.replace("worker_conv_template", "worker_generate"))

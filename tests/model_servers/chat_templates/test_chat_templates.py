@@ -340,3 +340,8 @@ async def test_the_service_s_documents_change_no_role(framework: str, monkeypatc
     said = f"[1] Title {broken}\nText {broken}\n\n[2] Plain {broken}\n\nWho? {broken}"
     assert prompt == f"[INST] <<SYS>>\nBe brief. {broken}\n<</SYS>>\n\n{said} [/INST]"
     assert "</s>" in sampling.stop
+
+
+async def test_a_model_behind_a_chat_template_has_one() -> None:
+    assert (await Scripted().describe()).has_chat_template is None
+    assert (await with_chat_template(Scripted(), "chatml", "m").describe()).has_chat_template is True

@@ -343,6 +343,14 @@ async def test_the_window_and_the_settings_reach_the_engine() -> None:
     await server.aclose()
 
 
+@pytest.mark.parametrize(("model", "has_chat_template"), [("words", True), ("text only", False)])
+async def test_its_description_says_whether_the_engine_has_a_chat_template(model: str, has_chat_template: bool) -> None:
+    server = Words(model)
+    await server.load()
+    assert (await server.describe()).has_chat_template is has_chat_template
+    await server.aclose()
+
+
 async def test_an_unknown_setting_of_the_engine_is_a_settings_error_with_the_nearest() -> None:
     server = Words.open(Target("words", engine={"n_word": 1}))
     with pytest.raises(SettingsError, match=r"words: n_word: words has no such setting; did you mean n_words\?"):

@@ -49,6 +49,10 @@ async def test_the_event_loop_runs_on_while_the_engine_reads_a_long_prompt(engin
     assert turns > 40
 
 
+async def test_the_bundled_model_has_a_chat_template(engine: OpenVINO) -> None:
+    assert (await engine.describe()).has_chat_template is True
+
+
 async def test_requests_run_together_in_one_batch(engine: OpenVINO) -> None:
     arrived: list[int] = []
 

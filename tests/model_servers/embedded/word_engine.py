@@ -19,8 +19,9 @@ class WordEngine:
 
     longest_token = 20
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, has_chat_template: bool = True) -> None:
         self.context_window: int | None = window
+        self._has_chat_template = has_chat_template
         self._words: list[str] = []
         self._running: dict[int, tuple[Completion, list[int]]] = {}
 
@@ -61,6 +62,8 @@ class WordEngine:
         return self._tokens(prompt if isinstance(prompt, str) else self.render(prompt))
 
     def render(self, messages: list[dict[str, str]]) -> str:
+        if not self._has_chat_template:
+            raise InvalidRequest("words answer no conversation", "messages")
         return " ".join(turn["content"] for turn in ControlTokens(["<end>"]).escaped(messages))
 
     def count(self, text: str) -> int:
@@ -95,7 +98,7 @@ def load(model: str, device: str, settings: Mapping[str, JSON], window: int | No
     check_settings(settings, ["n_words", "n_letters"], "words")
     if model == "broken":
         raise ValueError("built on /some/machine\nno words in it")
-    return WordEngine(window or 50)
+    return WordEngine(window or 50, has_chat_template=model != "text only")
 
 
 if __name__ == "__main__":

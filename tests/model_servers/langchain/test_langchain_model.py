@@ -277,7 +277,8 @@ async def test_text_to_continue_is_asked_as_a_question() -> None:
 @pytest.mark.parametrize(("window", "expected"), [(None, 4096), (2048, 2048)])
 async def test_the_context_window_is_the_settings_or_the_profiles(window: int | None, expected: int) -> None:
     server = await loaded(target(FAKE, window=window, responses=["a"], profile={"max_input_tokens": 4096}))
-    assert (await server.describe()).context_window == expected
+    info = await server.describe()
+    assert (info.context_window, info.has_chat_template) == (expected, True)
 
 
 def chunk(text: str, usage: tuple[int, int] | None = None, **metadata: Any) -> AIMessageChunk:

@@ -359,7 +359,7 @@ async def test_it_is_described_by_its_own_list_of_models(ending: str) -> None:
         assert (await alias.describe()).name == "alias"
         await server.aclose()
         await alias.aclose()
-    assert (info.name, info.context_window) == ("tiny-llama", 1024)
+    assert (info.name, info.base, info.context_window) == ("tiny-llama", "tiny-llama", 1024)
     assert len(replay.asked) == 2
 
 

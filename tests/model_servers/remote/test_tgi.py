@@ -483,7 +483,7 @@ async def test_it_is_described_by_its_own_limits() -> None:
         server = TGI.open(Target("tgi", stand_in.url + "/v1/"))
         told = TGI.open(Target("tgi", stand_in.url, context_window=512))
         info = await server.describe()
-        assert (info.name, info.context_window) == ("tgi", 2048)
+        assert (info.name, info.base, info.context_window) == ("tgi", "stand-in/tiny", 2048)
         assert {"top_k", "typical_p", "repetition_penalty", "tools", "response_format"} <= info.capabilities
         assert not {"presence_penalty", "n"} & info.capabilities
         assert (await told.describe()).context_window == 512
