@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comps.admission import Admission
-from comps.core.errors import InvalidRequest, LLMError
+from comps.core.errors import InvalidRequest, LLMError, for_operator
 from comps.core.generator import Models, TextGenerator
 from comps.core.types import JSON, ModelInfo
 from comps.dialects.shared.base import Dialect, GenerationCall, ServiceStatus, Text
@@ -104,7 +104,7 @@ class Service:
             await generator.load()
         except LLMError as error:
             if len(self.settings.models) > 1:  # Of a single model, the command prints it.
-                log.error("the model %s cannot be loaded: %s", generator.model, error)
+                log.error("the model %s cannot be loaded: %s", generator.model, for_operator(error))
             return error
         except Exception:  # A fault of ours: the log gets the details.
             log.exception("while loading the model %s", generator.model)

@@ -22,6 +22,7 @@ from comps.core.errors import (
     SettingsError,
     TextTooLong,
     Unreachable,
+    for_operator,
     no_room,
 )
 from comps.core.ports import Answer
@@ -148,7 +149,7 @@ class Embedded:
         try:
             await self.load()
         except LLMError as error:  # The next request tries again.
-            log.error("the model could not be started again: %s", error)
+            log.error("the model could not be started again: %s", for_operator(error))
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         engine = self._loaded_engine()

@@ -9,12 +9,14 @@ from dataclasses import fields
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
+from urllib.parse import urlsplit
 
 from langchain_core.language_models import BaseChatModel
 from pydantic import SecretStr
 
 from comps.core.errors import SettingsError
 from comps.core.types import JSON
+from comps.model_servers.remote.addresses import shown
 from comps.model_servers.target import Access, Target
 
 _OTHER_NAMES = {
@@ -76,7 +78,7 @@ def arguments_of(kind: type[BaseChatModel], path: str, given: Mapping[str, JSON]
     if field := field_of(kind, "model"):
         by_field.setdefault(field, target.model_name)
     if target.endpoint:
-        field = field_of(kind, "base_url") or _ending(kind, "base_url")
+        field = _url_field(kind)
         if not field:
             raise SettingsError(f"model_server_endpoint = {target.endpoint}: {path} has no argument for a URL")
         by_field.setdefault(field, target.endpoint)
@@ -93,6 +95,19 @@ def _ending(kind: type[BaseChatModel], name: str) -> str | None:
     """A field with a longer name, such as `anthropic_api_key`."""
     endings = tuple(f"_{one}" for one in (name, *_OTHER_NAMES[name]))
     return next((field for field in kind.model_fields if field.endswith(endings)), None)
+
+
+def address_of(kind: type[BaseChatModel], arguments: Mapping[str, Any]) -> str:
+    """The URL among the arguments of a class, without credentials and query; empty: there is none."""
+    field = _url_field(kind)
+    if not field:
+        return ""
+    value = arguments.get(kind.model_fields[field].alias or field) or arguments.get(field)
+    return shown(urlsplit(value)) if isinstance(value, str) and "://" in value else ""
+
+
+def _url_field(kind: type[BaseChatModel]) -> str | None:
+    return field_of(kind, "base_url") or _ending(kind, "base_url")
 
 
 def names_in(said: JSON) -> set[str]:

@@ -18,7 +18,14 @@ from comps.core.errors import LLMError, SettingsError, Unreachable
 from comps.core.ports import Answer
 from comps.core.types import JSON, Finished, Generation, ModelInfo, Prompt, Sampling, only
 from comps.model_servers.langchain.chunks import MessageReader
-from comps.model_servers.langchain.class_arguments import arguments_of, class_at, field_of, names_in, secrets_in
+from comps.model_servers.langchain.class_arguments import (
+    address_of,
+    arguments_of,
+    class_at,
+    field_of,
+    names_in,
+    secrets_in,
+)
 from comps.model_servers.langchain.failures import translated
 from comps.model_servers.langchain.messages import FOR_MESSAGES, to_langchain
 from comps.model_servers.remote.tgi import Stopped
@@ -55,6 +62,7 @@ class LangChainModel:
         self._class = class_at(self._path)
         self._of_calls = names_in(given.pop("honours", ())) - {"stop"}
         self._arguments = arguments_of(self._class, self._path, given, target)
+        self._address = address_of(self._class, self._arguments)
         self._fields = {
             name: field
             for name in _SAMPLING
@@ -167,7 +175,7 @@ class LangChainModel:
         except LLMError:
             raise
         except Exception as error:
-            raise translated(error, self._path, self._brief) from error
+            raise translated(error, self._path, self._brief, self._address) from error
 
     def _brief(self, error: object) -> str:
         """What it says, shortened, without URLs and the secrets that the chat model has."""

@@ -36,6 +36,7 @@ from comps.core.errors import (
     SettingsError,
     Timeout,
     Unreachable,
+    for_operator,
 )
 from comps.core.ports import Completes
 from comps.core.types import JSON, Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
@@ -457,9 +458,15 @@ async def test_langchains_own_class_before_a_server_that_fails(
 
 
 async def test_langchains_own_class_at_a_closed_port_is_unreachable() -> None:
-    one = target("langchain_openai:ChatOpenAI", "http://127.0.0.1:9/v1", Access(api_key="k"), max_retries=0)
-    with pytest.raises(Unreachable):
+    one = target(
+        "langchain_openai:ChatOpenAI", "http://me:pw@127.0.0.1:9/v1?key=pw", Access(api_key="k"), max_retries=0
+    )
+    with pytest.raises(Unreachable) as caught:
         await events_of(await loaded(one))
+    cannot = "the model server cannot be reached: "
+    assert str(caught.value) == f"{cannot}connection refused"
+    at = "langchain_openai:ChatOpenAI at http://127.0.0.1:9/v1"
+    assert for_operator(caught.value) == f"{cannot}{at}: connection refused"
 
 
 async def test_closing_an_answer_closes_the_connection_of_langchains_own_class() -> None:
