@@ -193,6 +193,7 @@ def make_app(
     servers: Mapping[str, ModelServer] = MappingProxyType({}),
     on_loaded: Callable[[LLMError | None], None] | None = None,
     *,
+    on_state: Callable[[Mapping[str, LLMError]], None] | None = None,
     shut_down: Callable[[], None] | None = None,
     further: Sequence[Dialect] = (),
 ) -> FastAPI:
@@ -202,6 +203,8 @@ def make_app(
         settings: The settings.
         servers: Model servers by model name, which replace the configured ones.
         on_loaded: Called once loading has ended, with None if a model was loaded, or else with an error.
+        on_state: Called after that if a model was loaded, with the models that do not answer and the reason for each,
+            and again when one more of them answers.
         shut_down: Stops the service after the running requests. Called for POST /shutdown, if the settings allow it.
         further: Dialects with precedence over the configured ones.
 
@@ -216,7 +219,7 @@ def make_app(
         description="A question and documents in, an answer out, whole or streamed.",
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=lambda _: service.open(on_loaded),
+        lifespan=lambda _: service.open(on_loaded, on_state),
     )
     service.add_routes(app)
     app.add_middleware(

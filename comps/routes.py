@@ -31,6 +31,8 @@ from comps.telemetry import Telemetry, gpus, log
 
 MEGABYTE = 1_000_000
 PROMPT = "/v1/prompt"
+_ASK_AGAIN_SECONDS = 3.0
+"""Seconds after which a model server that did not answer at the start is asked again."""
 _CREDENTIALS = re.compile(r"//[^/?#]*@")
 
 
@@ -83,9 +85,13 @@ class Service:
         self.started = int(time())
 
     @asynccontextmanager
-    async def open(self, on_loaded: Callable[[LLMError | None], None] | None) -> AsyncIterator[None]:
-        """Lifespan: load all models concurrently, in the background, and close them at the end."""
-        loading = asyncio.ensure_future(self._load(on_loaded))
+    async def open(
+        self,
+        on_loaded: Callable[[LLMError | None], None] | None,
+        on_state: Callable[[Mapping[str, LLMError]], None] | None,
+    ) -> AsyncIterator[None]:
+        """Lifespan: load all models concurrently, in the background, and close them at the end; see `make_app`."""
+        loading = asyncio.ensure_future(self._load(on_loaded, on_state))
         try:
             yield
         finally:
@@ -93,10 +99,35 @@ class Service:
             await asyncio.gather(loading, return_exceptions=True)
             await asyncio.gather(*(generator.server.aclose() for generator in self.models))
 
-    async def _load(self, on_loaded: Callable[[LLMError | None], None] | None) -> None:
+    async def _load(
+        self,
+        on_loaded: Callable[[LLMError | None], None] | None,
+        on_state: Callable[[Mapping[str, LLMError]], None] | None,
+    ) -> None:
         failures = await asyncio.gather(*(self._load_one(generator) for generator in self.models))
         if on_loaded:
             on_loaded(failures[0] if all(failures) else None)
+        if on_state and not all(failures):
+            await self._watch(dict(zip(self.models, failures, strict=True)), on_state)
+
+    async def _watch(
+        self,
+        failures: Mapping[TextGenerator, LLMError | None],
+        on_state: Callable[[Mapping[str, LLMError]], None],
+    ) -> None:
+        """Ask the loaded models until each has answered once, and tell when the number of silent ones changes."""
+        failed = {generator.model: error for generator, error in failures.items() if error}
+        waiting = [generator for generator, error in failures.items() if not error]
+        told: int | None = None
+        while waiting:
+            states = await asyncio.gather(*(_state(generator) for generator in waiting))
+            silent = {info.name: error for info, error in states if error}
+            if len(silent) != told:
+                on_state({**failed, **silent})
+                told = len(silent)
+            waiting = [generator for generator in waiting if generator.model in silent]
+            if waiting:
+                await asyncio.sleep(_ASK_AGAIN_SECONDS)
 
     async def _load_one(self, generator: TextGenerator) -> LLMError | None:
         """Load one model; returns the error if that fails, since the other models do not depend on it."""

@@ -39,7 +39,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _system_errors(error: BaseException | None) -> Iterator[OSError]:
-    """The errors of the operating system that an error came from, suppressed ones too, and those of several addresses."""
+    """The errors of the operating system that an error came from, also suppressed ones, and those of a group."""
     while error:
         if isinstance(error, OSError) and error.errno:
             yield error
