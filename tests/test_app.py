@@ -437,3 +437,36 @@ async def test_models_that_do_not_answer_at_the_start_are_told_and_told_again_wh
         servers["three"].up = True  # type: ignore[attr-defined]
         assert await asyncio.wait_for(told.get(), PATIENCE) == {}
     assert told.empty()
+
+
+def test_what_only_opening_a_model_finds_is_told_with_all_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRAMEWORK", "native")
+    file = tmp_path / "config.ini"
+    opening = (
+        "[Model]\nmodel_server=vllm\nmodel_server_endpoint=localhost:8008\nprompt_templates=/no/such/folder\n"
+        "[Model.two]\nmodel_server=tgi\nmodel_server_endpoint=ftp://one,http://two/v1/chat/completions\n"
+        "[Conversation.x]\nsep_style = WOBBLY\n"
+    )
+    wrong = [
+        "[Conversation.x] sep_style",
+        "[Model] model_server_endpoint = localhost:8008: ",
+        "[Model] prompt_templates = /no/such/folder: ",
+        "[Model.two] model_server_endpoint = ftp://one: ",
+        "[Model.two] model_server_endpoint = http://two/v1/chat/completions: ",
+        "[Model.two] prompt_templates = /no/such/folder: ",
+    ]
+    for more, first in (("", []), ("[OPEA_Microservice]\nport=x\n", [f"{file}: [OPEA_Microservice] port = x: "])):
+        file.write_text(opening + more)
+        with pytest.raises(SettingsError) as caught:
+            read_settings(file)
+        told = caught.value.problems
+        assert [
+            begin for begin, problem in zip([*first, *wrong], told, strict=True) if not problem.startswith(begin)
+        ] == []
+    file.write_text(opening.partition("[Conv")[0])
+    settings = read_settings(file)
+    with pytest.raises(SettingsError) as caught:
+        open_models(settings)
+    assert len(caught.value.problems) == len(wrong) - 1

@@ -211,9 +211,9 @@ def test_check_and_ask_tell_the_address_that_refuses_and_the_callers_of_the_serv
     cannot = "the model server cannot be reached:"
     for name, value in {**environment, "FRAMEWORK": "native"}.items():
         monkeypatch.setenv(name, value)
-    for run in (comps.cli.check, lambda: comps.cli.ask("?", max_tokens=3)):
+    for run, arguments in ((comps.cli.check, ()), (comps.cli.ask, ("?",))):
         with pytest.raises(typer.Exit) as ended:
-            run()
+            run(*arguments)
         assert ended.value.exit_code == 1
         assert capsys.readouterr().err == f"opea-llm: {cannot} {url}: connection refused\n"
     with serving(**environment) as service:
@@ -262,7 +262,8 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(
         ("[Modell]\nmodel_name = x\n", ("[Modell]", "Model")),
         ("[OPEA_Microservice]\nport = nine\n", ("port = nine",)),
         ("[Model]\nmodel_name =\n", ("model_name",)),
-        ("port = 1\n", ("cannot be read",)),
+        ("port = 1\n", ("cannot be read", "line 1")),
+        ("[Model]\nmodel_name = x  # mine\n", ("line 2", "[Model] model_name = x # mine", "quotes")),
     ],
 )
 def test_a_wrong_file_is_one_line_and_exit_code_2(tmp_path: Path, text: str, named: tuple[str, ...]) -> None:

@@ -179,8 +179,10 @@ class SettingsProblems:
     def __init__(self) -> None:
         self._found: dict[str, None] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._found)
+    @property
+    def found(self) -> tuple[str, ...]:
+        """All problems, in order."""
+        return tuple(self._found)
 
     def add(self, error: SettingsError) -> None:
         """Add all problems of an error; a problem that is known already counts once."""
