@@ -466,8 +466,8 @@ def test_all_that_is_wrong_with_a_file_is_told_at_once(write: Write, monkeypatch
         f"{file} unknown key prot; d",
         "environment LLM_API_MODEL_PARAMS not the JSON of an ",
         f"{file} log_level = [1] not a single value",
-        f"{file} port [OPEA_Microservice] ",
-        "environment USVC_MAX_RUNNING [OPEA_Microservice] ",
+        f"{file} port [OPEA_Microservice]",
+        "environment USVC_MAX_RUNNING [OPEA_Microservice]",
     ]
 
 

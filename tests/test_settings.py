@@ -788,6 +788,57 @@ def test_a_variable_of_another_program_is_left_alone(
     assert [told for told in load().without_effect if f" {variable}:" in told] == []
 
 
+# OPENAI_API_KEY
+
+
+OPENAI = "https://api.openai.com/v1"
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "OPENAI_API_KEY_FILE"])
+@pytest.mark.parametrize(
+    ("kind", "lines", "goes"),
+    [
+        ("openai_api", f"model_server_endpoint = {OPENAI}", True),
+        ("openai_api", "model_server_endpoint = https://eu.api.openai.com/v1", True),
+        ("openai_api", f"model_server_endpoint = {OPENAI}, https://us.api.openai.com/v1", True),
+        ("openai_api", f"model_server_endpoint = {OPENAI}, http://localhost:8008", False),
+        ("openai_api", "model_server_endpoint = http://api.openai.com/v1", False),
+        ("openai_api", "model_server_endpoint = https://api.openai.com.example/v1", False),
+        ("openai_api", "model_server_endpoint = https://myapi.openai.com.example", False),
+        ("openai_api", "model_server_endpoint = https://x@evil.example/https://api.openai.com", False),
+        ("vllm", "model_server_endpoint = http://localhost:8008", False),
+        ("tgi", "model_server_endpoint = http://localhost:8008", False),
+        ("langchain", "class = langchain_openai:ChatOpenAI", True),
+        ("langchain", f"class = langchain_openai:ChatOpenAI\nbase_url = {OPENAI}", True),
+        ("langchain", "class = langchain_openai:ChatOpenAI\nbase_url = http://localhost:8008/v1", False),
+        ("langchain", "class = langchain_anthropic:ChatAnthropic", False),
+    ],
+)
+def test_openai_s_key_goes_to_openai_alone(
+    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, kind: str, lines: str, goes: bool
+) -> None:
+    (tmp_path / "key").write_text("hush")
+    monkeypatch.setenv(variable, str(tmp_path / "key") if variable.endswith("_FILE") else "hush")
+    file = write(f"[Model]\nmodel_server = {kind}\n{lines}\n")
+    settings = load_settings(file, ("openai_api", "langchain", *KINDS), DIALECTS, ("openai_api", *WITHOUT_ENGINE))
+    assert settings.model.api_key.get_secret_value() == ("hush" if goes else "")
+    told = [one for one in settings.without_effect if one.startswith(f"environment {variable}: no effect here: ")]
+    assert len(told) == (0 if goes or "://" not in lines else 1)
+    assert all("LLM_API_KEY" in one for one in told)
+    monkeypatch.setenv("LLM_API_KEY", "own")
+    own = load_settings(file, ("openai_api", "langchain", *KINDS), DIALECTS, ("openai_api", *WITHOUT_ENGINE))
+    assert own.model.api_key.get_secret_value() == "own"
+    assert own.without_effect == ()
+
+
+def test_openai_s_key_goes_to_no_further_model_at_another_server(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "hush")
+    elsewhere = "[Model.b]\nmodel_server_endpoint = http://localhost:8008\n"
+    text = f"[Model]\nmodel_server = vllm\nmodel_server_endpoint = {OPENAI}\n[Model.a]\n{elsewhere}"
+    models = load(write(text)).models
+    assert [one.model.api_key.get_secret_value() for one in models.values()] == ["hush", "hush", ""]
+
+
 # What belongs together
 
 

@@ -22,6 +22,7 @@ from comps.core.errors import SettingsError, SettingsProblems
 from comps.core.types import JSON
 from comps.settings.engines import ENGINE, engine_of_file, engine_settings
 from comps.settings.loaded_section import LoadedSection, Setting, load_section
+from comps.settings.openai_key import without_openai_key
 from comps.settings.sections import SECTIONS, Dialects, Logging, Microservice, Model, key_of
 from comps.settings.unknown_variables import unknown_variables
 from comps.settings.variables import environment_names, file_names, variable_of
@@ -131,10 +132,12 @@ def gather_settings(
         _check_variables_of_models(endings, problems)
     lost += unknown_variables(endings)
     above = engine_of_file(read, sections["Model"], lost)
-    sections["Model"] = _with_engine(sections["Model"], above, kinds, without_engine, problems)
+    model = _with_engine(sections["Model"], above, kinds, without_engine, problems)
+    sections["Model"] = without_openai_key(model, lost)
     for ending, heading in endings.items():
         section, above = _further(sections["Model"], heading, ending, read.sections[heading], problems)
-        sections[heading] = _with_engine(section, above, kinds, without_engine, problems)
+        section = _with_engine(section, above, kinds, without_engine, problems)
+        sections[heading] = without_openai_key(section, lost)
     for section in sections.values():
         if not isinstance(section.values, Model):
             with problems.caught():
