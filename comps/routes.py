@@ -179,7 +179,8 @@ class Service:
             "max_body": self.settings.microservice.max_body_mb * MEGABYTE,
             "strict": self.settings.dialects.strict,
         }
-        servers = {name: _model_server(served.model) for name, served in self.settings.models.items()}
+        show = self.settings.microservice.show_endpoints
+        servers = {name: _model_server(served.model, show) for name, served in self.settings.models.items()}
         handlers = [Handler(endpoint, **common) for endpoint in endpoints]
         self.handlers = [*handlers, PromptHandler(preview, servers, **common)]
         for handler in self.handlers:
@@ -259,11 +260,14 @@ def _generates(endpoint: Endpoint) -> bool:
     return issubclass(endpoint.calls[0][0], GenerationCall)
 
 
-def _model_server(model: Model) -> JSON:
-    """Returns what callers may see of a model's server: kind, framework, and URL without credentials and query."""
-    urls = [_CREDENTIALS.sub("//", url.strip()).partition("?")[0] for url in model.model_server_endpoint.split(",")]
-    endpoint = ", ".join(urls) if "://" in model.model_server_endpoint else None
-    return {"kind": model.model_server, "endpoint": endpoint, "framework": model.framework}
+def _model_server(model: Model, show_endpoint: bool) -> JSON:
+    """Returns what callers may see of a model's server: kind, framework, and perhaps its URL without credentials and
+    query."""
+    seen: dict[str, JSON] = {"kind": model.model_server, "framework": model.framework}
+    if show_endpoint:
+        urls = [_CREDENTIALS.sub("//", url.strip()).partition("?")[0] for url in model.model_server_endpoint.split(",")]
+        seen["endpoint"] = ", ".join(urls) if "://" in model.model_server_endpoint else None
+    return seen
 
 
 async def _state(generator: TextGenerator) -> tuple[ModelInfo, LLMError | None]:

@@ -60,6 +60,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "max_waiting": ("0", 0),
     "cors_origins": ("https://one.example, https://two.example", ("https://one.example", "https://two.example")),
     "allow_shutdown": ("true", True),
+    "show_endpoints": ("true", True),
     "stalled_client_seconds": ("30", 30),
     "drain_seconds": ("0", 0),
     "model_name": ("Intel/neural-chat-7b-v3-3", "Intel/neural-chat-7b-v3-3"),
