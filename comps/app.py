@@ -15,7 +15,7 @@ from fastapi_offline import FastAPIOffline
 from comps.core.budget import Sharing
 from comps.core.errors import LLMError, SettingsError, SettingsProblems
 from comps.core.generator import Models, TextGenerator
-from comps.core.ports import ModelServer
+from comps.core.ports import ChecksSettings, ModelServer
 from comps.core.prompts import Templates
 from comps.core.types import JSON
 from comps.dialects import DIALECTS, opea, open_dialect, openai
@@ -52,7 +52,8 @@ def read_settings(file: Path | None) -> Settings:
     if problems.found:  # So that whatever else is wrong is told with it.
         with problems.caught():
             open_models(settings)
-    problems.raise_if_any()
+    if problems.found:
+        raise SettingsError(*settings.without_effect, *problems.found)
     return settings
 
 
@@ -122,7 +123,10 @@ def _open_replicas(served: ServedModel) -> list[ModelServer]:
     for one in endpoints:
         target = Target(model.model_name, one, access, model.context_window or None, model.device, served.engine)
         with problems.caught():
-            opened.append(open_model_server(model.model_server, target))
+            server = open_model_server(model.model_server, target)
+            if isinstance(server, ChecksSettings):
+                server.check_settings()
+            opened.append(server)
     problems.raise_if_any()
     return opened
 

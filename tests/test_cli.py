@@ -375,6 +375,21 @@ def test_check_of_the_settings_alone_loads_no_model_and_asks_no_model_server(
     assert "model_server_endpoint = vllm:8000" in capsys.readouterr().err
 
 
+def test_a_device_that_is_not_here_is_told_with_the_wrong_settings_and_no_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name, value in {"FRAMEWORK": "native", "LLM_DEVICE": "cuda", "USVC_PORT": "x", "LLM_NAEM": "y"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LLM_NAME", str(tmp_path / "nowhere.gguf"))
+    with pytest.raises(typer.Exit) as ended:
+        comps.cli.serve(Path(os.devnull))
+    assert ended.value.exit_code == 2
+    unknown, port, device = capsys.readouterr().err.splitlines()
+    assert "LLM_NAEM" in unknown
+    assert port.startswith("opea-llm: environment USVC_PORT: [OPEA_Microservice] port = x: ")
+    assert device.startswith("opea-llm: [Model] device = cuda: OpenVINO finds no CUDA here; it finds: ")
+
+
 def test_check_says_so_if_the_model_cannot_be_loaded(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + b"\0" * 100)

@@ -28,7 +28,7 @@ from comps.core.errors import (
 from comps.core.ports import Answer
 from comps.core.prompts import only_text, plain_roles, text_of
 from comps.core.types import JSON, Embeddings, Finished, ModelInfo, Prompt, Sampling, Usage
-from comps.model_servers.embedded.engine_process import EngineProcess
+from comps.model_servers.embedded.engine_process import EngineProcess, run_check
 from comps.model_servers.embedded.model_files import find_model
 from comps.model_servers.target import Target, need
 
@@ -55,6 +55,8 @@ class Embedded:
     """The engine's name in errors."""
     program: ClassVar[str]
     """The module that is the program of the engine's process."""
+    checker: ClassVar[str] = ""
+    """The module whose `check(device, settings)` checks both without a model; see `check_settings`. Empty: none."""
     packages: ClassVar[tuple[str, ...]] = ()
     """What the program imports that the extra of the kind's name installs, and not this service itself."""
     honoured: ClassVar[frozenset[str]] = frozenset(Sampling.__dataclass_fields__)
@@ -103,6 +105,18 @@ class Embedded:
             SettingsError: There is no such model, or it is not here and cannot be fetched.
         """
         return str(find_model(model_name))
+
+    def check_settings(self) -> None:
+        """Check the device and the engine's settings, in a process of its own; the model is neither found nor loaded.
+
+        Raises:
+            SettingsError: The device is not here, or a setting is unknown or wrong. It has all that is wrong.
+        """
+        given = {name: self._load_options[name] for name in ("device", "settings")}
+        if self.checker and given != {"device": "CPU", "settings": {}}:
+            problems = run_check(self.checker, given)
+            if problems:
+                raise SettingsError(*problems)
 
     async def load(self) -> None:
         """Find the model, fetching it if need be, and start the engine; see `Loads.load`."""

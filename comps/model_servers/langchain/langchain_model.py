@@ -95,9 +95,9 @@ class LangChainModel:
         try:
             return self._class(**arguments)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            name = ".".join(map(str, first["loc"]))
-            raise SettingsError(f"{self._path}: {name or 'arguments'}: {self._brief(first['msg'])}") from None
+            found = error.errors(include_url=False, include_context=False, include_input=False)
+            wrong = [(".".join(map(str, one["loc"])) or "arguments", self._brief(one["msg"])) for one in found]
+            raise SettingsError(*(f"{self._path}: {name}: {why}" for name, why in wrong)) from None
         except Exception as error:
             raise SettingsError(f"{self._path} cannot be made: {type(error).__name__}: {self._brief(error)}") from None
 
