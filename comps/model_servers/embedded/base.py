@@ -82,6 +82,8 @@ class Embedded:
         self._loading = asyncio.Lock()
         self._reloading: asyncio.Future[None] | None = None
         self._loaded_once = False
+        self._not_loaded = ""
+        """What is told once loading has begun and has failed."""
         self._closed = False
 
     @classmethod
@@ -124,6 +126,7 @@ class Embedded:
             if self._engine and self._info and not self._engine.ended:
                 return
             await self._end()
+            self._not_loaded = f"the model {self._model_name} could not be loaded; the service's log has the reason"
             model = await _in_daemon_thread(lambda: self.find(self._model_name, self._local_dir))
             self._engine = await asyncio.to_thread(EngineProcess, self.program)
             loaded = await self._engine.ask({"load": {"model": model, **self._load_options}})
@@ -132,7 +135,7 @@ class Embedded:
             if "error" in loaded:
                 raise ModelServerError(f"{self.display_name} cannot load {self._model_name}: {loaded['error']}")
             self._longest_token = loaded["longest_token"]
-            self._loaded_once = True
+            self._loaded_once, self._not_loaded = True, ""
             self._info = ModelInfo(self._model_name, loaded["context_window"], self.honoured)
 
     @property
@@ -154,7 +157,8 @@ class Embedded:
         if self._engine and self._info and not self._engine.ended:
             return self._engine
         if not self._loaded_once:
-            raise Unreachable(f"the model {self._model_name} is still loading")
+            failed = self._not_loaded and not self._loading.locked()
+            raise Unreachable(self._not_loaded if failed else f"the model {self._model_name} is still loading")
         if not self._closed and (self._reloading is None or self._reloading.done()):
             self._reloading = asyncio.ensure_future(self._load_again())
         raise Unreachable(f"the process of the model {self._model_name} has ended; it is being started again", 5)

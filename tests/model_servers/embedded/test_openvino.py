@@ -258,9 +258,14 @@ async def test_a_file_that_is_no_model_is_one_clear_error(tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
-async def test_a_model_that_does_not_exist_is_a_settings_error() -> None:
+async def test_a_model_that_does_not_exist_is_a_settings_error_and_is_not_said_to_be_loading_afterwards() -> None:
+    server = OpenVINO("no-such-thing")
+    with pytest.raises(Unreachable, match="is still loading"):
+        await server.describe()
     with pytest.raises(SettingsError, match="no-such-thing"):
-        await OpenVINO("no-such-thing").load()
+        await server.load()
+    with pytest.raises(Unreachable, match="could not be loaded; the service's log has the reason"):
+        await server.describe()
 
 
 async def test_a_process_that_sends_invalid_data_is_ended_and_blocks_no_request() -> None:
