@@ -263,7 +263,7 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(
         ("[OPEA_Microservice]\nport = nine\n", ("port = nine",)),
         ("[Model]\nmodel_name =\n", ("model_name",)),
         ("port = 1\n", ("cannot be read", "line 1")),
-        ("[Model]\nmodel_name = x  # mine\n", ("line 2", "[Model] model_name = x # mine", "quotes")),
+        ("[Model]\nmodel_name = x  # mine\n", ("line 2", "[Model] model_name: a comment", "quotes")),
     ],
 )
 def test_a_wrong_file_is_one_line_and_exit_code_2(tmp_path: Path, text: str, named: tuple[str, ...]) -> None:

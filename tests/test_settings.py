@@ -626,7 +626,7 @@ framework = llamaindex ; or native
 model_server = vlm
 context_window = 8k
 ca_file = /no/such/file
-api_key = hush
+api_key = hush # mine
 [Model.small]
 model_server = vllm
 n_ctx = 8
@@ -655,7 +655,8 @@ def test_all_that_is_wrong_with_a_file_and_the_environment_is_told_at_once_each_
     begins = [
         f"{file}: cannot be read: line 18: [Dialects] strict is there twice",
         f"{file}: cannot be read: line 21: ",
-        f"{file}: line 6: [Model] framework = llamaindex ; or native: a comment needs a line of its own",
+        f"{file}: line 6: [Model] framework: a comment needs a line of its own",
+        f"{file}: line 10: [Model] api_key: a comment needs a line of its own",
         f"{file}: unknown section [Modell]",
         "environment LOG_LEVEL: [Logging] log_level = LOUD: ",
         f"{file}: [OPEA_Microservice] port = many: ",
@@ -711,7 +712,7 @@ def test_a_comment_behind_a_value_is_refused_with_key_and_line_unless_it_is_in_q
 ) -> None:
     file = write(f"# A comment\n[Logging]\n[Model]\nframework = native\n{line}\n; another\n")
     if value is None:
-        assert mistake(file).startswith(f"{file}: line 5: [Model] model_name = ")
+        assert mistake(file).startswith(f"{file}: line 5: [Model] model_name: a comment needs a line of its own")
     else:
         assert load(file).model.model_name == value
 

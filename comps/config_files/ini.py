@@ -33,8 +33,10 @@ def read_ini(path: Path) -> ConfigFile:
         for key, value in parser[heading].items():
             comment = None if heading.startswith(_WITH_SEPARATORS) else _comment_in(value)
             if comment:
-                where = f"{path}: line {_line_of(text, heading, key)}: [{heading}] {key} = {_shown(value)}"
-                why = "a comment needs a line of its own; a value that has # or ; after a space needs quotes around it"
+                where = f"{path}: line {_line_of(text, heading, key)}: [{heading}] {key}"
+                why = (
+                    f"a comment needs a line of its own; if {comment[0].strip()} is part of the value, it needs quotes"
+                )
                 problems.add(SettingsError(f"{where}: {why}"))
                 value = value[: comment.start()]
             sections[heading][key] = ConfigValue(value, str(path))
@@ -75,10 +77,6 @@ def _comment_in(value: str) -> re.Match[str] | None:
         except ValueError:
             pass
     return comment
-
-
-def _shown(value: str) -> str:
-    return " ".join(value.split())
 
 
 def _line_of(text: str, heading: str, key: str) -> int:

@@ -21,14 +21,18 @@ def translated(error: BaseException, what: str, brief: Callable[[object], str], 
         address: The URL that the settings name, without credentials, for the operator; empty: none.
     """
     found = next((ours for one in _causes(error) if (ours := _ours(one, brief))), None)
-    failed = found or ModelServerError(f"{what} failed: {type(error).__name__}: {brief(error)}")
     at = f"{what} at {address}" if address else what
-    if type(failed) is Unreachable and str(failed) == _CANNOT_BE_REACHED:
+    if not found:
+        why = f"failed: {type(error).__name__}: {brief(error)}"
+        failure = ModelServerError(f"{what} {why}")
+        failure.operator_text = f"{at} {why}"
+        return failure
+    if type(found) is Unreachable and str(found) == _CANNOT_BE_REACHED:
         said = ": ".join(dict.fromkeys((type(error).__name__, brief(error) or "no connection")))
         why, further = next(map(why_unreachable, _system_errors(error)), ("no connection", said))
         told = f"{why} ({further})" if further else why
-        return Unreachable(f"{failed}: {why}", operator_text=f"{failed}: {at}: {told}")
-    return told_at(failed, at) if isinstance(failed, ModelServerError) else failed
+        return Unreachable(f"{found}: {why}", operator_text=f"{found}: {at}: {told}")
+    return told_at(found, at) if isinstance(found, ModelServerError) else found
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
