@@ -28,8 +28,6 @@ _UNKNOWN_WINDOW = 2**31 - 1
 """The context window in tokens of a model that does not say."""
 _VIRTUAL_DEVICES = ("AUTO", "BATCH", "HETERO", "MULTI")
 """https://docs.openvino.ai/2025/openvino-workflow/running-inference/inference-devices-and-modes.html"""
-_OF_GENAI = ("adapters", "draft_model", "prompt_lookup", "scheduler_config")
-"""Properties of OpenVINO GenAI's pipelines that have small letters."""
 _WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _PIECES = re.compile(r"(?s).{1,4000}(?=\s|\Z)|.{1,4000}")
 _LOOKS_SPECIAL = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{2,30}\]")
@@ -72,7 +70,7 @@ class Engine:
         self._concatenate, self._tensor = numpy.concatenate, openvino.Tensor
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
-        properties = _configure(scheduler, settings or {})
+        properties = _configure(scheduler, settings or {}, _properties(openvino.Core()))
         # In bf16, OpenVINO's default on CPUs that have it, an answer whose prefix is cached differs from the first one,
         # so a seed would not repeat it. In f32 it does, and decoding is faster.
         if device == "CPU":
@@ -238,13 +236,13 @@ def context_window(model: Path) -> int | None:
     return next((config[name] for name in _WINDOW_FIELDS if isinstance(config.get(name), int)), None)
 
 
-def _configure(scheduler: Any, settings: Mapping[str, JSON]) -> dict[str, JSON]:
-    """Set the fields of a `SchedulerConfig`; returns the settings that are none."""
+def _configure(scheduler: Any, settings: Mapping[str, JSON], known: Collection[str]) -> dict[str, JSON]:
+    """Set the fields of a `SchedulerConfig`; returns the settings that are none, those in `known` under that name."""
     properties = {}
     for name, value in settings.items():
         if not hasattr(scheduler, name):
-            # The keys of config.ini and of variables are in small letters, OpenVINO's properties in capitals.
-            properties[name if name in _OF_GENAI else name.upper()] = value
+            # Keys of config.ini and of variables are in small letters, OpenVINO's properties in capitals.
+            properties[name.upper() if name.upper() in known else name] = value
             continue
         try:
             setattr(scheduler, name, value)
@@ -273,12 +271,17 @@ def check(device: str, settings: Mapping[str, JSON]) -> None:
         if name not in (*here, *(one.partition(".")[0] for one in here)):
             why = f"OpenVINO finds no {name} here; it finds: {', '.join(here)}"
             problems.add(SettingsError(f"device = {device}: {why}"))
-    known = {str(name) for name in core.get_property("CPU", "SUPPORTED_PROPERTIES")}
+    known = _properties(core)
     for key, value in settings.items():
         with problems.caught():
-            for name, given in _configure(scheduler, {key: value}).items():
+            for name, given in _configure(scheduler, {key: value}, known).items():
                 _check_property(core, key, name, given, {*known, *dir(scheduler)})
     problems.raise_if_any()
+
+
+def _properties(core: Any) -> set[str]:
+    """Returns the names of the properties of a CPU."""
+    return {str(name) for name in core.get_property("CPU", "SUPPORTED_PROPERTIES")}
 
 
 def _check_property(core: Any, key: str, name: str, value: JSON, known: Collection[str]) -> None:
