@@ -13,9 +13,9 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from comps.core.budget import Sharing
-from comps.core.errors import LLMError, SettingsError
+from comps.core.errors import LLMError, SettingsError, SettingsProblems
 from comps.core.generator import Models, TextGenerator
-from comps.core.ports import ModelServer
+from comps.core.ports import ChecksSettings, ModelServer
 from comps.core.prompts import Templates
 from comps.core.types import JSON
 from comps.dialects import DIALECTS, opea, open_dialect, openai
@@ -36,13 +36,24 @@ from comps.model_servers import (
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
 from comps.routes import DirectRoutes, Service
-from comps.settings import CONVERSATION, ServedModel, Settings, load_settings, read_templates
+from comps.settings import CONVERSATION, ServedModel, Settings, gather_settings, read_templates
 
 
 def read_settings(file: Path | None) -> Settings:
-    """Loads the settings, and checks them against the model servers and dialects that exist; see `load_settings`."""
-    settings = load_settings(file, model_servers(), DIALECTS, WITHOUT_ENGINE_SETTINGS)
-    make_dialects(settings)
+    """Loads the settings, and checks them against the model servers and dialects that exist.
+
+    Raises:
+        SettingsError: Settings are unknown, missing or wrong; it has all of them. See `load_settings`.
+    """
+    problems = SettingsProblems()
+    settings = gather_settings(file, model_servers(), DIALECTS, WITHOUT_ENGINE_SETTINGS, problems)
+    with problems.caught():
+        make_dialects(settings)
+    if problems.found:  # So that whatever else is wrong is told with it.
+        with problems.caught():
+            open_models(settings)
+    if problems.found:
+        raise SettingsError(*settings.without_effect, *problems.found)
     return settings
 
 
@@ -56,31 +67,32 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
     Raises:
         SettingsError: A model server does not support its settings.
     """
+    problems = SettingsProblems()
     generators = []
     for name, served in settings.models.items():
-        opened = [servers[name]] if name in servers else _open_replicas(served)
-        replicas = [_as_set(server, served) for server in opened]
-        server = replicas[0] if len(replicas) == 1 else Replicas(replicas, model=name)
-        sharing = Sharing(served.model.min_answer_tokens, served.model.documents_first)
-        generators.append(
-            TextGenerator(
-                server,
-                name,
-                sharing,
-                served.model.nothing_found,
-                templates=_templates(served),
-                escape=control_token_escaper(served.model.chat_template, served.model.model_name),
-                native=_native_documents(served),
-            )
-        )
+        with problems.caught(f"[{served.section}] "):
+            generators.append(_open_model(name, served, servers))
+    problems.raise_if_any()
     return Models(generators)
 
 
-def _templates(served: ServedModel) -> Templates:
-    try:
-        return read_templates(served.model.prompt_templates)
-    except SettingsError as error:
-        raise SettingsError(f"[{served.section}] {error}") from None
+def _open_model(name: str, served: ServedModel, servers: Mapping[str, ModelServer]) -> TextGenerator:
+    """Returns one model; see `open_models`. The errors do not name its section."""
+    model, problems = served.model, SettingsProblems()
+    server, templates, native = servers.get(name), Templates(), False
+    with problems.caught():
+        opened = [server] if server else _open_replicas(served)
+        replicas = [_as_set(one, served) for one in opened]
+        server = replicas[0] if len(replicas) == 1 else Replicas(replicas, model=name)
+    with problems.caught():
+        templates = read_templates(model.prompt_templates)
+    with problems.caught():
+        native = _native_documents(served)
+    problems.raise_if_any()
+    assert server
+    sharing = Sharing(model.min_answer_tokens, model.documents_first)
+    escape = control_token_escaper(model.chat_template, model.model_name)
+    return TextGenerator(server, name, sharing, model.nothing_found, templates=templates, escape=escape, native=native)
 
 
 def _open_replicas(served: ServedModel) -> list[ModelServer]:
@@ -103,33 +115,30 @@ def _open_replicas(served: ServedModel) -> list[ModelServer]:
         total_seconds=model.total_seconds,
         whole_answers=model.whole_answers,
     )
-    try:
-        if "" in endpoints[1:] or (not endpoints[0] and endpoint):
-            raise SettingsError(f"model_server_endpoint = {endpoint}: a comma has no URL on one of its sides")
-        if len(set(endpoints)) < len(endpoints):
-            raise SettingsError("model_server_endpoint: it names the same replica twice")
-        return [
-            open_model_server(
-                model.model_server,
-                Target(model.model_name, one, access, model.context_window or None, model.device, served.engine),
-            )
-            for one in endpoints
-        ]
-    except SettingsError as error:
-        raise SettingsError(f"[{served.section}] {error}") from None
+    if "" in endpoints[1:] or (not endpoints[0] and endpoint):
+        raise SettingsError(f"model_server_endpoint = {endpoint}: a comma has no URL on one of its sides")
+    if len(set(endpoints)) < len(endpoints):
+        raise SettingsError("model_server_endpoint: it names the same replica twice")
+    problems, opened = SettingsProblems(), []
+    for one in endpoints:
+        target = Target(model.model_name, one, access, model.context_window or None, model.device, served.engine)
+        with problems.caught():
+            server = open_model_server(model.model_server, target)
+            if isinstance(server, ChecksSettings):
+                server.check_settings()
+            opened.append(server)
+    problems.raise_if_any()
+    return opened
 
 
 def _as_set(server: ModelServer, served: ServedModel) -> ModelServer:
     """Returns the model server wrapped in the configured framework, tokenizer and chat template."""
     model = served.model
-    try:
-        through = through_framework(server, model.framework, model.model_name)
-        through = with_tokenizer(through, model.tokenizer_file)
-        if model.chat_template and model.model_server == "langchain":
-            raise SettingsError(f"chat_template = {model.chat_template}: a chat model takes no text to continue")
-        return with_chat_template(through, model.chat_template, model.model_name)
-    except SettingsError as error:
-        raise SettingsError(f"[{served.section}] {error}") from None
+    through = through_framework(server, model.framework, model.model_name)
+    through = with_tokenizer(through, model.tokenizer_file)
+    if model.chat_template and model.model_server == "langchain":
+        raise SettingsError(f"chat_template = {model.chat_template}: a chat model takes no text to continue")
+    return with_chat_template(through, model.chat_template, model.model_name)
 
 
 def _native_documents(served: ServedModel) -> bool:
@@ -141,7 +150,7 @@ def _native_documents(served: ServedModel) -> bool:
     model = served.model
     if model.native_documents and (model.model_server != "vllm" or model.chat_template):
         why = "chat_template writes them down" if model.chat_template else f"{model.model_server} takes none"
-        raise SettingsError(f"[{served.section}] native_documents = true: {why}")
+        raise SettingsError(f"native_documents = true: {why}")
     return model.native_documents
 
 
@@ -162,7 +171,9 @@ def make_dialects(settings: Settings) -> list[Dialect]:
     switches: dict[str, Any] = {
         "opea": opea.Switches(chosen.opea_stream, chosen.messages, whole, chosen.output_guard, chosen.string_messages),
         "openai": openai.Switches(whole),
-        "square": square.Switches(chosen.square_prompt, _conversations(settings), next(iter(settings.models)), whole),
+        "square": square.Switches(
+            chosen.square_prompt, _conversations(settings), next(iter(settings.models), ""), whole
+        ),
         "llm_api": llm_api.Switches(chosen.llm_api_family, chosen.llm_api_prompt, whole),
         "kaito": llama.Switches(*limits, chosen.kaito_prompt),
         "llm_on_k8s": llama.Switches(*limits, chosen.llm_on_k8s_prompt),
@@ -173,13 +184,12 @@ def make_dialects(settings: Settings) -> list[Dialect]:
 def _conversations(settings: Settings) -> tuple[Conversation, ...]:
     """Returns the configured conversation templates, in the order of the file."""
 
-    def read(name: str, keys: Mapping[str, str]) -> Conversation:
-        try:
-            return read_conversation(name, keys)
-        except SettingsError as error:
-            raise SettingsError(f"[{CONVERSATION}{name}] {error}") from None
-
-    return tuple(read(name, keys) for name, keys in settings.conversations.items())
+    problems, found = SettingsProblems(), []
+    for name, keys in settings.conversations.items():
+        with problems.caught(f"[{CONVERSATION}{name}] "):
+            found.append(read_conversation(name, keys))
+    problems.raise_if_any()
+    return tuple(found)
 
 
 def example(settings: Settings) -> tuple[str, JSON]:
@@ -193,6 +203,7 @@ def make_app(
     servers: Mapping[str, ModelServer] = MappingProxyType({}),
     on_loaded: Callable[[LLMError | None], None] | None = None,
     *,
+    on_state: Callable[[Mapping[str, LLMError]], None] | None = None,
     shut_down: Callable[[], None] | None = None,
     further: Sequence[Dialect] = (),
 ) -> FastAPI:
@@ -202,6 +213,8 @@ def make_app(
         settings: The settings.
         servers: Model servers by model name, which replace the configured ones.
         on_loaded: Called once loading has ended, with None if a model was loaded, or else with an error.
+        on_state: Called after that if a model was loaded, with the models that do not answer and the reason for each,
+            and again when one more of them answers.
         shut_down: Stops the service after the running requests. Called for POST /shutdown, if the settings allow it.
         further: Dialects with precedence over the configured ones.
 
@@ -216,7 +229,7 @@ def make_app(
         description="A question and documents in, an answer out, whole or streamed.",
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=lambda _: service.open(on_loaded),
+        lifespan=lambda _: service.open(on_loaded, on_state),
     )
     service.add_routes(app)
     app.add_middleware(

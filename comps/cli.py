@@ -1,4 +1,4 @@
-"""Command line opea-llm: serve, ask, prompt, check. An error is printed in one line and gives an exit code."""
+"""Command line opea-llm: serve, ask, prompt, check. Each error is printed in one line, and gives an exit code."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
+from errno import EADDRNOTAVAIL
 from json import dumps
 from pathlib import Path
-from socket import socket
+from socket import AI_PASSIVE, SOCK_STREAM, create_server, gaierror, getaddrinfo, socket
 from types import FrameType
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ import typer
 import uvicorn
 
 from comps.app import direct, example, make_app, open_models, read_settings, replicas_of
-from comps.core.errors import LLMError, SettingsError
+from comps.core.errors import LLMError, SettingsError, for_operator
 from comps.core.generator import TextGenerator
 from comps.core.ports import Loads, ModelServer
 from comps.core.sockets import notice_silence
@@ -63,24 +63,26 @@ def serve(config: ConfigFile = None) -> None:
         settings = _settings(config)
         start_log(settings.logging.log_level, settings.logging.log_path)
         service = _Service(settings)
-        _message(f"{settings.microservice.name}: loading {_models(settings)} …")
         service.run()
         if service.failed:
             raise service.failed
 
 
 class _Service(uvicorn.Server):
-    """The uvicorn server. It prints a message once it listens and a model is loaded, and exits if either fails."""
+    """The uvicorn server. It prints that it loads, and whether the models answer, and exits if none can be loaded."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._loaded = False
         self.failed: LLMError | None = None
         microservice = settings.microservice
+        app = make_app(
+            settings,
+            on_loaded=self._on_loaded,
+            on_state=lambda silent: _message(_state(settings, silent)),
+            shut_down=lambda: self.handle_exit(signal.SIGTERM, None),
+        )
         config = uvicorn.Config(
-            direct(
-                make_app(settings, on_loaded=self._on_loaded, shut_down=lambda: self.handle_exit(signal.SIGTERM, None))
-            ),
+            direct(app),
             host=microservice.host,
             port=microservice.port,
             loop="uvloop",
@@ -95,15 +97,22 @@ class _Service(uvicorn.Server):
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         try:
-            await super().startup(sockets)
-        except SystemExit:  # uvicorn has written the reason to the log.
-            self.failed = LLMError(f"cannot listen on {self.config.host}:{self.config.port}; see above for the reason")
+            sockets = sockets or listening_sockets(self._settings)
+        except LLMError as error:
+            self.failed = error
             self.should_exit = True
-        if self.started:
-            for listening in chain.from_iterable(server.sockets for server in self.servers):
-                with listening.dup() as same:
-                    notice_silence(same, self._settings.microservice.stalled_client_seconds)
-        self._welcome()
+            return
+        for listening in sockets:
+            notice_silence(listening, self._settings.microservice.stalled_client_seconds)
+        name, models = self._settings.microservice.name, _models(self._settings)
+        _message(f"{name}: loading {models} …; requests get status 503 until it is ready")
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        name, seconds = self._settings.microservice.name, self._settings.microservice.drain_seconds
+        if self.server_state.tasks:
+            _message(f"{name}: ending when all running answers have ended, at the latest in {seconds} s")
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Exit after the running requests; on a second signal, if it is Ctrl-C, at once. The exit code is 0."""
@@ -112,32 +121,62 @@ class _Service(uvicorn.Server):
 
     def _on_loaded(self, failed: LLMError | None) -> None:
         self.failed = failed
-        self._loaded = failed is None
         # What is there by now stays: to look through all of it each time would hold up every stream for 0.1 s.
         gc.collect()
         gc.freeze()
         self.should_exit |= failed is not None
-        self._welcome()
-
-    def _welcome(self) -> None:
-        if self.started and self._loaded:
-            _message(_welcome(self._settings))
 
 
-def _welcome(settings: Settings) -> str:
+def listening_sockets(settings: Settings) -> list[socket]:
+    """Returns a listening socket for each address of the host that the settings name.
+
+    Raises:
+        SettingsError: The host is none of this machine.
+        LLMError: The port is taken, or not allowed.
+    """
+    host, port = settings.microservice.host, settings.microservice.port
+    source = {one.key: one.source for one in settings.listing if one.section == "OPEA_Microservice"}
+    sockets: list[socket] = []
+    try:
+        for family, _, _, _, address in getaddrinfo(host, port, type=SOCK_STREAM, flags=AI_PASSIVE):
+            sockets.append(create_server(address[:2], family=family))
+    except OSError as error:
+        for one in sockets:
+            one.close()
+        nowhere = isinstance(error, gaierror)
+        said = error.strerror if nowhere or not error.errno else os.strerror(error.errno)
+        why = f"cannot listen on {host}:{port}: {(said or str(error)).lower()}"
+        if nowhere or error.errno == EADDRNOTAVAIL:
+            told = f"[OPEA_Microservice] host = {host} ({source['host']}) is no address of this machine"
+            raise SettingsError(f"{why}; {told}") from None
+        told = f"[OPEA_Microservice] port = {port} ({source['port']}); USVC_PORT sets another one"
+        raise LLMError(f"{why}; {told}") from None
+    return sockets
+
+
+def _state(settings: Settings, silent: Mapping[str, LLMError]) -> str:
+    """Returns what the service says of its models: that they answer, or which of them do not, and how to try it."""
     service = settings.microservice
     host = "localhost" if service.host in ("0.0.0.0", "::") else service.host
     address = f"http://{f'[{host}]' if ':' in host else host}:{service.port}"
+    where = f"{address} (listening on {service.host}:{service.port})"
+    answering = [name for name in settings.models if name not in silent]
+    away = "; ".join(
+        f"{_model(settings, name)} does not answer: {for_operator(error)}" for name, error in silent.items()
+    )
+    if not answering:
+        return f"{service.name}: started at {where}, but not ready: {away}; requests fail until it does"
     path, body = example(settings)
     return (
-        f"{service.name}: listening on {service.host}:{service.port}, answering with {_models(settings)}\n\n"
+        f"{service.name}: ready at {where}, answering with {_models(settings, answering)}"
+        f"{f'; {away}' if away else ''}\n\n"
         f"  Try it:  curl {address}{path} -H 'Content-Type: application/json' -d '{dumps(body)}'\n"
         f"  Read on: {address}/docs\n"
     )
 
 
-def _models(settings: Settings) -> str:
-    return ", ".join(_model(settings, name) for name in settings.models)
+def _models(settings: Settings, names: Iterable[str] = ()) -> str:
+    return ", ".join(_model(settings, name) for name in names or settings.models)
 
 
 def _model(settings: Settings, name: str) -> str:
@@ -283,7 +322,7 @@ async def _check(settings: Settings) -> None:
         except LLMError as error:
             failures.append(error)
             if len(asked) > 1:
-                print(f"{head} does not answer: {error}")
+                print(f"{head} does not answer: {for_operator(error)}")
         finally:
             await server.aclose()
     if failures:
@@ -322,10 +361,11 @@ def _exit_on_error() -> Iterator[None]:
     try:
         yield
     except SettingsError as error:
-        _message(f"opea-llm: {error}")
+        for problem in error.problems:
+            _message(f"opea-llm: {problem}")
         raise typer.Exit(WRONG_SETTINGS) from None
     except LLMError as error:
-        _message(f"opea-llm: {error}")
+        _message(f"opea-llm: {for_operator(error)}")
         raise typer.Exit(FAILED) from None
     except BrokenPipeError:  # The reader has closed the pipe; at exit, Python would report that once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,7 +16,7 @@ from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from comps.admission import Admission, RequestSlots
-from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, Unreachable
+from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, Unreachable, for_operator
 from comps.core.generator import Models, Preview, TextGenerator
 from comps.core.tasks import at_once
 from comps.core.types import JSON, GenerationRequest, ModelInfo, Usage
@@ -87,7 +87,7 @@ class Handler:
     def _fail(self, error: LLMError, style: Style, call: Call | None, reply: Reply, exchange: Exchange) -> None:
         status = style.status(error)
         if status >= 500:
-            exchange.failure = str(error)
+            exchange.failure = for_operator(error)
         if isinstance(call, GenerationCall) and reply.started:
             exchange.outcome = "broken"
             reply.write(call.error_item(error))

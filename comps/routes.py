@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comps.admission import Admission
-from comps.core.errors import InvalidRequest, LLMError
+from comps.core.errors import InvalidRequest, LLMError, for_operator
 from comps.core.generator import Models, TextGenerator
 from comps.core.request_id import REQUEST_ID
 from comps.core.types import JSON, ModelInfo
@@ -37,6 +37,8 @@ from comps.telemetry import Telemetry, gpus, log
 
 MEGABYTE = 1_000_000
 PROMPT = "/v1/prompt"
+_ASK_AGAIN_SECONDS = 3.0
+"""Seconds after which a model server that did not answer at the start is asked again."""
 _CREDENTIALS = re.compile(r"//[^/?#]*@")
 
 
@@ -107,9 +109,13 @@ class Service:
         self.started = int(time())
 
     @asynccontextmanager
-    async def open(self, on_loaded: Callable[[LLMError | None], None] | None) -> AsyncIterator[None]:
-        """Lifespan: load all models concurrently, in the background, and close them at the end."""
-        loading = asyncio.ensure_future(self._load(on_loaded))
+    async def open(
+        self,
+        on_loaded: Callable[[LLMError | None], None] | None,
+        on_state: Callable[[Mapping[str, LLMError]], None] | None,
+    ) -> AsyncIterator[None]:
+        """Lifespan: load all models concurrently, in the background, and close them at the end; see `make_app`."""
+        loading = asyncio.ensure_future(self._load(on_loaded, on_state))
         try:
             yield
         finally:
@@ -117,10 +123,35 @@ class Service:
             await asyncio.gather(loading, return_exceptions=True)
             await asyncio.gather(*(generator.server.aclose() for generator in self.models))
 
-    async def _load(self, on_loaded: Callable[[LLMError | None], None] | None) -> None:
+    async def _load(
+        self,
+        on_loaded: Callable[[LLMError | None], None] | None,
+        on_state: Callable[[Mapping[str, LLMError]], None] | None,
+    ) -> None:
         failures = await asyncio.gather(*(self._load_one(generator) for generator in self.models))
         if on_loaded:
             on_loaded(failures[0] if all(failures) else None)
+        if on_state and not all(failures):
+            await self._watch(dict(zip(self.models, failures, strict=True)), on_state)
+
+    async def _watch(
+        self,
+        failures: Mapping[TextGenerator, LLMError | None],
+        on_state: Callable[[Mapping[str, LLMError]], None],
+    ) -> None:
+        """Ask the loaded models until each has answered once, and tell when the number of silent ones changes."""
+        failed = {generator.model: error for generator, error in failures.items() if error}
+        waiting = [generator for generator, error in failures.items() if not error]
+        told: int | None = None
+        while waiting:
+            states = await asyncio.gather(*(_state(generator) for generator in waiting))
+            silent = {info.name: error for info, error in states if error}
+            if len(silent) != told:
+                on_state({**failed, **silent})
+                told = len(silent)
+            waiting = [generator for generator in waiting if generator.model in silent]
+            if waiting:
+                await asyncio.sleep(_ASK_AGAIN_SECONDS)
 
     async def _load_one(self, generator: TextGenerator) -> LLMError | None:
         """Load one model; returns the error if that fails, since the other models do not depend on it."""
@@ -128,7 +159,7 @@ class Service:
             await generator.load()
         except LLMError as error:
             if len(self.settings.models) > 1:  # Of a single model, the command prints it.
-                log.error("the model %s cannot be loaded: %s", generator.model, error)
+                log.error("the model %s cannot be loaded: %s", generator.model, for_operator(error))
             return error
         except Exception:  # A fault of ours: the log gets the details.
             log.exception("while loading the model %s", generator.model)
@@ -172,7 +203,8 @@ class Service:
             "max_body": self.settings.microservice.max_body_mb * MEGABYTE,
             "strict": self.settings.dialects.strict,
         }
-        servers = {name: _model_server(served.model) for name, served in self.settings.models.items()}
+        show = self.settings.microservice.show_endpoints
+        servers = {name: _model_server(served.model, show) for name, served in self.settings.models.items()}
         handlers = [Handler(endpoint, **common) for endpoint in endpoints]
         self.handlers = [*handlers, PromptHandler(preview, servers, **common)]
         for handler in self.handlers:
@@ -269,11 +301,14 @@ def _generates(endpoint: Endpoint) -> bool:
     return issubclass(endpoint.calls[0][0], GenerationCall)
 
 
-def _model_server(model: Model) -> JSON:
-    """Returns what callers may see of a model's server: kind, framework, and URL without credentials and query."""
-    urls = [_CREDENTIALS.sub("//", url.strip()).partition("?")[0] for url in model.model_server_endpoint.split(",")]
-    endpoint = ", ".join(urls) if "://" in model.model_server_endpoint else None
-    return {"kind": model.model_server, "endpoint": endpoint, "framework": model.framework}
+def _model_server(model: Model, show_endpoint: bool) -> JSON:
+    """Returns what callers may see of a model's server: kind, framework, and perhaps its URL without credentials and
+    query."""
+    seen: dict[str, JSON] = {"kind": model.model_server, "framework": model.framework}
+    if show_endpoint:
+        urls = [_CREDENTIALS.sub("//", url.strip()).partition("?")[0] for url in model.model_server_endpoint.split(",")]
+        seen["endpoint"] = ", ".join(urls) if "://" in model.model_server_endpoint else None
+    return seen
 
 
 async def _state(generator: TextGenerator) -> tuple[ModelInfo, LLMError | None]:

@@ -230,8 +230,9 @@ def start_log(level: str, path: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    for name in ("opea_llm", "uvicorn"):
-        logging.getLogger(name).setLevel(level)
+    log.setLevel(level)
+    # uvicorn's lines about its own start say that it runs while the model still loads; ours say when it is ready.
+    logging.getLogger("uvicorn").setLevel(max(log.level, logging.WARNING))
 
 
 class _Formatter(logging.Formatter):

@@ -57,7 +57,7 @@ class Running:
         assert self.process.stderr
         for line in self.process.stderr:
             self.said.append(line)
-            if "answering with" in line:
+            if "answering with" in line or "not ready" in line:
                 self.ready.set()
         self.ready.set()
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 
-from comps.app import open_models, read_settings
+import comps.routes
+from comps.app import make_app, open_models, read_settings
 from comps.core.errors import LLMError, ModelServerError, SettingsError, Unreachable
 from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
 from comps.core.types import ModelInfo
@@ -415,3 +418,75 @@ def test_what_is_not_set_is_the_target_s_own_default(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("comps.app.open_model_server", watched)
     opened(monkeypatch)
     assert opened_with == [Target("SmolLM2-135M-Instruct")]
+
+
+class Late(Scripted):
+    """A model server that does not answer until its time has come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = False
+
+    async def describe(self) -> ModelInfo:
+        if not self.up:
+            raise Unreachable("away")
+        return await super().describe()
+
+
+async def test_models_that_do_not_answer_at_the_start_are_told_and_told_again_when_they_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(comps.routes, "_ASK_AGAIN_SECONDS", 0.005)
+    (tmp_path / "config.ini").write_text(
+        "[Model]\nmodel_server=scripted\nmodel_name=one\nframework=native\n[Model.two]\n[Model.three]\n"
+    )
+    servers = {"one": Late(), "two": Scripted(), "three": Late()}
+    told: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+
+    def make() -> FastAPI:
+        def on_state(silent: Mapping[str, LLMError]) -> None:
+            told.put_nowait({name: str(error) for name, error in silent.items()})
+
+        return make_app(read_settings(tmp_path / "config.ini"), servers, on_state=on_state)
+
+    app = await asyncio.to_thread(make)
+    async with app.router.lifespan_context(app):
+        assert await asyncio.wait_for(told.get(), PATIENCE) == {"one": "away", "three": "away"}
+        servers["one"].up = True  # type: ignore[attr-defined]
+        assert await asyncio.wait_for(told.get(), PATIENCE) == {"three": "away"}
+        servers["three"].up = True  # type: ignore[attr-defined]
+        assert await asyncio.wait_for(told.get(), PATIENCE) == {}
+    assert told.empty()
+
+
+def test_what_only_opening_a_model_finds_is_told_with_all_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRAMEWORK", "native")
+    file = tmp_path / "config.ini"
+    opening = (
+        "[Model]\nmodel_server=vllm\nmodel_server_endpoint=localhost:8008\nprompt_templates=/no/such/folder\n"
+        "[Model.two]\nmodel_server=tgi\nmodel_server_endpoint=ftp://one,http://two/v1/chat/completions\n"
+        "[Conversation.x]\nsep_style = WOBBLY\n"
+    )
+    wrong = [
+        "[Conversation.x] sep_style",
+        "[Model] model_server_endpoint = localhost:8008: ",
+        "[Model] prompt_templates = /no/such/folder: ",
+        "[Model.two] model_server_endpoint = ftp://one: ",
+        "[Model.two] model_server_endpoint = http://two/v1/chat/completions: ",
+        "[Model.two] prompt_templates = /no/such/folder: ",
+    ]
+    for more, first in (("", []), ("[OPEA_Microservice]\nport=x\n", [f"{file}: [OPEA_Microservice] port = x: "])):
+        file.write_text(opening + more)
+        with pytest.raises(SettingsError) as caught:
+            read_settings(file)
+        told = caught.value.problems
+        assert [
+            begin for begin, problem in zip([*first, *wrong], told, strict=True) if not problem.startswith(begin)
+        ] == []
+    file.write_text(opening.partition("[Conv")[0])
+    settings = read_settings(file)
+    with pytest.raises(SettingsError) as caught:
+        open_models(settings)
+    assert len(caught.value.problems) == len(wrong) - 1

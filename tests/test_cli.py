@@ -18,6 +18,7 @@ import typer
 
 import comps.cli
 from comps.app import read_settings
+from comps.core.errors import SettingsError, Unreachable
 from comps.core.generator import Models, TextGenerator
 from comps.core.ports import Answer
 from comps.core.types import JSON, Finished, Prompt, Sampling, Usage
@@ -128,7 +129,7 @@ def test_ctrl_c_while_the_model_loads_ends_it_and_its_engine() -> None:
     )
     assert process.stderr
     for line in process.stderr:
-        if "Uvicorn running" in line:
+        if ": loading " in line:
             break
     os.killpg(process.pid, signal.SIGINT)  # To all that the terminal runs, as Ctrl-C is.
     rest = process.stderr.read()  # Ends only when the engine, which has inherited it, has ended as well.
@@ -161,8 +162,67 @@ def test_a_port_that_is_taken_is_one_message() -> None:
         port = str(taken.getsockname()[1])
         done = command("serve", environment={"MODEL_SERVER": "scripted", "USVC_PORT": port, "USVC_HOST": "127.0.0.1"})
     assert done.returncode == 1
-    assert port in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr == (
+        f"opea-llm: cannot listen on 127.0.0.1:{port}: address already in use; "
+        f"[OPEA_Microservice] port = {port} (environment USVC_PORT); USVC_PORT sets another one\n"
+    )
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
+def test_a_host_that_is_none_of_this_machine_is_a_wrong_setting(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USVC_HOST", host)
+    with pytest.raises(SettingsError) as caught:
+        comps.cli.listening_sockets(read_settings(Path(os.devnull)))
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"cannot listen on {host}:9000: ")
+    assert f"[OPEA_Microservice] host = {host} (environment USVC_HOST) is no address of this machine" in problem
+
+
+def test_all_addresses_of_a_host_are_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USVC_HOST", "localhost")
+    monkeypatch.setenv("USVC_PORT", str(free_port()))
+    sockets = comps.cli.listening_sockets(read_settings(Path(os.devnull)))
+    wanted = {info[4][0] for info in socket.getaddrinfo("localhost", None, type=socket.SOCK_STREAM)}
+    assert {one.getsockname()[0] for one in sockets} == wanted
+    for one in sockets:
+        one.close()
+
+
+def test_a_model_server_that_does_not_answer_is_told_at_the_start_instead_of_that_it_is_ready(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("USVC_PORT", "9012")
+    (tmp_path / "config.ini").write_text(TWO)
+    settings = read_settings(tmp_path / "config.ini")
+    away = Unreachable("away", operator_text="http://one:8008: connection refused")
+    none = comps.cli._state(settings, {"one": away, "two": away})
+    assert none.startswith("opea_service@llm: started at http://localhost:9012 ")
+    assert "not ready: one (scripted, langchain) does not answer: http://one:8008: connection refused" in none
+    assert "answering with" not in none
+    one = comps.cli._state(settings, {"one": away})
+    assert "answering with two (scripted, langchain); one (scripted, langchain) does not answer: http://one:8008" in one
+
+
+def test_check_and_ask_tell_the_address_that_refuses_and_the_callers_of_the_service_only_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    environment = {"MODEL_SERVER": "vllm", "LLM_NAME": "foo", "LLM_MODEL_SERVER_ENDPOINT": url}
+    cannot = "the model server cannot be reached:"
+    for name, value in {**environment, "FRAMEWORK": "native"}.items():
+        monkeypatch.setenv(name, value)
+    for run, arguments in ((comps.cli.check, ()), (comps.cli.ask, ("?",))):
+        with pytest.raises(typer.Exit) as ended:
+            run(*arguments)
+        assert ended.value.exit_code == 1
+        assert capsys.readouterr().err == f"opea-llm: {cannot} {url}: connection refused\n"
+    with serving(**environment) as service:
+        with service.posting({"query": "?"}) as response:
+            assert json.loads(response.read()) == {"detail": f"{cannot} connection refused"}
+        service.end(signal.SIGINT)
+    log = "".join(service.said)
+    assert log.count(f"{cannot} {url}: connection refused") == 2, "once at the start, and once for the request"
+    assert "Uvicorn" not in log
 
 
 def test_a_model_that_is_not_there_ends_the_service_with_one_message() -> None:
@@ -202,7 +262,8 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(
         ("[Modell]\nmodel_name = x\n", ("[Modell]", "Model")),
         ("[OPEA_Microservice]\nport = nine\n", ("port = nine",)),
         ("[Model]\nmodel_name =\n", ("model_name",)),
-        ("port = 1\n", ("cannot be read",)),
+        ("port = 1\n", ("cannot be read", "line 1")),
+        ("[Model]\nmodel_name = x  # mine\n", ("line 2", "[Model] model_name: a comment", "quotes")),
     ],
 )
 def test_a_wrong_file_is_one_line_and_exit_code_2(tmp_path: Path, text: str, named: tuple[str, ...]) -> None:
@@ -312,6 +373,21 @@ def test_check_of_the_settings_alone_loads_no_model_and_asks_no_model_server(
         comps.cli.check(settings_only=True)
     assert ended.value.exit_code == 2
     assert "model_server_endpoint = vllm:8000" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_here_is_told_with_the_wrong_settings_and_no_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name, value in {"FRAMEWORK": "native", "LLM_DEVICE": "cuda", "USVC_PORT": "x", "LLM_NAEM": "y"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LLM_NAME", str(tmp_path / "nowhere.gguf"))
+    with pytest.raises(typer.Exit) as ended:
+        comps.cli.serve(Path(os.devnull))
+    assert ended.value.exit_code == 2
+    unknown, port, device = capsys.readouterr().err.splitlines()
+    assert "LLM_NAEM" in unknown
+    assert port.startswith("opea-llm: environment USVC_PORT: [OPEA_Microservice] port = x: ")
+    assert device.startswith("opea-llm: [Model] device = cuda: OpenVINO finds no CUDA here; it finds: ")
 
 
 def test_check_says_so_if_the_model_cannot_be_loaded(tmp_path: Path) -> None:

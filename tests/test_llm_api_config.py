@@ -458,6 +458,19 @@ def test_a_document_may_begin_and_end_with_its_marks(write: Write) -> None:
     assert load(write(f"---\n{LLAMA}---\n")).model.model_server == "llama_cpp"
 
 
+def test_all_that_is_wrong_with_a_file_is_told_at_once(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_API_MODEL_PARAMS", "{no object")
+    monkeypatch.setenv("USVC_MAX_RUNNING", "0")
+    file = write(f"{LLAMA}prot: 1\nport: many\nlog_level: [1]\n")
+    assert [line.partition(":")[0] + line.partition(":")[2][:20] for line in mistake(file).splitlines()] == [
+        f"{file} unknown key prot; d",
+        "environment LLM_API_MODEL_PARAMS not the JSON of an ",
+        f"{file} log_level = [1] not a single value",
+        f"{file} port [OPEA_Microservice]",
+        "environment USVC_MAX_RUNNING [OPEA_Microservice]",
+    ]
+
+
 @pytest.mark.parametrize("text", ["n_ctx=9", "[1]", "9", ""])
 def test_an_object_of_the_environment_that_is_none_is_a_mistake(
     write: Write, monkeypatch: pytest.MonkeyPatch, text: str

@@ -177,11 +177,14 @@ async def test_a_preview_says_who_would_be_asked_what_how_and_why(monkeypatch: p
     body = {"query": "Where?", "documents": ["Here. " * 200, "There."], "top_k": 3, "max_tokens": 9, "colour": "blue"}
     async with running(scripted, monkeypatch, environment) as service:
         told = await preview_of(service, body)
+    async with running(scripted, monkeypatch, {**environment, "USVC_SHOW_ENDPOINTS": "true"}) as service:
+        shown = (await preview_of(service, body))["model_server"]
+    assert shown == {"kind": "vllm", "framework": "langchain", "endpoint": "http://one:8000/v1, https://two"}
     assert scripted.asked == []
     (prompt,) = told.pop("prompts")
     assert told == {
         "model": "scripted",
-        "model_server": {"kind": "vllm", "endpoint": "http://one:8000/v1, https://two", "framework": "langchain"},
+        "model_server": {"kind": "vllm", "framework": "langchain"},
         "dialect": "opea",
         "route": "/v1/chat/completions",
         "stream": True,

@@ -60,6 +60,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "max_waiting": ("0", 0),
     "cors_origins": ("https://one.example, https://two.example", ("https://one.example", "https://two.example")),
     "allow_shutdown": ("true", True),
+    "show_endpoints": ("true", True),
     "stalled_client_seconds": ("30", 30),
     "drain_seconds": ("0", 0),
     "model_name": ("Intel/neural-chat-7b-v3-3", "Intel/neural-chat-7b-v3-3"),
@@ -614,6 +615,234 @@ def test_only_a_secret_is_looked_for_in_a_file(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "name").write_text("other")
     monkeypatch.setenv("LLM_NAME_FILE", str(tmp_path / "name"))
     assert load().model.model_name == "SmolLM2-135M-Instruct"
+
+
+# All that is wrong
+
+
+MANY = """\
+[OPEA_Microservice]
+port = many
+max_running = 0
+prt = 9000
+[Model]
+framework = llamaindex ; or native
+model_server = vlm
+context_window = 8k
+ca_file = /no/such/file
+api_key = hush # mine
+[Model.small]
+model_server = vllm
+n_ctx = 8
+client_id = me
+[Dialects]
+enabled = opea, klingon, open_ai
+strict = perhaps
+strict = true
+[Modell]
+x = y
+this is no key
+"""
+
+
+def test_all_that_is_wrong_with_a_file_and_the_environment_is_told_at_once_each_in_a_line(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USVC_MAX_WAITING", "-1")
+    monkeypatch.setenv("LOG_LEVEL", "LOUD")
+    monkeypatch.setenv("LLM_DEVICE__TINY", "CPU")
+    file = write(MANY)
+    with pytest.raises(SettingsError) as caught:
+        load(file)
+    problems = caught.value.problems
+    assert str(caught.value).splitlines() == list(problems)
+    begins = [
+        f"{file}: cannot be read: line 18: [Dialects] strict is there twice",
+        f"{file}: cannot be read: line 21: ",
+        f"{file}: line 6: [Model] framework: a comment needs a line of its own",
+        f"{file}: line 10: [Model] api_key: a comment needs a line of its own",
+        f"{file}: unknown section [Modell]",
+        "environment LOG_LEVEL: [Logging] log_level = LOUD: ",
+        f"{file}: [OPEA_Microservice] port = many: ",
+        f"{file}: [OPEA_Microservice] max_running = 0: ",
+        "environment USVC_MAX_WAITING: [OPEA_Microservice] max_waiting = -1: ",
+        f"{file}: unknown key [OPEA_Microservice] prt = 9000; did you mean port?",
+        f"{file}: [Model] framework = llamaindex: ",
+        f"{file}: [Model] model_server = vlm: unknown; did you mean vllm?",
+        f"{file}: [Model] context_window = 8k: ",
+        f"{file}: [Model] ca_file = /no/such/file: cannot be read: ",
+        f"{file}: [Model] api_key: a secret comes from the environment only: LLM_API_KEY",
+        f"{file}: unknown key [Model.small] n_ctx = 8",
+        f"{file}: [Model.small] client_id: needs token_url ",
+        f"{file}: [Dialects] strict = perhaps: ",
+        f"{file}: [Dialects] enabled = klingon: unknown",
+        f"{file}: [Dialects] enabled = open_ai: unknown; did you mean openai?",
+        "environment LLM_DEVICE__TINY: no section [Model.<name>] has variables that end in __TINY",
+    ]
+    told = {begin: [problem for problem in problems if problem.startswith(begin)] for begin in begins}
+    assert [begin for begin, found in told.items() if len(found) != 1] == []
+    assert len(problems) == len(begins), "nothing is told that follows from something else"
+    assert "hush" not in str(caught.value)
+
+
+def test_what_is_wrong_with_a_further_model_because_of_model_is_told_once(write: Write) -> None:
+    file = write("[Model]\nframework=llamaindex\nmodel_server=vlm\nclient_id=me\n[Model.a]\n[Model.b]\n")
+    with pytest.raises(SettingsError) as caught:
+        load(file)
+    assert len(caught.value.problems) == 3
+
+
+# A comment behind a value
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("model_name = x # comment", None),
+        ("model_name = x ; comment", None),
+        ("model_name = x\t#comment", None),
+        ("model_name = # comment", None),
+        ('model_name = "x" # comment', None),
+        ('model_name = "x" # "comment"', None),
+        ("model_name = a\n  b # comment", None),
+        ('model_name = "x # no comment"', "x # no comment"),
+        ("model_name = 'x ; no comment'", "x ; no comment"),
+        ("model_name = x#y;z", "x#y;z"),
+        ("model_name = http://host/a#b", "http://host/a#b"),
+    ],
+)
+def test_a_comment_behind_a_value_is_refused_with_key_and_line_unless_it_is_in_quotes(
+    write: Write, line: str, value: str | None
+) -> None:
+    file = write(f"# A comment\n[Logging]\n[Model]\nframework = native\n{line}\n; another\n")
+    if value is None:
+        assert mistake(file).startswith(f"{file}: line 5: [Model] model_name: a comment needs a line of its own")
+    else:
+        assert load(file).model.model_name == value
+
+
+def test_values_that_hold_a_hash_of_their_own_are_kept(write: Write) -> None:
+    engine = '[Model]\nmodel_server = llama_cpp\nchat_format = {"stop": "a # b"}\n'
+    settings = load(write(f"{engine}[Conversation.x]\nroles = ### User, ### Assistant\n"))
+    assert settings.models["SmolLM2-135M-Instruct"].engine == {"chat_format": {"stop": "a # b"}}
+    assert settings.conversations["x"]["roles"] == "### User, ### Assistant"
+
+
+# Variables that are none of ours
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("LLM_NAEM", "LLM_NAME"),
+        ("LLM_MODEL_SERVER_ENDPOIT", "LLM_MODEL_SERVER_ENDPOINT"),
+        ("LLM_API_KEYS", "LLM_API_KEY"),
+        ("LLM_APIKEY", "LLM_API_KEY"),
+        ("LLM_NAME_FILE", "LLM_NAME"),
+        ("UVSC_PORT", "USVC_PORT"),
+        ("USVC_PROT", "USVC_PORT"),
+        ("MODEL_SEVER", "MODEL_SERVER"),
+        ("FRAMWORK", "FRAMEWORK"),
+        ("LOG_LEVLE", "LOG_LEVEL"),
+        ("llm_name", "LLM_NAME"),
+        ("LLM_NAEM__SECOND", "LLM_NAME__SECOND"),
+        ("LLM_ENGIN_N_CTX", ""),
+        ("LLM_WOBBLE", ""),
+    ],
+)
+def test_a_variable_that_looks_like_ours_and_is_none_is_told_with_the_nearest_one(
+    write: Write, monkeypatch: pytest.MonkeyPatch, variable: str, meant: str
+) -> None:
+    monkeypatch.setenv(variable, "hush")
+    (told,) = load(write("[Model.second]\n")).without_effect
+    assert told.startswith(f"environment {variable}: no effect here: ")
+    assert told.endswith(f"did you mean {meant}?" if meant else "no setting has this variable")
+    assert "hush" not in told
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("LLM_SERVICE_HOST", "10.0.0.1"),
+        ("LLM_SERVICE_PORT", "9000"),
+        ("LLM_SERVICE_PORT_HTTP", "9000"),
+        ("LLM_PORT", "tcp://10.0.0.1:9000"),
+        ("LLM_PORT_9000_TCP", "tcp://10.0.0.1:9000"),
+        ("LLM_PORT_9000_TCP_ADDR", "10.0.0.1"),
+        ("LLM_NAME_SERVICE_HOST", "10.0.0.1"),
+        ("USVC_PORTS_PORT", "udp://10.0.0.1:9000"),
+        ("OPEA_LLM_PORT", "tcp://10.0.0.1:9000"),
+        ("OPEA_LLM_SERVICE_PORT", "9000"),
+        ("LLM_API_URL", "http://elsewhere"),
+        ("LLM_API_BASE", "http://elsewhere"),
+        ("LLM_SERVER_HOST_IP", "10.0.0.1"),
+        ("LLM_RAY_CPUS", "4"),
+        ("USVC_CPUS", "4"),
+        ("LOG_FILE", "x"),
+        ("TOKEN_URI", "x"),
+        ("CLIENT_ID", "x"),
+        ("OPENAI_API_BASE", "x"),
+        ("MODEL", "x"),
+        ("NAME", "x"),
+        ("HF_TOKEN", "x"),
+    ],
+)
+def test_a_variable_of_another_program_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert [told for told in load().without_effect if f" {variable}:" in told] == []
+
+
+# OPENAI_API_KEY
+
+
+OPENAI = "https://api.openai.com/v1"
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "OPENAI_API_KEY_FILE"])
+@pytest.mark.parametrize(
+    ("kind", "lines", "goes"),
+    [
+        ("openai_api", f"model_server_endpoint = {OPENAI}", True),
+        ("openai_api", "model_server_endpoint = https://eu.api.openai.com/v1", True),
+        ("openai_api", f"model_server_endpoint = {OPENAI}, https://us.api.openai.com/v1", True),
+        ("openai_api", f"model_server_endpoint = {OPENAI}, http://localhost:8008", False),
+        ("openai_api", "model_server_endpoint = http://api.openai.com/v1", False),
+        ("openai_api", "model_server_endpoint = https://api.openai.com.example/v1", False),
+        ("openai_api", "model_server_endpoint = https://myapi.openai.com.example", False),
+        ("openai_api", "model_server_endpoint = https://x@evil.example/https://api.openai.com", False),
+        ("vllm", "model_server_endpoint = http://localhost:8008", False),
+        ("tgi", "model_server_endpoint = http://localhost:8008", False),
+        ("langchain", "class = langchain_openai:ChatOpenAI", True),
+        ("langchain", f"class = langchain_openai:ChatOpenAI\nbase_url = {OPENAI}", True),
+        ("langchain", "class = langchain_openai:ChatOpenAI\nbase_url = http://localhost:8008/v1", False),
+        ("langchain", "class = langchain_anthropic:ChatAnthropic", False),
+    ],
+)
+def test_openai_s_key_goes_to_openai_alone(
+    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, kind: str, lines: str, goes: bool
+) -> None:
+    (tmp_path / "key").write_text("hush")
+    monkeypatch.setenv(variable, str(tmp_path / "key") if variable.endswith("_FILE") else "hush")
+    file = write(f"[Model]\nmodel_server = {kind}\n{lines}\n")
+    settings = load_settings(file, ("openai_api", "langchain", *KINDS), DIALECTS, ("openai_api", *WITHOUT_ENGINE))
+    assert settings.model.api_key.get_secret_value() == ("hush" if goes else "")
+    told = [one for one in settings.without_effect if one.startswith(f"environment {variable}: no effect here: ")]
+    assert len(told) == (0 if goes or "://" not in lines else 1)
+    assert all("LLM_API_KEY" in one for one in told)
+    monkeypatch.setenv("LLM_API_KEY", "own")
+    own = load_settings(file, ("openai_api", "langchain", *KINDS), DIALECTS, ("openai_api", *WITHOUT_ENGINE))
+    assert own.model.api_key.get_secret_value() == "own"
+    assert own.without_effect == ()
+
+
+def test_openai_s_key_goes_to_no_further_model_at_another_server(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "hush")
+    elsewhere = "[Model.b]\nmodel_server_endpoint = http://localhost:8008\n"
+    text = f"[Model]\nmodel_server = vllm\nmodel_server_endpoint = {OPENAI}\n[Model.a]\n{elsewhere}"
+    models = load(write(text)).models
+    assert [one.model.api_key.get_secret_value() for one in models.values()] == ["hush", "hush", ""]
 
 
 # What belongs together

@@ -33,6 +33,8 @@ class ConfigFile:
     """The keys of `engine` that locate the files of the model that this file configures."""
     without_effect: tuple[str, ...] = ()
     """One message for each setting that has no effect, with the reason."""
+    problems: tuple[str, ...] = ()
+    """One message for each thing that is wrong in the file, in spite of which the rest could be read."""
     first_dialect: str = ""
     """The dialect of the service whose format this is; empty: our own format."""
 

@@ -26,7 +26,7 @@ from comps.config_files.llm_api_models import (
     model_of,
     without_effect,
 )
-from comps.core.errors import SettingsError
+from comps.core.errors import SettingsError, SettingsProblems
 from comps.core.types import JSON
 
 PREFIX = "LLM_API_"
@@ -44,16 +44,21 @@ def read_llm_api(path: Path) -> ConfigFile:
     Raises:
         SettingsError: The file cannot be read, a key is unknown, or a key that the model needs is missing.
     """
-    config = _config(path)
+    problems = SettingsProblems()
+    config = _config(path, problems)
     lost: list[str] = []
     if name := config.keys.get("model_name"):
         lost.append(without_effect(name, "setup_params says which model it is"))
-    family = _family(path, config.keys)
+    try:
+        family = _family(path, config.keys)
+        model = model_of(path, config, family)
+    except SettingsError as error:
+        raise SettingsError(*problems.found, *error.problems) from None
     level = config.keys["log_level"]
     sections = {
         "Logging": {"log_level": ConfigValue(_LEVELS.get(level.value, level.value), level.source)},
         "OPEA_Microservice": {"host": config.keys["host"], "port": config.keys["port"]},
-        "Model": model_of(path, config, family),
+        "Model": model,
         "Dialects": {"llm_api_family": family},
     }
     return ConfigFile(
@@ -62,6 +67,7 @@ def read_llm_api(path: Path) -> ConfigFile:
         engine_of(config, family, lost),
         files_of(family),
         tuple(lost),
+        problems.found,
         first_dialect="llm_api",
     )
 
@@ -87,17 +93,20 @@ def _family(path: Path, keys: Keys) -> ConfigValue:
     return ConfigValue(family, named.source)
 
 
-def _config(path: Path) -> Config:
-    """Returns all keys that are set: in the environment, in the file, or by llm-api's defaults."""
+def _config(path: Path, problems: SettingsProblems) -> Config:
+    """Returns all keys that are set: in the environment, in the file, or by llm-api's defaults.
+
+    A problem is added for each key that is unknown or has a wrong type.
+    """
     config = Config({key: ConfigValue(value, DEFAULT) for key, value in _DEFAULTS.items()}, {}, {})
     objects = {"setup_params": config.setup_params, "model_params": config.model_params}
-    for key, one in (*_written(path), *_variables()):
+    for key, one in (*_written(path, problems), *_variables(problems)):
         if one.value is None:
             continue
         if (key in objects) != isinstance(one.value, dict) or isinstance(one.value, list):
-            raise SettingsError(
-                f"{one.source} = {one.value}: not {'an object' if key in objects else 'a single value'}"
-            )
+            kind = "an object" if key in objects else "a single value"
+            problems.add(SettingsError(f"{one.source} = {one.value}: not {kind}"))
+            continue
         if key not in objects:
             config.keys[key] = one
             continue
@@ -108,7 +117,7 @@ def _config(path: Path) -> Config:
     return config
 
 
-def _written(path: Path) -> Iterator[tuple[str, ConfigValue]]:
+def _written(path: Path, problems: SettingsProblems) -> Iterator[tuple[str, ConfigValue]]:
     """Yields the keys in the file."""
     try:
         documents = [document for document in yaml.safe_load_all(read_text(path)) if document is not None]
@@ -126,15 +135,23 @@ def _written(path: Path) -> Iterator[tuple[str, ConfigValue]]:
         raise SettingsError(f"{path}: no keys and values; known: {', '.join(_KEYS)}")
     for key, value in document.items():
         if (name := str(key).lower()) not in _KEYS:
-            raise SettingsError(f"{path}: unknown key {key}{nearest(str(key), _KEYS)}")
-        yield name, ConfigValue(_plain(value, f"{path} {key}"), f"{path} {key}")
+            problems.add(SettingsError(f"{path}: unknown key {key}{nearest(str(key), _KEYS)}"))
+            continue
+        plain: JSON = None
+        with problems.caught():
+            plain = _plain(value, f"{path} {key}")
+        yield name, ConfigValue(plain, f"{path} {key}")
 
 
-def _variables() -> Iterator[tuple[str, ConfigValue]]:
+def _variables(problems: SettingsProblems) -> Iterator[tuple[str, ConfigValue]]:
     """Yields the keys in the environment."""
     for variable, key in _set_variables():
-        text = os.environ[variable]
-        yield key, ConfigValue(_object(text, variable) if key in _OBJECTS else text, f"environment {variable}")
+        value: JSON = os.environ[variable]
+        if key in _OBJECTS:
+            text, value = os.environ[variable], None
+            with problems.caught():
+                value = _object(text, variable)
+        yield key, ConfigValue(value, f"environment {variable}")
 
 
 def _set_variables() -> Iterator[tuple[str, str]]:

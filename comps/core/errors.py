@@ -16,13 +16,18 @@ LLMError
 │   └── Refused            the model server answered with an error: `status` and `body`
 └── SettingsError          at start-up only: a setting is missing, unknown or wrong
 
-Messages are shown to callers. They contain no secrets, no stack frames and no paths of the service's own files.
+Messages are shown to callers. They contain no secrets, no stack frames, no addresses and no paths of the service's own
+files. An error that an operator could not mend by its message has a second text, for the log and the commands; see
+`for_operator`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+Failure = TypeVar("Failure", bound="LLMError")
 
 
 class LLMError(Exception):
@@ -30,6 +35,8 @@ class LLMError(Exception):
 
     retry_after: int | None = None
     """Seconds after which a retry may succeed; None if a retry is no use."""
+    operator_text: str = ""
+    """The text for the operator, with the address of the server that failed; empty: `str(error)`. No secrets."""
 
 
 class InvalidRequest(LLMError):
@@ -135,11 +142,18 @@ class ModelServerError(LLMError):
 
 
 class Unreachable(ModelServerError):
-    """The model server cannot be reached, or is not ready."""
+    """The model server cannot be reached, or is not ready.
 
-    def __init__(self, message: str, retry_after: int = 1) -> None:
+    Args:
+        message: What is wrong.
+        retry_after: Seconds after which a retry may succeed.
+        operator_text: See `LLMError`.
+    """
+
+    def __init__(self, message: str, retry_after: int = 1, operator_text: str = "") -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.operator_text = operator_text
 
 
 class Timeout(ModelServerError):
@@ -161,7 +175,59 @@ class Refused(ModelServerError):
 
 
 class SettingsError(LLMError):
-    """A setting is missing, unknown or wrong."""
+    """Settings are missing, unknown or wrong.
+
+    Args:
+        *problems: A sentence for each of them.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class SettingsProblems:
+    """Collects the errors of settings, so that all of them are told at once."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, None] = {}
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """All problems, in order."""
+        return tuple(self._found)
+
+    def add(self, error: SettingsError) -> None:
+        """Add all problems of an error; a problem that is known already counts once."""
+        self._found.update(dict.fromkeys(error.problems))
+
+    @contextmanager
+    def caught(self, where: str = "") -> Iterator[None]:
+        """Add the SettingsError of the block, if it raises one, instead of raising it.
+
+        Args:
+            where: The beginning of each problem, such as the heading of a section.
+        """
+        try:
+            yield
+        except SettingsError as error:
+            self.add(SettingsError(*(where + problem for problem in error.problems)))
+
+    def raise_if_any(self) -> None:
+        """Raise one SettingsError with all problems, if there is one."""
+        if self._found:
+            raise SettingsError(*self._found)
+
+
+def for_operator(error: BaseException) -> str:
+    """Returns the text of an error for the operator: in the log, and in the terminal."""
+    return getattr(error, "operator_text", "") or str(error)
+
+
+def told_at(error: Failure, address: str) -> Failure:
+    """Returns the error, whose text for the operator begins with the address of the server that failed."""
+    error.operator_text = error.operator_text or f"{address}: {error}"
+    return error
 
 
 def no_room(prompt_tokens: int, most: int, at_least: bool = False) -> InvalidRequest:

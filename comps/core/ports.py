@@ -102,6 +102,19 @@ class Loads(Protocol):
 
 
 @runtime_checkable
+class ChecksSettings(Protocol):
+    """Optional ability: check settings more closely than at opening, before anything is loaded. It may take seconds."""
+
+    def check_settings(self) -> None:
+        """Check the settings; it blocks.
+
+        Raises:
+            SettingsError: Something is wrong; it has all that is wrong.
+        """
+        ...
+
+
+@runtime_checkable
 class CountsTokens(Protocol):
     """Optional ability: count tokens with the served model's own tokenizer."""
 

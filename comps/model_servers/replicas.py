@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any
 
 from comps.core.answers import Forwarding
-from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, Refused, Unreachable
+from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, Refused, Unreachable, for_operator
 from comps.core.ports import Answer, Loads, ModelServer
 from comps.core.types import JSON, Finished, ModelInfo, Prompt, Sampling, TextDelta
 
@@ -135,7 +135,7 @@ class Replicas:
         Raises:
             Unreachable: No replica answers.
         """
-        failures: list[LLMError] = []
+        failures: dict[int, LLMError] = {}
         for replica in self._in_turn(self._replicas, all_of_them=True):
             try:
                 setbacks = replica.setbacks
@@ -146,8 +146,11 @@ class Replicas:
                     replica.aside_until = None
                 return info
             except (ModelServerError, Overloaded) as error:
-                failures.append(error)
-        raise Unreachable(f"none of the {len(self._replicas)} replicas answers; the last one: {failures[-1]}")
+                failures[replica.number] = error
+        none = f"none of the {len(self._replicas)} replicas answers"
+        told = "; ".join(f"replica {number}: {for_operator(failures[number])}" for number in sorted(failures))
+        last = list(failures.values())[-1]
+        raise Unreachable(f"{none}; the last one: {last}", operator_text=f"{none}: {told}")
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         failures: list[LLMError] = []
@@ -245,7 +248,7 @@ class Replicas:
     def _set_aside(self, replica: _Replica, error: BaseException) -> None:
         pause = replica.fails(self._clock())
         where = (replica.number, len(self._replicas), self._model)
-        log.warning("replica %d of %d of %s is set aside for %.0f s: %s", *where, pause, error)
+        log.warning("replica %d of %d of %s is set aside for %.0f s: %s", *where, pause, for_operator(error))
 
 
 def _is_its_answer(error: LLMError) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comps.config_files.base import read_text
 from comps.settings.loaded_section import Setting
-from comps.settings.loading import CONVERSATION, ServedModel, Settings, load_settings
+from comps.settings.loading import CONVERSATION, ServedModel, Settings, gather_settings, load_settings
 from comps.settings.prompt_templates import read_templates
 from comps.settings.sections import SECTIONS, Dialects, Model, Section
 from comps.settings.variables import environment_names
@@ -19,6 +19,7 @@ __all__ = [
     "Setting",
     "Settings",
     "environment_names",
+    "gather_settings",
     "load_settings",
     "read_templates",
     "read_text",

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 
 from comps.config_files.base import ConfigFile, ConfigValue
-from comps.core.errors import SettingsError
+from comps.core.errors import SettingsError, SettingsProblems
 from comps.settings.engine_values import is_secret, typed
 from comps.settings.loaded_section import LoadedSection
 
@@ -47,7 +47,10 @@ def _of_another(file: ConfigFile, what: str, model: LoadedSection, key: str, own
 
 
 def engine_settings(
-    section: LoadedSection, above: Mapping[str, ConfigValue], without_engine: Collection[str]
+    section: LoadedSection,
+    above: Mapping[str, ConfigValue],
+    without_engine: Collection[str],
+    problems: SettingsProblems,
 ) -> dict[str, ConfigValue]:
     """Returns all settings of a model's engine. The environment overrides the section, which overrides `above`.
 
@@ -55,26 +58,27 @@ def engine_settings(
         section: The model's section.
         above: Inherited settings.
         without_engine: The model servers that have no engine settings.
-
-    Raises:
-        SettingsError: A setting is invalid, or the model server has no engine settings.
+        problems: A problem is added for each setting that is invalid, or that the model server does not have.
     """
+    variables = dict(_engine_variables(section.ending))
     if section.values.model_server in without_engine:
-        section.check_no_others()
-        for variable, key in _engine_variables(section.ending):
+        with problems.caught():
+            section.check_no_others()
+        for variable, key in variables.items():
             why = f"{section.values.model_server} has no engine that could be set"
-            raise SettingsError(f"environment {variable}: [{section.name}] {key}: {why}")
+            problems.add(SettingsError(f"environment {variable}: [{section.name}] {key}: {why}"))
         return {}
-    for key, given in section.others.items():
+    given = {}
+    for key, one in section.others.items():
         if get_close_matches(key, section.sources, n=1, cutoff=_SLIP):
-            raise section.unknown(key)
-        if is_secret(key):
+            problems.add(section.unknown(key))
+        elif is_secret(key):
             why = f"a secret comes from the environment only: {ENGINE}{key.upper()}{section.ending}"
-            raise SettingsError(f"{given.source}: [{section.name}] {key}: {why}")
-    variables = {
-        key: ConfigValue(os.environ[name], f"environment {name}") for name, key in _engine_variables(section.ending)
-    }
-    return {**above, **_typed(section.name, section.others), **_typed(section.name, variables)}
+            problems.add(SettingsError(f"{one.source}: [{section.name}] {key}: {why}"))
+        else:
+            given[key] = one
+    set_here = {key: ConfigValue(os.environ[name], f"environment {name}") for name, key in variables.items()}
+    return {**above, **_typed(section.name, given, problems), **_typed(section.name, set_here, problems)}
 
 
 def _engine_variables(ending: str) -> Iterator[tuple[str, str]]:
@@ -84,12 +88,12 @@ def _engine_variables(ending: str) -> Iterator[tuple[str, str]]:
             yield variable, key.lower()
 
 
-def _typed(name: str, texts: Mapping[str, ConfigValue]) -> dict[str, ConfigValue]:
+def _typed(name: str, texts: Mapping[str, ConfigValue], problems: SettingsProblems) -> dict[str, ConfigValue]:
     values = {}
     for key, given in texts.items():
         try:
             values[key] = ConfigValue(typed(given.value), given.source)
         except ValueError as error:
             shown = "***" if is_secret(key) else given.value
-            raise SettingsError(f"{given.source}: [{name}] {key} = {shown}: {error}") from None
+            problems.add(SettingsError(f"{given.source}: [{name}] {key} = {shown}: {error}"))
     return values

@@ -12,7 +12,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from comps.config_files.base import ConfigValue, nearest, read_text
-from comps.core.errors import SettingsError
+from comps.core.errors import SettingsError, SettingsProblems
 from comps.settings.engine_values import masked, may_be_secret, written
 from comps.settings.sections import Section
 from comps.settings.variables import environment_names, of_file, variable_of
@@ -46,6 +46,8 @@ class LoadedSection:
     """The suffix of the environment variables of a further model."""
     engine: Mapping[str, ConfigValue] = field(default_factory=dict)
     """The engine settings of a model; see `comps.settings.engines`."""
+    invalid: Collection[str] = ()
+    """The keys whose values are invalid, and have been replaced by their defaults."""
 
     def check_known(self, key: str, value: str, known: Collection[str]) -> None:
         """Raise a SettingsError if the value is not one of `known`."""
@@ -53,9 +55,9 @@ class LoadedSection:
             raise self.wrong(key, f" = {value}: unknown{nearest(value, known)}")
 
     def check_no_others(self) -> None:
-        """Raise a SettingsError if the file has a key that the section does not have."""
+        """Raise a SettingsError if the file has keys that the section does not have."""
         if self.others:
-            raise self.unknown(next(iter(self.others)))
+            raise SettingsError(*(str(self.unknown(key)) for key in self.others))
 
     def unknown(self, key: str) -> SettingsError:
         """Returns the error about an unknown key, one of `others`."""
@@ -79,35 +81,59 @@ def load_section(
     name: str,
     kind: type[Section],
     given: Mapping[str, ConfigValue],
+    problems: SettingsProblems,
     *,
     ending: str = "",
     inherited: Collection[str] = (),
 ) -> LoadedSection:
-    """Loads a section and checks each value.
+    """Loads a section and checks each value. An invalid value is a problem, and is replaced by its default.
 
     Args:
         name: The heading.
         kind: The class of the section; a further model has one of its own.
         given: The file's values under this heading.
+        problems: A problem is added for each value that is invalid.
         ending: The suffix of the environment variables of a further model.
         inherited: The keys whose defaults come from [Model].
-
-    Raises:
-        SettingsError: A value is invalid.
     """
     fields = kind.model_fields
-    sources = {
-        key: _source(info, given.get(key), "[Model]" if key in inherited else "default") for key, info in fields.items()
-    }
+    sources: dict[str, str] = {}
+    values: dict[str, str | SecretStr] = {}
+    invalid: set[str] = set()
+    for key, info in fields.items():
+        try:
+            sources[key] = _source(info, given.get(key), "[Model]" if key in inherited else "default")
+            values.update(_given(name, key, info, given))
+        except SettingsError as error:
+            problems.add(error)
+            invalid.add(key)
+    section = _validated(name, kind, values, sources, invalid, problems)
+    others = {key: one for key, one in given.items() if key not in fields}
+    return LoadedSection(name, section, sources, others, ending, invalid=invalid)
+
+
+def _validated(
+    name: str,
+    kind: type[Section],
+    values: Mapping[str, str | SecretStr],
+    sources: Mapping[str, str],
+    invalid: set[str],
+    problems: SettingsProblems,
+) -> Section:
+    """Returns the section. Invalid values are added to `invalid` and `problems`, and replaced by their defaults."""
+    fields = kind.model_fields
     try:
-        values = kind(**dict(_given(name, fields, given)))
+        return kind(**dict(values))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        key = str(first["loc"][0])
-        value = "***" if fields[key].annotation is SecretStr else first["input"]
-        what = f" = {value!s}: {first['msg'].removeprefix('Value error, ')}"
-        raise _wrong(sources[key], name, key, what) from None
-    return LoadedSection(name, values, sources, {key: one for key, one in given.items() if key not in fields}, ending)
+        for one in error.errors(include_url=False, include_context=False):
+            key = str(one["loc"][0])
+            if key not in invalid:
+                value = "***" if fields[key].annotation is SecretStr else one["input"]
+                what = f" = {value!s}: {one['msg'].removeprefix('Value error, ')}"
+                problems.add(_wrong(sources[key], name, key, what))
+                invalid.add(key)
+    defaults = {next(environment_names(fields[key])): fields[key].default for key in invalid}
+    return kind(**{**values, **defaults})
 
 
 def _source(info: FieldInfo, given: ConfigValue | None, default: str) -> str:
@@ -116,20 +142,17 @@ def _source(info: FieldInfo, given: ConfigValue | None, default: str) -> str:
     return given.source if given else default
 
 
-def _given(
-    name: str, fields: Mapping[str, FieldInfo], given: Mapping[str, ConfigValue]
-) -> Iterator[tuple[str, str | SecretStr]]:
-    """Yields the values in the file, and the secrets in files that variables name; pydantic reads other variables."""
-    for key, info in fields.items():
-        # Keyed by its variable, and only if no variable is set: so each value has one source.
-        own, variable = next(environment_names(info)), variable_of(info)
-        if key in given and info.annotation is SecretStr:
-            why = f"a secret comes from the environment only: {own}, or {of_file(own)} with the path of a file"
-            raise _wrong(given[key].source, name, key, f": {why}")
-        if variable and variable not in environment_names(info):
-            yield own, _secret(name, key, variable)
-        elif key in given and not variable:
-            yield own, given[key].value
+def _given(name: str, key: str, info: FieldInfo, given: Mapping[str, ConfigValue]) -> dict[str, str | SecretStr]:
+    """Returns the value of a key in the file, or of a secret in a file that a variable names; pydantic reads other
+    variables."""
+    # Keyed by its variable, and only if no variable is set: so each value has one source.
+    own, variable = next(environment_names(info)), variable_of(info)
+    if key in given and info.annotation is SecretStr:
+        why = f"a secret comes from the environment only: {own}, or {of_file(own)} with the path of a file"
+        raise _wrong(given[key].source, name, key, f": {why}")
+    if variable and variable not in environment_names(info):
+        return {own: _secret(name, key, variable)}
+    return {own: given[key].value} if key in given and not variable else {}
 
 
 def _secret(name: str, key: str, variable: str) -> SecretStr:

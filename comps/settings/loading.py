@@ -18,11 +18,13 @@ from pydantic import SecretStr, create_model
 
 from comps.config_files import read_config_file
 from comps.config_files.base import ConfigFile, ConfigValue, nearest
-from comps.core.errors import SettingsError
+from comps.core.errors import SettingsError, SettingsProblems
 from comps.core.types import JSON
 from comps.settings.engines import ENGINE, engine_of_file, engine_settings
 from comps.settings.loaded_section import LoadedSection, Setting, load_section
+from comps.settings.openai_key import without_openai_key
 from comps.settings.sections import SECTIONS, Dialects, Logging, Microservice, Model, key_of
+from comps.settings.unknown_variables import unknown_variables
 from comps.settings.variables import environment_names, file_names, variable_of
 
 CONFIG_FILE = "config.ini"
@@ -99,23 +101,60 @@ def load_settings(
         SettingsError: A setting is unknown, missing or wrong. The message names the file or variable, the key and the
             value.
     """
+    problems = SettingsProblems()
+    settings = gather_settings(file, kinds, dialects, without_engine, problems)
+    problems.raise_if_any()
+    return settings
+
+
+def gather_settings(
+    file: Path | None,
+    kinds: Collection[str],
+    dialects: Collection[str],
+    without_engine: Collection[str],
+    problems: SettingsProblems,
+) -> Settings:
+    """Loads the settings as `load_settings` does, but adds to `problems` what is wrong with them.
+
+    What is wrong is replaced by its default, or left out, so that the rest can be checked.
+    """
     if file is None and Path(CONFIG_FILE).exists():
         file = Path(CONFIG_FILE)
-    read = _read(file)
-    sections = {name: load_section(name, kind, read.sections.get(name, {})) for name, kind in SECTIONS.items()}
-    endings = _endings([heading for heading in read.sections if heading.startswith(FURTHER)], read)
-    _check_variables_of_models(endings)
+    read = ConfigFile(file)
+    with problems.caught():
+        read = _read(file, problems)
+    sections = {
+        name: load_section(name, kind, read.sections.get(name, {}), problems) for name, kind in SECTIONS.items()
+    }
+    endings = _endings([heading for heading in read.sections if heading.startswith(FURTHER)], read, problems)
     lost = list(read.without_effect)
+    if read.sections or not file:  # Otherwise its models are unknown.
+        _check_variables_of_models(endings, problems)
+    lost += unknown_variables(endings)
     above = engine_of_file(read, sections["Model"], lost)
-    sections["Model"] = _with_engine(sections["Model"], above, kinds, without_engine)
+    model = _with_engine(sections["Model"], above, kinds, without_engine, problems)
+    sections["Model"] = without_openai_key(model, lost)
     for ending, heading in endings.items():
-        section, above = _further(sections["Model"], heading, ending, read.sections[heading])
-        sections[heading] = _with_engine(section, above, kinds, without_engine)
+        section, above = _further(sections["Model"], heading, ending, read.sections[heading], problems)
+        section = _with_engine(section, above, kinds, without_engine, problems)
+        sections[heading] = without_openai_key(section, lost)
     for section in sections.values():
         if not isinstance(section.values, Model):
-            section.check_no_others()
-    for dialect in sections["Dialects"].values.enabled:
-        sections["Dialects"].check_known("enabled", dialect, dialects)
+            with problems.caught():
+                section.check_no_others()
+    chosen = sections["Dialects"]
+    for dialect in chosen.values.enabled:
+        with problems.caught():
+            chosen.check_known("enabled", dialect, dialects)
+    known = tuple(dialect for dialect in chosen.values.enabled if dialect in dialects)
+    sections["Dialects"] = replace(chosen, values=chosen.values.model_copy(update={"enabled": known}))
+    return _assembled(sections, read, lost, problems)
+
+
+def _assembled(
+    sections: Mapping[str, LoadedSection], read: ConfigFile, lost: Iterable[str], problems: SettingsProblems
+) -> Settings:
+    """Returns the settings in these sections, and in those of the file's conversation templates."""
     listing = [setting for section in sections.values() for setting in section.listing()]
     conversations = {
         _name_of(heading): keys for heading, keys in read.sections.items() if heading.startswith(CONVERSATION)
@@ -124,21 +163,30 @@ def load_settings(
         listing += [Setting(CONVERSATION + name, key, one.value, one.source) for key, one in keys.items()]
     templates = {name: {key: one.value for key, one in keys.items()} for name, keys in conversations.items()}
     logging, microservice, model, chosen = (sections[name].values for name in SECTIONS)
-    served = _served(sections.values(), read)
+    served = _served(sections.values(), read, problems)
     return Settings(logging, microservice, model, chosen, served, templates, tuple(listing), tuple(lost))
 
 
 def _with_engine(
-    section: LoadedSection, above: Mapping[str, ConfigValue], kinds: Collection[str], without_engine: Collection[str]
+    section: LoadedSection,
+    above: Mapping[str, ConfigValue],
+    kinds: Collection[str],
+    without_engine: Collection[str],
+    problems: SettingsProblems,
 ) -> LoadedSection:
     """Checks the section of a model and adds its engine settings; `above` are the inherited ones."""
-    section.check_known("model_server", section.values.model_server, kinds)
-    _check_credentials(section)
-    return replace(section, engine=engine_settings(section, above, without_engine))
+    _check_credentials(section, problems)
+    try:
+        section.check_known("model_server", section.values.model_server, kinds)
+    except SettingsError as error:
+        if section.sources["model_server"] != "[Model]":  # There it has been told already.
+            problems.add(error)
+        return replace(section, invalid={*section.invalid, "model_server"})
+    return replace(section, engine=engine_settings(section, above, without_engine, problems))
 
 
-def _check_credentials(section: LoadedSection) -> None:
-    """Raise if a setting is there without another that it needs."""
+def _check_credentials(section: LoadedSection, problems: SettingsProblems) -> None:
+    """Add a problem for each setting that is there without another that it needs."""
     for whole, needs in (
         ("token_url", ("client_id", "client_secret")),
         ("client_id", ("token_url",)),
@@ -146,9 +194,11 @@ def _check_credentials(section: LoadedSection) -> None:
         ("client_key", ("client_certificate",)),
     ):
         for other in needs:
-            if _is_set(section.values, whole) and not _is_set(section.values, other):
+            alone = _is_set(section.values, whole) and not _is_set(section.values, other)
+            if alone and other not in section.invalid and section.sources[whole] != "[Model]":
                 own = next(environment_names(type(section.values).model_fields[other]))
-                raise section.wrong(whole, f": needs {other} ({own}) as well")
+                problems.add(section.wrong(whole, f": needs {other} ({own}) as well"))
+                break
 
 
 def _is_set(model: Model, key: str) -> bool:
@@ -156,20 +206,20 @@ def _is_set(model: Model, key: str) -> bool:
     return bool(value.get_secret_value() if isinstance(value, SecretStr) else value)
 
 
-def _served(sections: Iterable[LoadedSection], file: ConfigFile) -> dict[str, ServedModel]:
+def _served(sections: Iterable[LoadedSection], file: ConfigFile, problems: SettingsProblems) -> dict[str, ServedModel]:
     models: dict[str, ServedModel] = {}
     for section in sections:
-        if isinstance(section.values, Model):
+        if isinstance(section.values, Model) and "model_server" not in section.invalid:
             name = _name_of(section.name) if section.ending else section.values.model_name
             if name in models:
-                raise SettingsError(f"{file}: [{section.name}]: the model of [Model] has that name")
+                problems.add(SettingsError(f"{file}: [{section.name}]: the model of [Model] has that name"))
             engine = {key: one.value for key, one in section.engine.items()}
             models[name] = ServedModel(section.name, section.values, engine)
     return models
 
 
 def _further(
-    model: LoadedSection, heading: str, ending: str, given: Mapping[str, ConfigValue]
+    model: LoadedSection, heading: str, ending: str, given: Mapping[str, ConfigValue], problems: SettingsProblems
 ) -> tuple[LoadedSection, dict[str, ConfigValue]]:
     """Returns the section of a further model, and the engine settings that it inherits.
 
@@ -192,15 +242,17 @@ def _further(
         fields[key] = (info.rebuild_annotation(), key_of(default, info.description or "", *names))
     kind: type[Model] = create_model(heading, __base__=Model, **fields)
     above = {} if elsewhere else {key: ConfigValue(one.value, f"[{model.name}]") for key, one in model.engine.items()}
-    return load_section(heading, kind, given, ending=ending, inherited=inherited), above
+    return load_section(heading, kind, given, problems, ending=ending, inherited=inherited), above
 
 
-def _read(path: Path | None) -> ConfigFile:
+def _read(path: Path | None, problems: SettingsProblems) -> ConfigFile:
     """Reads the file and checks its headings. Its `first_dialect` is enabled before the others."""
     file = read_config_file(path)
+    problems.add(SettingsError(*file.problems))
     for heading in file.sections:
-        if heading not in SECTIONS and not (heading.startswith((FURTHER, CONVERSATION)) and _name_of(heading)):
-            raise SettingsError(f"{file}: unknown section [{heading}]{nearest(heading, SECTIONS)}")
+        if not _is_known(heading):
+            problems.add(SettingsError(f"{file}: unknown section [{heading}]{nearest(heading, SECTIONS)}"))
+    file = replace(file, sections={heading: keys for heading, keys in file.sections.items() if _is_known(heading)})
     if file.first_dialect:
         enabled = dict.fromkeys((file.first_dialect, *Dialects.model_fields["enabled"].default))
         dialects = {"enabled": ConfigValue(", ".join(enabled), str(file)), **file.sections.get("Dialects", {})}
@@ -208,28 +260,32 @@ def _read(path: Path | None) -> ConfigFile:
     return file
 
 
+def _is_known(heading: str) -> bool:
+    return heading in SECTIONS or (heading.startswith((FURTHER, CONVERSATION)) and bool(_name_of(heading)))
+
+
 def _name_of(heading: str) -> str:
     return heading.partition(".")[2].strip()
 
 
-def _endings(headings: Iterable[str], file: ConfigFile) -> dict[str, str]:
+def _endings(headings: Iterable[str], file: ConfigFile, problems: SettingsProblems) -> dict[str, str]:
     """Returns the headings of further models, by the suffix of their environment variables."""
     endings: dict[str, str] = {}
     for heading in headings:
         ending = "__" + re.sub("[^A-Z0-9]", "_", _name_of(heading).upper())
         if other := endings.get(ending):
-            raise SettingsError(
-                f"{file}: [{heading}] and [{other}]: the variables of both would end in {ending}; rename one of them"
-            )
+            why = f"the variables of both would end in {ending}; rename one of them"
+            problems.add(SettingsError(f"{file}: [{heading}] and [{other}]: {why}"))
+            continue
         endings[ending] = heading
     return endings
 
 
-def _check_variables_of_models(endings: Collection[str]) -> None:
-    """Raise if an environment variable has the suffix of a model that does not exist."""
+def _check_variables_of_models(endings: Collection[str], problems: SettingsProblems) -> None:
+    """Add a problem for each environment variable with the suffix of a model that does not exist."""
     known = {name for info in Model.model_fields.values() for name in (*environment_names(info), *file_names(info))}
     for variable in os.environ:
         head, two, name = variable.partition("__")
         if two and (head in known or head.startswith(ENGINE)) and two + name not in endings:
             why = f"no section [{FURTHER}<name>] has variables that end in {two}{name}"
-            raise SettingsError(f"environment {variable}: {why}{nearest(two + name, endings)}")
+            problems.add(SettingsError(f"environment {variable}: {why}{nearest(two + name, endings)}"))

@@ -104,6 +104,9 @@ class Microservice(Section):
         ("*",), "the origins whose web pages may ask, separated by commas; *: any, empty: none", "USVC_CORS_ORIGINS"
     )
     allow_shutdown: bool = key_of(False, "let POST /shutdown end the service", "USVC_ALLOW_SHUTDOWN")
+    show_endpoints: bool = key_of(
+        False, "let POST /v1/prompt tell its callers the model server's URL", "USVC_SHOW_ENDPOINTS"
+    )
     stalled_client_seconds: int = key_of(
         120, "how long a client may take nothing of its answer; 0: no limit", "USVC_STALLED_CLIENT_SECONDS", ge=0
     )
@@ -140,7 +143,11 @@ class Model(Section):
         "LLM_ENDPOINT",
     )
     api_key: SecretStr = key_of(
-        SecretStr(""), "the model server's key; never in this file", "LLM_API_KEY", "LLM_VLLM_API_KEY", "OPENAI_API_KEY"
+        SecretStr(""),
+        "the model server's key; OPENAI_API_KEY goes to OpenAI's own host alone; never in this file",
+        "LLM_API_KEY",
+        "LLM_VLLM_API_KEY",
+        "OPENAI_API_KEY",
     )
     token_url: str = key_of(
         "", "where client_id and client_secret are changed for a token (OAuth 2.0)", "LLM_TOKEN_URL", "TOKEN_URL"

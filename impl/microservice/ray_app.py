@@ -35,7 +35,7 @@ if str(ROOT) not in sys.path:
 
 # In a checkout that is not installed, these need the line above.
 from comps.app import make_app, read_settings  # noqa: E402
-from comps.core.errors import LLMError, Overloaded, SettingsError  # noqa: E402
+from comps.core.errors import LLMError, Overloaded, SettingsError, for_operator  # noqa: E402
 from comps.settings import Settings  # noqa: E402
 from comps.telemetry import log, start_log  # noqa: E402
 
@@ -202,7 +202,7 @@ def _unservable(error: SettingsError) -> Exception:
     class Unservable(RayServeException, click.ClickException):  # type: ignore[misc]  # Ray has no types.
         exit_code = WRONG_SETTINGS
 
-    return Unservable(str(error))
+    return Unservable("; ".join(error.problems))
 
 
 def serve_until_signal(
@@ -331,7 +331,7 @@ def main(words: list[str]) -> int:
             service.drain_seconds,
         )
     except LLMError as error:
-        print(f"ray_app: {error}", file=sys.stderr)
+        print(f"ray_app: {for_operator(error)}", file=sys.stderr)
         return WRONG_SETTINGS if isinstance(error, SettingsError) else FAILED
     return 0
 

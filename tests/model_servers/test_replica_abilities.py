@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from comps.core.answers import collect
-from comps.core.errors import LLMError, ModelServerError, Refused, Timeout, Unreachable
+from comps.core.errors import LLMError, ModelServerError, Refused, Timeout, Unreachable, for_operator, told_at
 from comps.core.ports import Completes, CountsTokens, Embeds, Loads
 from comps.core.types import Embeddings, Sampling
 from comps.model_servers.replicas import Replicas
@@ -23,10 +23,12 @@ async def test_a_description_comes_from_a_replica_that_answers() -> None:
 
 async def test_if_none_answers_all_are_unreachable() -> None:
     group = Group(2)
-    group.each[0].error, group.each[1].error = Unreachable("away"), Refused(500, "oops")
+    group.each[0].error, group.each[1].error = Unreachable("away"), told_at(Refused(500, "oops"), "http://two")
     for _ in range(2):
-        with pytest.raises(Unreachable, match="none of the 2 replicas answers"):
+        with pytest.raises(Unreachable, match="none of the 2 replicas answers") as caught:
             await group.all.describe()
+        assert "replica 1: away; replica 2: http://two: " in for_operator(caught.value)
+        assert "http://two" not in str(caught.value)
     group.each[0].error = None
     assert (await group.all.describe()).name == "a"
 

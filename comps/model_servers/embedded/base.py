@@ -22,12 +22,13 @@ from comps.core.errors import (
     SettingsError,
     TextTooLong,
     Unreachable,
+    for_operator,
     no_room,
 )
 from comps.core.ports import Answer
 from comps.core.prompts import only_text, plain_roles, text_of
 from comps.core.types import JSON, Embeddings, Finished, ModelInfo, Prompt, Sampling, Usage
-from comps.model_servers.embedded.engine_process import EngineProcess
+from comps.model_servers.embedded.engine_process import EngineProcess, run_check
 from comps.model_servers.embedded.model_files import find_model
 from comps.model_servers.target import Target, need
 
@@ -54,6 +55,8 @@ class Embedded:
     """The engine's name in errors."""
     program: ClassVar[str]
     """The module that is the program of the engine's process."""
+    checker: ClassVar[str] = ""
+    """The module whose `check(device, settings)` checks both without a model; see `check_settings`. Empty: none."""
     packages: ClassVar[tuple[str, ...]] = ()
     """What the program imports that the extra of the kind's name installs, and not this service itself."""
     honoured: ClassVar[frozenset[str]] = frozenset(Sampling.__dataclass_fields__)
@@ -79,6 +82,8 @@ class Embedded:
         self._loading = asyncio.Lock()
         self._reloading: asyncio.Future[None] | None = None
         self._loaded_once = False
+        self._not_loaded = ""
+        """What is told once loading has begun and has failed."""
         self._closed = False
 
     @classmethod
@@ -103,12 +108,25 @@ class Embedded:
         """
         return str(find_model(model_name))
 
+    def check_settings(self) -> None:
+        """Check the device and the engine's settings, in a process of its own; the model is neither found nor loaded.
+
+        Raises:
+            SettingsError: The device is not here, or a setting is unknown or wrong. It has all that is wrong.
+        """
+        given = {name: self._load_options[name] for name in ("device", "settings")}
+        if self.checker and given != {"device": "CPU", "settings": {}}:
+            problems = run_check(self.checker, given)
+            if problems:
+                raise SettingsError(*problems)
+
     async def load(self) -> None:
         """Find the model, fetching it if need be, and start the engine; see `Loads.load`."""
         async with self._loading:
             if self._engine and self._info and not self._engine.ended:
                 return
             await self._end()
+            self._not_loaded = f"the model {self._model_name} could not be loaded; the service's log has the reason"
             model = await _in_daemon_thread(lambda: self.find(self._model_name, self._local_dir))
             self._engine = await asyncio.to_thread(EngineProcess, self.program)
             loaded = await self._engine.ask({"load": {"model": model, **self._load_options}})
@@ -117,7 +135,7 @@ class Embedded:
             if "error" in loaded:
                 raise ModelServerError(f"{self.display_name} cannot load {self._model_name}: {loaded['error']}")
             self._longest_token = loaded["longest_token"]
-            self._loaded_once = True
+            self._loaded_once, self._not_loaded = True, ""
             self._info = ModelInfo(
                 self._model_name,
                 loaded["context_window"],
@@ -144,7 +162,8 @@ class Embedded:
         if self._engine and self._info and not self._engine.ended:
             return self._engine
         if not self._loaded_once:
-            raise Unreachable(f"the model {self._model_name} is still loading")
+            failed = self._not_loaded and not self._loading.locked()
+            raise Unreachable(self._not_loaded if failed else f"the model {self._model_name} is still loading")
         if not self._closed and (self._reloading is None or self._reloading.done()):
             self._reloading = asyncio.ensure_future(self._load_again())
         raise Unreachable(f"the process of the model {self._model_name} has ended; it is being started again", 5)
@@ -153,7 +172,7 @@ class Embedded:
         try:
             await self.load()
         except LLMError as error:  # The next request tries again.
-            log.error("the model could not be started again: %s", error)
+            log.error("the model could not be started again: %s", for_operator(error))
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         engine = self._loaded_engine()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from difflib import get_close_matches
 from math import isfinite
 
 from comps.core.errors import InvalidRequest, PromptTooLong, SettingsError, no_room
 from comps.core.stop_strings import StopStrings
-from comps.core.types import JSON, Sampling
+from comps.core.types import Sampling
 from comps.model_servers.embedded.engine_program import Part
 from comps.model_servers.embedded.text import IncrementalDecoder
 
@@ -33,11 +33,11 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def check_settings(given: Mapping[str, JSON], known: Iterable[str], owner: str) -> None:
+def check_settings(given: Iterable[str], known: Iterable[str], owner: str) -> None:
     """Refuse an unknown setting.
 
     Args:
-        given: The settings.
+        given: The names of the settings.
         known: The names of those that there are.
         owner: The kind of model server, for the error.
 

@@ -34,6 +34,18 @@ log = logging.getLogger("opea_llm")
 
 _START = "import sys, runpy; _, module, *sys.path = sys.argv; runpy.run_module(module, run_name='__main__')"
 """Python's own `-m` would search the current folder first."""
+_CHECK = """
+import json, sys
+_, module, *sys.path = sys.argv
+from importlib import import_module
+from comps.core.errors import SettingsError
+try:
+    import_module(module).check(**json.load(sys.stdin))
+except SettingsError as error:
+    print("\\n" + json.dumps(error.problems))
+"""
+_CHECK_SECONDS = 60
+"""Seconds that a check may take, mostly to import the engine; if it takes longer, loading finds what is wrong."""
 _GRACE = 5.0
 """Seconds that an engine has to end by itself once its input is closed."""
 
@@ -58,6 +70,32 @@ class _Request:
                 self.last_part.set_exception(error)
 
 
+def run_check(module: str, given: Mapping[str, JSON]) -> list[str]:
+    """Returns what is wrong with the settings of an engine, as its package finds them; nothing if it cannot be asked.
+
+    Args:
+        module: The module with the function `check`, which raises a SettingsError.
+        given: The arguments of that function.
+    """
+    with suppress(subprocess.SubprocessError, ValueError, IndexError):
+        done = subprocess.run(
+            [sys.executable, "-c", _CHECK, module, *_search_path()],
+            input=json.dumps(given),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            timeout=_CHECK_SECONDS,
+            check=True,
+        )
+        problems: list[str] = json.loads(done.stdout.splitlines()[-1])
+        return problems
+    return []
+
+
+def _search_path() -> list[str]:
+    return [str(Path(place).resolve()) for place in sys.path if place]
+
+
 class EngineProcess:
     """One running engine.
 
@@ -67,7 +105,7 @@ class EngineProcess:
 
     def __init__(self, module: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, module, *(str(Path(place).resolve()) for place in sys.path if place)],
+            [sys.executable, "-c", _START, module, *_search_path()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the service, which ends its engine when no request needs it.

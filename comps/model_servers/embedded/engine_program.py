@@ -163,8 +163,10 @@ def _loaded(load: Callable[..., Engine], message: dict[str, JSON], writer: PartW
     try:
         engine = load(**message["load"])
     except Exception as error:  # Whatever it is, it goes to whoever waits for this engine.
-        wrong = {"setting": True} if isinstance(error, SettingsError) else {}
-        writer.write([{"id": message["id"], "error": last_line(error), **wrong, "last": True}])
+        wrong, said = {}, last_line(error)
+        if isinstance(error, SettingsError):
+            wrong, said = {"setting": True}, "; ".join(error.problems)
+        writer.write([{"id": message["id"], "error": said, **wrong, "last": True}])
         return None
     facts = {
         "context_window": engine.context_window,

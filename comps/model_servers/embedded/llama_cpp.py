@@ -16,6 +16,7 @@ class LlamaCpp(Embedded):
     kind = "llama_cpp"
     display_name = "llama.cpp"
     program = "comps.model_servers.embedded.llama_cpp_engine"
+    checker = "comps.model_servers.embedded.llama_cpp_options"
     packages = ("llama_cpp",)
     takes_local_dir = True
 

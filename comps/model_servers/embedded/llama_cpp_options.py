@@ -14,7 +14,7 @@ import llama_cpp
 from llama_cpp import llama_cpp as api
 from pydantic import Field, TypeAdapter, ValidationError
 
-from comps.core.errors import SettingsError
+from comps.core.errors import SettingsError, SettingsProblems
 from comps.core.types import JSON
 from comps.model_servers.embedded.decoding import check_settings
 from comps.model_servers.embedded.gguf import gguf_window
@@ -52,9 +52,7 @@ def read_options(model: Path, device: str, settings: Mapping[str, JSON], window:
     Raises:
         SettingsError: A setting is unknown, has a wrong value, or does not fit this machine.
     """
-    known = {*inspect.signature(llama_cpp.Llama).parameters, "n_seq_max"} - _NO_SETTINGS
-    check_settings(settings, known, "llama_cpp")
-    settings = _typed(settings)
+    settings = check(device, settings)
     cores = physical_cores()
     arguments = {
         "n_threads": cores,
@@ -67,6 +65,25 @@ def read_options(model: Path, device: str, settings: Mapping[str, JSON], window:
     chat_format = arguments.pop("chat_format", None)
     sequences = _take_sequences(arguments)
     return Options(arguments, sequences, chat_format)
+
+
+def check(device: str, settings: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Check the device and the settings without a model; returns the settings in the types of llama.cpp's arguments.
+
+    Raises:
+        SettingsError: The device is not here, or a setting is unknown or has a wrong value.
+    """
+    known = {*inspect.signature(llama_cpp.Llama).parameters, "n_seq_max"} - _NO_SETTINGS
+    problems, typed = SettingsProblems(), {}
+    if "n_gpu_layers" not in settings:
+        with problems.caught():
+            _gpu_layers(device)
+    for name, value in settings.items():
+        with problems.caught():
+            check_settings([name], known, "llama_cpp")
+            typed.update(_typed({name: value}))
+    problems.raise_if_any()
+    return typed
 
 
 def _typed(settings: Mapping[str, JSON]) -> dict[str, JSON]:
@@ -88,7 +105,8 @@ def _gpu_layers(device: str) -> int:
     if device.upper() == "CPU":
         return 0
     if device.upper() != "GPU":
-        raise SettingsError(f"device = {device}: llama_cpp takes CPU or GPU")
+        here = "CPU and GPU" if llama_cpp.llama_supports_gpu_offload() else "CPU alone"
+        raise SettingsError(f"device = {device}: llama_cpp takes CPU or GPU; the one installed here has {here}")
     if not llama_cpp.llama_supports_gpu_offload():
         raise SettingsError(f"device = {device}: the llama-cpp-python installed here was built for CPUs only")
     return -1

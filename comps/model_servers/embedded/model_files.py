@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 
 from comps.core.errors import SettingsError
@@ -41,13 +42,11 @@ def find_model(name: str) -> Path:
     if name == BUNDLED_MODEL:
         return _bundled()
     path = Path(name).expanduser()
-    if path.exists():
+    if os.path.lexists(path):
         return _checked(path)
-    if name.count("/") in (1, 2) and _is_repository(name):
+    if not _looks_like_path(name) and "/" in name:
         return _from_hub(name)
-    raise SettingsError(
-        f"model_name = {name}: neither {BUNDLED_MODEL}, nor a path, nor a Hugging Face repository (owner/name)"
-    )
+    raise SettingsError(f"model_name = {name}: {_missing(name, path)}")
 
 
 def find_gguf(name: str, local_dir: str = "") -> Path:
@@ -96,8 +95,9 @@ def find_checkpoint(name: str, local_dir: str = "") -> str:
         here = path if path.is_file() else Path(local_dir, _file_of(name))
         if here.is_file() and (here.parent / "config.json").is_file():
             return str(here)
-        if path.is_file() or not _is_repository(name):
-            raise SettingsError(f"model_name = {name}: no file of weights with a config.json beside it")
+        if path.is_file() or _looks_like_path(name):
+            why = "" if path.is_file() else f": {_missing(name, path)}"
+            raise SettingsError(f"model_name = {name}: no file of weights with a config.json beside it{why}")
         return name
     is_repository = name.count("/") == 1 and _is_repository(name)
     is_bare = "/" not in name and name != BUNDLED_MODEL and not name.endswith(".gguf") and not path.exists()
@@ -125,12 +125,41 @@ def _in_folder(name: str, folder: str) -> Path | None:
     raise SettingsError(f"model_name = {name}: {file} is no GGUF file; llama.cpp has scripts that convert older ones")
 
 
+def _looks_like_path(name: str) -> bool:
+    """Whether a name that is neither a file nor a folder can only have been meant as the path of one."""
+    of_file = name.endswith((".gguf", WEIGHTS)) and name.count("/") < 2
+    return not name[:1].isalnum() or "\\" in name or name.count("/") > 2 or of_file
+
+
+def _missing(name: str, path: Path) -> str:
+    """Why there is no model of a name: what was looked for, and what is there in its place."""
+    if not _looks_like_path(name):
+        looked_for = f"no file or folder ./{name}, and no repository of the Hugging Face hub, whose name is owner/name"
+        if get_close_matches(name.lower(), [BUNDLED_MODEL.lower()], cutoff=0.4):
+            return f"{looked_for}; did you mean {BUNDLED_MODEL}?"
+        return f"{looked_for}; {BUNDLED_MODEL} is a model that needs no file"
+    place = path.absolute()
+    said = f"no such {'file' if path.suffix else 'file or folder'}: {place}"
+    folder = next(parent for parent in place.parents if parent.exists())
+    if folder != place.parent:
+        return f"{said}; of its path, only {folder} is there"
+    with suppress(OSError):
+        names = [file.name for file in folder.iterdir() if file.suffix in ("", place.suffix)]
+        if near := get_close_matches(place.name, names, n=1, cutoff=0.5):
+            return f"{said}; did you mean {folder / near[0]}?"
+    return said
+
+
 def _checked(path: Path) -> Path:
-    if path.is_file() and path.suffix == ".gguf":
-        return path
-    if (path / _OPENVINO_MODEL).is_file():
-        return path
-    raise SettingsError(f"model_name = {path}: neither a .gguf file nor a folder with {_OPENVINO_MODEL}")
+    if (path.is_file() and path.suffix == ".gguf") or (path / _OPENVINO_MODEL).is_file():
+        if os.access(path, os.R_OK):
+            return path
+        raise SettingsError(f"model_name = {path}: cannot be read: permission denied")
+    if not path.exists():
+        raise SettingsError(f"model_name = {path}: a link to {path.resolve()}, which is not there")
+    here = next((file for file in sorted(path.glob("*.gguf")) if file.is_file()), None)
+    hint = f"; did you mean {here}?" if here else ""
+    raise SettingsError(f"model_name = {path}: neither a .gguf file nor a folder with {_OPENVINO_MODEL}{hint}")
 
 
 def _bundled() -> Path:

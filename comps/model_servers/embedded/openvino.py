@@ -12,5 +12,6 @@ class OpenVINO(Embedded):
     kind = "openvino"
     display_name = "OpenVINO"
     program = "comps.model_servers.embedded.openvino_engine"
+    checker = program
     packages = ("openvino", "openvino_genai", "numpy")
     honoured = frozenset(Sampling.__dataclass_fields__) - {"typical_p"}

@@ -16,6 +16,7 @@ class Transformers(Embedded):
     kind = "transformers"
     display_name = "transformers"
     program = "comps.model_servers.embedded.transformers_engine"
+    checker = "comps.model_servers.embedded.transformers_loading"
     packages = ("torch", "transformers", "accelerate")
     takes_local_dir = True
 

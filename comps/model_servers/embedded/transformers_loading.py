@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-from comps.core.errors import SettingsError
+from comps.core.errors import SettingsError, SettingsProblems
 from comps.core.types import JSON
 from comps.model_servers.embedded.decoding import check_settings
 from comps.model_servers.embedded.model_files import WEIGHTS
@@ -65,10 +65,9 @@ def load_model(model: str, device: str, settings: Mapping[str, JSON]) -> tuple[A
     Raises:
         SettingsError: A setting is unknown or has a wrong value, or the model cannot be loaded.
     """
-    check_settings(settings, _SETTINGS, "transformers")
+    check(device, settings)
     options = {name: value for name, value in settings.items() if name != "at_once"}
-    if visible := options.pop("cuda_visible_devices", None):
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(visible)  # Read by CUDA when it is first used.
+    options.pop("cuda_visible_devices", None)
     hub = {name: options.pop(name) for name in _HUB if name in options}
     hub.setdefault("trust_remote_code", False)
     changes = _object(options, "config_params")
@@ -82,6 +81,29 @@ def load_model(model: str, device: str, settings: Mapping[str, JSON]) -> tuple[A
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         # The first lines say what is missing, the others how to get it.
         raise SettingsError(f"{model} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
+
+
+def check(device: str, settings: Mapping[str, JSON]) -> None:
+    """Check the device and the settings without a model.
+
+    Raises:
+        SettingsError: The device is not here, or a setting is unknown or has a wrong value.
+    """
+    if visible := settings.get("cuda_visible_devices"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(visible)  # Read by CUDA when it is first used.
+    problems = SettingsProblems()
+    with problems.caught():
+        _device(device)
+    with problems.caught():
+        _object(dict(settings), "config_params")
+    for name, value in settings.items():
+        with problems.caught():
+            check_settings([name], _SETTINGS, "transformers")
+            if name in ("dtype", "torch_dtype") and value not in ("auto", None):
+                kind = getattr(torch, str(value).removeprefix("torch."), None)
+                if not isinstance(kind, torch.dtype):
+                    raise SettingsError(f"{name} = {value}: no data type of PyTorch's, such as float16 or bfloat16")
+    problems.raise_if_any()
 
 
 def _from_pretrained(source: str, config: Any, hub: Mapping[str, JSON], options: Mapping[str, JSON]) -> Any:
@@ -149,14 +171,21 @@ def _complete(options: dict[str, JSON], device: str, quantised: bool) -> None:
 
 def _device(name: str) -> str:
     """A device by PyTorch's name for it."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    here = "CPU" if found is None else f"CPU and GPU ({torch.accelerator.device_count()} x {found.type})"
     if name.upper() == "GPU":
-        if not torch.accelerator.is_available():
-            raise SettingsError("device = GPU: PyTorch finds none here")
-        return str(torch.accelerator.current_accelerator().type)
+        if found is None:
+            raise SettingsError(f"device = {name}: PyTorch finds none here; it finds: {here}")
+        return str(found.type)
     try:
-        return str(torch.device(name.lower()))
+        device = torch.device(name.lower())
     except RuntimeError:
-        raise SettingsError(f"device = {name}: neither CPU nor GPU, nor a device of PyTorch's") from None
+        why = "neither CPU nor GPU, nor a device of PyTorch's"
+        raise SettingsError(f"device = {name}: {why}; it finds here: {here}") from None
+    missing = found is None or device.type != found.type or (device.index or 0) >= torch.accelerator.device_count()
+    if device.type != "cpu" and missing:
+        raise SettingsError(f"device = {name}: PyTorch finds none here; it finds: {here}")
+    return str(device)
 
 
 def end_tokens(defaults: Any, tokenizer: Any) -> set[int]:

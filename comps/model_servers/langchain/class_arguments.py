@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -9,13 +11,17 @@ from dataclasses import fields
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
+from urllib.parse import urlsplit
 
 from langchain_core.language_models import BaseChatModel
 from pydantic import SecretStr
 
 from comps.core.errors import SettingsError
 from comps.core.types import JSON
+from comps.model_servers.remote.addresses import shown
 from comps.model_servers.target import Access, Target
+
+log = logging.getLogger("opea_llm")
 
 _OTHER_NAMES = {
     "max_tokens": ("max_output_tokens", "max_new_tokens", "num_predict"),
@@ -26,6 +32,17 @@ _OTHER_NAMES = {
     "base_url": ("api_base", "endpoint_url", "endpoint"),
 }
 """What classes call a field as well; `openai_api_key` ends in one of the names, which is as good."""
+_DOMAINS = {
+    "anthropic": "anthropic.com",
+    "cohere": "cohere.com",
+    "google": "googleapis.com",
+    "groq": "groq.com",
+    "mistral": "mistral.ai",
+    "openai": "api.openai.com",
+}
+"""The vendors of keys that classes find in the environment, and the domains of their own servers."""
+_NO_KEY = "none"
+"""The key for a server that needs none; without any, OpenAI's SDK takes that of the environment."""
 _SECRET = re.compile("key|token|secret|password|auth", re.IGNORECASE)
 
 
@@ -76,12 +93,13 @@ def arguments_of(kind: type[BaseChatModel], path: str, given: Mapping[str, JSON]
     if field := field_of(kind, "model"):
         by_field.setdefault(field, target.model_name)
     if target.endpoint:
-        field = field_of(kind, "base_url") or _ending(kind, "base_url")
+        field = _url_field(kind)
         if not field:
             raise SettingsError(f"model_server_endpoint = {target.endpoint}: {path} has no argument for a URL")
         by_field.setdefault(field, target.endpoint)
     if target.access.api_key and (field := field_of(kind, "api_key") or _ending(kind, "api_key")):
         by_field.setdefault(field, SecretStr(target.access.api_key))
+    _keep_keys_of_environment(kind, by_field)
     for setting in fields(Access):
         if setting.name != "api_key" and getattr(target.access, setting.name) != setting.default:
             raise SettingsError(f"{setting.name}: not known to a LangChain class; set an argument of {path} instead")
@@ -93,6 +111,42 @@ def _ending(kind: type[BaseChatModel], name: str) -> str | None:
     """A field with a longer name, such as `anthropic_api_key`."""
     endings = tuple(f"_{one}" for one in (name, *_OTHER_NAMES[name]))
     return next((field for field in kind.model_fields if field.endswith(endings)), None)
+
+
+def _keep_keys_of_environment(kind: type[BaseChatModel], by_field: dict[str, Any]) -> None:
+    """Give the class another key where it would send one of the environment to a server that this is not for.
+
+    Classes look for a key such as OPENAI_API_KEY by themselves, even if they get the URL of another server. It may go
+    to its vendor's own hosts, and wherever the environment itself says.
+    """
+    url = by_field.get(_url_field(kind) or "")
+    for field in kind.model_fields:
+        vendor = field.removesuffix("_api_key")
+        if not isinstance(url, str) or vendor == field or field in by_field:
+            continue
+        variable = field.upper()
+        if variable in os.environ and not _is_host_of(vendor, url):
+            log.warning("environment %s: not sent to %s; LLM_API_KEY is its key", variable, shown(urlsplit(url)))
+            by_field[field] = SecretStr(_NO_KEY)
+
+
+def _is_host_of(vendor: str, url: str) -> bool:
+    domain = _DOMAINS.get(vendor)
+    host = urlsplit(url).hostname or ""
+    return bool(domain) and url.startswith("https://") and (host == domain or host.endswith(f".{domain}"))
+
+
+def address_of(kind: type[BaseChatModel], arguments: Mapping[str, Any]) -> str:
+    """The URL among the arguments of a class, without credentials and query; empty: there is none."""
+    field = _url_field(kind)
+    if not field:
+        return ""
+    value = arguments.get(kind.model_fields[field].alias or field) or arguments.get(field)
+    return shown(urlsplit(value)) if isinstance(value, str) and "://" in value else ""
+
+
+def _url_field(kind: type[BaseChatModel]) -> str | None:
+    return field_of(kind, "base_url") or _ending(kind, "base_url")
 
 
 def names_in(said: JSON) -> set[str]:

@@ -18,7 +18,14 @@ from comps.core.errors import LLMError, SettingsError, Unreachable
 from comps.core.ports import Answer
 from comps.core.types import JSON, Finished, Generation, ModelInfo, Prompt, Sampling, only
 from comps.model_servers.langchain.chunks import MessageReader
-from comps.model_servers.langchain.class_arguments import arguments_of, class_at, field_of, names_in, secrets_in
+from comps.model_servers.langchain.class_arguments import (
+    address_of,
+    arguments_of,
+    class_at,
+    field_of,
+    names_in,
+    secrets_in,
+)
 from comps.model_servers.langchain.failures import translated
 from comps.model_servers.langchain.messages import FOR_MESSAGES, to_langchain
 from comps.model_servers.remote.tgi import Stopped
@@ -55,6 +62,7 @@ class LangChainModel:
         self._class = class_at(self._path)
         self._of_calls = names_in(given.pop("honours", ())) - {"stop"}
         self._arguments = arguments_of(self._class, self._path, given, target)
+        self._address = address_of(self._class, self._arguments)
         self._fields = {
             name: field
             for name in _SAMPLING
@@ -87,9 +95,9 @@ class LangChainModel:
         try:
             return self._class(**arguments)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            name = ".".join(map(str, first["loc"]))
-            raise SettingsError(f"{self._path}: {name or 'arguments'}: {self._brief(first['msg'])}") from None
+            found = error.errors(include_url=False, include_context=False, include_input=False)
+            wrong = [(".".join(map(str, one["loc"])) or "arguments", self._brief(one["msg"])) for one in found]
+            raise SettingsError(*(f"{self._path}: {name}: {why}" for name, why in wrong)) from None
         except Exception as error:
             raise SettingsError(f"{self._path} cannot be made: {type(error).__name__}: {self._brief(error)}") from None
 
@@ -167,7 +175,7 @@ class LangChainModel:
         except LLMError:
             raise
         except Exception as error:
-            raise translated(error, self._path, self._brief) from error
+            raise translated(error, self._path, self._brief, self._address) from error
 
     def _brief(self, error: object) -> str:
         """What it says, shortened, without URLs and the secrets that the chat model has."""

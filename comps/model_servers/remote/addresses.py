@@ -10,6 +10,11 @@ from comps.core.errors import SettingsError
 from comps.model_servers.target import Access
 
 
+def shown(url: SplitResult) -> str:
+    """Returns a URL as messages show it: without credentials, query and fragment."""
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+
+
 def checked_url(url: str, key: str) -> SplitResult:
     """Parses and checks an HTTP URL.
 

@@ -7,11 +7,12 @@ from urllib.parse import SplitResult, urlsplit
 
 import orjson
 
-from comps.core.errors import ModelServerError, SettingsError
+from comps.core.errors import ModelServerError, SettingsError, told_at
 from comps.core.types import JSON
 from comps.model_servers.remote.addresses import checked_url, tls_context
 from comps.model_servers.remote.exchange import Broken, Deadlines, Exchange, Reader, StreamExchange
 from comps.model_servers.remote.failures import brief, failure
+from comps.model_servers.remote.oauth import NAME as TOKEN_SERVER
 from comps.model_servers.remote.oauth import ClientCredentials
 from comps.model_servers.remote.site import Site
 from comps.model_servers.target import Access
@@ -40,7 +41,7 @@ class HTTP:
         self._site = Site(url, tls, access.connect_seconds)
         self._oauth: ClientCredentials | None = None
         if access.token_url:
-            tokens = Site(checked_url(access.token_url, "token_url"), tls, access.connect_seconds)
+            tokens = Site(checked_url(access.token_url, "token_url"), tls, access.connect_seconds, TOKEN_SERVER)
             self._oauth = ClientCredentials(tokens, access.client_id, access.client_secret)
         # With OAuth, the API key is not sent.
         key = "" if self._oauth else access.api_key
@@ -94,13 +95,14 @@ class HTTP:
             asked = exchange(await self._credentials(refused=credentials))
             await self._run(asked)
         if asked.status != 200:
-            raise failure(asked.status, asked.headers, asked.body)
+            raise told_at(failure(asked.status, asked.headers, asked.body), self._site.address)
         if asked.is_json and asked.body:  # Some servers and proxies answer whole, whatever is asked.
             reader.event(asked.body)
         elif not asked.streams:
             kind = asked.headers.get(b"content-type", b"").partition(b";")[0].decode("latin-1").strip()
             said = brief(asked.body.decode("utf-8", "replace")) or "nothing"
-            raise ModelServerError(f"the model server answered with {kind}, no event stream: {said}")
+            error = ModelServerError(f"the model server answered with {kind}, no event stream: {said}")
+            raise told_at(error, self._site.address)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -117,14 +119,18 @@ class HTTP:
             asked = Exchange(self._site.request(method, path, data, credentials), deadlines(), unread=self._unread)
             await self._run(asked)
         if asked.status != 200:
-            raise failure(asked.status, asked.headers, asked.body)
+            raise told_at(failure(asked.status, asked.headers, asked.body), self._site.address)
         return asked
 
     async def _run(self, exchange: Exchange) -> None:
         try:
             await self._site.connections.run(exchange)
         except Broken as error:
-            raise ModelServerError(f"the connection to the model server broke: {error}") from error
+            broken = ModelServerError(f"the connection to the model server broke: {error}")
+            raise told_at(broken, self._site.address) from error
+        except ModelServerError as error:
+            told_at(error, self._site.address)
+            raise
 
     async def _credentials(self, refused: bytes = b"") -> bytes:
         """Returns the `Authorization` header, with the API key, or with a token that is not the refused one."""

@@ -12,10 +12,12 @@ from urllib.parse import SplitResult, unquote
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 
-from comps.core.errors import Unreachable
+from comps.core.errors import Unreachable, told_at
 from comps.core.sockets import notice_silence
+from comps.model_servers.remote.addresses import shown
 from comps.model_servers.remote.connection import MOST_OF_HEAD, Connection, IdleConnections
 from comps.model_servers.remote.exchange import NEVER, Broken, Deadlines, Exchange
+from comps.model_servers.remote.failures import why_unreachable
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout
@@ -37,12 +39,19 @@ class Connections:
         proxy: The URL of an HTTP proxy; None for direct connections.
         tls: The TLS context; None for plain HTTP.
         connect_seconds: The deadline for a new connection, in seconds; 0: no limit.
+        name: What the server is, for the errors.
     """
 
     def __init__(
-        self, target: SplitResult, proxy: SplitResult | None, tls: ssl.SSLContext | None, connect_seconds: float
+        self,
+        target: SplitResult,
+        proxy: SplitResult | None,
+        tls: ssl.SSLContext | None,
+        connect_seconds: float,
+        name: str,
     ) -> None:
         self._target = target
+        self._name = name
         self._proxy = proxy
         self._tls = tls
         self._connect_seconds = connect_seconds
@@ -97,21 +106,31 @@ class Connections:
                 return await self._connect(through, idle)
         except asyncio.TimeoutError as error:
             if seconds == left:
-                raise deadlines.missed() from error
-            raise Unreachable(f"the model server cannot be reached{self._at_proxy}") from error
-        except ssl.SSLCertVerificationError as error:
-            raise Unreachable("the model server cannot be reached: its certificate is not trusted here") from error
-        except ssl.SSLError as error:
-            raise Unreachable("the model server cannot be reached: no TLS connection could be made") from error
-        except socket.gaierror as error:
-            raise Unreachable("the model server cannot be reached: its name cannot be resolved") from error
+                raise told_at(deadlines.missed(), self._at) from error
+            raise self._unreachable(f"no connection within {seconds:g} s") from error
         except OSError as error:
-            why = ": no TLS connection could be made" if isinstance(error, ConnectionResetError) and self._tls else ""
-            raise Unreachable(f"the model server cannot be reached{why or self._at_proxy}") from error
+            reset = isinstance(error, ConnectionResetError) and self._tls
+            why, further = ("no TLS connection could be made", "connection reset") if reset else why_unreachable(error)
+            raise self._unreachable(why, further, tls=isinstance(error, ssl.SSLError)) from error
+
+    def _unreachable(self, why: str, further: str = "", tls: bool = False) -> Unreachable:
+        """Returns the error of a connection that cannot be opened.
+
+        Args:
+            why: The reason, without an address.
+            further: What only the operator is told.
+            tls: Whether TLS failed; through a proxy it is end to end.
+        """
+        if self._proxy and not tls:
+            why = f"the proxy before it does not answer: {why}"
+        said = f"{self._name} cannot be reached: "
+        told = f"{why} ({further})" if further else why
+        return Unreachable(said + why, operator_text=f"{said}{self._at}: {told}")
 
     @property
-    def _at_proxy(self) -> str:
-        return ": the proxy before it does not answer" if self._proxy else ""
+    def _at(self) -> str:
+        """The address of the server, and of the proxy before it, for the operator."""
+        return shown(self._target) + (f" through {shown(self._proxy)}" if self._proxy else "")
 
     async def _connect(self, to: SplitResult, idle: IdleConnections) -> Connection:
         loop = asyncio.get_running_loop()
@@ -145,14 +164,16 @@ class Connections:
             lines.append(f"Proxy-Authorization: {credentials}")
         try:
             transport.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
-            await tunnel.opened
+            if refused := await tunnel.opened:
+                why = f"the proxy before {self._name} does not let this service through"
+                raise Unreachable(why, operator_text=f"{why}: {self._at}: {refused}")
             connection = Connection(idle)
             secure = await asyncio.get_running_loop().start_tls(transport, connection, self._tls, server_hostname=host)
         except BaseException:
             transport.abort()
             raise
         if secure is None:
-            raise Unreachable("the proxy before the model server closed the connection")
+            raise told_at(Unreachable(f"the proxy before {self._name} closed the connection"), self._at)
         connection.connection_made(secure)
         return connection
 
@@ -169,25 +190,20 @@ class _Tunnel(asyncio.Protocol):
     """A connection to a proxy, up to the response to CONNECT."""
 
     def __init__(self) -> None:
-        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.opened: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Its result is why the proxy refuses; empty: it does not."""
         self._said = b""
 
     def data_received(self, data: bytes) -> None:
         self._said += data
         if self.opened.done() or (b"\r\n\r\n" not in self._said and len(self._said) < MOST_OF_HEAD):
             return
-        status = self._said.split(b" ", 2)[1:2]
-        if status and status[0].startswith(b"2"):
-            self.opened.set_result(None)
-        else:
-            self._refuse()
+        status = self._said.partition(b"\r\n")[0].partition(b" ")[2]
+        self.opened.set_result("" if status.startswith(b"2") else f"it answers {status.decode('latin-1')[:100]}")
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.opened.done():
-            self._refuse()
-
-    def _refuse(self) -> None:
-        self.opened.set_exception(Unreachable("the proxy before the model server does not let this service through"))
+            self.opened.set_result("it closed the connection")
 
 
 def proxy_credentials(proxy: SplitResult) -> str | None:

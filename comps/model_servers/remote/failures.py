@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import ssl
 import struct
 import time
 from collections.abc import Mapping
@@ -191,6 +194,24 @@ def error_message(error: JSON) -> str:
 def brief(text: str) -> str:
     """Returns text in one line, cut to 500 characters."""
     return " ".join(text.split())[:500]
+
+
+def why_unreachable(error: BaseException) -> tuple[str, str]:
+    """Returns why no connection could be opened, for a caller, and what else is known, for the operator.
+
+    The first has no address; the second may have one, and may be empty.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "its certificate is not trusted here", error.verify_message.rstrip(".")
+    if isinstance(error, ssl.SSLError):
+        return "no TLS connection could be made", (error.reason or "").replace("_", " ").lower()
+    if isinstance(error, socket.gaierror):
+        return "its name cannot be resolved", (error.strerror or "").lower()
+    if isinstance(error, OSError):
+        # aiohappyeyeballs joins the errors of several addresses in one text, without a number if they differ.
+        numbers = [error.errno] if error.errno else map(int, re.findall(r"\[Errno (\d+)\]", str(error)))
+        return ", ".join(dict.fromkeys(os.strerror(number).lower() for number in numbers)) or "no connection", ""
+    return "no connection", ""
 
 
 class CheckedAnswer:

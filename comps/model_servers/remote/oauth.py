@@ -9,11 +9,12 @@ from urllib.parse import urlencode
 
 import orjson
 
-from comps.core.errors import ModelServerError, Timeout, Unreachable
+from comps.core.errors import ModelServerError, Timeout, Unreachable, told_at
 from comps.core.types import JSON
 from comps.model_servers.remote.exchange import Broken, Deadlines, Exchange
 from comps.model_servers.remote.site import Site
 
+NAME = "the server that gives tokens for the model server"
 _MARGIN = 30.0
 """The renewal margin before expiry, in seconds; for short-lived tokens, a tenth of the lifetime."""
 _UNTOLD = 300.0
@@ -68,15 +69,18 @@ class ClientCredentials:
         try:
             # Redirects are not followed, since the request contains the secret.
             await self._site.connections.run(exchange)
-        except (Broken, Unreachable, Timeout) as error:
-            raise Unreachable("the server that gives tokens for the model server cannot be reached") from error
+        except (Broken, Timeout) as error:
+            why = f"no answer within {_SECONDS:g} s" if isinstance(error, Timeout) else f"the connection broke: {error}"
+            unreachable = f"{NAME} cannot be reached"
+            told = f"{unreachable}: {self._site.address}: {why}"
+            raise Unreachable(f"{unreachable}: {why}", operator_text=told) from error
         status, said = exchange.status, _document(exchange.body)
         token = said.get("access_token")
         if status != 200 or not isinstance(token, str) or not token.isprintable() or not token:
             # Only the error code is shown (RFC 6749, 5.2); other fields may contain our secret.
             code = str(said.get("error", ""))
             told = f": {code}" if code.replace("_", "").isalpha() and len(code) < 40 else ""
-            raise ModelServerError(f"the server that gives tokens for the model server answered {status}{told}")
+            raise told_at(ModelServerError(f"{NAME} answered {status}{told}"), self._site.address)
         life = said.get("expires_in")
         seconds = float(life) if isinstance(life, int | float | str) and _is_number(life) else _UNTOLD
         self._token, self._renew_at = token, asked + seconds - min(_MARGIN, seconds / 10)

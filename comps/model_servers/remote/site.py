@@ -6,7 +6,7 @@ import ssl
 from urllib.parse import SplitResult, quote
 
 from comps.core.request_id import REQUEST_ID
-from comps.model_servers.remote.addresses import proxy_for
+from comps.model_servers.remote.addresses import proxy_for, shown
 from comps.model_servers.remote.connections import Connections, proxy_credentials
 
 
@@ -17,9 +17,14 @@ class Site:
         url: The base URL.
         tls: The TLS context; None for plain HTTP.
         connect_seconds: The deadline for a new connection, in seconds; 0: no limit.
+        name: What the server is, for the errors.
     """
 
-    def __init__(self, url: SplitResult, tls: ssl.SSLContext | None, connect_seconds: float) -> None:
+    def __init__(
+        self, url: SplitResult, tls: ssl.SSLContext | None, connect_seconds: float, name: str = "the model server"
+    ) -> None:
+        self.address = shown(url)
+        """The URL as the operator sees it, without credentials."""
         proxy = proxy_for(url)
         if tls is None and proxy is not None and proxy.scheme == "https":
             tls = ssl.create_default_context()
@@ -38,7 +43,7 @@ class Site:
         self._constant = (
             f" HTTP/1.1\r\nHost: {host}\r\nAccept: */*\r\nAccept-Encoding: identity\r\nUser-Agent: opea-llm\r\n"
         ).encode("latin-1") + further
-        self.connections = Connections(url, proxy, tls, connect_seconds)
+        self.connections = Connections(url, proxy, tls, connect_seconds, name)
 
     def request(
         self, method: str, path: str, data: bytes, credentials: bytes, kind: bytes = b"application/json"

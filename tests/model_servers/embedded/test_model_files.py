@@ -315,10 +315,54 @@ def test_any_other_path_is_refused(tmp_path: Path, name: str) -> None:
         find_model(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("name", ["nonsense", "/absent/my.gguf", "./absent/my.gguf", "~/absent.gguf", "a/b/c/d"])
-def test_a_name_that_means_nothing_is_refused(name: str) -> None:
-    with pytest.raises(SettingsError, match=f"^model_name = {name}: neither {BUNDLED_MODEL}, nor a path, nor a Hug"):
+@pytest.mark.parametrize("name", ["absent.gguf", "./absent.gguf", "models/absent.gguf", "{here}/absent.gguf"])
+def test_a_file_that_is_not_there_is_named_with_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    name = name.format(here=tmp_path)
+    with pytest.raises(SettingsError) as caught:
         find_model(name)
+    assert str(caught.value) == f"model_name = {name}: no such file: {tmp_path / name}"
+
+
+def test_of_a_path_it_is_said_how_far_it_leads_and_what_is_similar_there(tmp_path: Path) -> None:
+    similar = tmp_path / "llama-Q4_K_M.gguf"
+    similar.touch()
+    (tmp_path / "link.gguf").symlink_to(tmp_path / "away.gguf")
+    said = {
+        "/absent/my.gguf": "no such file: /absent/my.gguf; of its path, only / is there",
+        f"{tmp_path}/a/b/c": f"no such file or folder: {tmp_path}/a/b/c; of its path, only {tmp_path} is there",
+        f"{tmp_path}/llama-q4.gguf": f"no such file: {tmp_path}/llama-q4.gguf; did you mean {similar}?",
+        f"{tmp_path}/link.gguf": f"a link to {tmp_path}/away.gguf, which is not there",
+        str(tmp_path): f"neither a .gguf file nor a folder with openvino_model.xml; did you mean {similar}?",
+    }
+    for name, why in said.items():
+        with pytest.raises(SettingsError) as caught:
+            find_model(name)
+        assert str(caught.value) == f"model_name = {name}: {why}"
+
+
+def test_a_path_that_begins_at_home_is_named_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SettingsError, match=f"no such file: {tmp_path}/absent.gguf"):
+        find_model("~/absent.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("nonsense", f"; {BUNDLED_MODEL} is a model that needs no file"),
+        ("SmolLM2", f"; did you mean {BUNDLED_MODEL}?"),
+        ("smollm2-135m-instruct", f"; did you mean {BUNDLED_MODEL}?"),
+    ],
+)
+def test_of_a_name_alone_it_is_said_what_it_could_have_been(name: str, end: str) -> None:
+    looked_for = f"no file or folder ./{name}, and no repository of the Hugging Face hub, whose name is owner/name"
+    with pytest.raises(SettingsError) as caught:
+        find_model(name)
+    assert str(caught.value) == f"model_name = {name}: {looked_for}{end}"
 
 
 # The bundled model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,13 +17,13 @@ from comps.core.answers import collect, read
 from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, SettingsError, Unreachable
 from comps.core.prompts import Templates, build_prompt, escape_control_tokens
 from comps.core.prompts import text_of as said_in
-from comps.core.types import Message, Prompt, Sampling, TextDelta
+from comps.core.types import JSON, Message, Prompt, Sampling, TextDelta
 from comps.model_servers import control_token_escaper
 from comps.model_servers.embedded import openvino_embedder
 from comps.model_servers.embedded.engine_process import EngineProcess
 from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_model
 from comps.model_servers.embedded.openvino import OpenVINO
-from comps.model_servers.embedded.openvino_engine import Engine, context_window
+from comps.model_servers.embedded.openvino_engine import Engine, check, context_window
 from comps.model_servers.target import Target
 from tests.model_servers.chat_templates.marks import asking, evil_text
 
@@ -139,6 +140,32 @@ async def test_a_prompt_that_cannot_fit_whatever_its_tokens_are_is_refused_witho
     assert caught.value.prompt_tokens > caught.value.context_window == 8192
 
 
+@pytest.mark.parametrize(
+    ("device", "settings", "said"),
+    [
+        ("cuda", {}, "device = cuda: OpenVINO finds no CUDA here; it finds: .*CPU"),
+        ("cuda:0", {}, "device = cuda:0: OpenVINO finds no CUDA:0 here"),
+        ("AUTO:CPU,TPU", {}, "device = AUTO:CPU,TPU: OpenVINO finds no TPU here"),
+        ("CPU", {"cache_size": "many"}, "cache_size = many: not a value of OpenVINO's SchedulerConfig.cache_size"),
+        ("CPU", {"num_streams": "x"}, "num_streams = x: OpenVINO does not take it: "),
+        ("CPU", {"num_streamss": 1}, "num_streamss = 1: OpenVINO has no such setting; did you mean num_streams?"),
+        ("CPU", {"cachesize": 1}, "cachesize = 1: OpenVINO has no such setting; did you mean cache_size?"),
+    ],
+)
+def test_a_device_that_is_not_here_and_a_wrong_setting_are_found_before_a_model_is_loaded(
+    device: str, settings: dict[str, JSON], said: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        check(device, settings)
+    (problem,) = caught.value.problems
+    assert re.match(said.replace("?", r"\?"), problem)
+
+
+@pytest.mark.parametrize("device", ["CPU", "cpu", "AUTO", "auto:cpu", "MULTI:CPU", "HETERO:CPU", "BATCH:CPU(4)"])
+def test_a_device_that_is_here_and_settings_by_either_name_are_taken(device: str) -> None:
+    check(device, {"cache_size": 1, "num_streams": 1, "NUM_STREAMS": 2, "performance_hint": "LATENCY"})
+
+
 def test_an_endpoint_that_would_not_be_used_is_an_error() -> None:
     with pytest.raises(SettingsError, match="takes no endpoint"):
         OpenVINO.open(Target("m", "http://127.0.0.1:9"))
@@ -235,9 +262,14 @@ async def test_a_file_that_is_no_model_is_one_clear_error(tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
-async def test_a_model_that_does_not_exist_is_a_settings_error() -> None:
+async def test_a_model_that_does_not_exist_is_a_settings_error_and_is_not_said_to_be_loading_afterwards() -> None:
+    server = OpenVINO("no-such-thing")
+    with pytest.raises(Unreachable, match="is still loading"):
+        await server.describe()
     with pytest.raises(SettingsError, match="no-such-thing"):
-        await OpenVINO("no-such-thing").load()
+        await server.load()
+    with pytest.raises(Unreachable, match="could not be loaded; the service's log has the reason"):
+        await server.describe()
 
 
 async def test_a_process_that_sends_invalid_data_is_ended_and_blocks_no_request() -> None:

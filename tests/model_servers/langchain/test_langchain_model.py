@@ -36,6 +36,7 @@ from comps.core.errors import (
     SettingsError,
     Timeout,
     Unreachable,
+    for_operator,
 )
 from comps.core.ports import Completes
 from comps.core.types import JSON, Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
@@ -458,9 +459,15 @@ async def test_langchains_own_class_before_a_server_that_fails(
 
 
 async def test_langchains_own_class_at_a_closed_port_is_unreachable() -> None:
-    one = target("langchain_openai:ChatOpenAI", "http://127.0.0.1:9/v1", Access(api_key="k"), max_retries=0)
-    with pytest.raises(Unreachable):
+    one = target(
+        "langchain_openai:ChatOpenAI", "http://me:pw@127.0.0.1:9/v1?key=pw", Access(api_key="k"), max_retries=0
+    )
+    with pytest.raises(Unreachable) as caught:
         await events_of(await loaded(one))
+    cannot = "the model server cannot be reached: "
+    assert str(caught.value) == f"{cannot}connection refused"
+    at = "langchain_openai:ChatOpenAI at http://127.0.0.1:9/v1"
+    assert for_operator(caught.value) == f"{cannot}{at}: connection refused"
 
 
 async def test_closing_an_answer_closes_the_connection_of_langchains_own_class() -> None:
@@ -530,9 +537,47 @@ async def test_a_key_that_the_class_finds_in_the_environment_is_not_shown_either
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hunter2")
     async with replaying({"/v1/chat/completions": refusing(500)}) as replay:
+        monkeypatch.setenv("OPENAI_API_BASE", f"{replay.url}/v1")  # The environment itself says that it goes there.
         with pytest.raises(Refused) as caught:
-            await events_of(await loaded(target("langchain_openai:ChatOpenAI", f"{replay.url}/v1", max_retries=0)))
+            await events_of(await loaded(target("langchain_openai:ChatOpenAI", max_retries=0)))
     assert "it says no to ***" in str(caught.value)
+    assert replay.asked[0][1]["authorization"] == "Bearer sk-hunter2"
+
+
+@pytest.mark.parametrize("by", ["endpoint", "argument"])
+async def test_a_key_of_the_environment_is_not_sent_to_a_server_that_the_settings_name(
+    monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hunter2")
+    path = "langchain_openai:ChatOpenAI"
+    async with replaying({"/v1/chat/completions": refusing(500)}) as replay:
+        url = f"{replay.url}/v1"
+        endpoint = url if by == "endpoint" else ""
+        arguments: dict[str, Any] = {"max_retries": 0} if endpoint else {"max_retries": 0, "base_url": url}
+        for access, sent in ((Access(), "none"), (Access(api_key="own"), "own")):
+            with pytest.raises(Refused):
+                await events_of(await loaded(target(path, endpoint, access, **arguments)))
+            assert replay.asked[-1][1]["authorization"] == f"Bearer {sent}"
+
+
+@pytest.mark.parametrize(
+    ("url", "goes"),
+    [
+        ("https://api.openai.com/v1", True),
+        ("https://eu.api.openai.com/v1", True),
+        ("http://api.openai.com/v1", False),
+        ("https://api.openai.com.evil.example/v1", False),
+        ("https://notapi.openai.com.example/v1", False),
+        ("https://openai.example/v1", False),
+    ],
+)
+async def test_a_key_of_the_environment_goes_to_its_vendor_s_own_hosts(
+    monkeypatch: pytest.MonkeyPatch, url: str, goes: bool
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hunter2")
+    server = await loaded(target("langchain_openai:ChatOpenAI", url))
+    assert server._model
+    assert server._model.openai_api_key.get_secret_value() == ("sk-hunter2" if goes else "none")  # type: ignore[attr-defined]
 
 
 async def test_a_key_is_in_no_representation() -> None:

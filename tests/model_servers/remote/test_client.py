@@ -22,10 +22,21 @@ import pytest
 import trustme
 
 from comps.core.answers import Collector
-from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, Refused, SettingsError, Timeout, Unreachable
+from comps.core.errors import (
+    InvalidRequest,
+    LLMError,
+    ModelServerError,
+    Overloaded,
+    Refused,
+    SettingsError,
+    Timeout,
+    Unreachable,
+    for_operator,
+)
 from comps.core.sockets import notice_silence
 from comps.model_servers.remote import oauth
 from comps.model_servers.remote.client import HTTP
+from comps.model_servers.remote.failures import why_unreachable
 from comps.model_servers.remote.openai_api import OpenAIAPI
 from comps.model_servers.target import Access
 from tests.model_servers.replay import Replay, Reply, replaying, sse
@@ -157,8 +168,66 @@ async def test_a_connection_that_is_never_accepted_is_unreachable() -> None:
         for waiting in (first, second):
             waiting.setblocking(False)
             waiting.connect_ex(listening.getsockname())
-        with pytest.raises(Unreachable):
-            await ask(f"http://127.0.0.1:{listening.getsockname()[1]}", Access(connect_seconds=0.2))
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(Unreachable) as caught:
+            await ask(url, Access(connect_seconds=0.2))
+    assert both_texts(caught.value, CANNOT, url) == ["no connection within 0.2 s"] * 2
+
+
+CANNOT = "the model server cannot be reached"
+
+
+def both_texts(error: LLMError, what: str, address: str) -> list[str]:
+    """What an error tells a caller and the operator after `what`; the operator alone learns the address."""
+    caller, operator = str(error), for_operator(error)
+    assert address not in caller
+    assert caller.startswith(f"{what}: ")
+    assert operator.startswith(f"{what}: {address}: ")
+    return [caller.removeprefix(f"{what}: "), operator.removeprefix(f"{what}: {address}: ")]
+
+
+@pytest.mark.parametrize(
+    ("host", "why"), [("127.0.0.1:9", "connection refused"), ("[::1]:9", "connection refused|cannot assign")]
+)
+async def test_a_server_that_cannot_be_reached_is_told_with_the_reason_and_to_the_operator_with_its_address(
+    host: str, why: str
+) -> None:
+    url = f"http://{host}/v1"
+    with pytest.raises(Unreachable) as caught:
+        await ask(url + "?key=hunter2")
+    caller, operator = both_texts(caught.value, CANNOT, url)
+    assert caller == operator
+    assert re.match(why, caller)
+
+
+async def test_a_name_that_cannot_be_resolved_is_told_as_such() -> None:
+    with pytest.raises(Unreachable) as caught:
+        await ask("http://nowhere.invalid:8008")
+    caller, operator = both_texts(caught.value, CANNOT, "http://nowhere.invalid:8008")
+    assert caller == "its name cannot be resolved"
+    assert operator.startswith(caller + " (")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "why"),
+    [((111, 111), "connection refused"), ((99, 111), "cannot assign requested address, connection refused")],
+)
+def test_the_reasons_of_several_addresses_of_a_host_are_told_once_each(numbers: tuple[int, int], why: str) -> None:
+    told = ", ".join(f"[Errno {number}] Connect call failed ('::1', 8008, 0, 0)" for number in numbers)
+    assert why_unreachable(OSError(f"Multiple exceptions: {told}")) == (why, "")
+
+
+async def test_every_failure_names_the_server_to_the_operator_and_not_to_the_caller() -> None:
+    for reply in (
+        Reply([b"no"], 500),
+        Reply([], unanswered=True),
+        Reply([b"{}"], headers={"Content-Type": "text/html"}),
+    ):
+        async with replaying({ASK: reply}) as replay:
+            with pytest.raises(ModelServerError) as caught:
+                await ask(replay.url)
+            assert for_operator(caught.value) == f"{replay.url}: {caught.value}"
+            assert replay.url not in str(caught.value)
 
 
 async def test_a_server_that_says_nothing_is_waited_for_no_longer_than_set() -> None:
@@ -271,8 +340,11 @@ def tls(authority: trustme.CA) -> ssl.SSLContext:
 
 async def test_a_certificate_of_an_unknown_authority_is_refused_with_the_reason(tls: ssl.SSLContext) -> None:
     async with replaying({ASK: ANSWER}, tls) as replay:
-        with pytest.raises(Unreachable, match="its certificate is not trusted here"):
+        with pytest.raises(Unreachable) as caught:
             await ask(replay.url)
+    texts = both_texts(caught.value, "the model server cannot be reached", replay.url)
+    assert texts[0] == "its certificate is not trusted here"
+    assert "unable to get local issuer certificate" in texts[1]
 
 
 async def test_a_connection_that_cannot_be_made_is_tried_once() -> None:
@@ -299,8 +371,9 @@ async def test_a_certificate_for_another_host_is_refused(authority: trustme.CA, 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("elsewhere.example").configure_cert(context)
     async with replaying({ASK: ANSWER}, context) as replay:
-        with pytest.raises(Unreachable, match="not trusted"):
+        with pytest.raises(Unreachable, match="not trusted") as caught:
             await ask(replay.url, Access(ca_file=ca_file))
+    assert "IP address mismatch" in for_operator(caught.value)
 
 
 async def test_with_verification_off_any_certificate_will_do(
@@ -441,6 +514,14 @@ async def test_a_server_that_gives_no_token_is_an_error_without_the_secret(
     assert shown_tokens(replay) == []
 
 
+async def test_a_token_server_that_cannot_be_reached_is_told_as_such_and_to_the_operator_with_its_address() -> None:
+    access = Access(token_url="http://127.0.0.1:9/token?tenant=hunter2", client_id="me", client_secret=SECRET)
+    with pytest.raises(Unreachable) as caught:
+        await ask("http://127.0.0.1:8", access)
+    said = both_texts(caught.value, f"{oauth.NAME} cannot be reached", "http://127.0.0.1:9/token")
+    assert said == ["connection refused"] * 2
+
+
 async def test_a_token_server_that_hangs_is_waited_for_once_by_all_even_if_the_first_of_them_leaves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -511,15 +592,19 @@ async def test_tls_goes_through_a_proxy_from_end_to_end(
         assert await ask(replay.url, Access(ca_file=ca_file)) == [b'{"n": 1}']
         assert ["via" in headers for _, headers, _ in replay.asked] == [False]
         monkeypatch.setenv("https_proxy", f"http://me:wrong@{proxy}")
-        with pytest.raises(Unreachable, match="does not let this service through"):
+        with pytest.raises(Unreachable, match=r"does not let this service through$") as caught:
             await ask(replay.url, Access(ca_file=ca_file))
+        assert f"{replay.url} through http://{proxy}: it answers 407" in for_operator(caught.value)
+        assert "wrong" not in for_operator(caught.value)
 
 
 async def test_a_proxy_that_is_not_there_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("all_proxy", "127.0.0.1:9")
     async with replaying({ASK: ANSWER}) as replay:
-        with pytest.raises(Unreachable, match="proxy"):
+        with pytest.raises(Unreachable) as caught:
             await ask(replay.url)
+    why = "the proxy before it does not answer: connection refused"
+    assert both_texts(caught.value, CANNOT, f"{replay.url} through http://127.0.0.1:9") == [why] * 2
 
 
 def test_a_proxy_of_another_kind_is_a_setting_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
