@@ -38,6 +38,7 @@ class Handler:
         admission: Limits how many requests generate at once.
         telemetry: Counts the exchanges.
         max_body: The maximum size of a body, in bytes.
+        keepalive_seconds: How long a stream may be silent before a comment is written; 0: no limit.
         strict: Refuse a body with a field that would be ignored, instead of naming it in `x-ignored-params`.
     """
 
@@ -49,6 +50,7 @@ class Handler:
         telemetry: Telemetry,
         *,
         max_body: int,
+        keepalive_seconds: float,
         strict: bool,
     ) -> None:
         self.endpoint = endpoint
@@ -56,6 +58,7 @@ class Handler:
         self._admission = admission
         self._telemetry = telemetry
         self._max_body = max_body
+        self._keepalive_seconds = keepalive_seconds
         self._strict = strict
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,7 +130,7 @@ class Handler:
         model, info, requests = await self._asked(call)
         headers = self._ignored(call, info)
         requests = [_honoured(request, info) for request in requests]
-        response = Responder(call, info, len(requests), reply, headers, exchange)
+        response = Responder(call, info, len(requests), reply, headers, exchange, self._keepalive_seconds)
         if call.streamed:
             choices = requests[0].options.get("n", 1) if "n" in info.capabilities else 1
             await response.stream(slots, model, requests, choices)

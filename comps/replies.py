@@ -17,6 +17,7 @@ from comps.core.tasks import at_once
 from comps.core.types import Finished, Generation, GenerationRequest, ModelInfo, Report, TextDelta, Usage, total
 from comps.dialects.shared.base import GenerationCall, Writer
 from comps.dialects.shared.framing import ResponseMetadata, was_counted
+from comps.keep_alive import COMMENT, KeepAlive
 from comps.requests import REQUEST_ID_HEADER
 from comps.responses import Response
 from comps.telemetry import Exchange
@@ -73,6 +74,7 @@ class Responder:
         reply: Where the answer goes to.
         headers: Those that are known by now.
         exchange: What telemetry is told.
+        keepalive_seconds: How long a stream may be silent before a comment is written; 0: no limit.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class Responder:
         reply: Reply,
         headers: list[tuple[bytes, bytes]],
         exchange: Exchange,
+        keepalive_seconds: float = 0.0,
     ) -> None:
         self._call = call
+        self._keepalive_seconds = keepalive_seconds
         self._reports: dict[int, Report] = {}
         self._metadata = metadata_of(info, self._reports)
         self._prompts = prompts
@@ -130,12 +134,19 @@ class Responder:
             choices: How many answers each request asks for.
         """
         answer = _StreamedAnswer(self._begin, self._reply)
-        if len(requests) == 1:
-            await self._write(slots, model, requests[0], 0, answer)
-        else:
-            parts = Parts(answer, len(requests), choices)
-            asked = enumerate(requests)
-            await at_once([self._write(slots, model, one, number, parts.part(number)) for number, one in asked])
+        watched = None
+        if self._keepalive_seconds and self._call.takes_comments:
+            watched = KeepAlive(self._keepalive_seconds, answer.has_written, self._comment)
+        try:
+            if len(requests) == 1:
+                await self._write(slots, model, requests[0], 0, answer)
+            else:
+                parts = Parts(answer, len(requests), choices)
+                asked = enumerate(requests)
+                await at_once([self._write(slots, model, one, number, parts.part(number)) for number, one in asked])
+        finally:
+            if watched:
+                watched.stop()
         answer.close()
         self._exchange.usage = answer.usage
         self._exchange.reason = answer.reason
@@ -157,8 +168,18 @@ class Responder:
     def _begin(self) -> Writer:
         """Start the response. This is called with the first piece, so that an earlier failure has its own status."""
         self._exchange.first_token()
-        self._reply.start_stream(self._call.media_type, self._all_headers())
+        self._start_stream()
         return self._call.writer(self._metadata, self._reply.write)
+
+    def _comment(self) -> None:
+        """Write a comment. If the response has not started, this starts it: what fails later has no status then."""
+        self._start_stream()
+        if not self._reply.full:
+            self._reply.write(COMMENT)
+
+    def _start_stream(self) -> None:
+        if not self._reply.started:
+            self._reply.start_stream(self._call.media_type, self._all_headers())
 
     def _all_headers(self) -> list[tuple[bytes, bytes]]:
         return self._headers + _reported(self._reports, self._prompts)
@@ -176,13 +197,16 @@ class _StreamedAnswer:
         self._begin = begin
         self._reply = reply
         self._writer: Writer | None = None
+        self._wrote = False
         self.usage: Usage | None = None
         self.reason: str | None = None
 
     def text(self, text: str, choice: int = 0) -> None:
+        self._wrote = True
         (self._writer or self._begun()).text(text, choice)
 
     def delta(self, delta: TextDelta) -> None:
+        self._wrote = True
         (self._writer or self._begun()).delta(delta)
 
     def finished(self, end: Finished) -> None:
@@ -191,6 +215,11 @@ class _StreamedAnswer:
         self.reason = end.reason
         self._reply.cork()  # Usually all the rest comes at once.
         (self._writer or self._begun()).finished(end)
+
+    def has_written(self) -> bool:
+        """Returns whether something was written since the last call."""
+        wrote, self._wrote = self._wrote, False
+        return wrote
 
     def close(self) -> None:
         """Write what follows the ends of all choices."""

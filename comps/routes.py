@@ -201,6 +201,7 @@ class Service:
             "admission": self.admission,
             "telemetry": self.telemetry,
             "max_body": self.settings.microservice.max_body_mb * MEGABYTE,
+            "keepalive_seconds": self.settings.microservice.keepalive_seconds,
             "strict": self.settings.dialects.strict,
         }
         show = self.settings.microservice.show_endpoints

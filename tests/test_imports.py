@@ -34,11 +34,12 @@ INTERNAL: dict[str, set[str]] = {
     "model_servers.langchain": {"core", "model_servers.target", "model_servers.remote"},
     "settings": {"core", "config_files"},
     "admission": {"core"},
+    "keep_alive": set(),
     "responses": set(),
     "requests": {"core", "responses"},
     "server": {"responses"},
     "telemetry": {"core"},
-    "replies": {"core", "dialects.*", "admission", "telemetry", "requests", "responses"},
+    "replies": {"core", "dialects.*", "admission", "telemetry", "keep_alive", "requests", "responses"},
     "handler": {"core", "dialects.*", "admission", "telemetry", "requests", "responses", "replies"},
     "openapi": {"core", "dialects.*", "handler"},
     "routes": {

@@ -62,6 +62,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "allow_shutdown": ("true", True),
     "show_endpoints": ("true", True),
     "stalled_client_seconds": ("30", 30),
+    "keepalive_seconds": ("2.5", 2.5),
     "drain_seconds": ("0", 0),
     "model_name": ("Intel/neural-chat-7b-v3-3", "Intel/neural-chat-7b-v3-3"),
     "framework": ("Native", "native"),

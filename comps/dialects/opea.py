@@ -169,6 +169,10 @@ class _Question(OpeaCall):
             )
         ]
 
+    @property
+    def takes_comments(self) -> bool:
+        return not self._writes_literals
+
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         return self._answer_to_question(generations, metadata)
 
@@ -271,6 +275,10 @@ class MessagesCall(OpeaCall, ChatCall):
     def _is_question(self) -> bool:
         """Whether the answer is that to a question, instead of a conversation."""
         return self._is_string and self._switches.string_messages == "query"
+
+    @property
+    def takes_comments(self) -> bool:
+        return not (self._is_question and self._writes_literals)
 
     @property
     def _lost_in_literals(self) -> tuple[str, ...]:

@@ -110,6 +110,13 @@ class Microservice(Section):
     stalled_client_seconds: int = key_of(
         120, "how long a client may take nothing of its answer; 0: no limit", "USVC_STALLED_CLIENT_SECONDS", ge=0
     )
+    keepalive_seconds: float = key_of(
+        0.0,
+        "how long a stream may be silent before a comment (: keep-alive) is sent, with the status line if that is not "
+        "out yet; not in streams of data: b'…'; 0: no comments",
+        "USVC_KEEPALIVE_SECONDS",
+        ge=0,
+    )
     drain_seconds: int = key_of(60, "how long running answers may take to end at shutdown", "USVC_DRAIN_SECONDS", ge=0)
 
 

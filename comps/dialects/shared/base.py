@@ -154,6 +154,11 @@ class GenerationCall(Call):
         return False
 
     @property
+    def takes_comments(self) -> bool:
+        """Whether the clients of the streamed answer skip comments of server-sent events."""
+        return self.media_type == SSE
+
+    @property
     def wants_report(self) -> bool:
         """Whether the answer has a report of what became of the request, whatever that says."""
         return False
