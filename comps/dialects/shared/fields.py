@@ -113,8 +113,15 @@ class SampledCall(GenerationCall):
 
     def not_sent(self, defaults: Mapping[str, float]) -> AbstractSet[str]:
         """Those of the defaults that the body does not override."""
-        left = defaults.keys() - self.sent_fields(_SAMPLING).keys()
-        return left - {"max_tokens"} if self.sent_fields(_LIMITS) else left
+        if not defaults:
+            return frozenset()
+        sent = self.model_fields_set
+        left = defaults.keys() - sent
+        if nulls := defaults.keys() & sent:
+            left |= {name for name in nulls if getattr(self, name) is None}
+        if "max_tokens" in left and not sent.isdisjoint(_LIMITS) and self.sent_fields(_LIMITS):
+            left.discard("max_tokens")
+        return left
 
     def sampling_fields(self) -> dict[str, Any]:
         """The fields of `Sampling` that are set."""
@@ -132,10 +139,6 @@ class SampledCall(GenerationCall):
         if "max_tokens" not in capabilities:
             lost += self.sent_fields(_OTHER_LIMITS)
         return lost + super().ignored(capabilities)
-
-
-def _is_jinja(template: str | None) -> bool:
-    return template is not None and ("{%" in template or "{{" in template)
 
 
 class DocumentsCall(SampledCall):
@@ -161,12 +164,13 @@ class DocumentsCall(SampledCall):
     @property
     def prompt_template(self) -> str | None:
         """`chat_template`, if it is a prompt template of ours."""
-        return None if _is_jinja(self.chat_template) else self.chat_template
+        return None if self.template_options else self.chat_template
 
     @property
     def template_options(self) -> dict[str, JSON]:
         """`chat_template`, if it is a Jinja template, which vLLM applies instead of the model's own."""
-        return {"chat_template": self.chat_template} if _is_jinja(self.chat_template) else {}
+        template = self.chat_template
+        return {"chat_template": template} if template and ("{%" in template or "{{" in template) else {}
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         if self.template_options and "chat_template" not in capabilities:
