@@ -51,7 +51,8 @@ def _preview(preview: PreviewEndpoint, document: dict[str, Any]) -> JSON:
     operation = _operation(preview, document)
     first = _operation(preview.endpoints[0], document)["requestBody"]["content"]["application/json"]
     operation["requestBody"]["content"]["application/json"]["examples"] = first["examples"]
-    operation["responses"]["200"] = {"description": "The prompts, and all that would be asked with them"}
+    said = "The prompts, and all that would be asked with them"
+    operation["responses"]["200"] = {"description": said, "content": {"application/json": {"schema": {}}}}
     route = {"name": "route", "in": "query", "schema": {"type": "string"}, "description": _ROUTE}
     return {**operation, "summary": "Show what would be asked of the model, and ask nothing", "parameters": [route]}
 
@@ -76,8 +77,16 @@ def _operation(endpoint: Endpoint, document: dict[str, Any]) -> JSON:
         "summary": next(said for kind, said in _SUMMARIES.items() if issubclass(endpoint.calls[0][0], kind)),
         "operationId": re.sub(r"\W+", "_", _shown(endpoint.path)).strip("_"),
         "requestBody": {"required": True, "content": {"application/json": content}},
-        "responses": {str(status): {"description": _RESPONSES.get(status, "Error")} for status in statuses},
+        "responses": {str(status): _response(status, endpoint) for status in statuses},
     }
+
+
+def _response(status: int, endpoint: Endpoint) -> JSON:
+    content: dict[str, JSON] = {"application/json": {"schema": {}}}
+    if status == 200:
+        generating = [call for call, _ in endpoint.calls if issubclass(call, GenerationCall)]
+        content |= {call.media_type.partition(";")[0]: {"schema": {}} for call in generating}
+    return {"description": _RESPONSES.get(status, "Error"), "content": content}
 
 
 _SUMMARIES: dict[type[Call], str] = {

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
@@ -211,14 +211,38 @@ class Service:
         for handler in self.handlers:
             app.router.routes.append(Route(handler.endpoint.path, handler, methods=["POST"]))
         app.add_api_route("/", self._root, methods=["GET"], summary="A page for browsers, an answer for probes")
-        app.add_api_route("/health", _live, methods=["GET"], summary="Liveness: 200 as long as the service runs")
-        app.add_api_route("/ready", self._ready, methods=["GET"], summary="Readiness: 200 when a model can answer")
-        app.add_api_route("/metrics", self._metrics, methods=["GET"], summary="Prometheus metrics")
+        app.add_api_route(
+            "/health",
+            _live,
+            methods=["GET"],
+            summary="Liveness: 200 as long as the service runs",
+            response_class=Response,
+        )
+        app.add_api_route(
+            "/ready",
+            self._ready,
+            methods=["GET"],
+            summary="Readiness: 200 when a model can answer",
+            response_class=Response,
+            responses=_described(503),
+        )
+        app.add_api_route(
+            "/metrics",
+            self._metrics,
+            methods=["GET"],
+            summary="Prometheus metrics",
+            response_class=PlainTextResponse,
+        )
         for route in dict.fromkeys(route for dialect in self.dialects for route in dialect.routes):
             method, _, path = route.partition(" ")
             if path != "/" and "?" not in path:
-                summary = self._owner(route).routes[route].respond.__doc__
-                app.add_api_route(path, self._route_handler(route), methods=[method], summary=summary)
+                app.add_api_route(
+                    path,
+                    self._route_handler(route),
+                    methods=[method],
+                    summary=self._owner(route).routes[route].respond.__doc__,
+                    responses=_described(403, 404, 500, 502, 503, 504),
+                )
         app.add_exception_handler(HTTPException, self._no_such_route)
         self._routes = app.router.routes
         describe_bodies(app, endpoints, preview)
@@ -296,6 +320,11 @@ class Service:
             return None
         methods = known[found[0]] - {"HEAD"}
         return f"{method if method in methods else min(methods)} {found[0]}"
+
+
+def _described(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Returns the statuses of errors, for the OpenAPI document."""
+    return {status: {"description": "Error", "content": {"application/json": {"schema": {}}}} for status in statuses}
 
 
 def _generates(endpoint: Endpoint) -> bool:

@@ -19,7 +19,7 @@ def _not_blank(text: str) -> str:
     return text
 
 
-Question = Annotated[str, AfterValidator(_not_blank)]
+Question = Annotated[str, AfterValidator(_not_blank), Field(json_schema_extra={"pattern": r"\S"})]
 
 _TEXTS = ("text", "page_content", "content", "snippet")
 """The fields that may hold a document's text, the first one that is there: of OPEA, LangChain, Haystack and Cohere."""

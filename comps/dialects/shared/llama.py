@@ -114,7 +114,7 @@ class LlamaGenerateCall(LlamaCall):
         }
     }
 
-    prompts: list[str] = Field(max_length=MOST)
+    prompts: list[str] = Field(max_length=MOST, json_schema_extra={"minItems": 1})
 
     def requests(self) -> Sequence[GenerationRequest]:
         if not self.prompts:

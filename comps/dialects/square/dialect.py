@@ -111,8 +111,18 @@ _WHO = {"human": 0, "user": 0, "ai": 1, "assistant": 1}
 _AS_OPENAI = ("user", "assistant")
 
 
+_NEEDED: dict[str, JSON] = {
+    "if": {"properties": {"generation_mode": {"const": "chat"}}, "required": ["generation_mode"]},
+    "then": {"properties": {"messages": {"type": "array", "minItems": 1}}, "required": ["messages"]},
+    "else": {"properties": {"prompt": {"type": "string", "minLength": 1}}, "required": ["prompt"]},
+}
+"""What a body has to have, in its JSON schema."""
+
+
 class SquareCall(SampledCall):
     """A chat, or a text. `null` is the same as leaving a field out, but for echo."""
+
+    model_config = ConfigDict(json_schema_extra=_NEEDED)
 
     marker = None
     defaults = {"max_tokens": 256, "temperature": 1.0, "top_p": 1.0}
