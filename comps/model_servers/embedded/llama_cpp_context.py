@@ -19,8 +19,11 @@ import llama_cpp
 import numpy
 from llama_cpp import llama_cpp as api
 
+from comps.core.errors import InvalidRequest
 from comps.core.types import JSON, Sampling
+from comps.model_servers.embedded.constraints import Constraint
 from comps.model_servers.embedded.decoding import is_greedy
+from comps.model_servers.embedded.llama_cpp_grammars import gbnf
 
 _NO_CELLS = 1
 """What `llama_decode` returns when the KV cache has no room."""
@@ -159,9 +162,15 @@ class Context:
             return numpy.array(states).sum(axis=0, dtype=numpy.float64)
         return numpy.array(api.llama_get_embeddings_seq(self._context, sequence)[:length], numpy.float64)
 
-    def sampler(self, prompt: Sequence[int], sampling: Sampling) -> Any:
-        """A chain of llama.cpp's samplers in its own order. Defaults are those of `Llama.create_completion`."""
+    def sampler(self, prompt: Sequence[int], sampling: Sampling, constraint: Constraint | None = None) -> Any:
+        """A chain of llama.cpp's samplers in its own order. Defaults are those of `Llama.create_completion`.
+
+        Raises:
+            InvalidRequest: The constraint is no grammar.
+        """
         chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        if constraint:
+            self._add_grammar(chain, constraint)
         self._add_penalties(chain, prompt, sampling)
         temperature = self._value("temperature", sampling.temperature)
         if is_greedy(sampling):
@@ -181,6 +190,16 @@ class Context:
         ):
             api.llama_sampler_chain_add(chain, sampler)
         return chain
+
+    def _add_grammar(self, chain: Any, constraint: Constraint) -> None:
+        try:
+            grammar = api.llama_sampler_init_grammar(self._vocabulary, gbnf(constraint).encode(), b"root")
+            if not grammar:
+                raise InvalidRequest("it is no grammar in GBNF with a rule root", constraint.field)
+        except InvalidRequest:
+            api.llama_sampler_free(chain)
+            raise
+        api.llama_sampler_chain_add(chain, grammar)
 
     def _add_penalties(self, chain: Any, prompt: Sequence[int], sampling: Sampling) -> None:
         tokens = self.llama.n_vocab()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from comps.model_servers.embedded.base import Embedded
+from comps.model_servers.embedded.constraints import CHOICE, GRAMMAR, JSON_SCHEMA, REGEX
 from comps.model_servers.embedded.model_files import find_checkpoint
 
 
@@ -16,8 +17,9 @@ class Transformers(Embedded):
     kind = "transformers"
     display_name = "transformers"
     program = "comps.model_servers.embedded.transformers_engine"
-    packages = ("torch", "transformers", "accelerate")
+    packages = ("torch", "transformers", "accelerate", "llguidance")
     takes_local_dir = True
+    constraints = frozenset((JSON_SCHEMA, REGEX, CHOICE, GRAMMAR))
 
     @staticmethod
     def find(model_name: str, local_dir: str) -> str:
