@@ -1,7 +1,7 @@
 """Structured output of the transformers engine, by llguidance: which tokens a constraint allows next.
 
-llguidance computes them anew for each token, so that no constraint takes long to compile, and it allows no endless white
-space between the parts of a JSON document. Source: https://github.com/guidance-ai/llguidance
+llguidance computes them anew for each token, so that no constraint takes long to compile. A JSON document has no white
+space between its parts, which a small model may repeat without end. Source: https://github.com/guidance-ai/llguidance
 """
 
 from __future__ import annotations
