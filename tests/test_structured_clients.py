@@ -14,6 +14,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field, SecretStr
 
 from comps.model_servers.embedded.openvino import OpenVINO
+from tests.clients import is_installed, use
 from tests.service import Service, running
 
 pytestmark = pytest.mark.xdist_group("engine")
@@ -73,7 +74,8 @@ async def test_openais_sdk_parses_an_answer_and_a_call_whole_and_streamed(
     assert isinstance(parsed.choices[0].message.parsed, Person)
     for completion in (called, streamed):
         assert completion.choices[0].finish_reason == "tool_calls"
-        (call,) = completion.choices[0].message.tool_calls or ()
+        assert completion.choices[0].message.tool_calls
+        (call,) = completion.choices[0].message.tool_calls
         assert (call.type, call.function.name) == ("function", "City")
         assert isinstance(call.function.parsed_arguments, City)
     assert kinds.count("tool_calls.function.arguments.delta") > 3
@@ -89,7 +91,11 @@ async def test_langchain_makes_objects_of_answers_in_all_three_ways_and_goes_on_
     question = HumanMessage('Repeat this JSON: {"name": "Jason", "age": 25}')  # One method sends no schema.
     async with serving(engine, monkeypatch, "langchain") as service:
         model = ChatOpenAI(
-            model="smollm2", base_url=f"{service.url}/v1", api_key=SecretStr("none"), temperature=0, max_tokens=60
+            model="smollm2",
+            base_url=f"{service.url}/v1",
+            api_key=SecretStr("none"),
+            temperature=0,
+            max_completion_tokens=60,
         )
         made: list[Any] = await asyncio.gather(
             *(model.with_structured_output(Person, method=one, include_raw=True).ainvoke([question]) for one in methods)
@@ -104,3 +110,31 @@ async def test_langchain_makes_objects_of_answers_in_all_three_ways_and_goes_on_
     asked = made[1]["raw"].usage_metadata["input_tokens"]
     assert told.usage_metadata
     assert told.usage_metadata["input_tokens"] > asked + 30  # The call and its result are in the prompt.
+
+
+async def used(engine: OpenVINO, monkeypatch: pytest.MonkeyPatch, client: str, package: str) -> dict[str, Any]:
+    """What a client in an environment of its own gets from the service."""
+    if not is_installed(client, package):
+        pytest.skip(f"{client} is not installed: `make test` does it, where it can be had")
+    async with serving(engine, monkeypatch, "native") as service:
+        return await asyncio.to_thread(use, client, service.url)
+
+
+async def test_instructor_makes_objects_of_a_call_and_of_json(
+    engine: OpenVINO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await used(engine, monkeypatch, "instructor_1_17_0", "instructor")
+    assert isinstance(Person(**made["TOOLS"]), Person)
+    assert made["JSON_SCHEMA"] == {"name": "Jason", "age": 25}
+
+
+async def test_vercels_ai_sdk_makes_objects_whole_and_streamed_and_calls_a_tool(
+    engine: OpenVINO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await used(engine, monkeypatch, "ai_sdk", "ai")
+    jason = {"name": "Jason", "age": 25}
+    assert made["object"] == [jason, "stop"]
+    assert made["stream"] == [jason, True]
+    (name, arguments), *others = made["call"]
+    assert (name, others, made["reason"]) == ("add", [], "tool-calls")
+    assert made["result"] == [f"{Person(**arguments).name} was added."]

@@ -11,9 +11,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import ClassVar, TypeVar
 
+from comps.core.answers import Parts
 from comps.core.errors import (
     InvalidRequest,
     LLMError,
@@ -26,6 +27,7 @@ from comps.core.errors import (
 )
 from comps.core.ports import Answer
 from comps.core.prompts import plain_roles, text_of
+from comps.core.tasks import at_once
 from comps.core.types import (
     CALLS_ON_DEMAND,
     JSON,
@@ -146,10 +148,11 @@ class Embedded:
             self._info = ModelInfo(self._model_name, loaded["context_window"], self._capabilities())
 
     def _capabilities(self) -> frozenset[str]:
+        capabilities = self.honoured | {"n", "echo"}
         if JSON_SCHEMA not in self.constraints:
-            return self.honoured
+            return capabilities
         on_demand = frozenset() if is_recognised(self._chat_template) else {CALLS_ON_DEMAND}
-        return self.honoured | options_for(self.constraints) | _OF_TOOLS | on_demand
+        return capabilities | options_for(self.constraints) | _OF_TOOLS | on_demand
 
     @property
     def pid(self) -> int | None:
@@ -184,22 +187,41 @@ class Embedded:
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         engine = self._loaded_engine()
         self._check_prompt_length(prompt, sampling.max_total_tokens)
-        question = self._question(prompt, options)
-        body = {**question.asked, **question.constrained, "sampling": asdict(sampling)}
-        buffered = _BufferedAnswer(answer, question.reader())
+        question, count = self._question(prompt, options), int(options.get("n") or 1)
+        echoed = prompt if options.get("echo") and isinstance(prompt, str) else ""
+        choices = Parts(answer, count)
+        # The prompt's tokens count once, and each choice draws with a seed of its own.
+        seeds = [None if sampling.seed is None else sampling.seed + number for number in range(count)]
+        await at_once(
+            [
+                self._generate_choice(
+                    engine,
+                    {**question.asked, **question.constrained, "sampling": asdict(replace(sampling, seed=seed))},
+                    _BufferedAnswer(choices.part(number) if count > 1 else answer, question.reader(), echoed),
+                    counts_prompt=number == 0,
+                )
+                for number, seed in enumerate(seeds)
+            ]
+        )
+
+    async def _generate_choice(
+        self, engine: EngineProcess, body: Mapping[str, JSON], answer: _BufferedAnswer, *, counts_prompt: bool
+    ) -> None:
         try:
-            last = await engine.ask({"generate": body}, lambda part: buffered.push(part["text"]))
-            buffered.push(last.get("text", ""))
-            buffered.end()
-            await buffered.flush()
+            last = await engine.ask({"generate": body}, lambda part: answer.push(part["text"]))
+            if "error" not in last:
+                answer.push(last["text"])
+                answer.end()
+            await answer.flush()
         except LLMError:  # What was generated before comes first.
-            await buffered.flush()
+            await answer.flush()
             raise
         finally:
-            buffered.close()
+            answer.close()
         if "error" in last:
             raise _error(last, PromptTooLong)
-        answer.finished(Finished(buffered.reason(last["reason"]), Usage(*last["usage"])))
+        prompt_tokens, completion_tokens = last["usage"]
+        answer.finish(last["reason"], Usage(prompt_tokens if counts_prompt else 0, completion_tokens))
 
     def _question(self, prompt: Prompt, options: Mapping[str, JSON]) -> Question:
         return question_of(prompt, options, self._chat_template, self.constraints)
@@ -291,16 +313,20 @@ class _BufferedAnswer:
     Args:
         answer: Where it is written to.
         reader: Reads tool calls in the text; None: all of it is text.
+        echoed: What is written before the first piece.
     """
 
-    def __init__(self, answer: Answer, reader: Reader | None = None) -> None:
+    def __init__(self, answer: Answer, reader: Reader | None = None, echoed: str = "") -> None:
         self._answer = answer
         self._reader = reader
+        self._echoed = echoed
         self._buffer: deque[Piece] = deque()
         self._flushing: asyncio.Task[None] | None = None
 
     def push(self, text: str) -> None:
         """Write a piece of text, which may be empty."""
+        if self._echoed:
+            text, self._echoed = self._echoed + text, ""
         if self._reader is None:
             if text:
                 self._write(text)
@@ -313,9 +339,11 @@ class _BufferedAnswer:
         for piece in self._reader.flush() if self._reader else ():
             self._write(piece)
 
-    def reason(self, reason: str) -> str:
-        """The finish reason of an answer that the engine has ended for `reason`."""
-        return self._reader.reason if self._reader and self._reader.called and reason == "stop" else reason
+    def finish(self, reason: str, usage: Usage) -> None:
+        """Write the end of the answer, which the engine has ended for `reason`."""
+        if self._reader and self._reader.called and reason == "stop":
+            reason = self._reader.reason
+        self._answer.finished(Finished(reason, usage))
 
     def _write(self, piece: Piece) -> None:
         if not (self._buffer or self._answer.full):
