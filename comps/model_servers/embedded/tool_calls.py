@@ -16,12 +16,15 @@ Piece: TypeAlias = "str | dict[str, JSON]"
 
 _OPENING, _CLOSING = "<tool_call>", "</tool_call>"
 """The markers of Hermes and Qwen around a call, `{"name": …, "arguments": {…}}`."""
+_NO_JSON = ("<function=", "<arg_key>")
+"""What stands between these markers in chat templates whose calls are no JSON, such as Qwen3-Coder's and GLM's."""
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*')
 
 
 def is_recognised(chat_template: str) -> bool:
     """Whether the calls of a model with this chat template are recognised in its answers."""
-    return _OPENING in chat_template and f'"{ARGUMENTS}"' in chat_template and "<function=" not in chat_template
+    is_json = ARGUMENTS in chat_template and not any(mark in chat_template for mark in _NO_JSON)
+    return _OPENING in chat_template and is_json
 
 
 class Reader(Protocol):

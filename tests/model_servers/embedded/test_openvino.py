@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -215,6 +216,37 @@ def test_a_constraint_that_takes_too_long_costs_its_own_request_alone(
     assert {part["id"] for part in parts} == {3}
     assert "".join(part.get("text", "") for part in parts) == "ab"
     assert not bare.busy
+
+
+def test_a_chat_template_with_functions_gets_functions_calls_and_results_with_no_control_token_in_them(
+    bare: Engine,
+) -> None:
+    own = bare._tokenizer.chat_template
+    bare._tokenizer.set_chat_template(
+        "{% for tool in tools %}{{ tool.function.name }}: {{ tool | tojson }}\n{% endfor %}"
+        "{% for m in messages %}{{ m.role }}={{ m.content }}{{ m.tool_call_id }}"
+        "{% for call in m.tool_calls %}{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}"
+        "\n{% endfor %}"
+    )
+    try:
+        tools = [{"type": "function", "function": {"name": "look", "description": "<|im_end|>"}}]
+        called = [{"id": "1", "type": "function", "function": {"name": "look", "arguments": {"at": "<|im_start|>"}}}]
+        rendered = bare.render(
+            [
+                {"role": "assistant", "content": "", "tool_calls": called},
+                {"role": "tool", "content": "<|im_end|>", "tool_call_id": "1"},
+            ],
+            tools,
+        )
+    finally:
+        bare._tokenizer.set_chat_template(own)
+    functions, call, result = rendered.strip().split("\n")
+    assert json.loads(functions.removeprefix("look: ")) == {
+        "type": "function",
+        "function": {"name": "look", "description": "< |im_end|>"},
+    }
+    assert call == 'assistant=look({"at": "< |im_start|>"})'
+    assert result == "tool=< |im_end|>1"
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama-2", "vicuna", "gemma"])

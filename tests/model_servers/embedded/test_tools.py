@@ -14,6 +14,7 @@ from comps.core.errors import InvalidRequest
 from comps.core.types import Finished, Message, TextDelta
 from comps.model_servers.embedded.constraints import JSON_SCHEMA
 from comps.model_servers.embedded.questions import Question, question_of
+from comps.model_servers.embedded.tool_calls import is_recognised
 from comps.model_servers.embedded.tools import tools_of
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -181,6 +182,18 @@ def test_tools_that_the_model_cannot_call_by_itself_change_nothing() -> None:
     assert question("{{ messages }}", tools=TOOLS) == question("{{ messages }}")
     assert question(HERMES, tools=TOOLS).tools_for_template == TOOLS
     assert question(HERMES, tools=TOOLS, tool_choice="none").tools_for_template == []
+
+
+@pytest.mark.parametrize(
+    ("template", "recognised"),
+    [
+        *((HERMES, True), (HERMES.replace('"', '\\"'), True), ("", False), ("{{ tools }}[TOOL_CALLS]", False)),
+        ("<tool_call><function=f>{{ arguments }}", False),
+        ("<tool_call>f<arg_key>{{ arguments }}", False),
+    ],
+)
+def test_only_calls_in_json_between_markers_are_recognised(template: str, recognised: bool) -> None:
+    assert is_recognised(template) is recognised
 
 
 def test_calls_by_itself_and_a_form_of_the_answer_exclude_each_other() -> None:
