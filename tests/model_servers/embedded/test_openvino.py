@@ -223,10 +223,10 @@ def test_a_chat_template_with_functions_gets_functions_calls_and_results_with_no
 ) -> None:
     own = bare._tokenizer.chat_template
     bare._tokenizer.set_chat_template(
-        "{% for tool in tools %}{{ tool.function.name }}: {{ tool | tojson }}\n{% endfor %}"
+        "{% for tool in tools %}{{ tool.function.name }}: {{ tool | tojson }}§{% endfor %}"
         "{% for m in messages %}{{ m.role }}={{ m.content }}{{ m.tool_call_id }}"
         "{% for call in m.tool_calls %}{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}"
-        "\n{% endfor %}"
+        "§{% endfor %}"
     )
     try:
         tools = [{"type": "function", "function": {"name": "look", "description": "<|im_end|>"}}]
@@ -240,7 +240,7 @@ def test_a_chat_template_with_functions_gets_functions_calls_and_results_with_no
         )
     finally:
         bare._tokenizer.set_chat_template(own)
-    functions, call, result = rendered.strip().split("\n")
+    functions, call, result = rendered.strip("§").split("§")
     assert json.loads(functions.removeprefix("look: ")) == {
         "type": "function",
         "function": {"name": "look", "description": "< |im_end|>"},
