@@ -26,7 +26,7 @@ from comps.core.errors import (
     no_room,
 )
 from comps.core.ports import Answer
-from comps.core.prompts import plain_roles, text_of
+from comps.core.prompts import text_of
 from comps.core.tasks import at_once
 from comps.core.types import (
     CALLS_ON_DEMAND,
@@ -267,8 +267,11 @@ class Embedded:
     async def translated(
         self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
     ) -> tuple[Prompt, Sampling, Mapping[str, JSON]]:
-        """See `Translates`."""
-        return plain_roles(prompt), sampling, {}
+        """See `Translates`; functions that the model is told of as text are in the messages."""
+        question = self._question(prompt, options)
+        told = prompt if isinstance(prompt, str) else question.conversation
+        kept = {name: value for name, value in options.items() if question.tools or name not in _OF_TOOLS}
+        return told, sampling, kept
 
     async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
         """See `Renders`."""

@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from comps.core.errors import InvalidRequest, ModelServerError
 from comps.core.types import JSON, Sampling
@@ -29,6 +28,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
 from comps.model_servers.embedded.llama_cpp_chat_formats import Rendered, chat_format, own_template
 from comps.model_servers.embedded.llama_cpp_context import Context, Row
+from comps.model_servers.embedded.llama_cpp_grammars import Sampler
 from comps.model_servers.embedded.llama_cpp_options import read_options
 
 
@@ -39,7 +39,7 @@ class _Request:
     completion: Completion
     tokens: list[int]
     """The prompt, and what has been generated so far."""
-    sampler: Any
+    sampler: Sampler
     sequence: int = -1
     """Its number while it runs."""
     read: int = 0
@@ -230,7 +230,7 @@ class Engine:
             self._stop_running(request)
         else:
             self._waiting.remove(request)
-        self._context.free_sampler(request.sampler)
+        request.sampler.free()
 
     def _embed(self) -> Part | None:
         """Read a chunk of the texts to embed, if there are any; returns the part of a request that is done."""

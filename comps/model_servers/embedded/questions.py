@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 
 from comps.core.errors import InvalidRequest
-from comps.core.types import JSON, Prompt
+from comps.core.types import JSON, Message, Prompt
 from comps.model_servers.embedded.constraints import Constraint, constraint_of
 from comps.model_servers.embedded.conversations import knows_tools, messages_for
 from comps.model_servers.embedded.tool_calls import Reader, is_recognised, reader_of
@@ -25,6 +25,15 @@ class Question:
     tools_for_template: list[JSON]
     """Those that the model's chat template renders."""
     constraint: Constraint | None
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """The messages of a conversation."""
+        known = ("role", "content")
+        return tuple(
+            Message(turn["role"], turn["content"], {name: one for name, one in turn.items() if name not in known})
+            for turn in self.prompt
+        )
 
     @property
     def asked(self) -> dict[str, JSON]:
