@@ -23,14 +23,14 @@ pytestmark = pytest.mark.xdist_group("engine")
 class Person(BaseModel):
     """A person."""
 
-    name: str = Field(max_length=20)
+    name: str = Field(max_length=10)
     age: int
 
 
 class City(BaseModel):
     """The weather in a city."""
 
-    city: str = Field(max_length=20)
+    city: str = Field(max_length=10)
 
 
 class Shared(OpenVINO):
@@ -61,8 +61,10 @@ async def test_openais_sdk_parses_an_answer_and_a_call_whole_and_streamed(
         serving(engine, monkeypatch, framework) as service,
         openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0) as sdk,
     ):
-        parsed = await sdk.chat.completions.parse(**asked, response_format=Person, temperature=0)
-        called = await sdk.chat.completions.parse(**asked, tools=[tool], tool_choice=choice)
+        parsed, called = await asyncio.gather(
+            sdk.chat.completions.parse(**asked, response_format=Person, temperature=0),
+            sdk.chat.completions.parse(**asked, tools=[tool], tool_choice=choice),
+        )
         async with sdk.chat.completions.stream(**asked, tools=[tool], tool_choice="required") as stream:
             kinds = [event.type async for event in stream]
             streamed = await stream.get_final_completion()

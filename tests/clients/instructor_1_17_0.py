@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 class Person(BaseModel):
     """A person."""
 
-    name: str = Field(max_length=20)
+    name: str = Field(max_length=10)
     age: int
 
 

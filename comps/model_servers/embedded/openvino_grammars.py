@@ -3,12 +3,16 @@
 OpenVINO GenAI compiles a constraint (with XGrammar) when it samples the first token, so that all answers wait for it,
 and an invalid one raises in `step()`, which breaks them all off. So each constraint goes through a model of constants
 first, in a thread of its own. It shares the tokenizer with the real model, and with it the compiled constraints.
+
+XGrammar keeps none with bounded repetitions, such as `maxLength`: these take 15 ms a repetition, within `step()` again,
+and are refused where they would hold up all answers for long.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -21,6 +25,8 @@ from comps.model_servers.embedded.engine_program import last_line
 
 COMPILE_SECONDS = 10.0
 """How long a request waits for its constraint. Most take some milliseconds, a few regular expressions minutes."""
+LONGEST_COMPILE = 2.0
+"""Seconds that compiling a constraint may take."""
 _MARGIN = 4096
 """Logits that the model of constants has more than the vocabulary has tokens: those of a model may be padded."""
 _SOURCE = re.compile(r"^\[[\d:]+\] \S+:\d+: (Check failed: \(.*\) is false: )?")
@@ -88,11 +94,17 @@ class Grammars:
             self._model = _constant_model(self._tokenizer, self._tokens + _MARGIN)
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens = 1
+        started = time.monotonic()
         try:
             config.structured_output_config = structured_output(constraint)
             self._model.generate(openvino.Tensor(numpy.ones((1, 1), numpy.int64)), config)
         except (RuntimeError, TypeError, ValueError) as error:
             raise InvalidRequest(_SOURCE.sub("", last_line(error)), constraint.field) from None
+        if (took := time.monotonic() - started) > LONGEST_COMPILE:
+            said = (
+                f"it takes {took:.1f} s to compile, in which all answers wait; fewer repetitions (maxLength) take less"
+            )
+            raise InvalidRequest(said, constraint.field)
 
 
 def _constant_model(tokenizer: Any, logits: int) -> Any:

@@ -7,7 +7,7 @@ const [url] = process.argv.slice(2);
 const provider = createOpenAICompatible({ name: "ours", baseURL: `${url}/v1`, supportsStructuredOutputs: true });
 const models = await (await fetch(`${url}/v1/models`)).json();
 const model = provider(models.data[0].id);
-const schema = z.object({ name: z.string().max(20), age: z.number().int() });
+const schema = z.object({ name: z.string().max(10), age: z.number().int() });
 const asked = { model, prompt: 'Repeat this JSON: {"name": "Jason", "age": 25}', temperature: 0, maxRetries: 0, maxOutputTokens: 80 };
 
 const object = await generateObject({ ...asked, schema });

@@ -20,7 +20,7 @@ from comps.core.prompts import Templates, build_prompt, escape_control_tokens
 from comps.core.prompts import text_of as said_in
 from comps.core.types import Message, Prompt, Sampling, TextDelta
 from comps.model_servers import control_token_escaper
-from comps.model_servers.embedded import openvino_embedder, openvino_engine
+from comps.model_servers.embedded import openvino_embedder, openvino_engine, openvino_grammars
 from comps.model_servers.embedded.constraints import REGEX, Constraint
 from comps.model_servers.embedded.engine_process import EngineProcess
 from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_model
@@ -216,6 +216,14 @@ def test_a_constraint_that_takes_too_long_costs_its_own_request_alone(
     assert {part["id"] for part in parts} == {3}
     assert "".join(part.get("text", "") for part in parts) == "ab"
     assert not bare.busy
+
+
+def test_a_constraint_that_would_hold_up_all_answers_is_refused(bare: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_grammars, "LONGEST_COMPILE", 0.0)
+    bare.start(5, "Once upon a time", Sampling(), Constraint(REGEX, "a{1,20}", "guided_regex"))
+    (part,) = [part for _ in range(200) if bare.busy for part in bare.step()]
+    assert (part["id"], part["field"]) == (5, "guided_regex")
+    assert "all answers wait" in part["error"]
 
 
 def test_a_chat_template_with_functions_gets_functions_calls_and_results_with_no_control_token_in_them(
