@@ -21,11 +21,14 @@ pytestmark = pytest.mark.xdist_group("engine")
 
 PERSON = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 10}, "age": {"type": "integer", "minimum": 0}},
+    "properties": {
+        "name": {"type": "string", "maxLength": 10},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-GRAMMAR = 'root ::= "a" [0-9]+ "z"'
+GRAMMAR = 'root ::= "a" [0-9] "z"'
 
 
 async def answer(engine: OpenVINO, options: Mapping[str, JSON], most: int = 60, heat: float = 0.0) -> Generation:
@@ -36,15 +39,15 @@ async def answer(engine: OpenVINO, options: Mapping[str, JSON], most: int = 60, 
 async def test_an_answer_matches_its_constraint_whatever_is_drawn(engine: OpenVINO) -> None:
     person = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
     asked: list[dict[str, Any]] = [
-        *({"response_format": person}, {"guided_choice": ["yes", 'no "\\\n']}, {"guided_regex": "[0-9]{3}-(a|b)+c"}),
+        *({"response_format": person}, {"guided_choice": ["yes", 'no "\\\n']}, {"guided_regex": "[0-9]{3}-(a|b)c"}),
         *({"structured_outputs": {"grammar": GRAMMAR}}, {"guided_choice": ["only"]}),
     ]
-    answers = await asyncio.gather(*(answer(engine, options, heat=1.5) for options in asked))
+    answers = await asyncio.gather(*(answer(engine, options, 200, heat=1.2) for options in asked))
     assert [one.reason for one in answers] == ["stop"] * 5
     jsonschema.validate(json.loads(answers[0].text), PERSON)
     assert answers[1].text in ("yes", 'no "\\\n')
-    assert re.fullmatch("[0-9]{3}-(a|b)+c", answers[2].text)
-    assert re.fullmatch("a[0-9]+z", answers[3].text)
+    assert re.fullmatch("[0-9]{3}-(a|b)c", answers[2].text)
+    assert re.fullmatch("a[0-9]z", answers[3].text)
     assert answers[4].text == "only"
 
 
