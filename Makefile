@@ -8,7 +8,8 @@ CHECKOUT := impl/microservice/requirements.txt
 EXTRAS := --extra langchain --extra openvino --extra build
 IMAGE_LOCK := $(LOCK) 3.13 --upgrade --constraints $(CHECKOUT) --output-file docker/requirements
 BENCH  := $(patsubst tests/benchmarks/relay/%.txt,.venv-bench/%/.installed,$(wildcard tests/benchmarks/relay/*.txt))
-CLIENTS := $(patsubst tests/clients/%.txt,.venv-clients/%/.installed,$(wildcard tests/clients/*.txt))
+CLIENTS := $(patsubst tests/clients/%.txt,.venv-clients/%/.installed,$(wildcard tests/clients/*.txt)) \
+           $(patsubst tests/clients/%/package-lock.json,.venv-clients/%/.installed,$(wildcard tests/clients/*/package-lock.json))
 
 export PIP_REQUIRE_VIRTUALENV = 1
 
@@ -58,6 +59,7 @@ lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and 
 	$(LOCK) 3.10 setup.cfg $(EXTRAS) --upgrade --output-file $(CHECKOUT)
 	$(LOCK) 3.10 setup.cfg $(EXTRAS) --extra test --constraints $(CHECKOUT) --output-file tests/requirements.txt
 	for client in tests/clients/*.in tests/benchmarks/relay/*.in; do $(LOCK) 3.10 --upgrade --output-file $${client%.in}.txt $$client || exit; done
+	for client in tests/clients/*/package.json; do (cd $${client%/*} && npm update --package-lock-only --omit-lockfile-registry-resolved) || exit; done
 	$(IMAGE_LOCK)/native.txt setup.cfg
 	$(IMAGE_LOCK)/langchain.txt setup.cfg --extra langchain
 	$(IMAGE_LOCK)/embedded.txt setup.cfg --extra openvino
@@ -89,6 +91,13 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@$(BIN)/python -m venv --clear --without-pip $(@D)
 	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --no-deps --require-hashes -r $<
 	@touch $@
+
+# Clients in JavaScript; without npm they are left out, and their tests skipped.
+.venv-clients/%/.installed: tests/clients/%/package-lock.json
+	@echo "Setting up .venv-clients/$*, a client to test with."
+	@mkdir -p $(@D) && cp $(<D)/package.json $< $(@D)
+	@cd $(@D) && npm ci --ignore-scripts --no-audit --no-fund --silent && touch .installed \
+	  || echo "$* cannot be installed here, and is left out."
 
 # `make bench` leaves out what cannot be installed, and says so.
 .venv-bench/%/.installed: tests/benchmarks/relay/%.txt | $(BIN)/.installed

@@ -210,6 +210,13 @@ class Service:
         self.handlers = [*handlers, PromptHandler(preview, servers, **common)]
         for handler in self.handlers:
             app.router.routes.append(Route(handler.endpoint.path, handler, methods=["POST"]))
+        self._add_get_routes(app)
+        app.add_exception_handler(HTTPException, self._no_such_route)
+        self._routes = app.router.routes
+        describe_bodies(app, endpoints, preview)
+
+    def _add_get_routes(self, app: FastAPI) -> None:
+        """Add the routes without a body."""
         app.add_api_route("/", self._root, methods=["GET"], summary="A page for browsers, an answer for probes")
         app.add_api_route(
             "/health",
@@ -243,9 +250,6 @@ class Service:
                     summary=self._owner(route).routes[route].respond.__doc__,
                     responses=_described(403, 404, 500, 502, 503, 504),
                 )
-        app.add_exception_handler(HTTPException, self._no_such_route)
-        self._routes = app.router.routes
-        describe_bodies(app, endpoints, preview)
 
     def _has(self, route: str) -> bool:
         return any(route in dialect.routes for dialect in self.dialects)

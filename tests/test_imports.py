@@ -101,9 +101,12 @@ MODULE_EXTERNAL: dict[str, set[str]] = {
     "comps.model_servers.embedded.llama_cpp_chat_formats": {"jinja2", "llama_cpp"},
     "comps.model_servers.embedded.llama_cpp_context": {"llama_cpp", "numpy"},
     "comps.model_servers.embedded.llama_cpp_options": {"llama_cpp", "pydantic"},
+    "comps.model_servers.embedded.llama_cpp_grammars": {"llama_cpp", "numpy"},
     "comps.model_servers.embedded.openvino_embedder": {"numpy", "openvino", "openvino_genai"},
     "comps.model_servers.embedded.openvino_engine": {"numpy", "openvino", "openvino_genai"},
+    "comps.model_servers.embedded.openvino_grammars": {"numpy", "openvino", "openvino_genai"},
     "comps.model_servers.embedded.transformers_engine": {"jinja2", "torch", "transformers"},
+    "comps.model_servers.embedded.transformers_grammars": {"llguidance", "torch"},
     "comps.model_servers.embedded.transformers_loading": {"torch", "transformers"},
     "comps.model_servers.embedded.transformers_sampling": {"torch", "transformers"},
 }

@@ -200,7 +200,7 @@ class Finished:
     """The last event of a choice. An answer that breaks off has none: it raises a ModelServerError."""
 
     reason: str
-    """The finish reason from the model server: `stop`, `length`, `tool_calls` or `content_filter`."""
+    """The finish reason from the model server: `stop`, `length`, `tool_calls`, `function_call` or `content_filter`."""
     usage: Usage | None = None
     """The usage of all choices together. One `Finished` event of an answer has it, the others have None."""
     choice: int = 0
@@ -235,6 +235,10 @@ class Embeddings:
     vectors: tuple[Sequence[float], ...]
     prompt_tokens: int | None = None
     """The tokens of all texts together; None if the model server does not say."""
+
+
+CALLS_ON_DEMAND = "tool_choice.required"
+"""The capability of a model that calls functions only where `tool_choice` demands a call: by itself, it calls none."""
 
 
 @value_type(frozen=True, slots=True)

@@ -20,7 +20,16 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from comps.core.errors import InvalidRequest, LLMError, UnknownModel
 from comps.core.prompts import text_of
-from comps.core.types import JSON, Document, Embeddings, Generation, GenerationRequest, ModelInfo, Prompt
+from comps.core.types import (
+    CALLS_ON_DEMAND,
+    JSON,
+    Document,
+    Embeddings,
+    Generation,
+    GenerationRequest,
+    ModelInfo,
+    Prompt,
+)
 from comps.dialects.shared import framing
 from comps.dialects.shared.base import Dialect, EmbeddingCall, Route, ServiceStatus, Style, Writer
 from comps.dialects.shared.bodies import MOST, Messages
@@ -234,12 +243,21 @@ class ChatCall(OpenAICall):
         return tuple(document for document in documents if document.text.strip() in text)
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        if CALLS_ON_DEMAND in capabilities and self._leaves_calls_to_the_model:
+            capabilities = capabilities - {"tools", "functions"}
         lost = super().ignored(capabilities)
         if "messages.*" in capabilities:
             return lost
         extras = [body.model_extra for body in self.messages if body.model_extra]
         names = {f"messages.{name}" for extra in extras for name, value in extra.items() if value}
         return lost + sorted(names - capabilities)
+
+    @property
+    def _leaves_calls_to_the_model(self) -> bool:
+        choice = self.tool_choice or self.function_call or "auto"
+        if isinstance(choice, dict):
+            return choice.get("type") == "allowed_tools" and "required" not in str(choice)
+        return choice == "auto"
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         return self.with_report(framing.chat_completion(generations[0], metadata), metadata)

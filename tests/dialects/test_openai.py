@@ -649,3 +649,24 @@ async def test_what_each_choice_cites_is_said_with_it_whatever_the_framework(
             {"role": "assistant", "content": "It has 96 GB [1].", **first},
             {"role": "assistant", "content": "Bread [2].", **second},
         ]
+
+
+@pytest.mark.parametrize(
+    ("choice", "lost"),
+    [
+        ({}, True),
+        ({"tool_choice": "auto"}, True),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}}, True),
+        ({"tool_choice": "none"}, False),
+        ({"tool_choice": "required"}, False),
+        ({"tool_choice": {"type": "function", "function": {"name": "weather"}}}, False),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": []}}}, False),
+    ],
+)
+def test_of_a_model_that_calls_only_on_demand_tools_are_ignored_without_a_demand(
+    choice: dict[str, Any], lost: bool
+) -> None:
+    tool = {"type": "function", "function": {"name": "weather"}}
+    body = read({**QUESTION, "tools": [tool], **choice})
+    assert body.ignored(ALL) == []
+    assert body.ignored(ALL | {"tool_choice.required"}) == (["tools"] if lost else [])

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
+import jsonschema
 import pytest
 
 from comps.core.answers import collect, read
-from comps.core.errors import PromptTooLong
+from comps.core.errors import InvalidRequest, PromptTooLong
 from comps.core.ports import CountsTokens, ModelServer
 from comps.core.types import Message, Prompt, Sampling, TextDelta
 
 STORY: Prompt = (Message("user", "Tell me a story about a lighthouse."),)
 GREEDY = Sampling(max_tokens=24, temperature=0.0)
+HOT = Sampling(max_tokens=200, temperature=1.5)
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["cat", "dog"]}, "old": {"type": "boolean"}, "tail": {"$ref": "#/$defs/Tail"}},
+    "required": ["kind", "old", "tail"],
+    "additionalProperties": False,
+    "$defs": {"Tail": {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2}},
+}
 
 
 async def text_of(server: ModelServer, sampling: Sampling, prompt: Prompt = STORY) -> str:
@@ -65,3 +78,43 @@ class EmbeddedContract:
             await text_of(server, GREEDY, "hello world " * 2000)
         assert caught.value.context_window == 2048
         assert caught.value.prompt_tokens >= 4000
+
+    async def test_answers_match_their_constraints_beside_others(self, server: ModelServer) -> None:
+        asked: list[dict[str, Any]] = [
+            *({"guided_json": SCHEMA}, {"guided_choice": ["yes", 'no "\\\n']}),
+            *({"guided_grammar": 'root ::= "a" [0-9] "z"'}, {}),
+        ]
+        answers = await asyncio.gather(*(collect(server.generate, STORY, HOT, options) for options in asked))
+        jsonschema.validate(json.loads(answers[0].text), SCHEMA)
+        assert answers[1].text in ("yes", 'no "\\\n')
+        assert re.fullmatch("a[0-9]z", answers[2].text)
+        assert [one.reason for one in answers[:3]] == ["stop"] * 3
+
+    async def test_every_field_of_sampling_goes_with_a_constraint(self, server: ModelServer) -> None:
+        full = Sampling(200, 1.5, 0.9, 20, 0.8, 1.2, 0.5, 0.5, 1)
+        answer = await collect(server.generate, STORY, full, {"guided_json": SCHEMA})
+        jsonschema.validate(json.loads(answer.text), SCHEMA)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"guided_json": {"type": "strin"}},
+            {"guided_grammar": "nonsense"},
+            {"guided_json": {"$ref": "https://a.b/c"}},
+        ],
+        ids=str,
+    )
+    async def test_an_invalid_constraint_is_refused_by_name(self, server: ModelServer, wrong: dict[str, Any]) -> None:
+        with pytest.raises(InvalidRequest) as caught:
+            await collect(server.generate, STORY, GREEDY, wrong)
+        assert caught.value.field == next(iter(wrong))
+        assert await text_of(server, GREEDY)
+
+    async def test_a_demanded_call_has_arguments_by_its_schema(self, server: ModelServer) -> None:
+        tools = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in ("hire", "greet")]
+        answer = await collect(server.generate, STORY, HOT, {"tools": tools, "tool_choice": "required"})
+        assert answer.reason == "tool_calls"
+        assert answer.extra
+        function = answer.extra["tool_calls"][0]["function"]
+        assert function["name"] in ("hire", "greet")
+        jsonschema.validate(json.loads(function["arguments"]), SCHEMA)

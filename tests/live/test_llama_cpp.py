@@ -355,3 +355,37 @@ def test_a_value_that_means_nothing_is_refused_by_name(bare: Any) -> None:
         bare.start(1, "x", Sampling(repetition_penalty=-1.0))
     assert caught.value.field == "repetition_penalty"
     assert not bare.busy
+
+
+@pytest.mark.parametrize("grammar", [r"root ::= [^\x00-\U0010FFFF]", 'root ::= ""', r'root ::= "\x00"'])
+async def test_a_grammar_that_allows_no_token_ends_the_answer_and_not_the_process(
+    llama: LlamaCpp, grammar: str
+) -> None:
+    answer = await collect(llama.generate, STORY, GREEDY, {"guided_grammar": grammar})
+    assert (answer.text, answer.reason) == ("", "stop")
+    assert await text_of(llama, GREEDY)
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {"guided_json": {"type": "array", "items": {"type": "string"}, "maxItems": 10**9}},
+        {"guided_json": {"type": "array", "items": {"type": "string", "maxLength": 100_000}}},
+        {"guided_grammar": 'root ::= ("a"{1,1000}){1,1000}'},
+        {"guided_grammar": f"root ::= {'(' * 9000}{')' * 9000}"},
+    ],
+    ids=lambda constraint: str(constraint)[:60],
+)
+async def test_more_repetitions_than_the_process_has_stack_for_are_refused(
+    llama: LlamaCpp, constraint: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidRequest, match="no more than 2000 repetitions"):
+        await collect(llama.generate, STORY, GREEDY, constraint)
+    assert await text_of(llama, GREEDY)
+
+
+async def test_a_regular_expression_is_refused_by_name_and_no_capability(llama: LlamaCpp) -> None:
+    assert "guided_regex" not in (await llama.describe()).capabilities
+    with pytest.raises(InvalidRequest, match="no constraint of this kind") as caught:
+        await collect(llama.generate, STORY, GREEDY, {"structured_outputs": {"regex": "a"}})
+    assert caught.value.field == "structured_outputs.regex"

@@ -11,9 +11,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import ClassVar, TypeVar
 
+from comps.core.answers import Parts
 from comps.core.errors import (
     InvalidRequest,
     LLMError,
@@ -26,15 +27,37 @@ from comps.core.errors import (
     no_room,
 )
 from comps.core.ports import Answer
-from comps.core.prompts import only_text, plain_roles, text_of
-from comps.core.types import JSON, Embeddings, Finished, ModelInfo, Prompt, Sampling, Usage
+from comps.core.prompts import text_of
+from comps.core.tasks import at_once
+from comps.core.types import (
+    CALLS_ON_DEMAND,
+    JSON,
+    Embeddings,
+    Finished,
+    ModelInfo,
+    Prompt,
+    Sampling,
+    TextDelta,
+    Usage,
+)
+from comps.model_servers.embedded.constraints import JSON_SCHEMA, options_for
 from comps.model_servers.embedded.engine_process import EngineProcess, run_check
 from comps.model_servers.embedded.model_files import find_model
+from comps.model_servers.embedded.questions import Question, question_of
+from comps.model_servers.embedded.tool_calls import Piece, Reader, is_recognised
 from comps.model_servers.target import Target, need
 
 log = logging.getLogger("opea_llm")
 
 Kind = TypeVar("Kind", bound="Embedded")
+
+_OF_TOOLS = frozenset(
+    (
+        *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
+        *("messages.tool_calls", "messages.tool_call_id", "messages.function_call"),
+    )
+)
+"""The options of functions, and the fields of messages with calls and their results."""
 
 
 class Embedded:
@@ -61,6 +84,8 @@ class Embedded:
     """What the program imports that the extra of the kind's name installs, and not this service itself."""
     honoured: ClassVar[frozenset[str]] = frozenset(Sampling.__dataclass_fields__)
     """The fields of Sampling that it does not ignore."""
+    constraints: ClassVar[frozenset[str]] = frozenset()
+    """The kinds of constraints that it has; see `Constraint`."""
     takes_local_dir: ClassVar[bool] = False
     """Whether the setting `local_dir` is for `find`, and not for the engine."""
 
@@ -79,6 +104,7 @@ class Embedded:
         self._engine: EngineProcess | None = None
         self._info: ModelInfo | None = None
         self._longest_token = 1
+        self._chat_template = ""
         self._loading = asyncio.Lock()
         self._reloading: asyncio.Future[None] | None = None
         self._loaded_once = False
@@ -135,13 +161,21 @@ class Embedded:
             if "error" in loaded:
                 raise ModelServerError(f"{self.display_name} cannot load {self._model_name}: {loaded['error']}")
             self._longest_token = loaded["longest_token"]
+            self._chat_template = loaded["chat_template"]
             self._loaded_once, self._not_loaded = True, ""
             self._info = ModelInfo(
                 self._model_name,
                 loaded["context_window"],
-                self.honoured,
+                self._capabilities(),
                 has_chat_template=loaded["has_chat_template"],
             )
+
+    def _capabilities(self) -> frozenset[str]:
+        capabilities = self.honoured | {"n", "echo"}
+        if JSON_SCHEMA not in self.constraints:
+            return capabilities
+        on_demand = frozenset() if is_recognised(self._chat_template) else {CALLS_ON_DEMAND}
+        return capabilities | options_for(self.constraints) | _OF_TOOLS | on_demand
 
     @property
     def pid(self) -> int | None:
@@ -177,20 +211,44 @@ class Embedded:
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         engine = self._loaded_engine()
         self._check_prompt_length(prompt, sampling.max_total_tokens)
-        body = {"prompt": _text_contents(plain_roles(prompt)), "sampling": asdict(sampling)}
-        buffered = _BufferedText(answer)
+        question, count = self._question(prompt, options), int(options.get("n") or 1)
+        echoed = prompt if options.get("echo") and isinstance(prompt, str) else ""
+        choices = Parts(answer, count)
+        # The prompt's tokens count once, and each choice draws with a seed of its own.
+        seeds = [None if sampling.seed is None else sampling.seed + number for number in range(count)]
+        await at_once(
+            [
+                self._generate_choice(
+                    engine,
+                    {**question.asked, **question.constrained, "sampling": asdict(replace(sampling, seed=seed))},
+                    _BufferedAnswer(choices.part(number) if count > 1 else answer, question.reader(), echoed),
+                    counts_prompt=number == 0,
+                )
+                for number, seed in enumerate(seeds)
+            ]
+        )
+
+    async def _generate_choice(
+        self, engine: EngineProcess, body: Mapping[str, JSON], answer: _BufferedAnswer, *, counts_prompt: bool
+    ) -> None:
         try:
-            last = await engine.ask({"generate": body}, lambda part: buffered.write(part["text"]))
-            buffered.write(last.get("text", ""))
-            await buffered.flush()
+            last = await engine.ask({"generate": body}, lambda part: answer.push(part["text"]))
+            if "error" not in last:
+                answer.push(last["text"])
+                answer.end()
+            await answer.flush()
         except LLMError:  # What was generated before comes first.
-            await buffered.flush()
+            await answer.flush()
             raise
         finally:
-            buffered.close()
+            answer.close()
         if "error" in last:
             raise _error(last, PromptTooLong)
-        answer.finished(Finished(last["reason"], Usage(*last["usage"])))
+        prompt_tokens, completion_tokens = last["usage"]
+        answer.finish(last["reason"], Usage(prompt_tokens if counts_prompt else 0, completion_tokens))
+
+    def _question(self, prompt: Prompt, options: Mapping[str, JSON]) -> Question:
+        return question_of(prompt, options, self._chat_template, self.constraints)
 
     def _check_prompt_length(self, prompt: Prompt, total: int | None) -> None:
         """Refuse a prompt that cannot fit, whatever its tokens are: to count a whole book would delay all answers.
@@ -228,20 +286,23 @@ class Embedded:
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         """See `CountsPrompts`."""
         self._check_prompt_length(prompt, None)
-        return int((await self._ask({"count_prompt": _text_contents(plain_roles(prompt))}))["count"])
+        return int((await self._ask({"count_prompt": self._question(prompt, options).asked}))["count"])
 
     async def translated(
         self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]
     ) -> tuple[Prompt, Sampling, Mapping[str, JSON]]:
-        """See `Translates`."""
-        return plain_roles(prompt), sampling, {}
+        """See `Translates`; functions that the model is told of as text are in the messages."""
+        question = self._question(prompt, options)
+        told = prompt if isinstance(prompt, str) else question.conversation
+        kept = {name: value for name, value in options.items() if question.tools or name not in _OF_TOOLS}
+        return told, sampling, kept
 
     async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
         """See `Renders`."""
         if isinstance(prompt, str):
             return prompt
         self._check_prompt_length(prompt, None)
-        return str((await self._ask({"render": _text_contents(plain_roles(prompt))}))["text"])
+        return str((await self._ask({"render": self._question(prompt, options).asked}))["text"])
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """See `Embeds`; a vector is the mean of the last hidden states over a text's tokens, of length 1."""
@@ -270,31 +331,60 @@ class Embedded:
             await asyncio.to_thread(engine.close, *(() if loaded else (0.0,)))
 
 
-class _BufferedText:
-    """Writes text to an answer as it comes, and buffers what comes while the answer is full.
+class _BufferedAnswer:
+    """Writes what the engine generates to an answer as it comes, and buffers what comes while the answer is full.
 
     An engine computes at its own pace and does not wait for a slow reader. So the buffer may hold what is left of the
     answer, which `max_tokens` and the context window bound.
 
     Args:
-        answer: Where the text is written to.
+        answer: Where it is written to.
+        reader: Reads tool calls in the text; None: all of it is text.
+        echoed: What is written before the first piece.
     """
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, reader: Reader | None = None, echoed: str = "") -> None:
         self._answer = answer
-        self._buffer: deque[str] = deque()
+        self._reader = reader
+        self._echoed = echoed
+        self._buffer: deque[Piece] = deque()
         self._flushing: asyncio.Task[None] | None = None
 
-    def write(self, text: str) -> None:
+    def push(self, text: str) -> None:
         """Write a piece of text, which may be empty."""
-        if not text:
+        if self._echoed:
+            text, self._echoed = self._echoed + text, ""
+        if self._reader is None:
+            if text:
+                self._write(text)
             return
+        for piece in self._reader.push(text):
+            self._write(piece)
+
+    def end(self) -> None:
+        """Write what is left at the end."""
+        for piece in self._reader.flush() if self._reader else ():
+            self._write(piece)
+
+    def finish(self, reason: str, usage: Usage) -> None:
+        """Write the end of the answer, which the engine has ended for `reason`."""
+        if self._reader and self._reader.called and reason == "stop":
+            reason = self._reader.reason
+        self._answer.finished(Finished(reason, usage))
+
+    def _write(self, piece: Piece) -> None:
         if not (self._buffer or self._answer.full):
-            self._answer.text(text)
+            self._write_through(piece)
             return
-        self._buffer.append(text)
+        self._buffer.append(piece)
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.ensure_future(self._write_buffer())
+
+    def _write_through(self, piece: Piece) -> None:
+        if isinstance(piece, str):
+            self._answer.text(piece)
+        else:
+            self._answer.delta(TextDelta("", extra=piece))
 
     async def flush(self) -> None:
         """Wait until the buffer is empty."""
@@ -309,7 +399,7 @@ class _BufferedText:
     async def _write_buffer(self) -> None:
         while self._buffer:
             await self._answer.drain()
-            self._answer.text(self._buffer.popleft())
+            self._write_through(self._buffer.popleft())
 
 
 async def _in_daemon_thread(work: Callable[[], str]) -> str:
@@ -325,17 +415,6 @@ async def _in_daemon_thread(work: Callable[[], str]) -> str:
 
     threading.Thread(target=run, daemon=True).start()
     return await asyncio.wrap_future(done)
-
-
-def _text_contents(prompt: Prompt) -> JSON:
-    """The prompt as the engine's chat template takes it: with text contents only.
-
-    Raises:
-        InvalidRequest: A message has a part that is no text.
-    """
-    if isinstance(prompt, str):
-        return prompt
-    return [{"role": message.role, "content": only_text(message)} for message in prompt]
 
 
 def _error(part: Mapping[str, JSON], too_long: type[PromptTooLong]) -> LLMError:

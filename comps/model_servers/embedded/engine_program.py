@@ -2,15 +2,15 @@
 
 Input, a JSON line each:
     {"id": n, "load": {…}}                                           first, and once
-    {"id": n, "generate": {"prompt": text | messages, "sampling": {…}}}
+    {"id": n, "generate": {"prompt": text | messages, "tools": […], "constraint": {…} | null, "sampling": {…}}}
     {"id": n, "count": text}
-    {"id": n, "count_prompt": text | messages}
-    {"id": n, "render": messages}
+    {"id": n, "count_prompt": {"prompt": text | messages, "tools": […]}}
+    {"id": n, "render": {"prompt": messages, "tools": […]}}
     {"id": n, "embed": [text, …]}
     {"cancel": n}                                                    n may have ended already
 Output, a JSON line for each step, a list of parts:
-    {"id": n, "context_window": tokens | null, "longest_token": characters, "has_chat_template": bool, "last": true}
-                                                                              loaded
+    {"id": n, "context_window": tokens | null, "longest_token": characters, "chat_template": text,
+     "has_chat_template": bool, "last": true}                                 loaded
     {"id": n, "text": piece}
     {"id": n, "text": piece, "reason": "stop" | "length", "usage": [prompt, completion], "last": true}
     {"id": n, "count": tokens, "last": true}
@@ -35,8 +35,12 @@ from typing import BinaryIO, Protocol, TypeAlias, runtime_checkable
 
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError
 from comps.core.types import JSON, Sampling
+from comps.model_servers.embedded.constraints import Constraint
 
 Part: TypeAlias = dict[str, JSON]
+Messages: TypeAlias = list[dict[str, JSON]]
+"""Messages with `role` and `content`, a text, and what else the model's chat template reads."""
+EnginePrompt: TypeAlias = str | Messages
 
 
 class Engine(Protocol):
@@ -46,19 +50,30 @@ class Engine(Protocol):
     """In tokens; None: unknown."""
     longest_token: int
     """How many characters the longest token has."""
+    chat_template: str
+    """The model's chat template, in Jinja; empty: it has none, or it is unknown."""
 
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
         ...
 
-    def start(self, number: int, prompt: str | list[dict[str, str]], sampling: Sampling) -> None:
+    def start(
+        self,
+        number: int,
+        prompt: EnginePrompt,
+        sampling: Sampling,
+        constraint: Constraint | None = None,
+        tools: Sequence[JSON] = (),
+    ) -> None:
         """Add a request to generate.
 
         Args:
             number: The request's id, which its parts carry.
-            prompt: Text to continue, or messages with `role` and `content`.
+            prompt: Text to continue, or messages.
             sampling: How to choose tokens, and how many.
+            constraint: What the answer matches; only of a kind that the kind of model server has.
+            tools: What the chat template renders of functions.
 
         Raises:
             InvalidRequest: It cannot be served (`PromptTooLong` for the window).
@@ -73,11 +88,11 @@ class Engine(Protocol):
         """The tokens of `text`, without special tokens."""
         ...
 
-    def count_prompt(self, prompt: str | list[dict[str, str]]) -> int:
+    def count_prompt(self, prompt: EnginePrompt, tools: Sequence[JSON] = ()) -> int:
         """The tokens of a prompt as the model reads it, with special tokens; raises like `start`."""
         ...
 
-    def render(self, messages: list[dict[str, str]]) -> str:
+    def render(self, messages: Messages, tools: Sequence[JSON] = ()) -> str:
         """A conversation in the chat template, as the model reads it; raises like `start`."""
         ...
 
@@ -168,11 +183,8 @@ def _loaded(load: Callable[..., Engine], message: dict[str, JSON], writer: PartW
             wrong, said = {"setting": True}, "; ".join(error.problems)
         writer.write([{"id": message["id"], "error": said, **wrong, "last": True}])
         return None
-    facts = {
-        "context_window": engine.context_window,
-        "longest_token": engine.longest_token,
-        "has_chat_template": _has_chat_template(engine),
-    }
+    facts = {name: getattr(engine, name) for name in ("context_window", "longest_token", "chat_template")}
+    facts["has_chat_template"] = _has_chat_template(engine)
     writer.write([{"id": message["id"], **facts, "last": True}])
     return engine
 
@@ -230,18 +242,19 @@ def _answered_at_once(engine: Engine, message: dict[str, JSON]) -> Part | None:
     if "count" in message:
         return {"count": engine.count(message["count"])}
     if "count_prompt" in message:
-        return {"count": engine.count_prompt(message["count_prompt"])}
+        return {"count": engine.count_prompt(message["count_prompt"]["prompt"], message["count_prompt"]["tools"])}
     if "render" in message:
-        return {"text": engine.render(message["render"])}
+        return {"text": engine.render(message["render"]["prompt"], message["render"]["tools"])}
     return None
 
 
 def _start(engine: Engine, message: dict[str, JSON]) -> None:
     """Add a request that takes steps."""
     if "generate" in message:
-        sampling = message["generate"]["sampling"]
-        sampling = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
-        engine.start(message["id"], message["generate"]["prompt"], sampling)
+        asked = message["generate"]
+        sampling = Sampling(**{**asked["sampling"], "stop": tuple(asked["sampling"]["stop"])})
+        constraint = asked["constraint"] and Constraint(**asked["constraint"])
+        engine.start(message["id"], asked["prompt"], sampling, constraint, asked["tools"])
     elif isinstance(engine, Embeds):
         engine.start_embedding(message["id"], message["embed"])
     else:

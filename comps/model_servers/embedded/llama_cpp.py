@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from comps.model_servers.embedded.base import Embedded
+from comps.model_servers.embedded.constraints import CHOICE, GRAMMAR, JSON_SCHEMA
 from comps.model_servers.embedded.model_files import find_gguf
 
 
@@ -19,6 +20,7 @@ class LlamaCpp(Embedded):
     checker = "comps.model_servers.embedded.llama_cpp_options"
     packages = ("llama_cpp",)
     takes_local_dir = True
+    constraints = frozenset((JSON_SCHEMA, CHOICE, GRAMMAR))
 
     @staticmethod
     def find(model_name: str, local_dir: str) -> str:

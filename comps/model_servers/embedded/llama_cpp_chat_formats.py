@@ -11,11 +11,17 @@ from llama_cpp import llama_chat_format
 
 from comps.core.errors import InvalidRequest, SettingsError
 from comps.core.types import JSON
+from comps.model_servers.embedded.engine_program import Messages
 
 Rendered: TypeAlias = tuple[str, list[str], bool]
 """A conversation as text, the stop strings of its format, and whether a BOS token has to be put before it."""
-ChatFormat: TypeAlias = Callable[[list[dict[str, str]]], Rendered]
-"""Renders messages; raises `InvalidRequest` for messages that it does not take."""
+ChatFormat: TypeAlias = Callable[[Messages, Sequence[JSON]], Rendered]
+"""Renders messages and functions; raises `InvalidRequest` for messages that it does not take."""
+
+
+def own_template(llama: Any) -> str | None:
+    """The model's own chat template, in Jinja; None: it has none."""
+    return llama.metadata.get("tokenizer.chat_template")  # type: ignore[no-any-return]
 
 
 def chat_format(llama: Any, name: JSON) -> ChatFormat:
@@ -30,7 +36,7 @@ def chat_format(llama: Any, name: JSON) -> ChatFormat:
     """
     if name is not None:
         return _named_format(name)
-    template = llama.metadata.get("tokenizer.chat_template")
+    template = own_template(llama)
     return _no_format if template is None else _template_format(llama, template)
 
 
@@ -42,16 +48,16 @@ def _template_format(llama: Any, template: str) -> ChatFormat:
         template, eos_token=token_text(llama.token_eos()), bos_token=token_text(llama.token_bos())
     )
 
-    def render(messages: list[dict[str, str]]) -> Rendered:
+    def render(messages: Messages, tools: Sequence[JSON]) -> Rendered:
         try:
-            return str(formatter(messages=messages).prompt), [], False
+            return str(formatter(messages=messages, tools=tools or None).prompt), [], False
         except (TemplateError, ValueError) as error:  # The template raises it for what it does not take.
             raise InvalidRequest(str(error), "messages") from None
 
     return render
 
 
-def _no_format(messages: list[dict[str, str]]) -> Rendered:
+def _no_format(messages: Messages, tools: Sequence[JSON]) -> Rendered:
     raise InvalidRequest(
         "the model has no chat template, so it continues texts and answers no conversation; the setting chat_format "
         "names a template",
@@ -84,7 +90,7 @@ def _named_format(name: JSON) -> ChatFormat:
     if name not in known:
         raise SettingsError(f"chat_format = {name}: llama_cpp has {', '.join(sorted(known))}")
 
-    def render(messages: list[dict[str, str]]) -> Rendered:
+    def render(messages: Messages, tools: Sequence[JSON]) -> Rendered:
         capture = _PromptCapture()
         with suppress(_PromptCaptured):
             known[name](llama=capture, messages=messages)

@@ -20,7 +20,9 @@ import numpy
 from llama_cpp import llama_cpp as api
 
 from comps.core.types import JSON, Sampling
+from comps.model_servers.embedded.constraints import Constraint
 from comps.model_servers.embedded.decoding import is_greedy
+from comps.model_servers.embedded.llama_cpp_grammars import Sampler, grammar_sampler
 
 _NO_CELLS = 1
 """What `llama_decode` returns when the KV cache has no room."""
@@ -159,8 +161,16 @@ class Context:
             return numpy.array(states).sum(axis=0, dtype=numpy.float64)
         return numpy.array(api.llama_get_embeddings_seq(self._context, sequence)[:length], numpy.float64)
 
-    def sampler(self, prompt: Sequence[int], sampling: Sampling) -> Any:
-        """A chain of llama.cpp's samplers in its own order. Defaults are those of `Llama.create_completion`."""
+    def sampler(self, prompt: Sequence[int], sampling: Sampling, constraint: Constraint | None = None) -> Sampler:
+        """A chain of llama.cpp's samplers in its own order. Defaults are those of `Llama.create_completion`.
+
+        Raises:
+            InvalidRequest: The constraint is no grammar.
+        """
+        grammar = grammar_sampler(self._vocabulary, constraint) if constraint else None
+        return Sampler(self._chain(prompt, sampling), grammar)
+
+    def _chain(self, prompt: Sequence[int], sampling: Sampling) -> Any:
         chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
         self._add_penalties(chain, prompt, sampling)
         temperature = self._value("temperature", sampling.temperature)
@@ -200,13 +210,12 @@ class Context:
     def _value(self, name: str, given: Any) -> Any:
         return self._defaults[name].default if given is None else given
 
-    def sample(self, sampler: Any, index: int) -> int:
+    def sample(self, sampler: Sampler, index: int) -> int:
         """The next token, from the logits at `index` of the batch."""
-        return int(api.llama_sampler_sample(sampler, self._context, index))
-
-    def free_sampler(self, sampler: Any) -> None:
-        """Free a sampler, which may not be used any more."""
-        api.llama_sampler_free(sampler)
+        if sampler.grammar is None:
+            return int(api.llama_sampler_sample(sampler.chain, self._context, index))
+        logits = api.llama_get_logits_ith(self._context, index)
+        return sampler.sample_allowed(logits, self.llama.n_vocab(), api.llama_vocab_eos(self._vocabulary))
 
     def seconds_per_token(self) -> float:
         """How long a token of a prompt takes, measured on a short prompt."""

@@ -12,12 +12,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from comps.core.errors import InvalidRequest, ModelServerError
 from comps.core.types import JSON, Sampling
+from comps.model_servers.embedded.constraints import Constraint
 from comps.model_servers.embedded.decoding import Completion, check_sampling, max_new_tokens, prefill_chunk
-from comps.model_servers.embedded.engine_program import Part, serve
+from comps.model_servers.embedded.engine_program import EnginePrompt, Messages, Part, serve
 from comps.model_servers.embedded.text import ControlTokens
 from comps.model_servers.embedded.vectors import Texts, check_texts
 
@@ -26,8 +26,9 @@ from comps.model_servers.embedded.vectors import Texts, check_texts
 # Without any spinning, the speed on two free cores is halved.
 os.environ.setdefault("GOMP_SPINCOUNT", "50000")
 
-from comps.model_servers.embedded.llama_cpp_chat_formats import chat_format
+from comps.model_servers.embedded.llama_cpp_chat_formats import Rendered, chat_format, own_template
 from comps.model_servers.embedded.llama_cpp_context import Context, Row
+from comps.model_servers.embedded.llama_cpp_grammars import Sampler
 from comps.model_servers.embedded.llama_cpp_options import read_options
 
 
@@ -38,7 +39,7 @@ class _Request:
     completion: Completion
     tokens: list[int]
     """The prompt, and what has been generated so far."""
-    sampler: Any
+    sampler: Sampler
     sequence: int = -1
     """Its number while it runs."""
     read: int = 0
@@ -66,6 +67,7 @@ class Engine:
         options = read_options(model, device, settings, window)
         self._context = Context(model, options.sequences, options.arguments)
         self._render = chat_format(self._context.llama, options.chat_format)
+        self.chat_template = "" if options.chat_format else own_template(self._context.llama) or ""
         self._controls = ControlTokens(self._context.controls)
         # llama.cpp may round the number of cells up; what was asked for counts.
         self._window = min(options.arguments["n_ctx"] or self._context.cells, self._context.cells)
@@ -90,18 +92,25 @@ class Engine:
     def busy(self) -> bool:
         return bool(self._running or self._waiting or self._texts)
 
-    def start(self, number: int, prompt: str | list[dict[str, str]], sampling: Sampling) -> None:
+    def start(
+        self,
+        number: int,
+        prompt: EnginePrompt,
+        sampling: Sampling,
+        constraint: Constraint | None = None,
+        tools: Sequence[JSON] = (),
+    ) -> None:
         check_sampling(sampling)
         if not self._context.generates:
             raise ModelServerError("this model makes embeddings, and no answers")
         continues = isinstance(prompt, str)
-        tokens, stops = self._tokens_of(prompt)
+        tokens, stops = self._tokens_of(prompt, tools)
         if not tokens:
             raise InvalidRequest("there is nothing to continue", "prompt")
         most = max_new_tokens(len(tokens), sampling, self._window)
         decode, ends = self._context.detokenize, self._context.ends
         completion = Completion(number, tokens, most, (*sampling.stop, *stops), decode, ends, continues)
-        self._waiting.append(_Request(completion, tokens, self._context.sampler(tokens, sampling)))
+        self._waiting.append(_Request(completion, tokens, self._context.sampler(tokens, sampling, constraint)))
 
     def start_embedding(self, number: int, texts: Sequence[str]) -> None:
         if not self._context.embeds:
@@ -122,17 +131,18 @@ class Engine:
     def count(self, text: str) -> int:
         return len(self._context.tokenize(text, special=True))
 
-    def count_prompt(self, prompt: str | list[dict[str, str]]) -> int:
-        return len(self._tokens_of(prompt)[0])
+    def count_prompt(self, prompt: EnginePrompt, tools: Sequence[JSON] = ()) -> int:
+        return len(self._tokens_of(prompt, tools)[0])
 
-    def render(self, messages: list[dict[str, str]]) -> str:
-        return self._render(self._controls.escaped(messages))[0]
+    def render(self, messages: Messages, tools: Sequence[JSON] = ()) -> str:
+        return self._rendered(messages, tools)[0]
 
-    def _tokens_of(self, prompt: str | list[dict[str, str]]) -> tuple[list[int], list[str]]:
+    def _rendered(self, messages: Messages, tools: Sequence[JSON]) -> Rendered:
+        return self._render(self._controls.escaped(messages), self._controls.escaped(tools))
+
+    def _tokens_of(self, prompt: EnginePrompt, tools: Sequence[JSON] = ()) -> tuple[list[int], list[str]]:
         """The tokens of a prompt, and the stop strings of its chat format."""
-        text, stops, needs_bos = (
-            (prompt, [], True) if isinstance(prompt, str) else self._render(self._controls.escaped(prompt))
-        )
+        text, stops, needs_bos = (prompt, [], True) if isinstance(prompt, str) else self._rendered(prompt, tools)
         tokens, bos = self._context.tokenize(text, special=True), self._context.bos
         return (bos + tokens if needs_bos and tokens[:1] != bos else tokens), stops
 
@@ -220,7 +230,7 @@ class Engine:
             self._stop_running(request)
         else:
             self._waiting.remove(request)
-        self._context.free_sampler(request.sampler)
+        request.sampler.free()
 
     def _embed(self) -> Part | None:
         """Read a chunk of the texts to embed, if there are any; returns the part of a request that is done."""

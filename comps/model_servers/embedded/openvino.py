@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comps.core.types import Sampling
 from comps.model_servers.embedded.base import Embedded
+from comps.model_servers.embedded.constraints import CHOICE, GRAMMAR, JSON_SCHEMA, REGEX
 
 
 class OpenVINO(Embedded):
@@ -15,3 +16,4 @@ class OpenVINO(Embedded):
     checker = program
     packages = ("openvino", "openvino_genai", "numpy")
     honoured = frozenset(Sampling.__dataclass_fields__) - {"typical_p"}
+    constraints = frozenset((JSON_SCHEMA, REGEX, CHOICE, GRAMMAR))

@@ -6,7 +6,9 @@ import json
 import random
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,15 +17,19 @@ from typing import Any
 from comps.core.errors import InvalidRequest, SettingsError, SettingsProblems
 from comps.core.stop_strings import StopStrings
 from comps.core.types import JSON, Sampling
+from comps.model_servers.embedded.constraints import REGEX, Constraint
 from comps.model_servers.embedded.decoding import check_sampling, is_greedy, max_new_tokens
-from comps.model_servers.embedded.engine_program import Part, last_line, serve
+from comps.model_servers.embedded.engine_program import EnginePrompt, Messages, Part, last_line, serve
 from comps.model_servers.embedded.gguf import gguf_window, openable
 from comps.model_servers.embedded.openvino_embedder import Embedder
+from comps.model_servers.embedded.openvino_grammars import COMPILE_SECONDS, Grammars, structured_output
 from comps.model_servers.embedded.text import ControlTokens, IncrementalDecoder
 from comps.model_servers.embedded.vectors import check_texts
 
-_EMBEDDING_WAIT = 0.05
-"""Seconds that a step waits for an embedding when no answer is being generated."""
+_THREAD_WAIT = 0.05
+"""Seconds that a step waits for a constraint or an embedding when no answer is being generated."""
+_NO_REQUEST = 2**63
+"""The number of what goes through the pipeline and is no request."""
 _UNKNOWN_WINDOW = 2**31 - 1
 """The context window in tokens of a model that does not say."""
 _VIRTUAL_DEVICES = ("AUTO", "BATCH", "HETERO", "MULTI")
@@ -35,13 +41,25 @@ _LOOKS_SPECIAL = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{2,30}\]")
 
 @dataclass
 class _Request:
-    """One request in the batch."""
+    """One request: in the batch, or before it while its constraint is being compiled."""
 
-    handle: Any
+    ids: Any
+    config: Any
     decoder: IncrementalDecoder
     stops: StopStrings
-    prompt_tokens: int
+    compiled: Future[None] | None = None
+    """Done when the constraint is compiled; None: there is none, or it is in the batch."""
+    constraint_field: str | None = None
+    compiled_by: float = 0.0
+    """When it waits for that no longer, on the monotonic clock."""
+    handle: Any = None
+    """In the batch."""
     completion_tokens: int = 0
+
+    @property
+    def usage(self) -> list[int]:
+        """The tokens of the prompt and of the answer so far."""
+        return [len(self.ids), self.completion_tokens]
 
 
 class Engine:
@@ -81,13 +99,15 @@ class Engine:
         vocabulary: dict[bytes, int] = self._tokenizer.get_vocab()
         self.longest_token = max(map(len, vocabulary))
         self._controls = ControlTokens(_control_tokens(self._tokenizer, vocabulary))
+        self.chat_template = str(self._tokenizer.chat_template)
         self._requests: dict[int, _Request] = {}
+        self._grammars = Grammars(self._tokenizer, len(vocabulary), self._compile_any)
         self._embedder = Embedder(model, self._tokenizer, device, properties)
         self.context_window = window or context_window(model)
 
     @property
     def busy(self) -> bool:
-        return self._generating or self._embedder.busy
+        return self._generating or self._embedder.busy or any(self._compiling())
 
     @property
     def _generating(self) -> bool:
@@ -95,41 +115,72 @@ class Engine:
 
     def cancel(self, number: int) -> None:
         self._embedder.cancel(number)
-        if request := self._requests.pop(number, None):
+        request = self._requests.pop(number, None)
+        if request and request.compiled:
+            request.compiled.cancel()
+        elif request:
             request.handle.cancel()
 
     def count(self, text: str) -> int:
         return len(self._encode(text, special=False))
 
-    def start(self, number: int, prompt: str | list[dict[str, str]], sampling: Sampling) -> None:
+    def start(
+        self,
+        number: int,
+        prompt: EnginePrompt,
+        sampling: Sampling,
+        constraint: Constraint | None = None,
+        tools: Sequence[JSON] = (),
+    ) -> None:
         check_sampling(sampling)
-        ids = self._tokens_of(prompt)
-        length = len(ids)
-        if not length:
+        ids = self._tokens_of(prompt, tools)
+        if not len(ids):
             raise InvalidRequest("there is nothing to continue", "prompt")
-        most = max_new_tokens(length, sampling, self.context_window or _UNKNOWN_WINDOW)
+        most = max_new_tokens(len(ids), sampling, self.context_window or _UNKNOWN_WINDOW)
         try:
             config = self._config(sampling, most)
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             raise InvalidRequest(last_line(error), _field_named_in(error)) from None
-        self._requests[number] = _Request(
-            self._pipeline.add_request(number, self._tensor(ids[None, :]), config),
-            IncrementalDecoder(self._tokenizer.decode),
-            StopStrings(sampling.stop),
-            prompt_tokens=length,
-        )
+        decoder, stops = IncrementalDecoder(self._tokenizer.decode), StopStrings(sampling.stop)
+        self._requests[number] = request = _Request(ids, config, decoder, stops)
+        if constraint:
+            self._compile(request, constraint)
+        else:
+            self._add_to_batch(number, request)
+
+    def _compile(self, request: _Request, constraint: Constraint) -> None:
+        request.config.structured_output_config = structured_output(constraint)
+        request.compiled, request.constraint_field = self._grammars.compile(constraint), constraint.field
+        request.compiled_by = time.monotonic() + COMPILE_SECONDS
+
+    def _add_to_batch(self, number: int, request: _Request) -> None:
+        request.compiled = None
+        request.handle = self._pipeline.add_request(number, self._tensor(request.ids[None, :]), request.config)
+
+    def _compiling(self) -> Iterator[tuple[int, _Request]]:
+        """The requests that wait for their constraints."""
+        return ((number, request) for number, request in self._requests.items() if request.compiled)
+
+    def _compile_any(self) -> None:
+        """Have the pipeline compile a constraint, which sets up its compiler for as many logits as the model has."""
+        config = self._pipeline.get_config()
+        config.max_new_tokens = 1
+        config.structured_output_config = structured_output(Constraint(REGEX, ".", ""))
+        handle = self._pipeline.add_request(_NO_REQUEST, self._tensor(self._encode(".", special=True)[None, :]), config)
+        while not handle.can_read():
+            self._pipeline.step()
 
     def start_embedding(self, number: int, texts: Sequence[str]) -> None:
         tokenized = [self._encode(text, special=True) for text in texts]
         check_texts(tokenized, self.context_window)
         self._embedder.start(number, tokenized)
 
-    def count_prompt(self, prompt: str | list[dict[str, str]]) -> int:
-        return len(self._tokens_of(prompt))
+    def count_prompt(self, prompt: EnginePrompt, tools: Sequence[JSON] = ()) -> int:
+        return len(self._tokens_of(prompt, tools))
 
-    def _tokens_of(self, prompt: str | list[dict[str, str]]) -> Any:
+    def _tokens_of(self, prompt: EnginePrompt, tools: Sequence[JSON] = ()) -> Any:
         """The tokens of a prompt, in an array."""
-        text = prompt if isinstance(prompt, str) else self.render(prompt)
+        text = prompt if isinstance(prompt, str) else self.render(prompt, tools)
         return self._encode(text, special=isinstance(prompt, str))
 
     def _encode(self, text: str, special: bool) -> Any:
@@ -145,9 +196,9 @@ class Engine:
     def _ids(self, text: str, special: bool) -> Any:
         return self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].copy()
 
-    def render(self, messages: list[dict[str, str]]) -> str:
-        turns = self._controls.escaped(messages)
-        return str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True))
+    def render(self, messages: Messages, tools: Sequence[JSON] = ()) -> str:
+        turns, tools = self._controls.escaped(messages), self._controls.escaped(tools)
+        return str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tools=tools or None))
 
     def _config(self, sampling: Sampling, most: int) -> Any:
         """OpenVINO's `GenerationConfig` for an answer of so many tokens at most."""
@@ -175,13 +226,43 @@ class Engine:
         generating = self._generating
         if generating:
             self._pipeline.step()
-        parts = [part] if (part := self._embedder.step(0 if generating else _EMBEDDING_WAIT)) else []
+        parts = self._compiled_constraints(0 if generating else _THREAD_WAIT)
+        parts += [part] if (part := self._embedder.step(0 if generating or parts else _THREAD_WAIT)) else []
         for number, request in list(self._requests.items()):
-            if part := self._progress(number, request):
+            if not request.compiled and (part := self._progress(number, request)):
                 parts.append(part)
                 if part.get("last"):
                     del self._requests[number]
         return parts
+
+    def _compiled_constraints(self, wait_seconds: float) -> list[Part]:
+        """Add requests to the batch whose constraints are compiled; returns the errors of the others.
+
+        Args:
+            wait_seconds: How long to wait for the first one.
+        """
+        parts: list[Part] = []
+        if waiting := list(self._compiling()):
+            idle = self._grammars.wait(0 if self._embedder.busy else wait_seconds)
+            for number, request in waiting:
+                if part := self._after_compiling(number, request, idle):
+                    del self._requests[number]
+                    parts.append(part)
+        return parts
+
+    def _after_compiling(self, number: int, request: _Request, idle: bool) -> Part | None:
+        """Add a request to the batch if its constraint is compiled; returns its error if it cannot be."""
+        compiled = request.compiled
+        if compiled and compiled.done() and compiled.exception():
+            error = compiled.exception()
+            field = error.field if isinstance(error, InvalidRequest) else None
+            return {"id": number, "error": str(error and error.args[0]), "field": field, "last": True}
+        if compiled and compiled.done() and idle:
+            self._add_to_batch(number, request)
+        elif time.monotonic() > request.compiled_by:
+            said = f"no constraint could be compiled within {COMPILE_SECONDS:.0f} s; a simpler one may be"
+            return {"id": number, "error": said, "field": request.constraint_field, "last": True}
+        return None
 
     def _progress(self, number: int, request: _Request) -> Part | None:
         """The part of a request after a step, if it gained any text or ended."""
@@ -190,12 +271,11 @@ class Engine:
         text = request.stops.push(request.decoder.push(ids)) if ids else ""
         if finish != "NONE" and not request.stops.hit:
             text += request.stops.push(request.decoder.flush()) + request.stops.flush()
-        usage = [request.prompt_tokens, request.completion_tokens]
         if request.stops.hit:
             request.handle.cancel()
-            return {"id": number, "text": text, "reason": "stop", "usage": usage, "last": True}
+            return {"id": number, "text": text, "reason": "stop", "usage": request.usage, "last": True}
         if finish != "NONE":
-            return {"id": number, "text": text, "reason": finish.lower(), "usage": usage, "last": True}
+            return {"id": number, "text": text, "reason": finish.lower(), "usage": request.usage, "last": True}
         if request.handle.get_status().name == "IGNORED":
             return {"id": number, "error": "the model's cache has no room for this prompt", "last": True}
         return {"id": number, "text": text} if text else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from comps.core.types import JSON
 
 _WINDOW = 48
 """The most tokens that are decoded again for each new one; when there are more, the older half is dropped."""
@@ -54,7 +56,7 @@ class IncrementalDecoder:
 
 
 class ControlTokens:
-    """Escapes a model's control tokens in messages with a space, so that they are tokenized as ordinary text.
+    """Escapes a model's control tokens with a space, so that they are tokenized as ordinary text.
 
     Args:
         texts: The control tokens as text.
@@ -64,9 +66,13 @@ class ControlTokens:
         found = sorted((text for text in texts if text), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, found))) if found else None
 
-    def escaped(self, messages: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-        """The same messages, safe for the model's chat template."""
-        return [{**message, "content": self._escape(message["content"])} for message in messages]
+    def escaped(self, value: JSON) -> JSON:
+        """Messages, or functions, with each text in them escaped: safe for the model's chat template."""
+        if isinstance(value, str):
+            return self._escape(value)
+        if isinstance(value, Mapping):
+            return {self._escape(name): self.escaped(one) for name, one in value.items()}
+        return [self.escaped(one) for one in value] if isinstance(value, list | tuple) else value
 
     def _escape(self, text: str) -> str:
         return self._pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text) if self._pattern else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from comps.model_servers.embedded.base import Embedded
+from comps.model_servers.embedded.constraints import CHOICE, GRAMMAR, JSON_SCHEMA, REGEX
 from comps.model_servers.embedded.model_files import find_checkpoint
 
 
@@ -17,8 +18,9 @@ class Transformers(Embedded):
     display_name = "transformers"
     program = "comps.model_servers.embedded.transformers_engine"
     checker = "comps.model_servers.embedded.transformers_loading"
-    packages = ("torch", "transformers", "accelerate")
+    packages = ("torch", "transformers", "accelerate", "llguidance")
     takes_local_dir = True
+    constraints = frozenset((JSON_SCHEMA, REGEX, CHOICE, GRAMMAR))
 
     @staticmethod
     def find(model_name: str, local_dir: str) -> str:

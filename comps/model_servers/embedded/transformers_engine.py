@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 
 from comps.core.errors import InvalidRequest, ModelServerError, SettingsError
 from comps.core.types import JSON, Sampling
+from comps.model_servers.embedded.constraints import Constraint
 from comps.model_servers.embedded.decoding import (
     STEP_SECONDS,
     Completion,
@@ -27,8 +28,9 @@ from comps.model_servers.embedded.decoding import (
     max_new_tokens,
     prefill_chunk,
 )
-from comps.model_servers.embedded.engine_program import Part, last_line, serve
+from comps.model_servers.embedded.engine_program import EnginePrompt, Messages, Part, last_line, serve
 from comps.model_servers.embedded.text import ControlTokens
+from comps.model_servers.embedded.transformers_grammars import Grammars
 from comps.model_servers.embedded.transformers_loading import end_tokens, load_model, model_window
 from comps.model_servers.embedded.transformers_sampling import TokenChooser
 from comps.model_servers.embedded.vectors import Texts, check_texts
@@ -78,6 +80,8 @@ class Engine:
             raise SettingsError(f"{type(self._model).__name__} keeps no past_key_values, without which it cannot serve")
         self._last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._ends = end_tokens(self._model.generation_config, self._tokenizer)
+        self.chat_template = str(self._tokenizer.chat_template or "")
+        self._grammars = Grammars(self._tokenizer, set(self._ends))
         self.longest_token = max(map(len, self._tokenizer.get_vocab()))
         added = [str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special]
         self._controls = ControlTokens({*self._tokenizer.all_special_tokens, *added})
@@ -95,15 +99,23 @@ class Engine:
     def busy(self) -> bool:
         return bool(self._running or self._waiting or self._texts)
 
-    def start(self, number: int, prompt: str | list[dict[str, str]], sampling: Sampling) -> None:
+    def start(
+        self,
+        number: int,
+        prompt: EnginePrompt,
+        sampling: Sampling,
+        constraint: Constraint | None = None,
+        tools: Sequence[JSON] = (),
+    ) -> None:
         check_sampling(sampling)
-        tokens = self._tokens_of(prompt)
+        tokens = self._tokens_of(prompt, tools)
         if not tokens:
             raise InvalidRequest("there is nothing to continue", "prompt")
         most = max_new_tokens(len(tokens), sampling, self._window)
         continues = isinstance(prompt, str)
         completion = Completion(number, tokens, most, sampling.stop, self._decode, self._ends, continues)
-        chooser = TokenChooser(len(tokens), sampling, self._model.generation_config, self._model.device)
+        matcher = self._grammars.matcher(constraint, self._logits) if constraint else None
+        chooser = TokenChooser(len(tokens), sampling, self._model.generation_config, self._model.device, matcher)
         self._waiting.append(_Request(completion, tokens, chooser, self._new_cache()))
 
     def start_embedding(self, number: int, texts: Sequence[str]) -> None:
@@ -122,17 +134,18 @@ class Engine:
     def count(self, text: str) -> int:
         return len(self._encode(text, special=False))
 
-    def count_prompt(self, prompt: str | list[dict[str, str]]) -> int:
-        return len(self._tokens_of(prompt))
+    def count_prompt(self, prompt: EnginePrompt, tools: Sequence[JSON] = ()) -> int:
+        return len(self._tokens_of(prompt, tools))
 
-    def render(self, messages: list[dict[str, str]]) -> str:
+    def render(self, messages: Messages, tools: Sequence[JSON] = ()) -> str:
         if not self._tokenizer.chat_template:
             raise InvalidRequest(
                 "the model has no chat template, so it continues texts and answers no conversation", "messages"
             )
-        turns = self._controls.escaped(messages)
+        turns, functions = self._controls.escaped(messages), self._controls.escaped(tools) or None
+        render = self._tokenizer.apply_chat_template
         try:
-            return str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+            return str(render(turns, tools=functions, add_generation_prompt=True, tokenize=False))
         except TemplateError as error:  # The template raises it for what it does not take.
             raise InvalidRequest(str(error), "messages") from None
 
@@ -204,10 +217,10 @@ class Engine:
     def _new_cache(self) -> Any:
         return transformers.DynamicCache(config=self._model.config)
 
-    def _tokens_of(self, prompt: str | list[dict[str, str]]) -> list[int]:
+    def _tokens_of(self, prompt: EnginePrompt, tools: Sequence[JSON] = ()) -> list[int]:
         if isinstance(prompt, str):
             return self._encode_with_bos(prompt)
-        return self._encode(self.render(prompt), special=False)
+        return self._encode(self.render(prompt, tools), special=False)
 
     def _encode_with_bos(self, text: str) -> list[int]:
         """The tokens of a text, with BOS before it unless the text has it already."""
@@ -221,12 +234,12 @@ class Engine:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _seconds_per_token(self) -> float:
-        """How long a token of a prompt takes, measured on a short prompt."""
+        """How long a token of a prompt takes, measured on a short prompt; it also finds how many logits there are."""
         tokens = [0] * min(32, self._window)
         took = 0.0
         for _ in range(2):  # The first run also sets things up that stay.
             started = time.perf_counter()
-            self._forward(tokens, self._new_cache()).cpu()
+            self._logits = self._forward(tokens, self._new_cache()).cpu().shape[-1]
             took = time.perf_counter() - started
         return took / len(tokens)
 

@@ -13,6 +13,7 @@ import transformers
 
 from comps.core.types import Sampling
 from comps.model_servers.embedded.decoding import is_greedy
+from comps.model_servers.embedded.transformers_grammars import Matcher
 
 LogitsProcessor = Callable[[Any, Any], Any]
 """From the tokens so far, shape (1, length), and the next one's logits, shape (1, vocabulary), to new logits."""
@@ -45,9 +46,13 @@ class TokenChooser:
         sampling: What the request says.
         defaults: The model's `GenerationConfig`, for what it does not say.
         device: Where the logits are.
+        matcher: Which tokens are allowed; None: all.
     """
 
-    def __init__(self, prompt_tokens: int, sampling: Sampling, defaults: Any, device: Any) -> None:
+    def __init__(
+        self, prompt_tokens: int, sampling: Sampling, defaults: Any, device: Any, matcher: Matcher | None = None
+    ) -> None:
+        self._matcher = matcher
         self._sampling = sampling
         self._defaults = defaults
         self.processors = self._penalties(prompt_tokens)
@@ -70,12 +75,18 @@ class TokenChooser:
             RuntimeError, ValueError: No token can be chosen from what the processors made of the logits.
         """
         with torch.inference_mode():
+            if self._matcher:
+                logits = self._matcher.mask(logits)
             so_far = torch.tensor([tokens], device=logits.device) if self.processors else None
             for process in self.processors:
                 logits = process(so_far, logits)
             if self._generator is None:
-                return int(logits.argmax())
-            return int(torch.multinomial(logits.softmax(-1), 1, generator=self._generator))
+                token = int(logits.argmax())
+            else:
+                token = int(torch.multinomial(logits.softmax(-1), 1, generator=self._generator))
+        if self._matcher:
+            self._matcher.accept(token)
+        return token
 
     def _penalties(self, prompt_tokens: int) -> list[LogitsProcessor]:
         processors: list[LogitsProcessor] = []

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
 from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_openai.chat_models.base import BaseChatOpenAI
-from pydantic import ConfigDict, SkipValidation, model_validator
+from pydantic import BaseModel, ConfigDict, SkipValidation, ValidationError, model_validator
 
 from comps.model_servers.langchain.chat_model import CONTINUE, AnswersChat, Asked, options_of, sampling_of
 from comps.model_servers.langchain.messages import as_sent
@@ -47,10 +51,54 @@ class ChatOpenAIAPI(AnswersChat, BaseChatOpenAI):
             "async_client": values["server"],
         }
 
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        result = await super()._agenerate(messages, stop, run_manager, **kwargs)
+        if model := _model_of(kwargs):
+            for generation in result.generations:
+                _add_parsed(generation.message, str(generation.message.text), model)
+        return result
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncGenerator[ChatGenerationChunk]:
+        model, texts = _model_of(kwargs), list[str]()
+        async with aclosing(super()._astream(messages, stop, run_manager, **kwargs)) as chunks:
+            async for chunk in chunks:
+                if model:
+                    texts.append(chunk.text)
+                    if chunk.message.response_metadata.get("finish_reason"):
+                        _add_parsed(chunk.message, "".join(texts), model)
+                yield chunk
+
     def _asked(self, messages: list[BaseMessage], stop: Sequence[str] | None, given: Mapping[str, Any]) -> Asked:
+        if model := _model_of(given):
+            schema = {"name": model.__name__, "schema": convert_to_json_schema(model, strict=True), "strict": True}
+            given = {**given, "response_format": {"type": "json_schema", "json_schema": schema}}
         payload = self._get_request_payload(messages, stop=None if stop is None else list(stop), **given)
         prompt = str(messages[0].content) if given.get(CONTINUE) else as_sent(messages, payload["messages"])
         return prompt, sampling_of(payload), options_of(payload)
 
     def _metadata(self, reason: str) -> dict[str, Any]:
         return {"finish_reason": reason, "model_name": self.model_name, "model_provider": "openai"}
+
+
+def _model_of(given: Mapping[str, Any]) -> type[BaseModel] | None:
+    """The class of pydantic's that is the response format of a call, as `with_structured_output` sets it."""
+    form = given.get("response_format")
+    return form if isinstance(form, type) and issubclass(form, BaseModel) else None
+
+
+def _add_parsed(message: BaseMessage, text: str, model: type[BaseModel]) -> None:
+    """Put the object that an answer describes where OpenAI's SDK puts it; an answer that was cut describes none."""
+    with suppress(ValidationError):
+        message.additional_kwargs["parsed"] = model.model_validate_json(text)

@@ -42,6 +42,23 @@ async def test_an_answer_comes_piece_by_piece_with_its_reason_and_its_usage(word
         assert [event async for event in events] == [TextDelta(" a"), TextDelta(" b"), Finished("stop", Usage(3, 3))]
 
 
+async def test_several_choices_are_made_at_once_and_the_prompt_counts_once(words: Words) -> None:
+    answer = await collect(words.generate, "a b .", Sampling(seed=11), {"n": 2})
+    assert [(one.text, one.reason) for one in answer.choices] == [(" a b", "stop")] * 2
+    assert answer.usage == Usage(3, 6)
+    with pytest.raises(InvalidRequest, match="13 brings bad luck"):  # Each choice has a seed of its own.
+        await collect(words.generate, "a b .", Sampling(seed=11), {"n": 3})
+
+
+async def test_an_answer_may_begin_with_its_prompt(words: Words) -> None:
+    assert (await collect(words.generate, "a .", Sampling(), {"echo": True})).text == "a . a"
+    assert (await collect(words.generate, (Message("user", "a ."),), Sampling(), {"echo": True})).text == " a"
+    collector = Collector()
+    with pytest.raises(InvalidRequest):
+        await words.generate("a .", Sampling(seed=13), {"echo": True}, collector)
+    assert collector._texts == {}  # An error comes before anything is written.
+
+
 async def test_max_tokens_and_the_window_end_an_answer_with_length(words: Words) -> None:
     cut = await collect(words.generate, ENDLESS, Sampling(max_tokens=3), {})
     assert cut == Generation(" round and round", "length", Usage(2, 3))
@@ -377,7 +394,7 @@ async def test_an_engine_that_is_closed_stays_closed(words: Words) -> None:
     [
         ("openvino", "openvino and openvino_genai and numpy"),
         ("llama_cpp", "llama_cpp"),
-        ("transformers", "torch and transformers and accelerate"),
+        ("transformers", "torch and transformers and accelerate and llguidance"),
     ],
 )
 def test_a_kind_without_its_package_says_what_to_install(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -19,7 +21,8 @@ from comps.core.prompts import Templates, build_prompt, escape_control_tokens
 from comps.core.prompts import text_of as said_in
 from comps.core.types import JSON, Message, Prompt, Sampling, TextDelta
 from comps.model_servers import control_token_escaper
-from comps.model_servers.embedded import openvino_embedder
+from comps.model_servers.embedded import openvino_embedder, openvino_engine, openvino_grammars
+from comps.model_servers.embedded.constraints import REGEX, Constraint
 from comps.model_servers.embedded.engine_process import EngineProcess
 from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_model
 from comps.model_servers.embedded.openvino import OpenVINO
@@ -214,6 +217,75 @@ def test_an_answer_ends_at_the_end_of_the_window_and_says_length(bare: Engine) -
         bare.context_window = 8192
     assert parts[-1]["reason"] == "length"
     assert parts[-1]["usage"] == [prompt_tokens, 20 - prompt_tokens]
+
+
+def test_a_constraint_that_takes_too_long_costs_its_own_request_alone(
+    bare: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = Event()
+    compile_constraint = bare._grammars._compile
+
+    def slow(constraint: Constraint) -> None:
+        if constraint.value == "slow":
+            go_on.wait()
+        compile_constraint(constraint)
+
+    monkeypatch.setattr(bare._grammars, "_compile", slow)
+    monkeypatch.setattr(openvino_engine, "COMPILE_SECONDS", 0.0)
+    bare.start(1, "Once upon a time", Sampling(max_tokens=5))
+    bare.start(2, "Once upon a time", Sampling(), Constraint(REGEX, "slow", "guided_regex"))
+    parts = [part for _ in range(8) for part in bare.step()]
+    assert [part["field"] for part in parts if part["id"] == 2] == ["guided_regex"]
+    assert [part["reason"] for part in parts if part["id"] == 1 and part.get("last")] == ["length"]
+    monkeypatch.setattr(openvino_engine, "COMPILE_SECONDS", 60.0)
+    bare.start(3, "Once upon a time", Sampling(), Constraint(REGEX, "ab", "guided_regex"))
+    bare.start(4, "Once upon a time", Sampling(), Constraint(REGEX, "cd", "guided_regex"))
+    assert bare.step() == []
+    bare.cancel(4)
+    go_on.set()
+    parts = [part for _ in range(50) if bare.busy for part in bare.step()]
+    assert {part["id"] for part in parts} == {3}
+    assert "".join(part.get("text", "") for part in parts) == "ab"
+    assert not bare.busy
+
+
+def test_a_constraint_that_would_hold_up_all_answers_is_refused(bare: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_grammars, "LONGEST_COMPILE", 0.0)
+    bare.start(5, "Once upon a time", Sampling(), Constraint(REGEX, "a{1,20}", "guided_regex"))
+    (part,) = [part for _ in range(200) if bare.busy for part in bare.step()]
+    assert (part["id"], part["field"]) == (5, "guided_regex")
+    assert "all answers wait" in part["error"]
+
+
+def test_a_chat_template_with_functions_gets_functions_calls_and_results_with_no_control_token_in_them(
+    bare: Engine,
+) -> None:
+    own = bare._tokenizer.chat_template
+    bare._tokenizer.set_chat_template(
+        "{% for tool in tools %}{{ tool.function.name }}: {{ tool | tojson }}§{% endfor %}"
+        "{% for m in messages %}{{ m.role }}={{ m.content }}{{ m.tool_call_id }}"
+        "{% for call in m.tool_calls %}{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}"
+        "§{% endfor %}"
+    )
+    try:
+        tools = [{"type": "function", "function": {"name": "look", "description": "<|im_end|>"}}]
+        called = [{"id": "1", "type": "function", "function": {"name": "look", "arguments": {"at": "<|im_start|>"}}}]
+        rendered = bare.render(
+            [
+                {"role": "assistant", "content": "", "tool_calls": called},
+                {"role": "tool", "content": "<|im_end|>", "tool_call_id": "1"},
+            ],
+            tools,
+        )
+    finally:
+        bare._tokenizer.set_chat_template(own)
+    functions, call, result = rendered.strip("§").split("§")
+    assert json.loads(functions.removeprefix("look: ")) == {
+        "type": "function",
+        "function": {"name": "look", "description": "< |im_end|>"},
+    }
+    assert call == 'assistant=look({"at": "< |im_start|>"})'
+    assert result == "tool=< |im_end|>1"
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama-2", "vicuna", "gemma"])

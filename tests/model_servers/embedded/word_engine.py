@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from comps.core.errors import InvalidRequest
 from comps.core.types import JSON, Sampling
 from comps.model_servers.embedded.base import Embedded
+from comps.model_servers.embedded.constraints import Constraint
 from comps.model_servers.embedded.decoding import Completion, check_sampling, check_settings, max_new_tokens
-from comps.model_servers.embedded.engine_program import Part, serve
+from comps.model_servers.embedded.engine_program import EnginePrompt, Messages, Part, serve
 from comps.model_servers.embedded.text import ControlTokens
 
 END = "."
@@ -18,6 +19,7 @@ class WordEngine:
     """Adds a word to each answer in a step. The word `crash` in a prompt makes the step fail."""
 
     longest_token = 20
+    chat_template = ""
 
     def __init__(self, window: int, has_chat_template: bool = True) -> None:
         self.context_window: int | None = window
@@ -40,7 +42,14 @@ class WordEngine:
     def _decode(self, tokens: Sequence[int]) -> str:
         return "".join(f" {self._words[token]}" for token in tokens)
 
-    def start(self, number: int, prompt: str | list[dict[str, str]], sampling: Sampling) -> None:
+    def start(
+        self,
+        number: int,
+        prompt: EnginePrompt,
+        sampling: Sampling,
+        constraint: Constraint | None = None,
+        tools: Sequence[JSON] = (),
+    ) -> None:
         check_sampling(sampling)
         if sampling.seed == 13:
             raise InvalidRequest("13 brings bad luck", "seed")
@@ -55,13 +64,13 @@ class WordEngine:
     def cancel(self, number: int) -> None:
         self._running.pop(number, None)
 
-    def count_prompt(self, prompt: str | list[dict[str, str]]) -> int:
+    def count_prompt(self, prompt: EnginePrompt, tools: Sequence[JSON] = ()) -> int:
         return len(self._tokens_of(prompt))
 
-    def _tokens_of(self, prompt: str | list[dict[str, str]]) -> list[int]:
+    def _tokens_of(self, prompt: EnginePrompt) -> list[int]:
         return self._tokens(prompt if isinstance(prompt, str) else self.render(prompt))
 
-    def render(self, messages: list[dict[str, str]]) -> str:
+    def render(self, messages: Messages, tools: Sequence[JSON] = ()) -> str:
         if not self._has_chat_template:
             raise InvalidRequest("words answer no conversation", "messages")
         return " ".join(turn["content"] for turn in ControlTokens(["<end>"]).escaped(messages))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -16,6 +16,7 @@ from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_tests.unit_tests import ChatModelUnitTests
+from pydantic import BaseModel
 
 from comps.core.answers import read
 from comps.core.errors import LLMError, ModelServerError
@@ -543,6 +544,48 @@ def test_it_can_be_called_without_an_event_loop_around_it_again_and_again() -> N
             assert [model.invoke("?").content for _ in range(3)] == ["ab", "ab", "ab"]
             assert [chunk.content for chunk in model.stream("?") if chunk.content] == ["a", "b"]
             wait_for(server.aclose())
+
+
+class Place(BaseModel):
+    """A place."""
+
+    at: int
+
+
+@pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_object_of_a_class_comes_of_an_answer_in_every_way_that_langchain_has(
+    method: Literal["json_schema", "json_mode", "function_calling"], streamed: bool
+) -> None:
+    made_by_a_call = {**call(0, '{"at": 1}', name="Place"), "id": "c", "type": "function"}
+    message: JSON = {"content": None, "tool_calls": [made_by_a_call]}
+    if method != "function_calling":
+        message = {"content": '{"at": 1}'}
+    reply = sse(choice(message, "stop"), b"data: [DONE]\n\n") if streamed else whole(message)
+    async with replaying({CHAT: reply}) as replay:
+        server = VLLM("m", replay.url)
+        model = ChatOpenAIAPI.over(server).with_structured_output(Place, method=method)
+        made = [one async for one in model.astream("?")][-1] if streamed else await model.ainvoke("?")
+        await server.aclose()
+    assert made == Place(at=1)
+    sent = replay.asked[0][2]
+    form = sent.get("response_format", {})
+    asked = {
+        "json_schema": form.get("json_schema", {}).get("name"),
+        "json_mode": form.get("type") == "json_object" and "Place",
+        "function_calling": sent.get("tools", [{}])[0].get("function", {}).get("name"),
+    }
+    assert asked[method] == "Place"
+
+
+async def test_an_object_that_was_cut_is_told_as_an_error_with_the_answer() -> None:
+    async with replaying({CHAT: whole({"content": '{"at": '}, "length")}) as replay:
+        server = VLLM("m", replay.url)
+        model = ChatOpenAIAPI.over(server).with_structured_output(Place, method="json_schema", include_raw=True)
+        made: Any = await model.ainvoke("?")
+        await server.aclose()
+    assert (made["parsed"], made["raw"].content) == (None, '{"at": ')
+    assert made["parsing_error"]
 
 
 def loaded_by(code: str) -> set[str]:
