@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 
+from comps.core.errors import InvalidRequest
+from comps.core.ports import Answer as AnswerWriter
+from comps.core.types import JSON, Prompt, Sampling
 from comps.dialects.shared.base import GenerationCall
 from comps.model_servers import FRAMEWORKS, open_model_server
 from comps.model_servers.target import Target
 from tests.corpus import Case, cases
 from tests.dialects.kinds import KINDS, Kind
 from tests.model_servers.replay import Reply, replaying, sse
-from tests.service import PATH, Answer, running
+from tests.service import PATH, Able, Answer, running
 
 UPSTREAM = cases("upstream")
 SERVERS = sorted({case.get("server", "vllm") for case in UPSTREAM})
@@ -181,3 +184,31 @@ def check(answer: Answer, outcome: Mapping[str, Any], asked: list[tuple[str, Any
         if "prompt" in outcome:
             messages = [[message["role"], message["content"]] for message in body.get("messages", ())]
             assert (messages or body["prompt"]) == outcome["prompt"]
+
+
+# Defaults that nobody sent.
+
+
+class Refusing(Able):
+    """A model server that refuses sampling fields, one at a time, as reasoning models do."""
+
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: AnswerWriter
+    ) -> None:
+        for name in ("temperature", "top_p", "top_k"):
+            if getattr(sampling, name) is not None:
+                raise InvalidRequest("Unsupported value", name)
+        await super().generate(prompt, sampling, options, answer)
+
+
+@pytest.mark.parametrize("kind", TEXTS, ids=str)
+async def test_a_default_that_nobody_sent_refuses_nothing(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = {name: value for name, value in kind.examples[-1].items() if name in _ASKING}
+    async with running(Refusing([["Deep"]]), monkeypatch, {"LLM_DIALECTS": kind.dialect}) as service:
+        answer = await service.post(bare, kind.path)
+        assert (answer.status, b"Deep" in answer.body) == (200, True), answer.body
+        if kind.dialect in ("opea", "openai", "square"):
+            assert (await service.post({**bare, "temperature": 0.5}, kind.path)).status == 400
+
+
+_ASKING = ("query", "initial_query", "messages", "prompt", "prompts", "input_data", "generation_mode")

@@ -174,6 +174,7 @@ class TransformersCall(TransformersParameters, GenerationCall):
     def _request(self, prompt: Prompt) -> GenerationRequest:
         applied = self._applied()
         within = "generate_kwargs." if "max_length" in not_null(self.generate_kwargs) else ""
+        sent = {*applied, "temperature"} if "do_sample" in applied else applied.keys()
         sampling = Sampling(
             max_tokens=applied.get("max_new_tokens"),
             temperature=applied.get("temperature", 1.0) if applied.get("do_sample", True) else 0.0,
@@ -185,6 +186,7 @@ class TransformersCall(TransformersParameters, GenerationCall):
         return GenerationRequest(
             prompt,
             sampling=sampling,
+            defaulted={"temperature", "top_k", "top_p"} - sent,
             max_total_tokens=None if sampling.max_tokens else applied.get("max_length", 200),
             total_field=f"{within}max_length" if "max_length" in applied else None,
             total_is_default="max_length" not in applied,

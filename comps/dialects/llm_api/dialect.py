@@ -18,6 +18,7 @@ from comps.dialects.llm_api.params import DEFAULTS, Family, LLMAPIParams
 from comps.dialects.shared import framing
 from comps.dialects.shared.base import Dialect, EmbeddingCall, GenerationCall, Route, ServiceStatus, Style, Writer
 from comps.dialects.shared.completion import PromptForm, completion_prompt
+from comps.dialects.shared.fields import OF_SAMPLES
 from comps.dialects.shared.framing import ResponseMetadata
 
 STYLE = Style(framing.pydantic_1_error, {Malformed: 422})
@@ -108,6 +109,7 @@ class LLMAPICall(GenerationCall):
         request = GenerationRequest(
             prompt=prompt,
             sampling=self._params.sampling(self._default),
+            defaulted=set(OF_SAMPLES) - self._params.model_fields_set,
             max_total_tokens=most,
             total_field="params.max_length" if own else None,
             total_is_default=most is not None and own is None,

@@ -91,6 +91,7 @@ class LlamaCall(GenerationCall):
         return GenerationRequest(
             prompt,
             sampling=sampling,
+            defaulted={ours for name, ours in _LLAMA_NAMES.items() if name not in applied},
             max_total_tokens=most,
             total_without_template=without_template,
         )

@@ -210,6 +210,7 @@ class SquareCall(SampledCall):
             GenerationRequest(
                 prompt,
                 sampling=self.sampling(),
+                defaulted=self.defaulted,
                 options={"stop_token_ids": list(dict.fromkeys(ids))} if ids else {},
             )
         ]
