@@ -286,11 +286,14 @@ class MessagesCall(OpeaCall, ChatCall):
         return _MORE_THAN_TEXT if self._is_question and self.streamed and self._writes_literals else ()
 
     def options(self) -> dict[str, JSON]:
-        lost = self._lost_in_literals
-        return {name: value for name, value in super().options().items() if name not in lost}
+        options, lost = super().options(), self._lost_in_literals
+        return {name: value for name, value in options.items() if name not in lost} if lost else options
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
-        lost, sent = super().ignored(capabilities), super().options()
+        lost = super().ignored(capabilities)
+        if not self._lost_in_literals:
+            return lost
+        sent = super().options()
         further = [name for name in self._lost_in_literals if name not in lost and matters(name, sent.get(name))]
         return lost + further
 

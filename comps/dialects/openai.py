@@ -33,7 +33,7 @@ from comps.core.types import (
 from comps.dialects.shared import framing
 from comps.dialects.shared.base import Dialect, EmbeddingCall, Route, ServiceStatus, Style, Writer
 from comps.dialects.shared.bodies import MOST, Messages
-from comps.dialects.shared.fields import MANY, DocumentsCall, matters
+from comps.dialects.shared.fields import MANY, SAMPLED, DocumentsCall, matters
 from comps.dialects.shared.framing import ResponseMetadata
 from comps.dialects.shared.writers import ChatChunks, TextChunks
 
@@ -59,6 +59,8 @@ _CHAT_OPTIONS = (
     *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
 )
 _TEXT_OPTIONS = ("logprobs", "echo", "suffix", "best_of")
+_READ_HERE = frozenset(("messages", "model", "stream"))
+"""Fields that no model server needs to know."""
 _NO_OPTIONS = frozenset((*_COMMON_OPTIONS, *_CHAT_OPTIONS, *_TEXT_OPTIONS, "max_total_tokens"))
 """Undeclared fields that are not passed on: OpenAI has them on the other path, and the last one only `Sampling` has."""
 
@@ -245,8 +247,12 @@ class ChatCall(OpenAICall):
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         if CALLS_ON_DEMAND in capabilities and self._leaves_calls_to_the_model:
             capabilities = capabilities - {"tools", "functions"}
+        takes_all = "messages.*" in capabilities
+        sent = self.model_fields_set - _READ_HERE
+        if takes_all and not self.model_extra and sent <= SAMPLED and sent <= capabilities:
+            return []  # As nearly always.
         lost = super().ignored(capabilities)
-        if "messages.*" in capabilities:
+        if takes_all:
             return lost
         extras = [body.model_extra for body in self.messages if body.model_extra]
         names = {f"messages.{name}" for extra in extras for name, value in extra.items() if value}

@@ -23,6 +23,8 @@ _OTHER_LIMITS = dict.fromkeys(("max_new_tokens", "max_completion_tokens"))
 _LIMITS = dict.fromkeys(("max_tokens", *_OTHER_LIMITS))
 _SAMPLING = dict.fromkeys(name for name in Sampling.__dataclass_fields__ if name not in ("stop", "max_total_tokens"))
 _SAMPLING_AND_STOP = dict.fromkeys((*_SAMPLING, "stop"))
+SAMPLED = frozenset(_SAMPLING_AND_STOP)
+"""The fields of a body that only say how to sample."""
 _DOCUMENTS = ("documents", "reranked_docs", "retrieved_docs", "data")
 _RERANKED = "there are reranked documents"
 """Why a document of `retrieved_docs` is left out."""

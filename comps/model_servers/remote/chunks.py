@@ -219,16 +219,24 @@ def usage_of(counted: JSON) -> Usage | None:
     if not isinstance(counted, dict):
         left_out("usage")
         return None
+    prompt, completion = counted.get("prompt_tokens"), counted.get("completion_tokens")
+    if type(prompt) is not int or type(completion) is not int:  # As they nearly always are.
+        prompt, completion = _counted(counted)
+    if prompt is None or completion is None or prompt < 0 or completion < 0:
+        left_out("usage")
+        return None
+    details = {name: found for name, said in counted.items() if type(said) is dict and (found := _counts(said))}
+    return Usage(prompt, completion, {_DETAILS.get(name, name): counts for name, counts in details.items()})
+
+
+def _counted(counted: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Returns the tokens of prompt and completion under any of their names; None for those that are not known."""
     prompt, completion, all_tokens = (_count(counted, *names) for names in (_PROMPT_TOKENS, _COMPLETION_TOKENS, _TOTAL))
     if all_tokens is not None and prompt is None and completion is not None:
         prompt = all_tokens - completion
     if all_tokens is not None and completion is None and prompt is not None:
         completion = all_tokens - prompt
-    if prompt is None or completion is None or prompt < 0 or completion < 0:
-        left_out("usage")
-        return None
-    details = {name: found for name, said in counted.items() if (found := _counts(said))}
-    return Usage(prompt, completion, {_DETAILS.get(name, name): counts for name, counts in details.items()})
+    return prompt, completion
 
 
 def _count(counted: dict[str, Any], *names: str) -> int | None:
@@ -277,10 +285,10 @@ def generation_of(completion: dict[str, Any]) -> Generation:
     choices = objects(completion.get("choices"), "choices")
     if not choices:
         raise ModelServerError("the model server's answer has no text")
+    if len(choices) == 1:
+        return _whole_choice(choices[0], usage)
     numbered = [(_count(choice, "index") or 0, choice) for choice in choices]
     first, *further = (_whole_choice(choice, usage) for _, choice in sorted(numbered, key=lambda one: one[0]))
-    if not further:
-        return first
     return Generation(first.text, first.reason, usage, first.extra, tuple(further))
 
 
