@@ -8,9 +8,8 @@ from time import time
 from types import MappingProxyType
 
 from comps.admission import RequestSlots
-from comps.core.answers import Forwarding, Parts, broken_off
+from comps.core.answers import Part, Parts, broken_off
 from comps.core.generator import TextGenerator
-from comps.core.ports import Answer
 from comps.core.reports import settled
 from comps.core.request_id import REQUEST_ID
 from comps.core.tasks import at_once
@@ -133,10 +132,9 @@ class Responder:
             requests: What the body asks for.
             choices: How many answers each request asks for.
         """
-        answer = _StreamedAnswer(self._begin, self._reply)
-        watched = None
-        if self._keepalive_seconds and self._call.takes_comments:
-            watched = KeepAlive(self._keepalive_seconds, answer.has_written, self._comment)
+        is_watched = bool(self._keepalive_seconds and self._call.takes_comments)
+        answer = _StreamedAnswer(self._begin, self._reply, is_watched)
+        watched = KeepAlive(self._keepalive_seconds, answer.has_written, self._comment) if is_watched else None
         try:
             if len(requests) == 1:
                 await self._write(slots, model, requests[0], 0, answer)
@@ -153,16 +151,20 @@ class Responder:
         self._reply.end()
 
     async def _write(
-        self, slots: RequestSlots, model: TextGenerator, request: GenerationRequest, number: int, answer: Answer
+        self,
+        slots: RequestSlots,
+        model: TextGenerator,
+        request: GenerationRequest,
+        number: int,
+        answer: _StreamedAnswer | Part,
     ) -> None:
         async with slots.slot():
             plan = await model.plan(request)
             self._reports[number] = plan.report
-            ending = _Ending(answer)
-            await model.answer(plan, ending)
-        if ending.usage and self._settles(plan.report):
-            self._reports[number] = settled(plan.report, ending.usage)
-        if not ending.ended:
+            await model.answer(plan, answer)
+        if answer.usage and self._settles(plan.report):
+            self._reports[number] = settled(plan.report, answer.usage)
+        if not answer.ended:
             raise broken_off()
 
     def _begin(self) -> Writer:
@@ -191,10 +193,14 @@ class _StreamedAnswer:
     Args:
         begin: Starts the response and returns the writer; called with the first piece.
         reply: Tells whether the client keeps up.
+        is_watched: Whether `has_written` is called.
     """
 
-    def __init__(self, begin: Callable[[], Writer], reply: Reply) -> None:
+    def __init__(self, begin: Callable[[], Writer], reply: Reply, is_watched: bool) -> None:
         self._begin = begin
+        self._is_watched = is_watched
+        self.ended = False
+        """Whether a choice has ended."""
         self._reply = reply
         self._writer: Writer | None = None
         self._wrote = False
@@ -210,6 +216,7 @@ class _StreamedAnswer:
         (self._writer or self._begun()).delta(delta)
 
     def finished(self, end: Finished) -> None:
+        self.ended = True
         if end.usage:
             self.usage = self.usage + end.usage if self.usage else end.usage
         self.reason = end.reason
@@ -235,26 +242,9 @@ class _StreamedAnswer:
 
     def _begun(self) -> Writer:
         self._writer = self._begin()
+        if not self._is_watched:
+            self.text = self._writer.text  # type: ignore[method-assign]  # One call less for each token.
         return self._writer
-
-
-class _Ending(Forwarding):
-    """Forwards an answer, and records its end and its usage.
-
-    Args:
-        answer: Where it is written to.
-    """
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer)
-        self.text = answer.text  # type: ignore[method-assign]  # One call less for each token.
-        self.ended = False
-        self.usage: Usage | None = None
-
-    def finished(self, end: Finished) -> None:
-        self.ended = True
-        self.usage = self.usage or end.usage
-        self._answer.finished(end)
 
 
 def _request_id() -> tuple[bytes, bytes]:

@@ -203,9 +203,11 @@ class Part(Forwarding):
         super().__init__(answer)
         self._number = number
         self._offset = offset
-        self._usage = usage
+        self._total = usage
         self.ended = False
         """Whether a choice of the part has ended."""
+        self.usage: Usage | None = None
+        """The usage of the part; None until it arrives."""
 
     def text(self, text: str, choice: int = 0) -> None:
         self._answer.text(text, self._offset + choice)
@@ -215,7 +217,8 @@ class Part(Forwarding):
 
     def finished(self, end: Finished) -> None:
         self.ended = True
-        usage = self._usage(self._number, end.usage)
+        self.usage = self.usage or end.usage
+        usage = self._total(self._number, end.usage)
         self._answer.finished(replace(end, choice=self._offset + end.choice, usage=usage))
 
 

@@ -79,7 +79,7 @@ class Deadlines:
         total: Seconds until the end; 0: no limit.
     """
 
-    __slots__ = ("_between", "_end", "_first", "_last", "_late", "_suspended", "_timer", "loop")
+    __slots__ = ("_between", "_end", "_first", "_late", "_suspended", "_timer", "last_event", "loop")
 
     def __init__(self, first: float = 0.0, between: float = 0.0, total: float = 0.0) -> None:
         self.loop = asyncio.get_running_loop()
@@ -88,8 +88,8 @@ class Deadlines:
         self._between = between or NEVER
         self._end = now + (total or NEVER)
         self._first = now + (first or NEVER)
-        self._last = NEVER
-        """The time of the last event."""
+        self.last_event = NEVER
+        """The time of the last event on the loop's clock, by which the deadline moves; it is set for each token."""
         self._suspended = False
         self._late: Callable[[Exception], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -109,10 +109,6 @@ class Deadlines:
         """Call `late` with a timeout error if a deadline is missed before `stop`."""
         self._late = late
 
-    def extend(self) -> None:
-        """Move the deadline: an event has arrived. It is called for each token, and only keeps the time."""
-        self._last = self.loop.time()
-
     def suspend(self) -> None:
         """Suspend the deadline between events while the reader makes the server wait; the total remains."""
         self._suspended = True
@@ -120,7 +116,7 @@ class Deadlines:
     def resume(self) -> None:
         """End `suspend`."""
         self._suspended = False
-        self.extend()
+        self.last_event = self.loop.time()
 
     @property
     def left(self) -> float:
@@ -131,11 +127,11 @@ class Deadlines:
     def _due(self) -> float:
         if self._suspended:
             return self._end
-        return min(self._first if self._last == NEVER else self._last + self._between, self._end)
+        return min(self._first if self.last_event == NEVER else self.last_event + self._between, self._end)
 
     def missed(self) -> ServerTimeout:
         """The error of a deadline that was missed."""
-        return ServerTimeout(f"the model server did not {'begin' if self._last == NEVER else 'go on'} in time")
+        return ServerTimeout(f"the model server did not {'begin' if self.last_event == NEVER else 'go on'} in time")
 
     def stop(self) -> None:
         """Cancel the timer."""
@@ -301,6 +297,7 @@ class StreamExchange(Exchange):
     def __init__(self, request: bytes, deadlines: Deadlines, reader: Reader, unread: int = 0) -> None:
         super().__init__(request, deadlines, MOST_OF_FAILURE, unread)
         self._reader = reader
+        self._now = deadlines.loop.time
         self.streams = False
         """Whether the response is an event stream."""
         self.is_json = False
@@ -342,7 +339,7 @@ class StreamExchange(Exchange):
         if data == b"[DONE]":
             self.is_done = True
             return
-        self.deadlines.extend()
+        self.deadlines.last_event = self._now()
         if self._reader.event(data, name):
             self.end()
 
