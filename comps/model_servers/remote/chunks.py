@@ -8,6 +8,7 @@ https://platform.openai.com/docs/api-reference/chat/streaming
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
@@ -20,9 +21,9 @@ from comps.core.ports import Answer
 from comps.core.types import JSON, Finished, Generation, TextDelta, Usage
 from comps.core.unread import left_out
 from comps.model_servers.remote.exchange import Exchange
-from comps.model_servers.remote.failures import reported_failure
+from comps.model_servers.remote.failures import error_message, reported_failure
 from comps.model_servers.remote.parsing import parse_json
-from comps.model_servers.remote.sse import KEEP_ALIVE, EventStream
+from comps.model_servers.remote.sse import EventStream, keeps_alive
 
 _PLAIN = frozenset(("role", "content"))
 """The fields of a delta or message that do not go into the extra fields."""
@@ -31,10 +32,18 @@ _COMPLETION_TOKENS = ("completion_tokens", "output_tokens")
 """The names of OpenAI's chat API, and those of its Responses API and Anthropic's."""
 _TOTAL = ("total_tokens",)
 _DETAILS = {"input_tokens_details": "prompt_tokens_details", "output_tokens_details": "completion_tokens_details"}
-_DESCRIBED, _CODED = {"message", "detail"}, {"code", "status", "status_code", "error_type", "detail"}
+_DESCRIBED = {"message", "detail", "msg"}
+_CODED = {"code", "status", "status_code", "statusCode", "error_type", "detail"}
 """The fields of an object that is an error itself."""
-_THOUGHTS = ("thinking", "reasoning", "reasoning_content")
-"""The types of content parts that are reasoning, and the names of their text."""
+_WAITS = ("retry_after", "headers")
+_LONGEST_NUMBER = 15
+_BRACE = ord("{")
+_MOST = 2**53
+"""The largest count that is read."""
+_THOUGHT = re.compile("^(think|thought|reason)")
+"""The types of content parts that are reasoning."""
+_THOUGHTS = ("thinking", "reasoning", "reasoning_content", "think", "text", "content", "summary")
+"""The names of their text."""
 
 
 class ChunkReader:
@@ -71,21 +80,21 @@ class ChunkReader:
         try:
             chunk = orjson.loads(data)
         except orjson.JSONDecodeError:
-            chunk = parse_chunk(data)
+            chunk = parse_chunk(data, name)
         if type(chunk) is not dict:
-            raise ModelServerError("the model server sent something that is no JSON object")
+            chunk = parse_chunk(data)
         if "choices" not in chunk or chunk.get("error") or name == b"error":
             raise_reported(chunk, name, begun=self._begun)
         if chunk.get("usage"):
             self.usage = usage_of(chunk["usage"]) or self.usage
         choices = chunk.get("choices")
-        for choice in choices if type(choices) is list else objects(choices, "choices"):
+        for place, choice in enumerate(choices if type(choices) is list else objects(choices, "choices")):
             if type(choice) is not dict:
                 left_out("choices")
                 continue
             number = choice.get("index")
             if type(number) is not int:
-                number = 0
+                number = _count(choice, "index") or place
             delta = choice.get("delta")
             text = delta.get("content") if type(delta) is dict and len(delta) == 1 else None
             if text and type(text) is str and not choice.get("logprobs"):  # As nearly all are.
@@ -100,6 +109,8 @@ class ChunkReader:
 
     def _write(self, choice: dict[str, Any], number: int) -> None:
         """Write a choice's text, from `delta` (chat) or `text` (completion), and its extra fields."""
+        if choice.get("error"):
+            raise_reported({"error": choice["error"]}, begun=self._begun)
         said = choice.get("delta") or choice.get("text")
         if said is None and number not in self._seen:  # Some servers send a whole message as one event.
             said = choice.get("message")
@@ -124,7 +135,12 @@ class ChunkReader:
             self.answer.finished(Finished(reason, None if place else self.usage, number))
 
 
-def parse_chunk(data: bytes) -> dict[str, Any]:
+def is_done(data: bytes) -> bool:
+    """Returns whether the data of an event ends the stream."""
+    return data == b"[DONE]" or (data[0] != _BRACE and data.strip(b' \t"') == b"[DONE]")
+
+
+def parse_chunk(data: bytes, name: bytes = b"") -> dict[str, Any]:
     """Returns the object in an event; an empty one for data that only keeps the connection open.
 
     Raises:
@@ -133,9 +149,19 @@ def parse_chunk(data: bytes) -> dict[str, Any]:
     try:
         chunk = parse_json(data)
     except ValueError:
-        if data.strip().lower() in KEEP_ALIVE:
+        if keeps_alive(data.strip(b" \t:")) or data.startswith(b":"):
             return {}
+        if name == b"error":
+            raise reported_failure(data.decode("utf-8", "replace")) from None
         raise ModelServerError("the model server sent something that is no JSON") from None
+    if isinstance(chunk, list) and chunk and isinstance(chunk[0], dict) and chunk[0].get("error"):
+        chunk = chunk[0]  # Google's errors.
+    if isinstance(chunk, str) and name == b"error":
+        return {"error": chunk}
+    if not chunk or isinstance(chunk, int | float) or (isinstance(chunk, str) and keeps_alive(chunk.encode())):
+        if chunk != {}:
+            left_out("event")
+        return {}
     if type(chunk) is not dict:
         raise ModelServerError("the model server sent something that is no JSON object")
     return chunk
@@ -149,18 +175,24 @@ def raise_reported(said: dict[str, Any], name: bytes = b"", *, begun: bool = Fal
         name: The name of its event.
         begun: Whether a part of the answer has been written, so that it can only break off.
     """
-    error = said.get("error") or (said if _is_error(said, name) else None)
+    error = said.get("error") or said.get("errors") or (said if _is_error(said, name) else None)
     if error is None:
         return
-    if isinstance(error, str):  # Its kind is beside it.
-        error = {**said, "message": error}
+    if isinstance(error, list):
+        error = error[0]
+    if isinstance(error, str | bool):  # Its kind is beside it.
+        error = {**said, "message": error if isinstance(error, str) else error_message({**said, "error": None})}
+    while isinstance(error, dict) and isinstance(error.get("error"), dict):
+        error = error["error"]
+    if isinstance(error, dict):  # How long to wait may be beside it.
+        error = {**{name: said[name] for name in _WAITS if name in said}, **error}
     failure = reported_failure(error)
     raise ModelServerError(str(failure)) if begun and isinstance(failure, InvalidRequest) else failure
 
 
 def _is_error(said: dict[str, Any], name: bytes) -> bool:
     """Returns whether an object is an error itself."""
-    is_error = name == b"error" or "error" in (said.get("object"), said.get("type"))
+    is_error = name == b"error" or any(str(said.get(kind)).lower().endswith("error") for kind in ("object", "type"))
     return is_error or bool("choices" not in said and _DESCRIBED & said.keys() and _CODED & said.keys())
 
 
@@ -180,7 +212,10 @@ def _said(said: JSON, choice: dict[str, Any]) -> tuple[str, dict[str, JSON]]:
     """Returns the text of a delta or message, and its extra fields with the logprobs of its choice."""
     fields = said if isinstance(said, dict) else {"content": said}
     text, thoughts = text_and_thoughts(fields.get("content"))
-    extra = {name: value for name, value in fields.items() if name not in _PLAIN and value is not None}
+    given = {name: value for name, value in fields.items() if name not in _PLAIN and value not in (None, "", [], {})}
+    extra = {name: value for name, value in given.items() if isinstance(value, str) or _can_be_sent(value)}
+    if isinstance(reasoning := extra.get("reasoning_content"), list):
+        extra["reasoning_content"] = _thoughts_in(reasoning)
     if thoughts:
         extra["reasoning_content"] = thoughts
     if isinstance(call := extra.get("function_call"), dict) and isinstance(call.get("arguments"), dict | list):
@@ -198,20 +233,48 @@ def text_and_thoughts(content: JSON) -> tuple[str, str]:
     """
     if isinstance(content, str) or content is None:
         return content or "", ""
-    text, thoughts = [], []
+    text: list[str] = []
+    thoughts: list[str] = []
     for part in content if isinstance(content, list) else [content]:
         if isinstance(part, str):
             text.append(part)
+        elif part is None:
+            left_out("content")
         elif not isinstance(part, dict):
             raise ModelServerError("the model server sent something that is no text in its answer")
-        elif part.get("type") in _THOUGHTS:
-            thought = next((part[name] for name in (*_THOUGHTS, "text") if part.get(name)), None)
-            thoughts.append(text_and_thoughts(thought)[0])
-        elif isinstance(part.get("text"), str):
-            text.append(part["text"])
+        elif part.get("thought") or _THOUGHT.match(str(part.get("type"))):
+            thought = next((part[name] for name in _THOUGHTS if part.get(name)), None)
+            thoughts.append(_thoughts_in(thought))
+        elif isinstance(said := _part_text(part), str):
+            text.append(said)
         else:
             left_out("content")
     return "".join(text), "".join(thoughts)
+
+
+def _thoughts_in(said: JSON) -> str:
+    """Returns the text of reasoning, which may be a list of parts; what is none is left out, since no text is lost."""
+    try:
+        return "".join(text_and_thoughts(said))
+    except ModelServerError:
+        left_out("reasoning")
+        return ""
+
+
+def _part_text(part: dict[str, Any]) -> JSON:
+    """Returns the text of a content part, under any of its names."""
+    said = next((part[name] for name in ("text", "content", "value", "refusal") if part.get(name) is not None), None)
+    return said.get("value") if isinstance(said, dict) else said
+
+
+def _can_be_sent(value: JSON) -> bool:
+    """Returns whether a value can be sent on as JSON: its numbers and levels have limits."""
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        left_out("delta")
+        return False
+    return True
 
 
 def usage_of(counted: JSON) -> Usage | None:
@@ -222,7 +285,7 @@ def usage_of(counted: JSON) -> Usage | None:
     prompt, completion = counted.get("prompt_tokens"), counted.get("completion_tokens")
     if type(prompt) is not int or type(completion) is not int:  # As they nearly always are.
         prompt, completion = _counted(counted)
-    if prompt is None or completion is None or prompt < 0 or completion < 0:
+    if prompt is None or completion is None or not (0 <= prompt <= _MOST and 0 <= completion <= _MOST):
         left_out("usage")
         return None
     details = {name: found for name, said in counted.items() if type(said) is dict and (found := _counts(said))}
@@ -245,14 +308,16 @@ def _count(counted: dict[str, Any], *names: str) -> int | None:
         value = counted.get(name)
         if type(value) is int or (isinstance(value, float) and value.is_integer()):
             return int(value)
-        if isinstance(value, str) and value.isdecimal():
+        if isinstance(value, str) and value.isdecimal() and len(value) <= _LONGEST_NUMBER:
             return int(value)
     return None
 
 
 def _counts(said: JSON) -> dict[str, int]:
     """Returns the integer fields of an object; none for any other value."""
-    return {name: value for name, value in said.items() if type(value) is int} if isinstance(said, dict) else {}
+    if not isinstance(said, dict):
+        return {}
+    return {name: value for name, value in said.items() if type(value) is int and abs(value) <= _MOST}
 
 
 def whole_answer(response: Exchange) -> Generation:
@@ -268,7 +333,7 @@ def whole_answer(response: Exchange) -> Generation:
     reader = ChunkReader(collector)
 
     def read(data: bytes, name: bytes) -> None:
-        if data != b"[DONE]":
+        if not is_done(data):
             reader.event(data, name)
 
     stream = EventStream(read)

@@ -24,6 +24,7 @@ MOST_OF_WHOLE = 1_000_000_000
 """The maximum size of a whole answer, in bytes."""
 _NO_STREAM = (b"application/json", b"text/html")
 """Media types that are certainly no event stream. Other types are parsed as one, since servers may mislabel it."""
+_BRACE = ord("{")
 _REST_SECONDS = 0.05
 """The deadline for the end of the body after the last event, in seconds."""
 _PIECE = 65536
@@ -225,6 +226,9 @@ class Exchange:
             for _ in range(_MOST_PIECES):
                 self.read(self._inflate.decompress(data, _PIECE))
                 data = self._inflate.unconsumed_tail
+                if self._inflate.eof and self._inflate.unused_data:  # gzip may have several members.
+                    data = self._inflate.unused_data
+                    self._inflate = zlib.decompressobj(_AUTOMATIC)
                 if not data or self.ended:
                     return
         except zlib.error:
@@ -336,7 +340,7 @@ class StreamExchange(Exchange):
     def _event(self, data: bytes, name: bytes) -> None:
         if self.ended or self.is_done:
             return
-        if data == b"[DONE]":
+        if data[0] != _BRACE and data.strip(b' \t"') == b"[DONE]":
             self.is_done = True
             return
         self.deadlines.last_event = self._now()

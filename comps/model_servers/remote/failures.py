@@ -27,6 +27,7 @@ from comps.core.errors import (
 from comps.core.types import JSON
 from comps.model_servers.remote.parsing import parse_json
 
+_LONGEST_WAIT = 86_400
 _NAME = re.compile(r"[\w.\[\]-]{1,100}", re.ASCII)
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error", "context_window_exceeded")
@@ -35,21 +36,35 @@ _SAYS_TOO_LONG = re.compile(
     r"^(?!.*_tokens' is too large)"
     r".*(maximum context length|longer than the (maximum model|model's context) length"
     r"|context (length|window|size) is only|exceeds? the (available |model's |maximum )*(context|input token)"
+    r"|exceeds? the maximum number of tokens|exceeds? (the )?(context|maximum input)|longer than the model's context"
+    r"|context length of only|too many tokens|context window exceeded|reduce the length of the (messages|prompt|input)"
     r"|(prompt|input) is too long|maximum allowed length)",
     re.IGNORECASE | re.DOTALL,
 )
 """The messages of vLLM, SGLang, llama.cpp, Anthropic and others for it. vLLM's message about max_tokens is similar, and
 excluded."""
 _REDIRECTS = (301, 302, 303, 307, 308)
-_TOLD = (400, 401, 403, 404, 413, 422, 429, 503)
+_TOLD = (400, 401, 403, 404, 413, 422, 429, 503, 529)
 """The statuses that an error in a response with the status 200 may stand for; others only say that it failed."""
 _KINDS = (
-    (re.compile("rate_?limit|too_?many_?requests|insufficient_?quota|throttl|^overloaded$", re.IGNORECASE), 429),
+    (
+        re.compile(
+            "rate_?limit|too_?many_?requests|insufficient_?quota|throttl|resource_?exhausted|^overloaded$",
+            re.IGNORECASE,
+        ),
+        429,
+    ),
     (re.compile("overloaded|unavailable", re.IGNORECASE), 503),
     (re.compile("authentication|invalid_?api_?key|unauthorized", re.IGNORECASE), 401),
     (re.compile("permission|forbidden", re.IGNORECASE), 403),
     (re.compile("not_?found", re.IGNORECASE), 404),
-    (re.compile("invalid_?request|bad_?request|validation|value_?error|invalid_?value", re.IGNORECASE), 400),
+    (
+        re.compile(
+            "invalid_?(request|argument)|bad_?request|validation|value_?error|invalid_?value|context_?window",
+            re.IGNORECASE,
+        ),
+        400,
+    ),
     (re.compile("time_?out", re.IGNORECASE), 504),
 )
 """The statuses that kinds of errors have: those of OpenAI, Anthropic, vLLM, TGI and others."""
@@ -72,8 +87,12 @@ def failure(status: int, headers: Mapping[bytes, bytes], body: bytes) -> LLMErro
         document = parse_json(body)
     except ValueError:
         document = {"error": body.decode("utf-8", "replace").strip() or _phrase(status)}
-    error = document.get("error", document) if isinstance(document, dict) else document
-    return failure_of(status, headers, error)
+    document = document[0] if isinstance(document, list) and document else document
+    error = document.get("error") or document if isinstance(document, dict) else document
+    if isinstance(error, str) and isinstance(document, dict):  # Its kind is beside it.
+        error = {**document, "message": error}
+    held = _headers_of(error) if isinstance(error, dict) else {}
+    return failure_of(status, {**held, **headers}, error)
 
 
 def reported_failure(error: JSON) -> LLMError:
@@ -104,20 +123,22 @@ def failure_of(status: int, headers: Mapping[bytes, bytes], error: JSON) -> LLME
     message = error_message(error)
     if status in (401, 403):  # The message may contain our key, so callers do not get it.
         return Refused(status, "it does not accept this service's key")
-    if status in (400, 413, 422):
+    if status in (400, 413, 422) or (status == 500 and _is_too_long(error, message)):
         return _refusal(error if isinstance(error, dict) else {}, f"the model server refused it: {message}")
     if status == 429:
         return Overloaded(f"the model server is busy: {message}", _retry_after(headers))
-    if status == 503:
+    if status in (503, 529):
         return Unreachable(f"the model server is not ready: {message}", _retry_after(headers))
     return Refused(status, message)
 
 
 def _status_of(error: Mapping[str, JSON]) -> int | None:
     """Returns the status that an error names, by its number or by its kind; None if it names none."""
-    named = [error.get(name) for name in ("code", "status", "status_code", "http_code", "type", "error_type")]
+    named = [error.get(name) for name in ("code", "status", "status_code", "statusCode", "type", "error_type")]
     for said in named:
-        if isinstance(said, int | str) and str(said).isdecimal() and 400 <= int(said) < 600:
+        if isinstance(said, float) and said.is_integer():
+            said = int(said)
+        if isinstance(said, int | str) and re.fullmatch("[45][0-9]{2}", str(said), re.ASCII):
             return int(said)
     kinds = [said for said in named if isinstance(said, str)]
     if any(said in _TOO_LONG for said in kinds):
@@ -147,7 +168,7 @@ def _phrase(status: int) -> str:
 def _is_too_long(error: JSON, message: str) -> bool:
     """Returns whether an error says that the prompt is too long for the context window."""
     fields = error if isinstance(error, dict) else {}
-    if any(fields.get(name) in _TOO_LONG for name in ("code", "type")):
+    if any(fields.get(name) in _TOO_LONG for name in ("code", "type", "error_code", "error_type")):
         return True
     return fields.get("param") not in _LIMITS and bool(_SAYS_TOO_LONG.match(message))
 
@@ -167,11 +188,11 @@ def _retry_after(headers: Mapping[bytes, bytes]) -> int:
     """Returns the seconds of `retry-after-ms` or `Retry-After`, rounded up; 1 if there is neither."""
     milliseconds = _number(headers.get(b"retry-after-ms", b""))
     if milliseconds is not None:
-        return max(ceil(milliseconds / 1000), 0)
+        return min(max(ceil(milliseconds / 1000), 0), _LONGEST_WAIT)
     said = headers.get(b"retry-after", b"").decode("latin-1").strip()
     seconds = _number(said.removesuffix("s").encode("latin-1"))
     if seconds is not None:
-        return max(ceil(seconds), 0)
+        return min(max(ceil(seconds), 0), _LONGEST_WAIT)
     with suppress(ValueError, OverflowError):
         return max(ceil(parsedate_to_datetime(said).timestamp() - time.time()), 1)
     return 1
@@ -187,7 +208,9 @@ def _number(said: bytes) -> float | None:
 
 def error_message(error: JSON) -> str:
     """Returns the message in a server's error, which may be an object, a string or any other JSON value."""
-    said = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
+    said = error
+    if isinstance(error, dict):
+        said = next((error[name] for name in ("message", "detail", "msg") if error.get(name)), error)
     return brief(str(said))
 
 
@@ -214,6 +237,10 @@ def why_unreachable(error: BaseException) -> tuple[str, str]:
     return "no connection", ""
 
 
+WRONG_STRUCTURE = (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error)
+"""The errors of reading an answer whose structure is wrong."""
+
+
 class CheckedAnswer:
     """Context manager for parsing an answer: errors of a wrong structure become a ModelServerError."""
 
@@ -223,7 +250,7 @@ class CheckedAnswer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, AttributeError | IndexError | KeyError | TypeError | ValueError | struct.error):
+        if isinstance(error, WRONG_STRUCTURE):
             raise ModelServerError("the model server's answer makes no sense") from error
 
 

@@ -158,8 +158,10 @@ class OpenAIAPI:
         try:
             listing = await self.http.get(f"{self._api}/models")
         except Refused as refused:
-            if refused.status not in (404, 405, 501):
+            if refused.status in (401, 403):
                 raise
+        except (InvalidRequest, ValueError):  # It has no such list.
+            pass
         else:
             told = self._told(listing)
             window = window or next((told[name] for name in _WINDOWS if isinstance(told.get(name), int)), None)
@@ -170,8 +172,11 @@ class OpenAIAPI:
 
     def _told(self, listing: JSON) -> dict[str, Any]:
         """Returns the list's entry of our model, `meta` included; empty if it is not listed (it may be an alias)."""
-        mine: dict[str, Any] = next((model for model in listing["data"] if model["id"] == self.model_name), {})
-        return {**mine, **(mine.get("meta") or {})}
+        listed = (listing.get("data") or listing.get("models")) if isinstance(listing, dict) else listing
+        models = [model for model in listed if isinstance(model, dict)] if isinstance(listed, list) else []
+        mine: dict[str, Any] = next((model for model in models if model.get("id") == self.model_name), {})
+        meta = mine.get("meta")
+        return {**mine, **meta} if isinstance(meta, dict) else mine
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         path, body = self.request(prompt, sampling, options)

@@ -11,10 +11,15 @@ from comps.core.errors import ModelServerError
 
 _LONGEST = 64_000_000
 """The maximum size of an event, in bytes."""
-KEEP_ALIVE = (b"ping", b"keepalive", b"keep-alive", b"heartbeat")
+_KEEP_ALIVE = (b"ping", b"pong", b"keepalive", b"heartbeat")
 """The names of events that only keep the connection open, which some servers send as data."""
 _BOM = b"\xef\xbb\xbf"
 _SPACE = 32
+
+
+def keeps_alive(name: bytes) -> bool:
+    """Returns whether the name of an event, or its data, says that it only keeps the connection open."""
+    return name.lower().replace(b"-", b"").replace(b"_", b"") in _KEEP_ALIVE
 
 
 class EventStream:
@@ -86,7 +91,7 @@ class EventStream:
         elif not line:
             data, name = b"\n".join(self._lines), self._name
             self._lines, self._name, self._data_length = [], b"", 0
-            if data.strip() and name not in KEEP_ALIVE:
+            if data.strip() and not (name and keeps_alive(name)):
                 self._on_event(data, name)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from comps.core.answers import Forwarding, broken_off, collect
-from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, PromptTooLong, Refused
+from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, PromptTooLong, Refused
 from comps.core.finish_reasons import finish_reason
 from comps.core.ports import Answer
 from comps.core.prompts import plain_roles, text_of
@@ -23,7 +23,7 @@ from comps.core.types import JSON, MANY, Finished, Generation, ModelInfo, Prompt
 from comps.core.unread import left_out
 from comps.model_servers.chat_templates.token_strings import in_characters
 from comps.model_servers.remote.chunks import ChunkReader, parse_chunk, raise_reported, whole_answer
-from comps.model_servers.remote.failures import checked_answer, error_message
+from comps.model_servers.remote.failures import WRONG_STRUCTURE, checked_answer, error_message
 from comps.model_servers.remote.openai_api import OpenAIAPI, wire_message
 from comps.model_servers.remote.parsing import parse_json
 
@@ -35,11 +35,11 @@ _READ = ("tools", "tool_choice", "tool_prompt")
 """The options of these that change the rendered prompt."""
 _NOT_IN_MESSAGES = {"top_k": MANY, "typical_p": 1, "repetition_penalty": 1}
 """The parameters that the Messages API does not know, with their neutral values."""
-_NO_ROUTE = (404, 405, 501)
 _WARPERS = ("temperature", "top_k", "top_p", "typical_p")
 """The parameters that turn sampling on."""
 _OFF: dict[str, float] = {"top_p": 1.0, "typical_p": 1.0}
 """The neutral values of parameters that TGI refuses; they are left out."""
+_LONGEST_NUMBER = 16
 _UNSAID = "unsaid"
 _TOTAL = re.compile(r"must be <= (\d+)\. Given: (\d+) `inputs` tokens and \d+ `max_new_tokens`")
 _INPUT = re.compile(r"`inputs` must have less than (\d+) tokens\. Given: (\d+)")
@@ -167,7 +167,7 @@ class TGI(OpenAIAPI):
         response = await self.http.response("/generate", self._asked(inputs, sampling))
         said = parse_json(response.body)
         said = said[0] if isinstance(said, list) else said
-        if "generated_text" not in said:
+        if not isinstance(said.get("generated_text"), str):
             _raise_reported(said, b"", begun=False)
         details = _details(said) or {}
         text, reason = _cut(str(said["generated_text"]), finish_reason(details.get("finish_reason")), sampling.stop)
@@ -175,14 +175,18 @@ class TGI(OpenAIAPI):
         if type(generated) is not int:
             left_out("usage")
             return Generation(text, reason)
-        usage = Usage(int(counted), generated) if counted.isdigit() else await self._usage(inputs, generated)
+        usage = (
+            Usage(int(counted), generated)
+            if counted.isdigit() and len(counted) < _LONGEST_NUMBER
+            else await self._usage(inputs, generated)
+        )
         return Generation(text, reason, usage)
 
     async def _usage(self, inputs: str, generated: int) -> Usage | None:
         """Returns the usage of a continuation; None if the server does not count the prompt."""
         try:
             return Usage(len(await self._tokenize(inputs)), generated)
-        except ModelServerError:
+        except (LLMError, *WRONG_STRUCTURE):
             left_out("usage")
             return None
 
@@ -191,9 +195,11 @@ class TGI(OpenAIAPI):
         try:
             return await answer
         except Refused as refused:
-            if refused.status not in _NO_ROUTE:
+            if refused.status in (401, 403):
                 raise
-            return None
+        except ValueError:  # It is no JSON.
+            pass
+        return None
 
     def _asked(self, inputs: str, sampling: Sampling) -> dict[str, JSON]:
         return {"inputs": inputs, "parameters": self._parameters(sampling)}
@@ -396,13 +402,14 @@ class _TokenReader:
     def event(self, data: bytes, name: bytes = b"") -> bool:
         said = parse_chunk(data)
         token = said.get("token")
-        if type(token) is not dict:  # Errors have the status 200.
-            if said:
+        if type(token) is not dict:
+            if said.get("error") or "generated_text" not in said:  # Errors have the status 200.
                 _raise_reported(said, name, begun=self.generated > 0)
-            return False
+                return False
+            token = {"text": "" if self.generated else said["generated_text"]}
         self.generated += 1
-        if not token.get("special") and (text := token.get("text")):
-            self.answer.text(text)
+        if token.get("special") is not True and (text := token.get("text")):
+            self.answer.text(str(text))
         if said.get("details") or said.get("generated_text") is not None:
             self._end(_details(said) or {})
         return self.answer.stops.hit and not self.reason

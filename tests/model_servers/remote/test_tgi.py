@@ -328,7 +328,7 @@ async def test_the_prompt_is_counted_where_an_older_tgi_does_not_say_its_length(
         sse(b"data: nonsense\n\n"),
         sse([]),
         sse(),
-        Reply([b'{"generated_text": "a"}']),
+        Reply([b'{"generated_text": null}']),
     ],
 )
 async def test_an_answer_that_is_none_or_has_no_end_is_an_error(reply: Reply) -> None:
