@@ -120,14 +120,17 @@ def _decoded(body: bytes, encoding: bytes, most: int) -> bytes:
     if encoding not in _WINDOWS:
         raise UnsupportedEncoding(encoding.decode("latin-1"), "gzip, deflate")
     for window in _WINDOWS[encoding]:
-        unpacker = zlib.decompressobj(window)
+        unpacked, rest, is_whole = b"", body, False
         try:
-            unpacked = unpacker.decompress(body, most + 1)
+            while rest:  # gzip may have several members.
+                unpacker = zlib.decompressobj(window)
+                unpacked += unpacker.decompress(rest, most + 1 - len(unpacked))
+                if len(unpacked) > most:
+                    raise _too_large(most)
+                rest, is_whole = unpacker.unused_data, unpacker.eof
         except zlib.error:
             continue
-        if len(unpacked) > most:
-            raise _too_large(most)
-        if unpacker.eof:
+        if is_whole:
             return unpacked
     message = f"not {encoding.decode()}, as its content-encoding says"
     raise Malformed(message, "body", [{"type": "json_invalid", "loc": (), "msg": message}])

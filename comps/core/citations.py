@@ -34,12 +34,17 @@ _FENCE = 3
 _DECODER = json.JSONDecoder()
 _MOST_OBJECTS = 100
 """The most places at which JSON is looked for: a text may have any number of braces."""
-_REASONING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL)
+_REASONING = re.compile(
+    r"(\A(?:(?!<think).)*?</think>)|[<\[](think|thinking|thought|reasoning|code|pre)[>\]].*?([<\[]/\2[>\]]|\Z)",
+    re.DOTALL | re.IGNORECASE,
+)
 _LONGEST_NAME = 40
 _NAME_BEFORE = re.compile(r"(?<![\w.])[A-Za-z_]\w*\Z", re.ASCII)
 _USE = re.compile(r" ?([-+*/%|&^]|<<|>>)?=(?!=)| ?[=!<>]=|\.[a-z_]\w*|\(", re.ASCII)
 """What follows an index in code: an assignment, a comparison, an attribute or a call."""
 _VARIABLES = frozenset(("args", "argv", "arr", "array", "df", "dict", "dp", "idx", "lst", "mat", "nums", "obj", "seq"))
+_LITERAL = re.compile(r"(=|\breturn) ?\Z")
+"""What precedes a list of several values in code."""
 _VARIABLES |= frozenset(("str", "tmp", "tuple", "vec", "xs", "ys", *"bcdfghjklmnopqrstuvwxyz"))
 """Names that variables have, and that end no sentence."""
 
@@ -77,6 +82,8 @@ def _is_index(text: str, found: re.Match[str]) -> bool:
     Marks follow words without a space as well (`memory[1]`), so it takes a name that variables have, or what follows an
     index in code.
     """
+    if "," in found[1] and _LITERAL.search(text, max(0, found.start() - _LONGEST_NAME), found.start()):
+        return True
     name = _NAME_BEFORE.search(text, max(0, found.start() - _LONGEST_NAME), found.start())
     if name is None:
         return False

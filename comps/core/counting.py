@@ -11,7 +11,7 @@ from hashlib import blake2b
 from itertools import accumulate, chain, takewhile
 from typing import Any
 
-from comps.core.errors import ModelServerError, PromptTooLong, Refused
+from comps.core.errors import LLMError, ModelServerError, PromptTooLong, Refused
 from comps.core.ports import CountsPrompts, CountsTexts, CountsTokens, FindsTokens, ModelServer
 from comps.core.prompts import all_text_of
 from comps.core.tasks import at_once
@@ -110,7 +110,9 @@ class Count:
         if self.exact:
             try:
                 return await self._exact(prompt, options, texts)
-            except ModelServerError as error:  # No request is to fail because counting fails.
+            except PromptTooLong:
+                raise
+            except LLMError as error:  # No request is to fail because counting fails.
                 self.exact = False
                 if isinstance(error, Refused) and error.status in NO_SUCH_ROUTE:
                     self._counter.can_count = False
@@ -125,7 +127,7 @@ class Count:
         if self.exact:
             try:
                 return (await self._texts([text]))[0]
-            except ModelServerError:
+            except LLMError:
                 self.exact = False
         return estimate(text)
 

@@ -10,7 +10,7 @@ import re
 _WORDS = {
     "stop": (
         *("end_turn", "stop_sequence", "pause_turn", "complete", "completed", "finish"),
-        *("eos_token", "eos", "end_of_text", "word", "done"),
+        *("eos_token", "eos", "end_of_text", "word", "done", "finished", "end"),
     ),
     "length": (
         *("max_tokens", "max_token", "max_output_tokens", "max_length", "model_length", "token_limit", "limit"),
@@ -20,11 +20,12 @@ _WORDS = {
     "content_filter": (
         *("content_filtered", "safety", "image_safety", "recitation", "image_recitation", "language", "blocklist"),
         *("prohibited_content", "image_prohibited_content", "spii", "model_armor", "refusal", "error_toxic"),
-        "guardrail_intervened",
+        *("guardrail_intervened", "sensitive", "image_other"),
     ),
 }
 """The words of Anthropic, Cohere, Google, Mistral, Amazon, TGI, llama.cpp and others, by OpenAI's word."""
 _REASONS = {theirs: ours for ours, words in _WORDS.items() for theirs in words}
+_PREFIX = re.compile(r"^(finish|stop)_?reason[_.]")
 _CAPITAL = re.compile("(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile("[a-z_]{1,40}")
 
@@ -38,5 +39,6 @@ def finish_reason(said: object) -> str:
         return "unknown"
     if said in ("stop", "length", "tool_calls"):
         return said
-    word = _CAPITAL.sub("_", said.strip()).lower().replace("-", "_").replace(" ", "_").removeprefix("finish_reason_")
+    word = _CAPITAL.sub("_", said.strip()).lower().replace("-", "_").replace(" ", "_")
+    word = _PREFIX.sub("", word)
     return _REASONS.get(word, word) if _WORD.fullmatch(word) else "unknown"

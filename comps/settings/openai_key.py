@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from comps.settings.loaded_section import LoadedSection
 _SOURCE = "environment OPENAI_API_KEY"
 _HOST = "api.openai.com"
 """https://platform.openai.com/docs/guides/your-data#data-residency-controls: the regional hosts end in it."""
+_OF_CLASSES = ("OPENAI_API_BASE", "OPENAI_BASE_URL")
+"""The variables that tell LangChain's classes another host."""
 _CLASSES = "langchain_openai:"
 """The beginning of LangChain's classes that ask OpenAI's own host if they get no other URL."""
 
@@ -43,6 +46,8 @@ def _urls(section: LoadedSection) -> Iterator[str]:
     for given in (*section.values.model_server_endpoint.split(","), *settings):
         if isinstance(given, str) and "://" in given:
             yield given.strip()
+    if "class" in section.engine and str(section.engine["class"].value).startswith(_CLASSES):
+        yield from (os.environ[name] for name in _OF_CLASSES if os.environ.get(name))
 
 
 def _is_openai(url: str) -> bool:

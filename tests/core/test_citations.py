@@ -100,6 +100,9 @@ def test_within_backticks_there_is_code_and_no_mark(text: str, expected: list[st
         ('{"a": [1, 2], "b": "see [1]"}', []),
         ('It is {"a": [1, 2]}, says [3].', ["[3]"]),
         ("[1, 2]", []),
+        ("nums = [1, 2]; return [3, 4]; as in [5, 6]", ["[5, 6]"]),
+        ("<THINK>[1]</THINK> [2] <code>x [3]</code> [THINK]y [4][/THINK]", ["[2]"]),
+        ("no opening [1]</think> So [2].", ["[2]"]),
         ("{ [1] } [2]", ["[1]", "[2]"]),
     ],
 )

@@ -23,7 +23,7 @@ Question = Annotated[str, AfterValidator(_not_blank), Field(json_schema_extra={"
 
 _TEXTS = ("text", "page_content", "content", "snippet")
 """The fields that may hold a document's text, the first one that is there: of OPEA, LangChain, Haystack and Cohere."""
-_AROUND = ("kwargs", "node", "text_resource", "data", "document")
+_AROUND = ("kwargs", "node", "text_resource", "data", "document", "payload", "_source", "__data__")
 """The fields that may hold the document itself: of LangChain's serialised form, LlamaIndex (two) and Cohere (two)."""
 _METADATA = ("meta", "extra_info")
 """The fields besides `metadata` that may hold a document's metadata: of Haystack, and of LlamaIndex's older nodes."""
@@ -38,7 +38,8 @@ def _as_document(value: Any) -> Any:
         return {"text": value}
     if not isinstance(value, dict):
         return value
-    value = {name: one for name, one in value.items() if one is not None or name not in _TEXTS}
+    empty = (None, "") if any(value.get(name) for name in _TEXTS) else (None,)
+    value = {name: one for name, one in value.items() if name not in _TEXTS or one not in empty}
     if value.keys().isdisjoint(_TEXTS) and (found := [name for name in _AROUND if isinstance(value.get(name), dict)]):
         inner = value.pop(found[0])
         around = {name: one for name, one in value.items() if found[0] != "kwargs" or name not in _SERIALISED}

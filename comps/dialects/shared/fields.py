@@ -172,7 +172,9 @@ class DocumentsCall(SampledCall):
     def template_options(self) -> dict[str, JSON]:
         """`chat_template`, if it is a Jinja template, which vLLM applies instead of the model's own."""
         template = self.chat_template
-        return {"chat_template": template} if template and ("{%" in template or "{{" in template) else {}
+        if not template or "{question}" in template or "{context}" in template:
+            return {}
+        return {"chat_template": template} if any(opening in template for opening in ("{%", "{{", "{#")) else {}
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         if self.template_options and "chat_template" not in capabilities:

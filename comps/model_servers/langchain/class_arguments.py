@@ -117,12 +117,16 @@ def _keep_keys_of_environment(kind: type[BaseChatModel], by_field: dict[str, Any
     """Give the class another key where it would send one of the environment to a server that this is not for.
 
     Classes look for a key such as OPENAI_API_KEY by themselves, even if they get the URL of another server. It may go
-    to its vendor's own hosts, and wherever the environment itself says.
+    to its vendor's own hosts alone.
     """
-    url = by_field.get(_url_field(kind) or "")
+    given = by_field.get(_url_field(kind) or "")
     for field in kind.model_fields:
         vendor = field.removesuffix("_api_key")
-        if not isinstance(url, str) or vendor == field or field in by_field:
+        if vendor == field or field in by_field:
+            continue
+        said = [os.environ.get(f"{vendor.upper()}_{name}") for name in ("API_BASE", "BASE_URL")]
+        url = next((one for one in (given, *said) if isinstance(one, str) and one), None)
+        if url is None:
             continue
         variable = field.upper()
         if variable in os.environ and not _is_host_of(vendor, url):

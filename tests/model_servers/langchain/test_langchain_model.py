@@ -532,16 +532,16 @@ async def test_closed_it_holds_no_connection_and_can_be_closed_again() -> None:
         await asyncio.wait_for(asyncio.gather(*replay.serving), 5)
 
 
-async def test_a_key_that_the_class_finds_in_the_environment_is_not_shown_either(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("variable", ["OPENAI_API_BASE", "OPENAI_BASE_URL"])
+async def test_a_key_of_the_environment_is_not_sent_to_another_host_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hunter2")
     async with replaying({"/v1/chat/completions": refusing(500)}) as replay:
-        monkeypatch.setenv("OPENAI_API_BASE", f"{replay.url}/v1")  # The environment itself says that it goes there.
-        with pytest.raises(Refused) as caught:
+        monkeypatch.setenv(variable, f"{replay.url}/v1")
+        with pytest.raises(Refused):
             await events_of(await loaded(target("langchain_openai:ChatOpenAI", max_retries=0)))
-    assert "it says no to ***" in str(caught.value)
-    assert replay.asked[0][1]["authorization"] == "Bearer sk-hunter2"
+    assert replay.asked[0][1]["authorization"] == "Bearer none"
 
 
 @pytest.mark.parametrize("by", ["endpoint", "argument"])
