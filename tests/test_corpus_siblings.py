@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from comps.core.answers import Collector
 from comps.dialects.shared.base import GenerationCall
-from comps.model_servers.remote.chunks import ChunkReader
+from comps.model_servers.remote.chunks import ChunkReader, is_done
 from comps.model_servers.remote.sse import EventStream
 from tests.corpus import Case, cases
 from tests.dialects.kinds import KINDS, Kind
@@ -46,7 +46,7 @@ def text_of(stream: bytes, cuts: list[int]) -> str:
     reader = ChunkReader(collector)
 
     def read(data: bytes, name: bytes) -> None:
-        if data != b"[DONE]":
+        if not is_done(data):
             reader.event(data, name)
 
     events = EventStream(read)
