@@ -37,7 +37,8 @@ class RequestSlots:
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
-        self._turn = asyncio.Lock()
+        self._turn: asyncio.Lock | None = None
+        """Held by the answer that stands in the queue; made when the first one has to."""
         self._admitted = False
 
     def slot(self) -> Slot:
@@ -51,9 +52,10 @@ class RequestSlots:
     async def take(self) -> None:
         """Take a slot; see `slot`."""
         admission = self._admission
-        if not (self._turn.locked() or admission.slots.locked()):
+        if not ((self._turn and self._turn.locked()) or admission.slots.locked()):
             await admission.slots.acquire()  # It does not wait.
         else:
+            self._turn = self._turn or asyncio.Lock()
             async with self._turn:
                 await self._wait(admission)
         self._admitted = True

@@ -226,7 +226,7 @@ async def _unless_gone(response: Response, work: Coroutine[Any, Any, None]) -> N
     Raises:
         ClientGone: The client left.
     """
-    task = asyncio.current_task()
+    task = asyncio.current_task(response.loop)
     assert task
     gone = False
 

@@ -26,6 +26,11 @@ class Response(Protocol):
     """The response to one request. Writes return at once and cost the client's connection one HTTP chunk each."""
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The running event loop, which takes a system call to find out."""
+        ...
+
+    @property
     def request_body(self) -> bytes | None:
         """The body of the request, if all of it has arrived already; None: it is to be received."""
         ...
@@ -93,6 +98,10 @@ class SentResponse:
         self._watching: asyncio.Task[None] | None = None
         self._leave: Callable[[], None] | None = None
         self._has_left = False
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
 
     @property
     def request_body(self) -> bytes | None:

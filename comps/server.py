@@ -108,6 +108,10 @@ class DirectResponse:
         """The status line and the headers, until they are sent in one packet with the first part of the body."""
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    @property
     def request_body(self) -> bytes | None:
         cycle = self._cycle
         return None if cycle.more_body or cycle.disconnected else bytes(cycle.body)
@@ -122,13 +126,15 @@ class DirectResponse:
         self._chunked = not has_length and cycle.scope["http_version"] != "1.0"
         content = [STATUS_LINE[status]]
         for name, value in (*cycle.default_headers, *headers):
-            if b"\n" in value or b"\r" in value:
-                raise ValueError(f"a line break in the header {name!r}")
             content += (name, b": ", value, b"\r\n")
         if not cycle.keep_alive:
             content.append(b"connection: close\r\n")
         content.append(b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n")
-        self._head = b"".join(content)
+        head = b"".join(content)
+        lines = len(cycle.default_headers) + len(headers) + (not cycle.keep_alive) + self._chunked + 2
+        if not head.count(b"\n") == head.count(b"\r") == lines:
+            raise ValueError("a line break in a header")
+        self._head = head
 
     def write(self, data: bytes) -> None:
         if self._cycle.disconnected:

@@ -328,7 +328,12 @@ def whole_answer(response: Exchange) -> Generation:
         ModelServerError: The response is no completion, or a choice has no finish reason.
     """
     if not response.headers.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
-        return generation_of(parse_chunk(response.body))
+        body = response.body
+        try:
+            completion = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            completion = None
+        return generation_of(completion if type(completion) is dict else parse_chunk(body))
     collector = Collector()
     reader = ChunkReader(collector)
 
@@ -345,7 +350,8 @@ def whole_answer(response: Exchange) -> Generation:
 
 def generation_of(completion: dict[str, Any]) -> Generation:
     """Parses a `chat.completion` or a `text_completion`; errors are those of `whole_answer`."""
-    raise_reported(completion)
+    if "choices" not in completion or completion.get("error"):
+        raise_reported(completion)
     usage = usage_of(completion["usage"]) if completion.get("usage") else None
     choices = objects(completion.get("choices"), "choices")
     if not choices:
