@@ -336,6 +336,9 @@ class CompletionCall(OpenAICall):
             first, *others = self.prompt
             request = self._request(str(first))
             return [request, *(replace(request, prompt=text) for text in others)]
+        if self.all_documents() or self.prompt_template:
+            field = "documents" if self.all_documents() else "chat_template"
+            raise InvalidRequest("token ids are passed on as they are, so nothing can be written around them", field)
         request = self._request("")
         options = [{**request.options, TOKEN_IDS: ids} for ids in self.prompt]
         return [replace(request, options=one) for one in options]
