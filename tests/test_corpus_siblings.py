@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from comps.core.answers import Collector
 from comps.dialects.shared.base import GenerationCall
-from comps.model_servers.remote.chunks import ChunkReader, is_done
-from comps.model_servers.remote.sse import EventStream
+from comps.model_servers.remote.chunks import ChunkReader
+from comps.model_servers.remote.sse import EventStream, is_done
 from tests.corpus import Case, cases
 from tests.dialects.kinds import KINDS, Kind
 

@@ -113,9 +113,7 @@ class Count:
             except PromptTooLong:
                 raise
             except LLMError as error:  # No request is to fail because counting fails.
-                self.exact = False
-                if isinstance(error, Refused) and error.status in NO_SUCH_ROUTE:
-                    self._counter.can_count = False
+                self._cannot_count(error)
         return estimated_prompt(prompt, options), [estimate(text) for text in texts]
 
     async def prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
@@ -127,9 +125,15 @@ class Count:
         if self.exact:
             try:
                 return (await self._texts([text]))[0]
-            except LLMError:
-                self.exact = False
+            except LLMError as error:
+                self._cannot_count(error)
         return estimate(text)
+
+    def _cannot_count(self, error: LLMError) -> None:
+        """Estimate from here on; without a route that counts, in later requests as well."""
+        self.exact = False
+        if isinstance(error, Refused) and error.status in NO_SUCH_ROUTE:
+            self._counter.can_count = False
 
     async def ends(self, text: str) -> Sequence[int] | None:
         """Where each token of a text that was counted ends, in characters; None if that is not known."""

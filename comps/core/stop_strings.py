@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+from comps.core.answers import Forwarding
+from comps.core.ports import Answer
+from comps.core.types import Finished, TextDelta
 
 
 class StopStrings:
@@ -43,3 +48,37 @@ class StopStrings:
         return next(
             (n for n in range(longest, 0, -1) if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0
         )
+
+
+class Stopped(Forwarding):
+    """Answer that ends before the first stop string, where the model server includes it, or a part of it, in its text.
+
+    Args:
+        answer: The answer to write to.
+        stops: The stop strings.
+    """
+
+    def __init__(self, answer: Answer, stops: Sequence[str]) -> None:
+        super().__init__(answer)
+        self.stops = StopStrings(stops)
+
+    def text(self, text: str, choice: int = 0) -> None:
+        if shown := self.stops.push(text):
+            self._answer.text(shown, choice)
+
+    def delta(self, delta: TextDelta) -> None:
+        text = self.stops.push(delta.text)
+        if text or delta.extra:
+            self._answer.delta(replace(delta, text=text))
+
+    def finished(self, end: Finished) -> None:
+        if rest := self.stops.flush():
+            self._answer.text(rest, end.choice)
+        self._answer.finished(replace(end, reason="stop") if self.stops.hit else end)
+
+
+def cut(text: str, reason: str, stops: Sequence[str]) -> tuple[str, str]:
+    """Returns the text up to the first stop string, and the finish reason."""
+    found = StopStrings(stops)
+    text = found.push(text)
+    return text + found.flush(), "stop" if found.hit else reason

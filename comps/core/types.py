@@ -69,9 +69,13 @@ class Sampling:
     """The maximum number of tokens of prompt (with its chat template) and answer together, at least 1."""
 
 
+SAMPLING_FIELDS = tuple(Sampling.__dataclass_fields__)
+"""The names of the fields of `Sampling`."""
+
+
 def only(sampling: Sampling, names: AbstractSet[str]) -> Sampling:
     """Returns the sampling with the named fields alone; all others are unset."""
-    kept = {name: getattr(sampling, name) for name in Sampling.__dataclass_fields__ if name in names}
+    kept = {name: getattr(sampling, name) for name in SAMPLING_FIELDS if name in names}
     return Sampling(**kept)
 
 

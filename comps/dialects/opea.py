@@ -94,16 +94,11 @@ class OpeaCall(DocumentsCall):
         contradicts = None not in (self.stream, self.streaming) and self.stream != self.streaming
         return [*(["streaming"] if contradicts else []), *super().ignored(capabilities)]
 
-    @property
-    def question(self) -> str:
-        """The question."""
-        raise NotImplementedError(f"{type(self).__name__} asks nothing")
-
-    def _answer_to_question(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
+    def _answer_to_question(self, question: str, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         """A question's whole answer: that of the first microservice, and beside it a `text_completion`, which pipelines
         read from GenAIComps 1.3 on. A body with the older `streaming` comes from before, and gets the first alone."""
         answer = generations[0]
-        document = {"id": metadata.id, "text": answer.text, "prompt": self.question}
+        document = {"id": metadata.id, "text": answer.text, "prompt": question}
         is_old = self.streaming is not None and self.stream is None
         if not is_old or self._switches.stream == "text_completion":
             document = {**document, **framing.text_completion(generations, metadata), "id": metadata.id}
@@ -174,7 +169,7 @@ class _Question(OpeaCall):
         return not self._writes_literals
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
-        return self._answer_to_question(generations, metadata)
+        return self._answer_to_question(self.question, generations, metadata)
 
     def writer(self, metadata: ResponseMetadata, write: Callable[[bytes], None]) -> Writer:
         return self._stream_to_question(metadata, write)
@@ -316,7 +311,7 @@ class MessagesCall(OpeaCall, ChatCall):
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         if self._is_question:
-            return self._answer_to_question(generations, metadata)
+            return self._answer_to_question(self.question, generations, metadata)
         if not (self._enterprise_rag or self._switches.output_guard):
             return super().reply(generations, metadata)
         reply = {

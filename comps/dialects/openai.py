@@ -6,7 +6,6 @@ logprobs …) are passed to those, and reported as ignored by the others.
 
 from __future__ import annotations
 
-import re
 import struct
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
 from comps.core.errors import InvalidRequest, LLMError, UnknownModel
 from comps.core.prompts import text_of
@@ -32,9 +31,20 @@ from comps.core.types import (
 )
 from comps.dialects.shared import framing
 from comps.dialects.shared.base import Dialect, EmbeddingCall, Route, ServiceStatus, Style, Writer
-from comps.dialects.shared.bodies import MOST, Messages
+from comps.dialects.shared.bodies import Messages
 from comps.dialects.shared.fields import MANY, SAMPLED, DocumentsCall, matters
 from comps.dialects.shared.framing import ResponseMetadata
+from comps.dialects.shared.openai_values import (
+    TOKEN_IDS,
+    Function,
+    ResponseFormat,
+    Schema,
+    StreamOptions,
+    Texts,
+    TextsAlone,
+    TokenIds,
+    Tool,
+)
 from comps.dialects.shared.writers import ChatChunks, TextChunks
 
 CHAT = "/v1/chat/completions"
@@ -64,33 +74,6 @@ _READ_HERE = frozenset(("messages", "model", "stream"))
 _NO_OPTIONS = frozenset((*_COMMON_OPTIONS, *_CHAT_OPTIONS, *_TEXT_OPTIONS, "max_total_tokens"))
 """Undeclared fields that are not passed on: OpenAI has them on the other path, and the last one only `Sampling` has."""
 
-Schema = dict[str, Any]
-"""An object in the model server's own form, which is passed through."""
-
-_NAME = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-
-
-def _function(function: Any) -> Any:
-    if not (isinstance(function, dict) and isinstance(name := function.get("name"), str) and _NAME.fullmatch(name)):
-        raise ValueError("a function needs a name of letters, digits, underscores and dashes")
-    return function
-
-
-def _tool(tool: Schema) -> Schema:
-    if not isinstance(tool.get("type"), str):
-        raise ValueError("a tool needs a type")
-    if tool["type"] == "function":
-        _function(tool.get("function"))
-    return tool
-
-
-def _format(form: Schema) -> Schema:
-    if not isinstance(form.get("type"), str):
-        raise ValueError("it needs a type: text, json_object or json_schema")
-    if form["type"] == "json_schema" and not isinstance(form.get("json_schema", form.get("value")), dict):
-        raise ValueError("the type json_schema needs a json_schema, an object")
-    return form
-
 
 @dataclass(frozen=True, slots=True)
 class Switches:
@@ -101,14 +84,6 @@ class Switches:
     """
 
     disable_streaming: bool = False
-
-
-class StreamOptions(BaseModel):
-    """What else a stream has."""
-
-    model_config = ConfigDict(extra="allow")
-
-    include_usage: bool | None = Field(None, description="A last chunk has the usage.")
 
 
 class OpenAICall(DocumentsCall):
@@ -124,9 +99,7 @@ class OpenAICall(DocumentsCall):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
         None, description="Of tokens by their ids, -100 to 100."
     )
-    response_format: Annotated[Schema, AfterValidator(_format)] | None = Field(
-        None, description="text, json_object or json_schema."
-    )
+    response_format: ResponseFormat | None = Field(None, description="text, json_object or json_schema.")
     user: str | None = None
 
     @property
@@ -205,12 +178,10 @@ class ChatCall(OpenAICall):
 
     messages: Messages = Field(description="A list of messages, or one question as a string.")
     max_completion_tokens: int | None = Field(None, gt=0, le=MANY, description="OpenAI's newer name of max_tokens.")
-    tools: list[Annotated[Schema, AfterValidator(_tool)]] | None = None
+    tools: list[Tool] | None = None
     tool_choice: str | Schema | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[Annotated[Schema, AfterValidator(_function)]] | None = Field(
-        None, description="An older form of tools."
-    )
+    functions: list[Function] | None = Field(None, description="An older form of tools.")
     function_call: str | Schema | None = Field(None, description="An older form of tool_choice.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Needs logprobs.")
@@ -270,40 +241,6 @@ class ChatCall(OpenAICall):
 
     def writer(self, metadata: ResponseMetadata, write: Callable[[bytes], None]) -> Writer:
         return ChatChunks(metadata, write, self.include_usage, bool(self.include_report))
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-def _no_ids(items: list[Any]) -> list[Any]:
-    if any(isinstance(item, int | list) for item in items):
-        raise ValueError(
-            "token ids are not read here, since it is the model server's tokenizer that counts; send text "
-            "(LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False)"
-        )
-    return items
-
-
-Texts = Annotated[
-    list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MOST), BeforeValidator(_listed)
-]
-TextsAlone = Annotated[Texts, BeforeValidator(lambda value: _no_ids(_listed(value)))]
-"""Texts; token ids are refused, since they belong to some tokenizer."""
-
-
-def _ids(value: Any) -> Any:
-    """A list of the one list of token ids or the several."""
-    return [value] if isinstance(value, list) and value and isinstance(value[0], int) else value
-
-
-TokenIds = Annotated[
-    list[Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1, max_length=MOST)]],
-    Field(min_length=1, max_length=MOST),
-    BeforeValidator(_ids),
-]
-TOKEN_IDS = "prompt_token_ids"
-"""The option with the ids of a prompt's tokens."""
 
 
 class CompletionCall(OpenAICall):

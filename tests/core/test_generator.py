@@ -10,7 +10,15 @@ from dataclasses import replace
 import pytest
 
 from comps.core.answers import Forwarding, collect, read
-from comps.core.errors import InvalidRequest, ModelServerError, SettingsError, UnknownModel, Unreachable, no_room
+from comps.core.errors import (
+    InvalidRequest,
+    ModelServerError,
+    Refused,
+    SettingsError,
+    UnknownModel,
+    Unreachable,
+    no_room,
+)
 from comps.core.generator import Models, TextGenerator
 from comps.core.ports import Answer
 from comps.core.prompts import RAG_TEMPLATES, fill
@@ -362,3 +370,22 @@ async def test_work_done_at_once_has_stopped_when_one_piece_fails() -> None:
     with pytest.raises(ModelServerError):
         await at_once([endless(), failing()])
     assert stopped.is_set()
+
+
+async def test_a_missing_route_that_counts_costs_an_estimate_and_is_asked_once() -> None:
+    class Missing(Scripted):
+        counted = 0
+
+        async def count_tokens(self, text: str) -> int:
+            self.counted += 1
+            raise Refused(404, "no such route")
+
+    server = Missing()
+    generator = TextGenerator(server, "m")
+    for _ in range(2):
+        plan = await generator.plan(GenerationRequest("what is it", max_total_tokens=50))
+        assert plan.report.counted == "estimate"
+        assert plan.report.prompt_tokens
+        assert (await generator.complete(plan)).reason == "stop"
+        assert server.asked[-1][1].max_tokens == 50 - plan.report.prompt_tokens
+    assert server.counted == 1

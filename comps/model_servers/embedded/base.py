@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, replace
@@ -33,18 +32,17 @@ from comps.core.types import (
     CALLS_ON_DEMAND,
     JSON,
     Embeddings,
-    Finished,
     ModelInfo,
     Prompt,
     Sampling,
-    TextDelta,
     Usage,
 )
+from comps.model_servers.embedded.buffered_answer import BufferedAnswer
 from comps.model_servers.embedded.constraints import JSON_SCHEMA, options_for
 from comps.model_servers.embedded.engine_process import EngineProcess, run_check
 from comps.model_servers.embedded.model_files import find_model
 from comps.model_servers.embedded.questions import Question, question_of
-from comps.model_servers.embedded.tool_calls import Piece, Reader, is_recognised
+from comps.model_servers.embedded.tool_calls import is_recognised
 from comps.model_servers.target import Target, need
 
 log = logging.getLogger("opea_llm")
@@ -221,7 +219,7 @@ class Embedded:
                 self._generate_choice(
                     engine,
                     {**question.asked, **question.constrained, "sampling": asdict(replace(sampling, seed=seed))},
-                    _BufferedAnswer(choices.part(number) if count > 1 else answer, question.reader(), echoed),
+                    BufferedAnswer(choices.part(number) if count > 1 else answer, question.reader(), echoed),
                     counts_prompt=number == 0,
                 )
                 for number, seed in enumerate(seeds)
@@ -229,7 +227,7 @@ class Embedded:
         )
 
     async def _generate_choice(
-        self, engine: EngineProcess, body: Mapping[str, JSON], answer: _BufferedAnswer, *, counts_prompt: bool
+        self, engine: EngineProcess, body: Mapping[str, JSON], answer: BufferedAnswer, *, counts_prompt: bool
     ) -> None:
         try:
             last = await engine.ask({"generate": body}, lambda part: answer.push(part["text"]))
@@ -329,77 +327,6 @@ class Embedded:
         self._engine = self._info = None
         if engine:
             await asyncio.to_thread(engine.close, *(() if loaded else (0.0,)))
-
-
-class _BufferedAnswer:
-    """Writes what the engine generates to an answer as it comes, and buffers what comes while the answer is full.
-
-    An engine computes at its own pace and does not wait for a slow reader. So the buffer may hold what is left of the
-    answer, which `max_tokens` and the context window bound.
-
-    Args:
-        answer: Where it is written to.
-        reader: Reads tool calls in the text; None: all of it is text.
-        echoed: What is written before the first piece.
-    """
-
-    def __init__(self, answer: Answer, reader: Reader | None = None, echoed: str = "") -> None:
-        self._answer = answer
-        self._reader = reader
-        self._echoed = echoed
-        self._buffer: deque[Piece] = deque()
-        self._flushing: asyncio.Task[None] | None = None
-
-    def push(self, text: str) -> None:
-        """Write a piece of text, which may be empty."""
-        if self._echoed:
-            text, self._echoed = self._echoed + text, ""
-        if self._reader is None:
-            if text:
-                self._write(text)
-            return
-        for piece in self._reader.push(text):
-            self._write(piece)
-
-    def end(self) -> None:
-        """Write what is left at the end."""
-        for piece in self._reader.flush() if self._reader else ():
-            self._write(piece)
-
-    def finish(self, reason: str, usage: Usage) -> None:
-        """Write the end of the answer, which the engine has ended for `reason`."""
-        if self._reader and self._reader.called and reason == "stop":
-            reason = self._reader.reason
-        self._answer.finished(Finished(reason, usage))
-
-    def _write(self, piece: Piece) -> None:
-        if not (self._buffer or self._answer.full):
-            self._write_through(piece)
-            return
-        self._buffer.append(piece)
-        if self._flushing is None or self._flushing.done():
-            self._flushing = asyncio.ensure_future(self._write_buffer())
-
-    def _write_through(self, piece: Piece) -> None:
-        if isinstance(piece, str):
-            self._answer.text(piece)
-        else:
-            self._answer.delta(TextDelta("", extra=piece))
-
-    async def flush(self) -> None:
-        """Wait until the buffer is empty."""
-        if self._flushing:
-            await self._flushing
-
-    def close(self) -> None:
-        """Write nothing any more."""
-        if self._flushing:
-            self._flushing.cancel()
-
-    async def _write_buffer(self) -> None:
-        while self._buffer:
-            await self._answer.drain()
-            self._write_through(self._buffer.popleft())
 
 
 async def _in_daemon_thread(work: Callable[[], str]) -> str:

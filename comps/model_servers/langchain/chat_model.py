@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -16,7 +15,7 @@ from pydantic import ConfigDict, SkipValidation
 
 from comps.core.answers import collect, read
 from comps.core.ports import Answer, Completes, ModelServer
-from comps.core.types import JSON, Generation, Prompt, Sampling
+from comps.core.types import JSON, SAMPLING_FIELDS, Generation, Prompt, Sampling
 from comps.model_servers.langchain.chunks import chunk_of, whole_of
 from comps.model_servers.langchain.messages import message_of
 from comps.model_servers.langchain.sync import one_by_one, wait_for
@@ -26,9 +25,8 @@ Asked: TypeAlias = tuple[Prompt, Sampling, dict[str, JSON]]
 
 CONTINUE = "continue_text"
 """The call argument that says: the one message is text to continue, not a conversation to answer."""
-_SAMPLING = tuple(field.name for field in fields(Sampling))
 _NO_OPTIONS = frozenset(
-    (*_SAMPLING, CONTINUE, "extra_body", "messages", "model", "stream", "stream_options", "stream_usage")
+    (*SAMPLING_FIELDS, CONTINUE, "extra_body", "messages", "model", "stream", "stream_options", "stream_usage")
 )
 """Arguments that are no options: they have a place of their own, or a request to the model server holds them anyway."""
 
@@ -121,7 +119,7 @@ class AnswersChat(_Base):
 
 def sampling_of(given: Mapping[str, Any]) -> Sampling:
     """The sampling fields among the arguments of a call."""
-    values = {name: given[name] for name in _SAMPLING if name in given}
+    values = {name: given[name] for name in SAMPLING_FIELDS if name in given}
     stop = values.get("stop") or ()
     return Sampling(**{**values, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
 
@@ -169,7 +167,7 @@ class ChatModelServer(AnswersChat, BaseChatModel):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
-        return {"model": self.model, **{name: getattr(self, name) for name in _SAMPLING}}
+        return {"model": self.model, **{name: getattr(self, name) for name in SAMPLING_FIELDS}}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
@@ -184,7 +182,7 @@ class ChatModelServer(AnswersChat, BaseChatModel):
         return params
 
     def _sampling(self, stop: Sequence[str] | None, given: Mapping[str, Any]) -> Sampling:
-        own = {name: getattr(self, name) for name in _SAMPLING}
+        own = {name: getattr(self, name) for name in SAMPLING_FIELDS}
         return sampling_of({**own, **given, "stop": self.stop if stop is None else stop})
 
     def _asked(self, messages: list[BaseMessage], stop: Sequence[str] | None, given: Mapping[str, Any]) -> Asked:

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from inspect import iscoroutinefunction
 from typing import Any
 
@@ -16,7 +16,8 @@ from pydantic import SecretStr, ValidationError
 from comps.core.answers import Collector
 from comps.core.errors import LLMError, SettingsError, Unreachable
 from comps.core.ports import Answer
-from comps.core.types import JSON, Finished, Generation, ModelInfo, Prompt, Sampling, only
+from comps.core.stop_strings import Stopped
+from comps.core.types import JSON, SAMPLING_FIELDS, Finished, Generation, ModelInfo, Prompt, Sampling, only
 from comps.model_servers.langchain.chunks import MessageReader
 from comps.model_servers.langchain.class_arguments import (
     address_of,
@@ -28,10 +29,8 @@ from comps.model_servers.langchain.class_arguments import (
 )
 from comps.model_servers.langchain.failures import translated
 from comps.model_servers.langchain.messages import FOR_MESSAGES, to_langchain
-from comps.model_servers.remote.tgi import Stopped
 from comps.model_servers.target import Target
 
-_SAMPLING = tuple(field.name for field in fields(Sampling))
 _URL = re.compile(r"\w+://[^\s'\"<>)]+")
 
 
@@ -65,7 +64,7 @@ class LangChainModel:
         self._address = address_of(self._class, self._arguments)
         self._fields = {
             name: field
-            for name in _SAMPLING
+            for name in SAMPLING_FIELDS
             if name not in self._of_calls | {"stop"} and (field := field_of(self._class, name))
         }
         """Sampling fields, and the fields of the class for them."""
@@ -143,7 +142,7 @@ class LangChainModel:
         keeps to them."""
         if self._model is None:
             raise Unreachable(f"{self._path} is still being made")
-        given = {name: value for name in _SAMPLING if (value := getattr(sampling, name)) is not None}
+        given = {name: value for name in SAMPLING_FIELDS if (value := getattr(sampling, name)) is not None}
         own = {field: given[name] for name, field in self._fields.items() if name in given}
         model = self._model.model_copy(update=own) if own else self._model
         call = {name: value for name, value in {**options, **given}.items() if name in self._of_calls}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
@@ -13,7 +12,7 @@ from langchain_core.globals import get_llm_cache
 from langchain_core.runnables.config import ensure_config
 
 from comps.core.ports import ABILITIES, Answer, ModelServer
-from comps.core.types import JSON, Generation, ModelInfo, Prompt, Sampling
+from comps.core.types import JSON, SAMPLING_FIELDS, Generation, ModelInfo, Prompt, Sampling
 from comps.model_servers.langchain.chat_model import CONTINUE, AnswersChat
 from comps.model_servers.langchain.chunks import MessageReader, generation_of
 from comps.model_servers.langchain.langchain_model import LangChainModel
@@ -28,8 +27,6 @@ CHAT_MODELS: dict[type[Any], str] = {
 }
 """LangChain's own classes by the kind of model server, subclasses first. They are imported when they are needed, since
 one brings OpenAI's SDK, which takes long."""
-
-_SAMPLING = tuple(field.name for field in fields(Sampling))
 
 
 def through_langchain(server: ModelServer, model: str = "") -> ModelServer:
@@ -109,7 +106,7 @@ class ThroughLangChain:
 
 def _call(prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON]) -> dict[str, Any]:
     """The arguments of a call of a chat model besides the messages."""
-    given = {name: value for name in _SAMPLING if (value := getattr(sampling, name)) is not None}
+    given = {name: value for name in SAMPLING_FIELDS if (value := getattr(sampling, name)) is not None}
     given["stop"] = list(sampling.stop) or None
     if isinstance(prompt, str):
         given[CONTINUE] = True

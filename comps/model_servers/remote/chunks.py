@@ -23,7 +23,7 @@ from comps.core.unread import left_out
 from comps.model_servers.remote.exchange import Exchange
 from comps.model_servers.remote.failures import error_message, reported_failure
 from comps.model_servers.remote.parsing import parse_json
-from comps.model_servers.remote.sse import EventStream, keeps_alive
+from comps.model_servers.remote.sse import EventStream, is_done, keeps_alive
 
 _PLAIN = frozenset(("role", "content"))
 """The fields of a delta or message that do not go into the extra fields."""
@@ -37,7 +37,6 @@ _CODED = {"code", "status", "status_code", "statusCode", "error_type", "detail"}
 """The fields of an object that is an error itself."""
 _WAITS = ("retry_after", "headers")
 _LONGEST_NUMBER = 15
-_BRACE = ord("{")
 _MOST = 2**53
 """The largest count that is read."""
 _THOUGHT = re.compile("^(think|thought|reason)")
@@ -133,11 +132,6 @@ class ChunkReader:
             raise broken_off()
         for place, (number, reason) in enumerate(sorted(self.reasons.items())):
             self.answer.finished(Finished(reason, None if place else self.usage, number))
-
-
-def is_done(data: bytes) -> bool:
-    """Returns whether the data of an event ends the stream."""
-    return data == b"[DONE]" or (data[0] != _BRACE and data.strip(b' \t"') == b"[DONE]")
 
 
 def parse_chunk(data: bytes, name: bytes = b"") -> dict[str, Any]:

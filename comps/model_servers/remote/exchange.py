@@ -14,7 +14,7 @@ from typing import Protocol
 from comps.core.errors import ModelServerError
 from comps.core.errors import Timeout as ServerTimeout
 from comps.core.ports import Answer
-from comps.model_servers.remote.sse import EventStream
+from comps.model_servers.remote.sse import BRACE, EventStream, is_done
 from comps.model_servers.target import Access
 
 NEVER = float("inf")
@@ -24,7 +24,6 @@ MOST_OF_WHOLE = 1_000_000_000
 """The maximum size of a whole answer, in bytes."""
 _NO_STREAM = (b"application/json", b"text/html")
 """Media types that are certainly no event stream. Other types are parsed as one, since servers may mislabel it."""
-_BRACE = ord("{")
 _REST_SECONDS = 0.05
 """The deadline for the end of the body after the last event, in seconds."""
 _PIECE = 65536
@@ -340,7 +339,7 @@ class StreamExchange(Exchange):
     def _event(self, data: bytes, name: bytes) -> None:
         if self.ended or self.is_done:
             return
-        if data[0] != _BRACE and data.strip(b' \t"') == b"[DONE]":
+        if data[0] != BRACE and is_done(data):
             self.is_done = True
             return
         self.deadlines.last_event = self._now()

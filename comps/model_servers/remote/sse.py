@@ -13,6 +13,8 @@ _LONGEST = 64_000_000
 """The maximum size of an event, in bytes."""
 _KEEP_ALIVE = (b"ping", b"pong", b"keepalive", b"heartbeat")
 """The names of events that only keep the connection open, which some servers send as data."""
+BRACE = ord("{")
+"""The first byte of nearly all data."""
 _BOM = b"\xef\xbb\xbf"
 _SPACE = 32
 
@@ -20,6 +22,11 @@ _SPACE = 32
 def keeps_alive(name: bytes) -> bool:
     """Returns whether the name of an event, or its data, says that it only keeps the connection open."""
     return name.lower().replace(b"-", b"").replace(b"_", b"") in _KEEP_ALIVE
+
+
+def is_done(data: bytes) -> bool:
+    """Returns whether the data of an event ends the stream: `[DONE]`, however it is quoted."""
+    return data.strip(b' \t"') == b"[DONE]"
 
 
 class EventStream:

@@ -5,47 +5,46 @@ Source: its router, https://github.com/huggingface/text-generation-inference, ro
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from types import MappingProxyType
 from typing import TypeVar
 
-from comps.core.answers import Forwarding, broken_off, collect
-from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, PromptTooLong, Refused
+from comps.core.answers import broken_off, collect
+from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused
 from comps.core.finish_reasons import finish_reason
 from comps.core.ports import Answer
 from comps.core.prompts import plain_roles, text_of
-from comps.core.stop_strings import StopStrings
-from comps.core.types import JSON, MANY, Finished, Generation, ModelInfo, Prompt, Sampling, TextDelta, Usage, only
+from comps.core.stop_strings import Stopped, cut
+from comps.core.types import JSON, Finished, Generation, ModelInfo, Prompt, Sampling, Usage, only
 from comps.core.unread import left_out
 from comps.model_servers.chat_templates.token_strings import in_characters
-from comps.model_servers.remote.chunks import ChunkReader, parse_chunk, raise_reported, whole_answer
-from comps.model_servers.remote.failures import WRONG_STRUCTURE, checked_answer, error_message
+from comps.model_servers.remote.chunks import whole_answer
+from comps.model_servers.remote.failures import WRONG_STRUCTURE, checked_answer
 from comps.model_servers.remote.openai_api import OpenAIAPI, wire_message
 from comps.model_servers.remote.parsing import parse_json
+from comps.model_servers.remote.tgi_answers import (
+    HONOURED,
+    NOT_IN_MESSAGES,
+    OPTIONS,
+    MessagesReader,
+    TokenReader,
+    chat_reason,
+    details_of,
+    raise_tgi_error,
+    refusals,
+)
 
 T = TypeVar("T")
 
-_OPTIONS = frozenset(("tools", "tool_choice", "tool_prompt", "response_format", "logprobs", "top_logprobs"))
-"""The options that only the Messages API supports."""
 _READ = ("tools", "tool_choice", "tool_prompt")
 """The options of these that change the rendered prompt."""
-_NOT_IN_MESSAGES = {"top_k": MANY, "typical_p": 1, "repetition_penalty": 1}
-"""The parameters that the Messages API does not know, with their neutral values."""
 _WARPERS = ("temperature", "top_k", "top_p", "typical_p")
 """The parameters that turn sampling on."""
 _OFF: dict[str, float] = {"top_p": 1.0, "typical_p": 1.0}
 """The neutral values of parameters that TGI refuses; they are left out."""
 _LONGEST_NUMBER = 16
-_UNSAID = "unsaid"
-_TOTAL = re.compile(r"must be <= (\d+)\. Given: (\d+) `inputs` tokens and \d+ `max_new_tokens`")
-_INPUT = re.compile(r"`inputs` must have less than (\d+) tokens\. Given: (\d+)")
-_FIELD = re.compile(r"`(\w+)`|type: (?:parameters\.)?(\w+)")
-"""The field in TGI's errors: for an invalid value, and for an invalid body."""
-_OURS = {"max_new_tokens": "max_tokens", "grammar": "response_format"}
 
 
 class TGI(OpenAIAPI):
@@ -56,7 +55,7 @@ class TGI(OpenAIAPI):
     """
 
     stops_whole = True
-    honoured = (OpenAIAPI.honoured | set(_NOT_IN_MESSAGES)) - {"presence_penalty"}
+    honoured = HONOURED
     embed = None  # type: ignore[assignment]  # TGI has no embeddings; None removes the ability.
 
     _max_stops = 4
@@ -73,21 +72,21 @@ class TGI(OpenAIAPI):
         window = info.get("max_total_tokens")
         return ModelInfo(
             self.model_name,
-            self._context_window or (int(window) if window else None),
-            self.honoured | _OPTIONS | {"messages.tool_calls"},  # A message's `name` is accepted, but has no effect.
+            self._context_window or (window if type(window) is int else None),
+            self.honoured | OPTIONS | {"messages.tool_calls"},  # A message's `name` is accepted, but has no effect.
             base=self._base,
         )
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         prompt, wanted = plain_roles(prompt), _wanted(options)
         stopped = Stopped(answer, sampling.stop)
-        with checked_answer(), _refusals():
+        with checked_answer(), refusals():
             inputs = await self._inputs(prompt, sampling, wanted)
             if inputs is not None:
                 await self._continue(inputs, sampling, stopped)
                 return
             path, body = self.request(prompt, sampling, wanted)
-            reader = _MessagesReader(stopped)
+            reader = MessagesReader(stopped)
             body = {**body, "stream": True, "stream_options": {"include_usage": True}}
             await self.http.stream(path, body, reader)
             reader.close()
@@ -97,14 +96,14 @@ class TGI(OpenAIAPI):
         if not self.asks_whole:
             return await collect(self.generate, prompt, sampling, options)
         prompt, wanted = plain_roles(prompt), _wanted(options)
-        with checked_answer(), _refusals():
+        with checked_answer(), refusals():
             inputs = await self._inputs(prompt, sampling, wanted)
             if inputs is not None:
                 return await self._continue_whole(inputs, sampling)
             path, body = self.request(prompt, sampling, wanted)
             generation = whole_answer(await self.http.response(path, body))
         called = bool((generation.extra or {}).get("tool_calls"))
-        text, reason = _cut(generation.text, _chat_reason(generation.reason, called), sampling.stop)
+        text, reason = cut(generation.text, chat_reason(generation.reason, called), sampling.stop)
         return replace(generation, text=text, reason=reason)
 
     async def count_tokens(self, text: str) -> int:
@@ -154,7 +153,7 @@ class TGI(OpenAIAPI):
 
     async def _continue(self, inputs: str, sampling: Sampling, answer: Stopped) -> None:
         """Write the continuation of a text, with TGI's own API."""
-        reader = _TokenReader(answer)
+        reader = TokenReader(answer)
         await self.http.stream("/generate_stream", self._asked(inputs, sampling), reader)
         if reader.ended:
             return
@@ -168,9 +167,9 @@ class TGI(OpenAIAPI):
         said = parse_json(response.body)
         said = said[0] if isinstance(said, list) else said
         if not isinstance(said.get("generated_text"), str):
-            _raise_reported(said, b"", begun=False)
-        details = _details(said) or {}
-        text, reason = _cut(str(said["generated_text"]), finish_reason(details.get("finish_reason")), sampling.stop)
+            raise_tgi_error(said, b"", begun=False)
+        details = details_of(said) or {}
+        text, reason = cut(str(said["generated_text"]), finish_reason(details.get("finish_reason")), sampling.stop)
         generated, counted = details.get("generated_tokens"), response.headers.get(b"x-prompt-tokens", b"")
         if type(generated) is not int:
             left_out("usage")
@@ -236,7 +235,7 @@ class TGI(OpenAIAPI):
             fields = {name: value for name, value in fields.items() if name not in _WARPERS} | {"temperature": 0}
         if lost := _lost_in_messages(sampling):
             raise InvalidRequest("the model server does not know it together with tools and the like", lost[0])
-        return {name: value for name, value in fields.items() if name not in _NOT_IN_MESSAGES}
+        return {name: value for name, value in fields.items() if name not in NOT_IN_MESSAGES}
 
     def _stops(self, sampling: Sampling) -> list[str]:
         """Returns as many stop strings as the server accepts; `Stopped` searches for all of them."""
@@ -309,17 +308,9 @@ def _lost_in_messages(sampling: Sampling) -> list[str]:
     greedy = sampling.temperature == 0
     return [
         name
-        for name, off in _NOT_IN_MESSAGES.items()
+        for name, off in NOT_IN_MESSAGES.items()
         if getattr(sampling, name) not in (None, off) and not (greedy and name in _WARPERS)
     ]
-
-
-def _details(said: Mapping[str, JSON]) -> dict[str, JSON] | None:
-    """Returns the `details` of an answer, or of its last token."""
-    details = said.get("details")
-    if details is not None and not isinstance(details, dict):
-        left_out("details")
-    return details if isinstance(details, dict) else None
 
 
 def _has_other_parts(prompt: Prompt) -> bool:
@@ -334,7 +325,7 @@ def _has_other_parts(prompt: Prompt) -> bool:
 
 def _wanted(options: Mapping[str, JSON]) -> dict[str, JSON]:
     """Returns the options that the server supports, in its own form."""
-    return _in_its_words({name: value for name, value in options.items() if name in _OPTIONS and value})
+    return _in_its_words({name: value for name, value in options.items() if name in OPTIONS and value})
 
 
 def _in_its_words(options: dict[str, JSON]) -> dict[str, JSON]:
@@ -347,143 +338,3 @@ def _in_its_words(options: dict[str, JSON]) -> dict[str, JSON]:
     if form.get("type") == "json_schema" and "value" not in form:
         return {**options, "response_format": {"type": "json_schema", "value": form.get("json_schema")}}
     return options
-
-
-class Stopped(Forwarding):
-    """Answer that ends before the first stop string. TGI itself includes stop strings, or parts of them, in its text.
-
-    Args:
-        answer: The answer to write to.
-        stops: The stop strings.
-    """
-
-    def __init__(self, answer: Answer, stops: Sequence[str]) -> None:
-        super().__init__(answer)
-        self.stops = StopStrings(stops)
-
-    def text(self, text: str, choice: int = 0) -> None:
-        if shown := self.stops.push(text):
-            self._answer.text(shown, choice)
-
-    def delta(self, delta: TextDelta) -> None:
-        text = self.stops.push(delta.text)
-        if text or delta.extra:
-            self._answer.delta(replace(delta, text=text))
-
-    def finished(self, end: Finished) -> None:
-        if rest := self.stops.flush():
-            self._answer.text(rest, end.choice)
-        self._answer.finished(replace(end, reason="stop") if self.stops.hit else end)
-
-
-def _cut(text: str, reason: str, stops: Sequence[str]) -> tuple[str, str]:
-    """Returns the text up to the first stop string, and the finish reason."""
-    found = StopStrings(stops)
-    text = found.push(text)
-    return text + found.flush(), "stop" if found.hit else reason
-
-
-class _TokenReader:
-    """Parses the events of `/generate_stream`, one token each.
-
-    Args:
-        answer: The answer to write to.
-    """
-
-    def __init__(self, answer: Stopped) -> None:
-        self.answer = answer
-        self.generated = 0
-        """The number of tokens so far."""
-        self.reason = ""
-        """The finish reason, once the last token has arrived."""
-        self.ended = False
-        """Whether the end has been written."""
-
-    def event(self, data: bytes, name: bytes = b"") -> bool:
-        said = parse_chunk(data)
-        token = said.get("token")
-        if type(token) is not dict:
-            if said.get("error") or "generated_text" not in said:  # Errors have the status 200.
-                _raise_reported(said, name, begun=self.generated > 0)
-                return False
-            token = {"text": "" if self.generated else said["generated_text"]}
-        self.generated += 1
-        if token.get("special") is not True and (text := token.get("text")):
-            self.answer.text(str(text))
-        if said.get("details") or said.get("generated_text") is not None:
-            self._end(_details(said) or {})
-        return self.answer.stops.hit and not self.reason
-
-    def _end(self, details: Mapping[str, JSON]) -> None:
-        self.reason = finish_reason(details.get("finish_reason"))
-        generated, prompt_tokens = details.get("generated_tokens"), details.get("input_length")
-        self.generated = generated if type(generated) is int else self.generated
-        if type(prompt_tokens) is int:  # Older versions leave it out.
-            self.answer.finished(Finished(self.reason, Usage(prompt_tokens, self.generated)))
-            self.ended = True
-
-
-class _MessagesReader(ChunkReader):
-    """Parses the chunks of the Messages API. After a tool call they have a usage, but no finish reason."""
-
-    def __init__(self, answer: Stopped) -> None:
-        super().__init__(answer)
-        self._stops = answer.stops
-
-    def event(self, data: bytes, name: bytes = b"") -> bool:
-        # Within a JSON string, the quotes would be escaped.
-        if b'"error"' in data:
-            _raise_reported(parse_chunk(data), name, self._begun)
-        super().event(data, name)
-        return self._stops.hit
-
-    def close(self) -> None:
-        if self._stops.hit and not self.reasons:
-            self.reasons[0] = "stop"
-        elif not self.reasons and self.usage is not None:
-            self.reasons[0] = _UNSAID
-        called = bool(self.calls)
-        for number, reason in self.reasons.items():
-            self.reasons[number] = _chat_reason(reason, called)
-        super().close()
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Context manager that adds the field in TGI's message to an InvalidRequest."""
-    try:
-        yield
-    except InvalidRequest as error:
-        if error.field or isinstance(error, PromptTooLong):
-            raise
-        raise _refused(str(error)) from None
-
-
-def _chat_reason(reason: str, called: bool) -> str:
-    """Returns the finish reason. TGI gives `stop` or none for a tool call, and none for one that is cut off early."""
-    if reason == _UNSAID:
-        return "tool_calls" if called else "length"
-    return "tool_calls" if called and reason == "stop" else reason
-
-
-def _raise_reported(said: dict[str, JSON], name: bytes, begun: bool) -> None:
-    """Raise the error within a stream, if it is one; the Messages API gives only its message. See `raise_reported`."""
-    message = error_message(said.get("error"))
-    if message.startswith("Model is overloaded"):
-        raise Overloaded(f"the model server is busy: {message}")
-    if message.startswith(("Input validation error", "Template error", "Tool error", "Missing template")):
-        raise _refused(f"the model server refused it: {message}")
-    raise_reported(said, name, begun=begun)
-
-
-def _refused(message: str) -> InvalidRequest:
-    if found := _INPUT.search(message):
-        # The limit of `inputs` is the window less one token for the answer.
-        return PromptTooLong(int(found[2]), int(found[1]) + 1)
-    if (found := _TOTAL.search(message)) and int(found[2]) >= int(found[1]):
-        return PromptTooLong(int(found[2]), int(found[1]))
-    if found:
-        return InvalidRequest(message, "max_tokens")
-    named = [next(filter(None, groups)) for groups in _FIELD.findall(message)]
-    ours = [_OURS.get(name, name) for name in named]
-    return InvalidRequest(message, next((name for name in ours if name in TGI.honoured | _OPTIONS), None))
