@@ -100,6 +100,7 @@ def arguments_of(kind: type[BaseChatModel], path: str, given: Mapping[str, JSON]
     if target.access.api_key and (field := field_of(kind, "api_key") or _ending(kind, "api_key")):
         by_field.setdefault(field, SecretStr(target.access.api_key))
     _keep_keys_of_environment(kind, by_field)
+    _share_no_client(kind, by_field)
     for setting in fields(Access):
         if setting.name != "api_key" and getattr(target.access, setting.name) != setting.default:
             raise SettingsError(f"{setting.name}: not known to a LangChain class; set an argument of {path} instead")
@@ -132,6 +133,18 @@ def _keep_keys_of_environment(kind: type[BaseChatModel], by_field: dict[str, Any
         if variable in os.environ and not _is_host_of(vendor, url):
             log.warning("environment %s: not sent to %s; LLM_API_KEY is its key", variable, shown(urlsplit(url)))
             by_field[field] = SecretStr(_NO_KEY)
+
+
+def _share_no_client(kind: type[BaseChatModel], by_field: dict[str, Any]) -> None:
+    """Give the class a timeout with which `langchain_openai` makes an HTTP client of its own.
+
+    It caches one client for each address and timeout. Closed with one chat model, it would fail for every later one.
+    A timeout that cannot be hashed, such as `openai.Timeout`, is not cached.
+    """
+    if any(base.__module__.startswith("langchain_openai.") for base in kind.__mro__):
+        seconds = by_field.get("request_timeout")
+        if seconds is None or isinstance(seconds, int | float):
+            by_field["request_timeout"] = import_module("openai").Timeout(seconds)
 
 
 def _is_host_of(vendor: str, url: str) -> bool:

@@ -157,9 +157,12 @@ class LangChainModel:
         return prompt, only(sampling, {"stop", *self._fields, *self._of_calls}), told
 
     async def aclose(self) -> None:
-        """LangChain knows no way to close a chat model; most keep a client that can be closed."""
-        held = list(vars(self._model).values()) if self._model else []
-        self._model = None
+        """LangChain knows no way to close a chat model; the fields of most have a client that can be closed.
+
+        One that a class caches outside its fields, as `langchain_anthropic` does, may be shared, and is left open.
+        """
+        model, self._model = self._model, None
+        held = [getattr(model, name) for name in type(model).model_fields] if model else []
         for one in held:
             for name in ("aclose", "close"):
                 if iscoroutinefunction(close := getattr(one, name, None)):

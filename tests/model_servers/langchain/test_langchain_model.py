@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from functools import cache, cached_property
 from typing import Any
 
 import aiohttp
@@ -141,6 +142,22 @@ class Whole(Model):
 
     def answer(self, messages: list[BaseMessage], stop: Any, kwargs: dict[str, Any]) -> AIMessage:
         return AIMessage("", tool_calls=[{"name": "f", "args": {"a": 1}, "id": "1"}])
+
+
+@cache
+def shared_client() -> httpx.AsyncClient:
+    return httpx.AsyncClient()
+
+
+class Sharing(Model):
+    """Keeps outside its fields an HTTP client that others have as well, as `langchain_anthropic` does."""
+
+    @cached_property
+    def client(self) -> httpx.AsyncClient:
+        return shared_client()
+
+    def answer(self, messages: list[BaseMessage], stop: Any, kwargs: dict[str, Any]) -> AIMessage:
+        return AIMessage("closed" if self.client.is_closed else "open")
 
 
 class NeedsDriver(Model):
@@ -522,14 +539,24 @@ async def test_a_class_that_cannot_be_made_is_an_error_of_the_settings(one: Targ
         await loaded(one)
 
 
-async def test_closed_it_holds_no_connection_and_can_be_closed_again() -> None:
+async def test_closed_it_holds_no_connection_can_be_closed_again_and_another_at_its_address_answers() -> None:
     reply = sse({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]})
     async with replaying({"/v1/chat/completions": reply}) as replay:
-        server = await loaded(target("langchain_openai:ChatOpenAI", f"{replay.url}/v1", Access(api_key="k")))
-        await events_of(server)
-        await server.aclose()
-        await server.aclose()
+        one = target("langchain_openai:ChatOpenAI", f"{replay.url}/v1", Access(api_key="k"))
+        first = await loaded(one)
+        await events_of(first)
+        await first.aclose()
+        await first.aclose()
         await asyncio.wait_for(asyncio.gather(*replay.serving), 5)
+        assert await events_of(await loaded(one))
+
+
+async def test_a_client_that_a_class_shares_is_left_open() -> None:
+    first, second = await loaded(target("Sharing")), await loaded(target("Sharing"))
+    assert await text_of(first) == "open"
+    await first.aclose()
+    assert await text_of(second) == "open"
+    await shared_client().aclose()
 
 
 @pytest.mark.parametrize("variable", ["OPENAI_API_BASE", "OPENAI_BASE_URL"])
