@@ -27,7 +27,7 @@ from comps.core.ports import Loads, ModelServer
 from comps.core.sockets import notice_silence
 from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
 from comps.preview import ModelPreview, show
-from comps.server import ServerProtocol
+from comps.server import Server, ServerProtocol
 from comps.settings import Settings, read_text
 from comps.telemetry import start_log
 
@@ -68,7 +68,7 @@ def serve(config: ConfigFile = None) -> None:
             raise service.failed
 
 
-class _Service(uvicorn.Server):
+class _Service(Server):
     """The uvicorn server. It prints that it loads, and whether the models answer, and exits if none can be loaded."""
 
     def __init__(self, settings: Settings) -> None:
@@ -100,7 +100,7 @@ class _Service(uvicorn.Server):
             sockets = sockets or listening_sockets(self._settings)
         except LLMError as error:
             self.failed = error
-            self.should_exit = True
+            self.end()
             return
         for listening in sockets:
             notice_silence(listening, self._settings.microservice.stalled_client_seconds)
@@ -117,14 +117,15 @@ class _Service(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Exit after the running requests; on a second signal, if it is Ctrl-C, at once. The exit code is 0."""
         self.force_exit = self.should_exit and sig == signal.SIGINT
-        self.should_exit = True
+        self.end()
 
     def _on_loaded(self, failed: LLMError | None) -> None:
         self.failed = failed
         # What is there by now stays: to look through all of it each time would hold up every stream for 0.1 s.
         gc.collect()
         gc.freeze()
-        self.should_exit |= failed is not None
+        if failed:
+            self.end()
 
 
 def listening_sockets(settings: Settings) -> list[socket]:

@@ -6,20 +6,45 @@ It adds to uvicorn's protocol:
 - requests with an `Upgrade` are handled as if they had none: https://www.rfc-editor.org/rfc/rfc9110#section-7.8. Java's
   HttpClient and `curl --http2` send one with their first request;
 - no chunked coding for HTTP/1.0 clients, which do not support it.
+
+And to uvicorn's server, that it sleeps until it is told to end.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import httptools
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from comps.responses import EXTENSION, Headers
 
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which is told to end by `end`. uvicorn itself looks ten times a second whether it shall."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        while not await self.on_tick(0):  # Once a second, for the header `date`.
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), 1)
+
+    def end(self) -> None:
+        """End after the running requests. It may be called by a signal handler and by other threads."""
+        self.should_exit = True
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._ending.set)
 
 
 class ServerProtocol(HttpToolsProtocol):

@@ -20,7 +20,7 @@ from comps.core.ports import ModelServer
 from comps.core.types import Embeddings
 from comps.dialects.shared.base import Dialect
 from comps.model_servers.scripted import Scripted
-from comps.server import ServerProtocol
+from comps.server import Server, ServerProtocol
 
 PATH = "/v1/chat/completions"
 PATIENCE = 60.0
@@ -97,26 +97,16 @@ class Connection:
         self.writer.close()
 
 
-class Announced(uvicorn.Server):
-    """uvicorn, with events in the place of the pauses after which it looks whether it listens, and whether it shall
-    end."""
+class Announced(Server):
+    """The server, with an event that says that it listens, and no pauses before its end."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.listening, self._ending = asyncio.Event(), asyncio.Event()
+        self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.listening.set()
-
-    async def main_loop(self) -> None:
-        await self.on_tick(0)
-        await self._ending.wait()
-
-    def end(self) -> None:
-        """Let what runs be answered, and end."""
-        self.should_exit = True
-        self._ending.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for connection in list(self.server_state.connections):
