@@ -3,6 +3,7 @@ settings."""
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from fastapi_offline import FastAPIOffline
 from comps.core.budget import Sharing
 from comps.core.errors import LLMError, SettingsError, SettingsProblems
 from comps.core.generator import Models, TextGenerator
+from comps.core.ordering import Ordering
 from comps.core.ports import ChecksSettings, ModelServer
 from comps.core.prompts import Templates
 from comps.core.types import JSON
@@ -35,6 +37,7 @@ from comps.model_servers import (
 )
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
+from comps.relevance import by_relevance
 from comps.routes import DirectRoutes, Service
 from comps.settings import CONVERSATION, ServedModel, Settings, gather_settings, read_templates
 
@@ -92,7 +95,17 @@ def _open_model(name: str, served: ServedModel, servers: Mapping[str, ModelServe
     assert server
     sharing = Sharing(model.min_answer_tokens, model.documents_first)
     escape = control_token_escaper(model.chat_template, model.model_name)
-    return TextGenerator(server, name, sharing, model.nothing_found, templates=templates, escape=escape, native=native)
+    return TextGenerator(
+        server,
+        name,
+        sharing,
+        model.nothing_found,
+        templates=templates,
+        escape=escape,
+        native=native,
+        ordering=Ordering(model.order, model.top_documents, by_relevance),
+        citations=model.citations,
+    )
 
 
 def _open_replicas(served: ServedModel) -> list[ModelServer]:
@@ -223,6 +236,7 @@ def make_app(
     """
     dialects = [*further, *make_dialects(settings)]
     service = Service(settings, open_models(settings, servers), dialects, shut_down)
+    mimetypes.init()  # It reads files, which would otherwise happen in the event loop, at the first page.
     app = FastAPIOffline(
         title="OPEA LLM microservice",
         version=service.version,

@@ -209,7 +209,7 @@ def _request(question: str, document: list[Path] | None, max_tokens: int, temper
         raise SettingsError("the question is empty")
     documents = tuple(Document(read_text(path, f"--document {path}"), path.name) for path in document or ())
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
-    return GenerationRequest((Message("user", question),), documents or None, sampling=sampling)
+    return GenerationRequest((Message("user", question),), documents or None, sampling=sampling, ranked=False)
 
 
 async def _ask(settings: Settings, request: GenerationRequest) -> None:

@@ -21,6 +21,7 @@ from comps.app import read_settings
 from comps.core.errors import SettingsError, Unreachable
 from comps.core.generator import Models, TextGenerator
 from comps.core.ports import Answer
+from comps.core.prompts import INSTRUCTIONS
 from comps.core.types import JSON, Finished, Prompt, Sampling, Usage
 from comps.model_servers.scripted import Scripted
 from tests.process import PATH, PATIENCE, ROOT, Running, command, free_port, serving
@@ -496,7 +497,7 @@ def test_prompt_shows_what_would_be_asked_and_where_something_is_missing(tmp_pat
     )
     (used, size) = re.findall(r"cut +(\d+) of (\d+) tokens", report)[0]
     assert int(missing) == int(size) - int(used)
-    assert shown.startswith("user:\nAnswer the question from these search results.\n\n[1] 1.txt")
+    assert shown.startswith(f"system:\n{INSTRUCTIONS['en']}\n\nuser:\nContext:\n1.txt: ")
     assert "Lantern 3" not in shown
 
 
@@ -520,8 +521,8 @@ def test_prompt_shows_the_text_that_a_chat_template_makes_of_it(tmp_path: Path) 
     done = command("prompt", "Why?", "-d", str(tmp_path / "a.txt"), environment=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert "counted         estimated, without the model's tokenizer\n" in done.stdout
-    assert "\n\n<|im_start|>user\n" in done.stdout
-    assert "[1] a.txt\nRain.\n\nWhy?<|im_end|>\n<|im_start|>assistant\n" in done.stdout
+    assert "\n\n<|im_start|>system\n" in done.stdout
+    assert "<|im_start|>user\nContext:\na.txt: Rain.\n\nWhy?<|im_end|>\n<|im_start|>assistant\n" in done.stdout
 
 
 def test_prompt_gives_a_terminal_no_commands_from_a_document(tmp_path: Path) -> None:

@@ -270,7 +270,8 @@ async def test_openais_sdk_gets_what_an_answer_cites(monkeypatch: pytest.MonkeyP
         {"text": "Flour", "metadata": {"bucket_name": "b", "object_name": "o"}},
         "Paris",
     ]
-    asked: dict[str, Any] = {"model": "scripted", "messages": ASKED, "extra_body": {"documents": documents}}
+    extra = {"documents": documents, "citations": "on"}
+    asked: dict[str, Any] = {"model": "scripted", "messages": ASKED, "extra_body": extra}
     answers = Scripted([["96 GB [", "1][2", ", 3]", " [4]."]])
     async with running(answers, monkeypatch) as service, client(service) as sdk, httpx.AsyncClient() as http:
         whole = (await sdk.chat.completions.create(**asked)).choices[0].message
@@ -279,7 +280,7 @@ async def test_openais_sdk_gets_what_an_answer_cites(monkeypatch: pytest.MonkeyP
         chat = ChatOpenAI(
             base_url=f"{service.url}/v1", api_key=SecretStr("none"), http_async_client=http, model="scripted"
         )
-        pieces = [piece.text async for piece in chat.astream("?", extra_body={"documents": documents})]
+        pieces = [piece.text async for piece in chat.astream("?", extra_body=extra)]
     assert "".join(pieces) == whole.content == gathered.content == "96 GB [1][2, 3] [4]."
     for message in (whole, gathered):
         assert message.content

@@ -53,8 +53,9 @@ INTERNAL: dict[str, set[str]] = {
         "requests",
         "responses",
     },
-    "app": {"core", "dialects", "dialects.*", "model_servers", "model_servers.*", "settings", "routes"},
+    "app": {"core", "dialects", "dialects.*", "model_servers", "model_servers.*", "settings", "routes", "relevance"},
     "preview": {"core"},
+    "relevance": {"core"},
     "cli": {"app", "settings", "core", "telemetry", "preview", "server"},
     "__main__": {"cli"},
 }
@@ -81,11 +82,12 @@ EXTERNAL: dict[str, set[str]] = {
 
 # The packages from outside that only one module may import, such as those of a vendor.
 MODULE_EXTERNAL: dict[str, set[str]] = {
+    "comps.relevance": {"bm25s"},
     "comps.model_servers.langchain.chat_openai": {"langchain_core", "langchain_openai", "pydantic"},
     "comps.model_servers.chat_templates.templates": {"jinja2"},
     "comps.model_servers.langchain.chat_model": {"langchain_core", "pydantic"},
     "comps.model_servers.langchain.chunks": {"langchain_core", "pydantic"},
-    "comps.model_servers.langchain.class_arguments": {"langchain_core", "pydantic"},
+    "comps.model_servers.langchain.class_arguments": {"langchain_core", "openai", "pydantic"},
     "comps.model_servers.langchain.langchain_model": {"langchain_core", "pydantic"},
     "comps.model_servers.langchain.messages": {"langchain_core", "pydantic"},
     "comps.model_servers.embedded.model_files": {"huggingface_hub"},

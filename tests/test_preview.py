@@ -194,8 +194,8 @@ async def test_a_preview_says_who_would_be_asked_what_how_and_why(monkeypatch: p
     assert "seed" not in prompt["sampling"]
     assert (prompt["rendered"], prompt["options"], prompt["answer"]) == (None, {}, None)
     assert [use["fate"] for use in prompt["report"]["documents"]] == ["cut", "dropped"]
-    (message,) = prompt["messages"]
-    assert message["role"] == "user"
+    instruction, message = prompt["messages"]
+    assert (instruction["role"], message["role"]) == ("system", "user")
     assert message["content"].endswith("\n\nWhere?")
     assert prompt["report"]["headroom"] == 250 - prompt["report"]["prompt_tokens"] - 9
 
@@ -205,7 +205,7 @@ async def test_every_part_of_a_short_prompt_is_counted_as_well(monkeypatch: pyte
         (prompt,) = (await preview_of(service, {"query": "Where?", "documents": ["Here."]}))["prompts"]
     report = prompt["report"]
     assert report["counted"] == "model"
-    assert [use["tokens_used"] for use in report["documents"]] == [len("[1] Here.\n\n")]
+    assert [use["tokens_used"] for use in report["documents"]] == [len("Here.\n")]
     assert report["documents_tokens"] + report["history_tokens"] + report["question_tokens"] == report["prompt_tokens"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from comps.app import open_models, read_settings
 from comps.core.errors import SettingsError
-from comps.core.prompts import DEFAULT_TEMPLATES, DOCUMENT_TEMPLATE, RAG_TEMPLATES, Templates
+from comps.core.prompts import DEFAULT_TEMPLATES, DOCUMENT_TEMPLATE, INSTRUCTIONS, RAG_TEMPLATES, Templates
 from comps.core.types import Message
 from comps.model_servers.scripted import Scripted
 from comps.settings import read_templates
@@ -28,11 +28,18 @@ def test_without_a_folder_all_templates_are_built_in() -> None:
 def test_a_file_is_the_template_of_its_language_and_the_others_are_built_in(tmp_path: Path) -> None:
     files: dict[str, str | bytes] = {
         "de.txt": "{context}\n\nFrage: {question}\n",
+        "de.system.txt": "Antworte kurz.\n",
         "README.md": "",
         "zh.txt": "\ufeff问\r\n",
     }
     rag = {**RAG_TEMPLATES, "de": "{context}\n\nFrage: {question}", "zh": "问"}
-    assert read_templates(folder(tmp_path, files)) == Templates(rag, DOCUMENT_TEMPLATE)
+    instructions = {"en": INSTRUCTIONS["en"], "de": "Antworte kurz."}
+    assert read_templates(folder(tmp_path, files)) == Templates(rag, DOCUMENT_TEMPLATE, instructions=instructions)
+
+
+def test_an_instruction_may_be_replaced_alone(tmp_path: Path) -> None:
+    found = read_templates(folder(tmp_path, {"en.system.txt": "Be brief."}))
+    assert found == Templates(instructions={**INSTRUCTIONS, "en": "Be brief."})
 
 
 def test_of_the_line_breaks_at_a_file_s_end_one_is_none_of_the_template(tmp_path: Path) -> None:
@@ -45,6 +52,7 @@ def test_of_the_line_breaks_at_a_file_s_end_one_is_none_of_the_template(tmp_path
         ({}, "has no .txt file"),
         ({"document.txt": "{title}"}, "document.txt: it has no {text}, so that no document would reach the model"),
         ({"en.txt": b"\xff"}, "en.txt: cannot be read: it is not UTF-8 text"),
+        ({"de.system.txt": "x"}, "de.system.txt: there is no de.txt"),
         ({"auto.txt": "x"}, "auto.txt: no language can be called auto, which chooses one by the documents"),
     ],
 )
@@ -89,4 +97,6 @@ async def test_the_model_gets_what_the_folder_says(
     context = "[1] I\nSource: u:< s>\none < |im_end|>\n\n[2] two"
     expected = [f"Antworte [kurz]: [ INST]\n{context}\nFrage: Who?", RAG_TEMPLATES["en"], f"Who? {context}"]
     expected[1] = expected[1].replace("{context}", context).replace("{question}", "Who?")
-    assert [prompt for prompt, _, _ in server.asked] == [(Message("user", text),) for text in expected]
+    assert [prompt[-1] for prompt, _, _ in server.asked] == [Message("user", text) for text in expected]
+    instruction = Message("system", INSTRUCTIONS["en"])
+    assert [prompt[:-1] for prompt, _, _ in server.asked] == [(), (instruction,), ()]

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TypeAlias
 
 from comps.core.answers import Forwarding
 from comps.core.deltas import join_extra
@@ -17,6 +19,11 @@ from comps.core.ports import Answer
 from comps.core.prompts import own_number
 from comps.core.types import JSON, Document, Finished, Generation, TextDelta
 
+CITATION_MODES = ("auto", "on", "off", "matched")
+"""How an answer cites its documents: `on`: the documents are numbered, and the model is told to write marks; `auto`:
+they are numbered if the request's own words ask for marks; `off`: never; `matched`: see `matching`."""
+Find: TypeAlias = Callable[[str, int], dict[str, JSON]]
+"""Returns the extra fields with the citations in a text, from an offset in characters on."""
 ANNOTATIONS, UNKNOWN = "annotations", "unknown_citations"
 """The extra fields with the citations; see `citations`."""
 
@@ -67,7 +74,7 @@ def marks(text: str, start: int = 0) -> Iterator[Mark]:
         text: The text.
         start: The offset, in characters, at which to begin.
     """
-    code = deque(_skipped(text))
+    code = deque(skipped(text))
     for found in _MARK.finditer(text, start):
         while code and code[0][1] <= found.start():
             code.popleft()
@@ -90,7 +97,7 @@ def _is_index(text: str, found: re.Match[str]) -> bool:
     return bool("_" in name[0] or name[0] in _VARIABLES or _USE.match(text, found.end()))
 
 
-def _skipped(text: str) -> Iterator[tuple[int, int]]:
+def skipped(text: str) -> Iterator[tuple[int, int]]:
     """Yields the spans in which nothing is a citation mark, in order and without overlaps."""
     spans = [*_code(text), *(found.span() for found in _REASONING.finditer(text)), *_json(text)]
     end = 0
@@ -187,15 +194,27 @@ def citations(text: str, given: Mapping[int, Document], start: int = 0) -> dict[
     for mark in marks(text, start):
         for number in mark.numbers:
             if document := given.get(number):
-                annotations.append(_annotation(mark, number, document))
+                annotations.append(annotation(mark.start, mark.end, number, document))
             else:
                 unknown[number] = None
     found = {ANNOTATIONS: annotations, UNKNOWN: list(unknown)}
     return {name: value for name, value in found.items() if value}
 
 
-def _annotation(mark: Mark, number: int, document: Document) -> JSON:
-    """Returns a document's annotation. OpenAI defines `url_citation`; the other types are ours."""
+def annotation(
+    start: int, end: int, number: int, document: Document, told: Mapping[str, JSON] = MappingProxyType({})
+) -> JSON:
+    """Returns the annotation that `text[start:end]` cites a document.
+
+    OpenAI defines the type `url_citation`; the others are ours.
+
+    Args:
+        start: Where the citing text begins, in characters.
+        end: Where it ends.
+        number: The document's citation number.
+        document: The document.
+        told: Further fields.
+    """
     known = document.metadata
     source: dict[str, JSON] = {}
     kind = "document_citation"
@@ -204,8 +223,8 @@ def _annotation(mark: Mark, number: int, document: Document) -> JSON:
     elif "bucket_name" in known and "object_name" in known:
         kind, source = "file_citation", {name: known[name] for name in ("bucket_name", "object_name")}
     own = {"citation_id": known["citation_id"]} if known.get("citation_id") is not None else {}
-    place = {"start_index": mark.start, "end_index": mark.end}
-    return {"type": kind, kind: {**place, "title": document.title, **source, "number": number, **own}}
+    place = {"start_index": start, "end_index": end}
+    return {"type": kind, kind: {**place, "title": document.title, **source, "number": number, **own, **told}}
 
 
 def cited_numbers(extra: Mapping[str, JSON] | None) -> set[int]:
@@ -217,17 +236,17 @@ def cited_numbers(extra: Mapping[str, JSON] | None) -> set[int]:
 
 
 class Cited(Forwarding):
-    """Answer that adds citations: before the end of each choice it writes a delta with the fields from `citations`.
+    """Answer that adds citations: before the end of each choice it writes a delta with the fields from `find`.
 
     Args:
         answer: The answer to write to.
-        given: The documents by citation number.
-        echoed: The echoed prompt with which the answer may begin. Marks in it are skipped.
+        find: Returns the fields for a text from an offset on, such as `citations`.
+        echoed: The echoed prompt with which the answer may begin. What is in it is skipped.
     """
 
-    def __init__(self, answer: Answer, given: Mapping[int, Document], echoed: str = "") -> None:
+    def __init__(self, answer: Answer, find: Find, echoed: str = "") -> None:
         super().__init__(answer)
-        self._given = given
+        self._find = find
         self._echoed = echoed
         self._pieces: defaultdict[int, list[str]] = defaultdict(list)
 
@@ -241,18 +260,18 @@ class Cited(Forwarding):
 
     def finished(self, end: Finished) -> None:
         text = "".join(self._pieces.pop(end.choice, ()))
-        if found := _citations_of(text, self._given, self._echoed):
+        if found := _found_in(text, self._find, self._echoed):
             self._answer.delta(TextDelta("", end.choice, found))
         self._answer.finished(end)
 
 
-def with_citations(generation: Generation, given: Mapping[int, Document], echoed: str = "") -> Generation:
+def with_citations(generation: Generation, find: Find, echoed: str = "") -> Generation:
     """Returns a complete answer with the citations of each choice in its extra fields; see `Cited`."""
-    found = _citations_of(generation.text, given, echoed)
-    further = tuple(with_citations(choice, given, echoed) for choice in generation.further)
+    found = _found_in(generation.text, find, echoed)
+    further = tuple(with_citations(choice, find, echoed) for choice in generation.further)
     extra = join_extra(generation.extra or {}, found) if found else generation.extra
     return replace(generation, extra=extra, further=further)
 
 
-def _citations_of(text: str, given: Mapping[int, Document], echoed: str) -> dict[str, JSON]:
-    return citations(text, given, len(echoed) if text.startswith(echoed) else 0)
+def _found_in(text: str, find: Find, echoed: str) -> dict[str, JSON]:
+    return find(text, len(echoed) if text.startswith(echoed) else 0)

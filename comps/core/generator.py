@@ -9,10 +9,13 @@ from typing import Any, TypeVar
 
 from comps.core.answers import collect
 from comps.core.budget import DEFAULT_SHARING, Sharing
-from comps.core.citations import Cited, by_number, with_citations
+from comps.core.citations import Cited, Find, by_number, citations, with_citations
 from comps.core.counting import NO_SUCH_ROUTE, estimate
 from comps.core.errors import InvalidRequest, ModelServerError, Refused, UnknownModel, no_room
+from comps.core.instructions import in_user_message, refuses_system
+from comps.core.matching import matches
 from comps.core.model_names import has_chat_template
+from comps.core.ordering import DEFAULT_ORDERING, Ordering
 from comps.core.planning import Plan, Planner
 from comps.core.ports import (
     Answer,
@@ -28,7 +31,6 @@ from comps.core.ports import (
 from comps.core.prompts import DEFAULT_TEMPLATES, Templates, text_of
 from comps.core.types import (
     JSON,
-    Document,
     Embeddings,
     Finished,
     Generation,
@@ -72,6 +74,8 @@ class TextGenerator:
         templates: The prompt templates for questions and documents.
         escape: Escapes control tokens, so that a caller's text neither opens nor closes a turn.
         native: Whether the model's own chat template renders the documents, if it can.
+        ordering: How documents are ordered.
+        citations: How answers cite their documents; see `CITATION_MODES`.
     """
 
     def __init__(
@@ -83,6 +87,8 @@ class TextGenerator:
         templates: Templates = DEFAULT_TEMPLATES,
         escape: Callable[[str], str] = str,
         native: bool = False,
+        ordering: Ordering = DEFAULT_ORDERING,
+        citations: str = "auto",
     ) -> None:
         self.server = server
         self.model = model
@@ -91,7 +97,7 @@ class TextGenerator:
         self._info: ModelInfo | None = None
         self._keeps_total = False
         """Whether the model server supports `max_total_tokens`."""
-        self._planner = Planner(server, sharing, templates, escape, native)
+        self._planner = Planner(server, sharing, templates, escape, native, ordering, citations)
         self._nothing_found = nothing_found
 
     async def load(self) -> None:
@@ -143,8 +149,8 @@ class TextGenerator:
             answer.text(text)
             answer.finished(Finished("stop", Usage(0, 0)))
             return
-        if given := _citable(plan):
-            answer = Cited(answer, given, _echoed(plan))
+        if find := _finder(plan):
+            answer = Cited(answer, find, _echoed(plan))
         generate, to = self.server.generate, answer
         await self._ask(plan, lambda prompt, sampling, options: generate(prompt, sampling, options, to))
 
@@ -157,18 +163,26 @@ class TextGenerator:
         if (text := self._known(plan)) is not None:
             return Generation(text, "stop", Usage(0, 0))
         generation = await self._ask(plan, self._complete or partial(collect, self.server.generate))
-        given = _citable(plan)
-        return with_citations(generation, given, _echoed(plan)) if given else generation
+        find = _finder(plan)
+        return with_citations(generation, find, _echoed(plan)) if find else generation
 
     async def _ask(self, plan: Plan, ask: Callable[[Prompt, Sampling, Mapping[str, JSON]], Awaitable[T]]) -> T:
         """Call `ask` with the plan, without those defaults that the model server refuses."""
         try:
             return await self._within_total(plan, ask)
         except InvalidRequest as error:
-            without = _without_default(plan, error)
+            without = _without_default(plan, error) or self._without_system(plan, error)
             if without is None:
                 raise
         return await self._ask(without, ask)
+
+    def _without_system(self, plan: Plan, error: InvalidRequest) -> Plan | None:
+        """Returns the plan with the instruction in the user message, for a model that refuses system messages; None if
+        the error is another one."""
+        if not plan.has_instruction or isinstance(plan.prompt, str) or not refuses_system(error):
+            return None
+        self._planner.takes_system = False
+        return replace(plan, prompt=in_user_message(plan.prompt), has_instruction=False)
 
     async def _within_total(self, plan: Plan, ask: Callable[[Prompt, Sampling, Mapping[str, JSON]], Awaitable[T]]) -> T:
         """Call `ask` with the plan, limited to `max_total_tokens` if the request has it."""
@@ -350,10 +364,14 @@ def _without_default(plan: Plan, error: InvalidRequest) -> Plan | None:
     return replace(plan, request=replace(request, sampling=sampling), sampling=replace(plan.sampling, **unset))
 
 
-def _citable(plan: Plan) -> Mapping[int, Document]:
-    """Returns the documents that an answer may cite, by citation number."""
-    sources = plan.sources if plan.numbered else ()
-    return by_number(sources, plan.request.quoted) if sources or plan.request.quoted else {}
+def _finder(plan: Plan) -> Find | None:
+    """Returns what finds the citations in an answer; None if it has no documents that it may cite."""
+    quoted = plan.request.quoted
+    sources = plan.sources if plan.numbered or plan.is_matched else ()
+    if not (sources or quoted):
+        return None
+    given = by_number(sources, quoted)
+    return lambda text, start: (matches if plan.is_matched else citations)(text, given, start)
 
 
 def _echoed(plan: Plan) -> str:

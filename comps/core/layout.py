@@ -19,8 +19,6 @@ from comps.core.prompts import (
 )
 from comps.core.types import JSON, Document, GenerationRequest, Message, Prompt
 
-_SEPARATOR = "\n\n"
-"""Follows a document. Where two texts meet, the tokenizer may make one token more than of each alone."""
 _SAMPLE_QUESTION = (Message("user", "Which bird was it?"),)
 _SAMPLE_DOCUMENT = Document("The harbour bird of Velmora is a grey heron that nests under the pier.", "Birds", number=1)
 
@@ -110,7 +108,8 @@ class InPrompt:
         return max(in_system + in_template, 1)
 
     def text(self, document: Document) -> str:
-        return self._escape(as_context(document, self.templates)) + _SEPARATOR
+        # Where two texts meet, the tokenizer may make one token more than of each alone.
+        return self._escape(as_context(document, self.templates)) + self.templates.separator
 
 
 class InOptions:

@@ -18,16 +18,16 @@ from comps.core.counting import (
 )
 from comps.core.errors import PromptTooLong
 from comps.core.exchanges import exchange_text, exchanges_of, without
+from comps.core.instructions import asks_for_marks, has_instruction, instructed, takes_system_messages
 from comps.core.layout import InOptions, InPrompt, Layout, find_native
+from comps.core.ordering import DEFAULT_ORDERING, Chosen, Ordering, at_the_ends, choose
 from comps.core.packing import Packed, pack, uses_of
 from comps.core.ports import ModelServer
 from comps.core.prompts import (
     DEFAULT_TEMPLATES,
     Templates,
-    chosen_template,
     escape_prompt,
     join_texts,
-    numbered,
 )
 from comps.core.reports import settled
 from comps.core.types import JSON, Document, DocumentUse, GenerationRequest, Prompt, Report, Sampling, Usage
@@ -37,6 +37,10 @@ log = logging.getLogger("opea_llm")
 
 _CERTAIN_QUARTERS = 3
 """How many quarters of an estimate a prompt has at least: see `counting.estimate`."""
+
+
+_NONE = Chosen((), ())
+"""Of a request without documents."""
 
 
 @value_type(frozen=True, slots=True)
@@ -55,6 +59,10 @@ class Plan:
     """Whether the model sees their numbers."""
     sources: tuple[Document, ...] = ()
     """The same documents as the caller sent them, to be cited."""
+    is_matched: bool = False
+    """Whether the citations are those of `matching`, and not the model's marks."""
+    has_instruction: bool = False
+    """Whether the first message of the prompt is our own, the instruction."""
 
 
 class Planner:
@@ -66,6 +74,8 @@ class Planner:
         templates: How questions and documents become prompts.
         escape: Breaks up turn markers in a text; to escape twice must be the same as to escape once.
         native: Leave it to the model's own chat template to write the documents, if it does.
+        ordering: How documents are ordered.
+        citations: How answers cite their documents; see `CITATION_MODES`.
     """
 
     def __init__(
@@ -75,10 +85,18 @@ class Planner:
         templates: Templates = DEFAULT_TEMPLATES,
         escape: Callable[[str], str] = str,
         native: bool = False,
+        ordering: Ordering = DEFAULT_ORDERING,
+        citations: str = "auto",
     ) -> None:
+        self._server = server
         self.counter = Counter(server)
+        self.takes_system: bool | None = None
+        """Whether the model takes system messages; None: not known yet."""
         self._sharing = sharing
         self._in_prompt = InPrompt(templates, escape)
+        self._with_numbers = InPrompt(templates.with_numbers(), escape)
+        self._ordering = ordering
+        self._citations = citations
         self._escape = escape
         self._native = native
         self._in_options: InOptions | None = None
@@ -96,34 +114,65 @@ class Planner:
         Raises:
             InvalidRequest: There are documents and no question (`PromptTooLong` if that alone fills the window).
         """
-        given = request.documents and numbered(request.documents)
-        if given:
-            documents = tuple([one for one in given if not _left_out(one)])
-            request = replace(request, documents=documents or (None if request.quoted else ()))
+        chosen = await choose(request, self._ordering) if request.documents else _NONE
+        if chosen.given:
+            request = replace(request, documents=chosen.documents or (None if request.quoted else ()))
         if not isinstance(request.prompt, str):
             messages = join_texts(request.prompt)
             request = request if messages is request.prompt else replace(request, prompt=messages)
-        layout = await self._layout(request) if self._native else self._in_prompt
-        plan = self._uncounted(request, layout, window)
+        layout = await self._layout(request)
+        asked = request
+        if isinstance(layout, InPrompt):
+            request = await self._instructed(request, layout)
+        plan = self._uncounted(request, layout, window, chosen)
         if plan is None:
             assert window is not None
-            plan = await self._fitted(request, layout, window, to_the_token)
+            plan = await self._fitted(request, layout, window, chosen, to_the_token)
         elif to_the_token:
-            plan = await self._counted(plan, layout)
-        return _with_all_documents(plan, given) if given else plan
+            plan = await self._counted(plan, layout, chosen)
+        if has_instruction(asked.prompt, plan.prompt):
+            plan = replace(plan, has_instruction=True)
+        if not chosen.given:
+            return plan
+        report = replace(plan.report, documents=chosen.uses(plan.report.documents, plan.documents), order=chosen.order)
+        is_matched = (request.citations or self._citations) == "matched"
+        return replace(plan, report=report, sources=chosen.sources(plan.documents), is_matched=is_matched)
 
     async def _layout(self, request: GenerationRequest) -> Layout:
-        if not InOptions.suits(request):
-            return self._in_prompt
-        if self._in_options is None:
-            count = self.counter.count()
-            self._in_options = await find_native(count, self._escape)
-            if self._in_options is None and count.exact:
-                self._native = False
-                log.warning("native_documents: the model's chat template takes none, so they are in the prompt's text")
-        return self._in_options or self._in_prompt
+        if self._native and InOptions.suits(request):
+            if self._in_options is None:
+                self._in_options = await self._find_native()
+            if self._in_options:
+                return self._in_options
+        return self._with_numbers if request.documents and self._wants_marks(request) else self._in_prompt
 
-    def _uncounted(self, request: GenerationRequest, layout: Layout, window: int | None) -> Plan | None:
+    async def _find_native(self) -> InOptions | None:
+        count = self.counter.count()
+        found = await find_native(count, self._escape)
+        if found is None and count.exact:
+            self._native = False
+            log.warning("native_documents: the model's chat template takes none, so they are in the prompt's text")
+        return found
+
+    def _wants_marks(self, request: GenerationRequest) -> bool:
+        """Whether the model is to write citation marks, for which it needs the documents' numbers."""
+        mode = request.citations or self._citations
+        return asks_for_marks(request) if mode == "auto" else mode == "on"
+
+    async def _instructed(self, request: GenerationRequest, layout: InPrompt) -> GenerationRequest:
+        """The request with its template and its instruction; see `instructed`."""
+        asks_to_cite = layout is self._with_numbers and not asks_for_marks(request)
+        wrapped = instructed(request, layout.templates, takes_system=True, asks_to_cite=asks_to_cite)
+        if has_instruction(request.prompt, wrapped.prompt) and not await self._takes_system_messages():
+            wrapped = instructed(request, layout.templates, takes_system=False, asks_to_cite=asks_to_cite)
+        return wrapped
+
+    async def _takes_system_messages(self) -> bool:
+        if self.takes_system is None:
+            self.takes_system = await takes_system_messages(self._server)
+        return self.takes_system is not False
+
+    def _uncounted(self, request: GenerationRequest, layout: Layout, window: int | None, chosen: Chosen) -> Plan | None:
         """The plan of a request that surely fits as it is; None if tokens have to be counted.
 
         Texts are escaped only if what is laid out may fit: to search a very long text would hold up other requests.
@@ -132,10 +181,11 @@ class Planner:
         documents = request.documents or ()
         if limit is not None and sum([len(document.text) for document in documents]) > limit:
             return None
-        laid = layout.lay(request)
+        arranged = _arranged(request, chosen)
+        laid = layout.lay(arranged)
         if limit is not None and upper_bound(*laid) > limit:
             return None
-        prompt, options, given = layout.escaped(request, laid)
+        prompt, options, given = layout.escaped(arranged, laid)
         if limit is not None and prompt is not laid[0] and upper_bound(prompt, options) > limit:
             return None
         report = Report(
@@ -154,23 +204,22 @@ class Planner:
             return None
         return window - (request.sampling.max_tokens or self._sharing.least_answer)
 
-    async def _counted(self, plan: Plan, layout: Layout) -> Plan:
+    async def _counted(self, plan: Plan, layout: Layout, chosen: Chosen) -> Plan:
         """The plan of a request that surely fits, with everything in its report counted."""
         report = plan.report
         if report.context_window is not None and plan.request.max_total_tokens is None:
-            fitted = await self._fitted(plan.request, layout, report.context_window, to_the_token=True)
+            fitted = await self._fitted(plan.request, layout, report.context_window, chosen, to_the_token=True)
             if (fitted.prompt, fitted.sampling, fitted.options) == (plan.prompt, plan.sampling, plan.options):
                 return replace(plan, report=fitted.report)
         count = self.counter.count()
         tokens = await count.prompt(plan.prompt, plan.options)
         return replace(plan, report=replace(report, counted=_counted_by(count), prompt_tokens=tokens))
 
-    async def _fitted(self, request: GenerationRequest, layout: Layout, window: int, to_the_token: bool) -> Plan:
+    async def _fitted(
+        self, request: GenerationRequest, layout: Layout, window: int, chosen: Chosen, to_the_token: bool
+    ) -> Plan:
         """The plan of a request whose parts are counted; what does not fit is dropped or cut."""
         candidate = self._shortened(request, window)
-        if candidate.template is None:
-            # The template is not to depend on which documents are kept.
-            candidate = replace(candidate, template=chosen_template(request, self._in_prompt.templates))
         exchanges = exchanges_of(candidate.prompt)
         count = self.counter.count()
         sizes = await self._sizes(candidate, exchanges, layout, count)
@@ -185,6 +234,7 @@ class Planner:
             prompt=without(candidate.prompt, exchanges[: len(exchanges) - shared.exchanges]),
             documents=None if candidate.documents is None else packed.documents,
         )
+        kept = _arranged(kept, chosen)
         prompt, options, given = layout.escaped(kept, layout.lay(kept))
         overhead = len(packed.kept) * layout.overhead * occurrences
         report = replace(
@@ -289,26 +339,8 @@ def _counted_by(count: Count) -> str:
     return "model" if count.exact else "estimate"
 
 
-def _with_all_documents(plan: Plan, given: Sequence[Document]) -> Plan:
-    """A plan whose report also has the documents that are left out, and whose sources are those of the caller."""
-    kept = {document.number for document in plan.documents}
-    sources = tuple([one for one in given if one.number in kept])
-    if len(plan.report.documents) == len(given):
-        return replace(plan, sources=sources)
-    uses = iter(plan.report.documents)
-    documents = tuple(
-        _dropped(place, one) if _left_out(one) else replace(next(uses), number=place)
-        for place, one in enumerate(given, 1)
-    )
-    return replace(plan, report=replace(plan.report, documents=documents), sources=sources)
-
-
-def _dropped(place: int, document: Document) -> DocumentUse:
-    """What became of a document that is left out; only one that is empty is sure to have no tokens."""
-    return DocumentUse(place, "dropped", _left_out(document), None if document.left_out else 0, 0)
-
-
-def _left_out(document: Document) -> str:
-    """Why a document is not in the prompt, whatever room there is; empty: it may be in it."""
-    is_empty = not any(text and not text.isspace() for text in (document.text, document.title))
-    return document.left_out or ("it is empty" if is_empty else "")
+def _arranged(request: GenerationRequest, chosen: Chosen) -> GenerationRequest:
+    """The request with its documents, the best first, in the order in which the prompt has them."""
+    if chosen.order != "ends" or not request.documents:
+        return request
+    return replace(request, documents=at_the_ends(request.documents))

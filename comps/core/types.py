@@ -106,6 +106,12 @@ class GenerationRequest:
     model: str | None = None
     options: Mapping[str, JSON] = field(default_factory=dict)
     """Options of OpenAI's API that are not sampling: tools, response_format, logprobs, n …"""
+    citations: str | None = None
+    """How the answer cites its documents: `auto`, `on`, `off` or `matched`; see `CITATION_MODES`. None: as set."""
+    order: str | None = None
+    """The order of the documents: `auto`, `given`, `relevance` or `ends`; see `Ordering`. None: as set."""
+    ranked: bool = True
+    """Whether the documents were reranked, the best first."""
     quoted: tuple[Document, ...] = ()
     """Documents that the prompt already contains, numbered by their `citation_id`s."""
 
@@ -124,6 +130,8 @@ class DocumentUse:
     """The tokens of the whole document with its title; None: not counted."""
     tokens_used: int | None = None
     """The tokens of it that are in the prompt; None: not counted."""
+    position: int | None = None
+    """The position in the prompt, from 1; None if it is not there."""
 
 
 @value_type(frozen=True, slots=True)
@@ -136,6 +144,8 @@ class Report:
     """The counting method: `model` (the served model's tokenizer), `estimate` (a token for every three bytes), or `not`
     (the prompt fits for certain)."""
     documents: tuple[DocumentUse, ...] = ()
+    order: str = "given"
+    """How the documents were ordered: `given`, `scores`, `relevance` or `ends`."""
     nothing_found: bool = False
     """Whether a search found no documents."""
     native: bool = False

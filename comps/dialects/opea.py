@@ -142,7 +142,6 @@ class _Question(OpeaCall):
         "top_p": 0.95,
         "typical_p": 0.95,
         "temperature": 0.01,
-        "repetition_penalty": 1.03,
         "frequency_penalty": 0.0,
         "presence_penalty": 0.0,
     }
@@ -156,9 +155,8 @@ class _Question(OpeaCall):
             GenerationRequest(
                 prompt=(Message("user", self.question),),
                 documents=self.all_documents(),
-                template=self.prompt_template,
+                **self.of_documents(),
                 options=self.template_options,
-                language=self.language or "auto",
                 sampling=self.sampling(),
                 defaulted=self.defaulted,
             )
@@ -295,6 +293,10 @@ class MessagesCall(OpeaCall, ChatCall):
     @property
     def _enterprise_rag(self) -> bool:
         return self._switches.messages == "enterprise_rag"
+
+    @property
+    def promised_citations(self) -> str | None:
+        return "on" if self._enterprise_rag else None
 
     @property
     def _streams_by_default(self) -> bool:

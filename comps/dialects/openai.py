@@ -116,8 +116,7 @@ class OpenAICall(DocumentsCall):
         return GenerationRequest(
             prompt=prompt,
             documents=self.all_documents(),
-            template=self.prompt_template,
-            language=self.language or "auto",
+            **self.of_documents(),
             sampling=self.sampling(),
             defaulted=self.defaulted,
             options=self.options(),

@@ -7,17 +7,20 @@ from pathlib import Path
 
 from comps.config_files.base import read_text
 from comps.core.errors import SettingsError
-from comps.core.prompts import AUTO, DOCUMENT_TEMPLATE, RAG_TEMPLATES, Templates
+from comps.core.prompts import AUTO, DOCUMENT_TEMPLATE, INSTRUCTIONS, RAG_TEMPLATES, Templates
 
 _DOCUMENT = "document"
+_SYSTEM = ".system"
+"""What follows the language in the name of a file with an instruction."""
 
 
 def read_templates(folder: str) -> Templates:
     """Reads the prompt templates in a folder; the built-in templates are used for files that are missing.
 
     Args:
-        folder: The folder with `<language>.txt` for `Templates.rag`, and `document.txt` for `Templates.document`. A
-            final line break is not part of a template. Empty: the built-in templates alone.
+        folder: The folder with `<language>.txt` for `Templates.rag`, `<language>.system.txt` for
+            `Templates.instructions`, and `document.txt` for `Templates.document`. A language with the first alone has
+            no instruction. A final line break is not part of a template. Empty: the built-in templates alone.
 
     Raises:
         SettingsError: The folder or a file cannot be read, or a template is invalid.
@@ -29,7 +32,11 @@ def read_templates(folder: str) -> Templates:
     except SettingsError as error:
         raise SettingsError(f"prompt_templates = {folder}: {error}") from None
     document = found.pop(_DOCUMENT, DOCUMENT_TEMPLATE)
-    return Templates({**RAG_TEMPLATES, **found}, document)
+    own = {name.removesuffix(_SYSTEM): found.pop(name) for name in list(found) if name.endswith(_SYSTEM)}
+    if lost := [language for language in own if language not in found and language not in RAG_TEMPLATES]:
+        raise SettingsError(f"prompt_templates = {folder}: {lost[0]}{_SYSTEM}.txt: there is no {lost[0]}.txt")
+    instructions = {language: text for language, text in INSTRUCTIONS.items() if language not in found}
+    return Templates({**RAG_TEMPLATES, **found}, document, instructions={**instructions, **own})
 
 
 def _read(folder: Path) -> Iterator[tuple[str, str]]:

@@ -218,6 +218,20 @@ class Model(Section):
         "the answer where a search found no documents, for which no model is asked; empty: the model answers",
         "LLM_NOTHING_FOUND",
     )
+    order: Annotated[Literal["auto", "given", "relevance", "ends"], BeforeValidator(_lowered)] = key_of(
+        "auto",
+        "the order of documents in the prompt: given (as sent; prompts share a prefix), relevance (by the words of the "
+        "question), ends (the best first and last) or auto: by their scores, else as sent if reranked, else by "
+        "relevance",
+        "LLM_ORDER",
+    )
+    top_documents: int = key_of(0, "how many of the best documents are used; 0: all", "LLM_TOP_DOCUMENTS", ge=0)
+    citations: Annotated[Literal["auto", "on", "off", "matched"], BeforeValidator(_lowered)] = key_of(
+        "auto",
+        "how answers cite documents: on (documents are numbered, and the model is told to write marks), off, matched "
+        "(each sentence is matched to the document with its words) or auto: numbered if the prompt asks for marks",
+        "LLM_CITATIONS",
+    )
     chat_template: str = key_of(
         "",
         "how a conversation becomes text: auto (by model_name), a template that is here, or a .jinja file; empty: the "
@@ -226,7 +240,8 @@ class Model(Section):
     )
     prompt_templates: str = key_of(
         "",
-        "a folder with prompt templates: en.txt, zh.txt or another language's, and document.txt; empty: ours",
+        "a folder with prompt templates: en.txt, zh.txt or another language's, en.system.txt, and document.txt; empty: "
+        "ours",
         "LLM_PROMPT_TEMPLATES",
     )
     device: str = key_of("CPU", "where the model runs here: CPU, GPU or NPU", "LLM_DEVICE", min_length=1)

@@ -13,7 +13,6 @@ from comps.core.answers import collect, read
 from comps.core.citations import Cited, by_number, citations, cited_numbers, marks, with_citations
 from comps.core.generator import TextGenerator
 from comps.core.ports import Answer
-from comps.core.prompts import Templates
 from comps.core.types import JSON, Document, Event, Finished, GenerationRequest, Message, TextDelta
 from comps.model_servers.scripted import Scripted
 from tests.core.test_answers import write
@@ -169,13 +168,17 @@ def test_which_documents_are_cited_is_read_from_what_came_beside_the_text() -> N
     assert cited_numbers({"annotations": foreign}) == cited_numbers(None) == cited_numbers({}) == set()
 
 
+def find(text: str, start: int) -> dict[str, JSON]:
+    return citations(text, GIVEN, start)
+
+
 async def listed(*events: Event, echoed: str = "") -> list[Event]:
     """The events, with what they cite. The whole answer cites the same."""
 
     async def ask(answer: Answer) -> None:
-        await write(events, Cited(answer, GIVEN, echoed))
+        await write(events, Cited(answer, find, echoed))
 
-    assert await collect(ask) == with_citations(await collect(write, events), GIVEN, echoed)
+    assert await collect(ask) == with_citations(await collect(write, events), find, echoed)
     return [event async for event in read(ask)]
 
 
@@ -219,7 +222,7 @@ async def test_closing_the_events_closes_the_model_servers() -> None:
 
 
 async def answered(text: str, request: GenerationRequest, **arguments: object) -> JSON:
-    generator = TextGenerator(Scripted([[text]]), "m", **arguments)  # type: ignore[arg-type]
+    generator = TextGenerator(Scripted([[text]]), "m", **{"citations": "on", **arguments})  # type: ignore[arg-type]
     extra = (await collect(generator.generate, request)).extra
     assert (await generator.complete(await generator.plan(request))).extra == extra
     return extra
@@ -240,8 +243,7 @@ async def test_without_documents_marks_are_text_like_any_other() -> None:
 
 
 async def test_documents_that_the_model_does_not_see_by_number_are_not_cited_by_it() -> None:
-    bare = Templates(document="{title}\n{text}")
-    assert await answered("Because [1].", asked(Document("one")), templates=bare) is None
+    assert await answered("Because [1].", asked(Document("one")), citations="auto") is None
 
 
 async def test_documents_that_the_caller_has_written_are_cited_by_their_own_ids() -> None:
@@ -261,7 +263,7 @@ async def test_what_is_cited_is_as_the_caller_sent_it_whatever_the_model_was_giv
 async def test_a_document_that_had_no_room_is_none_that_can_be_cited() -> None:
     server = Scripted([["Because [1] [2]."]], context_window=600)
     documents = tuple(Document(f"{place} " + "word " * 400) for place in (1, 2))
-    whole = await collect(TextGenerator(server, "m").generate, asked(*documents))
+    whole = await collect(TextGenerator(server, "m", citations="on").generate, asked(*documents))
     assert whole.extra
     assert cited_numbers(whole.extra) == {1}
     assert whole.extra["unknown_citations"] == [2]

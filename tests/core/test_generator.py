@@ -21,7 +21,7 @@ from comps.core.errors import (
 )
 from comps.core.generator import Models, TextGenerator
 from comps.core.ports import Answer
-from comps.core.prompts import RAG_TEMPLATES, fill
+from comps.core.prompts import INSTRUCTIONS, RAG_TEMPLATES, fill
 from comps.core.tasks import at_once
 from comps.core.types import (
     JSON,
@@ -59,7 +59,8 @@ async def test_documents_reach_the_model_server() -> None:
     request = GenerationRequest((Message("user", "Why?"),), (Document("Because."),))
     await collect(TextGenerator(server, "m").generate, request)
     [(prompt, _, _)] = server.asked
-    assert prompt == (Message("user", fill(RAG_TEMPLATES["en"], "[1] Because.", "Why?")),)
+    user = Message("user", fill(RAG_TEMPLATES["en"], "Because.", "Why?"))
+    assert prompt == (Message("system", INSTRUCTIONS["en"]), user)
 
 
 async def test_a_request_that_makes_no_prompt_does_not_reach_the_model_server() -> None:

@@ -172,12 +172,14 @@ async def test_the_report_adds_up_to_the_tokens_of_the_prompt(
 
 async def test_what_is_sure_to_fit_has_the_tokens_that_the_model_server_counted() -> None:
     report = settled((await planned(request(found=documents(20)), 8192)).report, Usage(77, 5))
-    assert report == Report(8192, documents=(DocumentUse(1, "kept"),), prompt_tokens=77, max_tokens=50)
+    kept = DocumentUse(1, "kept", position=1)
+    assert report == Report(8192, documents=(kept,), prompt_tokens=77, max_tokens=50)
 
 
 async def test_counting_costs_one_round_trip_and_one_more_where_a_document_is_cut_for_the_first_time() -> None:
     server = Words()
     planner = Planner(server)
+    planner.takes_system = True
     trips = []
     for sizes in ((200, 210), (200, 210), (200,), (170, 10)):
         before = server.trips
@@ -199,7 +201,9 @@ class Finding(Words):
 async def test_a_cut_costs_no_round_trip_where_it_is_known_where_tokens_are(window: int, template: str) -> None:
     server = Finding()
     found = [replace(one, metadata={"url": "https://a.example"}) for one in documents(150, 170, 20)]
-    plan = await Planner(server, templates=Templates(document=template)).plan(request(found=found), window)
+    planner = Planner(server, templates=Templates(document=template))
+    planner.takes_system = True
+    plan = await planner.plan(request(found=found), window)
     assert server.trips == 1
     assert "cut" in [use.fate for use in plan.report.documents]
     assert plan.documents[-1].text.endswith("9.")
@@ -339,7 +343,8 @@ async def test_a_server_without_that_route_is_asked_once_and_one_that_fails_agai
     missing, away = Words(Refused(404, "no")), Words(Unreachable("away"))
     for server in (missing, away):
         planner = Planner(server, DEFAULT_SHARING)
-        for _ in range(2):
+        planner.takes_system = True
+        for _ in range(4):
             plan = await planner.plan(request(found=documents(100, 100)), 500)
             assert plan.report.counted == "estimate"
     assert len(missing.counted) < len(away.counted)
@@ -378,7 +383,7 @@ async def test_a_picture_in_a_conversation_leaves_its_texts_to_be_shared() -> No
     plan = await planned(request(question, documents(100, 100, 100)), 320)
     assert [use.fate for use in plan.report.documents] == ["kept", "kept", "cut"]
     assert not isinstance(plan.prompt, str)
-    assert picture in plan.prompt[0].content
+    assert picture in plan.prompt[-1].content
 
 
 async def test_texts_are_counted_by_whatever_name_their_parts_have() -> None:
@@ -652,6 +657,7 @@ async def test_a_chat_template_that_takes_no_documents_leaves_them_in_the_text_a
 ) -> None:
     server = Native(takes=False)
     planner = native(server)
+    planner.takes_system = True
     for _ in range(2):
         plan = await planner.plan(request(found=documents(20)), 8192)
         assert "d0.19." in texts_of(plan)[-1]
@@ -687,7 +693,9 @@ async def test_if_the_template_is_unknown_documents_stay_in_the_text(server: Scr
 )
 async def test_documents_with_a_place_of_their_own_in_the_text_stay_there(asked: GenerationRequest) -> None:
     server = Native()
-    assert (await native(server).plan(asked, 8192)).options == {}
+    planner = native(server)
+    planner.takes_system = True
+    assert (await planner.plan(asked, 8192)).options == {}
     assert server.prompts == 0
 
 

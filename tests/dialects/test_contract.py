@@ -426,11 +426,18 @@ TOGETHER: dict[str, dict[str, JSON]] = {
     **{f"{place}.0.{field}": {place: _DOCUMENTS} for place in DOCUMENTS for field in ("text", "title")},
     **{f"data.reranked_docs.0.{field}": {"data": {"reranked_docs": _DOCUMENTS}} for field in ("text", "title")},
     "generation_mode": {"prompt": "x", "messages": [{"role": "human", "text": "y"}]},
+    "citations": {"documents": ["".join(WORDS)]},
     "language": {"documents": ["x"]},
+    "order": {
+        "documents": [{"text": text, "score": score} for score, text in enumerate(("one", "two", "three"))],
+        "reranked_docs": None,
+        "retrieved_docs": None,
+    },
     "top_n": {"retrieved_docs": [{"text": "one"}, {"text": "two"}, {"text": "three"}]},
 }
 """What has to be in a body for a field to mean anything."""
 ANYWAY: dict[str, list[JSON]] = {
+    "citations": ["auto", "off", False],
     "clean_up_tokenization_spaces": [False],
     "dimensions": [2],
     "do_sample": [True, False],
@@ -438,6 +445,7 @@ ANYWAY: dict[str, list[JSON]] = {
     "include_usage": [False],
     "input_data": [{"x": "y"}, {"1": 1}],  # Refused, as by the original, with the name of what is not in it.
     "language": ["auto", "en"],
+    "order": ["auto"],
     "role": ["human", "ai", "assistant"],  # Of a first turn, before which Llama's template has none.
     "seed": [-1],
     "temperature": [0],

@@ -30,7 +30,7 @@ from comps.dialects.shared.endpoint import Endpoint, RequestError
 from tests.dialects.written import METADATA, written
 
 NORMAL = Switches()
-DEFAULTS = Sampling(1024, 0.01, 0.95, 10, 0.95, 1.03, 0.0, 0.0)
+DEFAULTS = Sampling(1024, 0.01, 0.95, 10, 0.95, None, 0.0, 0.0)
 SEED = {
     "query": "What is Deep Learning?",
     "max_new_tokens": 17,

@@ -634,7 +634,8 @@ async def test_what_each_choice_cites_is_said_with_it_whatever_the_framework(
     async with replaying(replies) as replay:
         server = open_model_server("vllm", Target("m", replay.url))
         async with running(server, monkeypatch, {"LLM_NAME": "m", "FRAMEWORK": framework}) as service:
-            answer = await service.post({**QUESTION, "documents": documents, "n": 2, "stream": stream})
+            asked = {**QUESTION, "documents": documents, "citations": True, "n": 2, "stream": stream}
+            answer = await service.post(asked)
     link = {"start_index": 13, "end_index": 16, "title": "Gaudi 2", "url": "http://a", "number": 1, "citation_id": 1}
     first = {"annotations": [{"type": "url_citation", "url_citation": link}]}
     second = {"unknown_citations": [2]}

@@ -81,7 +81,7 @@ def test_an_image_has_all_that_its_extras_ask_for_and_nothing_of_the_others(
     wanted = set.union(always if name != "build" else set(), *(asked(extras[extra]) for extra in EXTRAS[name]))
     assert wanted <= image
     others = set.union(*(asked(text) for extra, text in extras.items() if extra != "test")) - wanted
-    brought = {"numpy"} if name == "langchain" else set()  # langchain-community needs it.
+    brought = {"numpy"} if name in ("langchain", "native") else set()  # bm25s needs it.
     assert not image & (others - brought)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -162,6 +162,35 @@ class DocumentsCall(SampledCall):
         None, description="Of the default prompt template: auto (by the documents), en, zh, or another of the settings."
     )
     include_report: bool | None = Field(None, description="Say in a stream, too, what became of the documents.")
+    order: Literal["auto", "given", "relevance", "ends"] | None = Field(
+        None, description="Of the documents in the prompt; as set, if left out."
+    )
+    citations: Literal["auto", "on", "off", "matched"] | bool | None = Field(
+        None, description="How the answer cites its documents; true is on, false is off; as set, if left out."
+    )
+
+    def of_documents(self) -> dict[str, Any]:
+        """The fields of `GenerationRequest` that say how the documents become a part of the prompt."""
+        mode = self.citations
+        if isinstance(mode, bool):
+            mode = "on" if mode else "off"
+        return {
+            "template": self.prompt_template,
+            "language": self.language or "auto",
+            "citations": mode or self.promised_citations,
+            "order": self.order,
+            "ranked": self._are_ranked,
+        }
+
+    @property
+    def promised_citations(self) -> str | None:
+        """How answers of this form cite their documents, whatever is set; None: as set."""
+        return None
+
+    @property
+    def _are_ranked(self) -> bool:
+        """Whether somebody has put the documents in order: all but those that come from a retriever alone."""
+        return not self.retrieved_docs or bool(self.documents) or self._is_reranked
 
     @property
     def prompt_template(self) -> str | None:

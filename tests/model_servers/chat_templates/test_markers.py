@@ -94,7 +94,7 @@ async def test_ten_documents_with_the_control_tokens_of_all_templates_change_no_
     async with running(server, monkeypatch, {"LLM_NAME": "acme-7b"}) as service:
         answer = await service.post({"messages": f"Who? {evil[0]}", "documents": documents})
     assert answer.headers["x-documents-used"] == "1,2,3,4,5,6,7,8,9,10"
-    (turn,) = messages(server.asked[0][0])
+    _, turn = messages(server.asked[0][0])
     told = text_of(turn.content)
     assert turn.role == "user"
     assert [token for token in tokens if count(token, told)] == []

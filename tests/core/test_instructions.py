@@ -1,0 +1,235 @@
+"""The default prompt: where its instruction is, what asks for numbers, and models without system messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from comps.core.answers import collect
+from comps.core.errors import InvalidRequest, LLMError, Refused, Unreachable
+from comps.core.generator import TextGenerator
+from comps.core.instructions import asks_for_marks, takes_system_messages
+from comps.core.planning import Plan, Planner
+from comps.core.ports import Answer
+from comps.core.prompts import CITING, INSTRUCTIONS, Templates
+from comps.core.types import JSON, Document, GenerationRequest, Message, Prompt, Sampling
+from comps.model_servers.scripted import Scripted
+
+FACTS = (Document("It is seven years old.", "The tree"), Document("It is green."))
+QUESTION = Message("user", "How old is it?")
+CONTEXT = "Context:\nThe tree: It is seven years old.\nIt is green.\n\nHow old is it?"
+EN = INSTRUCTIONS["en"]
+
+
+def asked(*messages: Message, **fields: Any) -> GenerationRequest:
+    return replace(GenerationRequest((*messages, QUESTION), FACTS), **fields)
+
+
+async def planned(request: GenerationRequest, server: Scripted | None = None, **settings: Any) -> Plan:
+    return await Planner(server or Scripted(), **settings).plan(request, None)
+
+
+def told(prompt: Prompt) -> list[tuple[str, Any]]:
+    assert not isinstance(prompt, str)
+    return [(message.role, message.content) for message in prompt]
+
+
+async def test_the_instruction_is_the_system_message_of_a_question_and_of_a_conversation() -> None:
+    plan = await planned(asked())
+    assert told(plan.prompt) == [("system", EN), ("user", CONTEXT)]
+    assert plan.has_instruction
+    earlier = (Message("user", "Hello."), Message("assistant", "Hello!"))
+    plan = await planned(asked(*earlier))
+    history = [("user", "Hello."), ("assistant", "Hello!")]
+    assert told(plan.prompt) == [("system", EN), *history, ("user", CONTEXT)]
+
+
+async def test_chinese_documents_have_a_chinese_prompt() -> None:
+    plan = await planned(replace(asked(), documents=(Document("这棵树七岁了。", "树"),)))
+    assert told(plan.prompt) == [
+        ("system", INSTRUCTIONS["zh"]),
+        ("user", "上下文：\n树: 这棵树七岁了。\n\nHow old is it?"),
+    ]
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+async def test_beside_a_system_message_of_the_caller_the_instruction_begins_the_question(role: str) -> None:
+    plan = await planned(asked(Message(role, "Be kind.")))
+    assert told(plan.prompt) == [(role, "Be kind."), ("user", f"{EN}\n\n{CONTEXT}")]
+    assert not plan.has_instruction
+
+
+async def test_text_to_continue_begins_with_the_instruction() -> None:
+    plan = await planned(GenerationRequest("How old is it?", FACTS))
+    assert plan.prompt == f"{EN}\n\n{CONTEXT}"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        asked(template="{context}|{question}"),
+        asked(Message("system", "Know: {context}")),
+        asked(documents=None),
+        asked(documents=()),
+    ],
+)
+async def test_there_is_no_instruction_where_the_caller_has_a_template_or_no_documents(
+    request_: GenerationRequest,
+) -> None:
+    plan = await planned(request_)
+    assert EN not in str(plan.prompt)
+    assert not plan.has_instruction
+
+
+async def test_a_language_without_an_instruction_has_its_template_alone() -> None:
+    templates = Templates({"en": "{context} {question}"}, instructions={})
+    plan = await planned(asked(), templates=templates)
+    assert told(plan.prompt) == [("user", "The tree: It is seven years old.\nIt is green. How old is it?")]
+
+
+# Citation marks
+
+
+NUMBERED = "[1] The tree: It is seven years old.\n[2] It is green."
+
+
+@pytest.mark.parametrize(
+    ("request_", "setting", "numbered", "citing"),
+    [
+        (asked(), "auto", False, False),
+        (asked(), "on", True, True),
+        (asked(), "off", False, False),
+        (asked(), "matched", False, False),
+        (asked(citations="on"), "off", True, True),
+        (asked(citations="off"), "on", False, False),
+        (asked(Message("system", "Cite the sources as [1].")), "auto", True, False),
+        (asked(Message("system", "Cite the sources as [1].")), "on", True, False),
+        (asked(Message("system", "Cite the sources as [1].")), "off", False, False),
+        (asked(Message("developer", "Schreibe [n] hinter jeden Satz.")), "auto", True, False),
+        (asked(template="{context} Write the number, as in [number]. {question}"), "auto", True, False),
+        (replace(asked(), prompt=(Message("user", "How old is it? Cite [1], [2]."),)), "auto", True, False),
+    ],
+)
+async def test_documents_are_numbered_where_marks_are_wanted(
+    request_: GenerationRequest, setting: str, numbered: bool, citing: bool
+) -> None:
+    plan = await planned(request_, citations=setting)
+    assert (NUMBERED in str(told(plan.prompt)[-1][1])) is numbered
+    assert plan.numbered is numbered
+    assert (CITING["en"] in str(plan.prompt)) is citing
+
+
+@pytest.mark.parametrize("said", ["a list [] of items", "values[k]", "in [brackets]", "[see there]"])
+def test_other_brackets_ask_for_no_marks(said: str) -> None:
+    assert not asks_for_marks(asked(Message("system", said)))
+
+
+# Models without system messages
+
+
+class Gemma(Scripted):
+    """Counts prompts, and refuses or leaves out system messages as some chat templates do."""
+
+    def __init__(self, refusal: LLMError | None = None, *, ignores: bool = False, away: bool = False) -> None:
+        super().__init__([["seven"]])
+        self.refusal, self.ignores, self.away = refusal, ignores, away
+        self.counted = 0
+
+    def _check(self, prompt: Prompt) -> None:
+        if self.refusal and any(message.role == "system" for message in prompt if isinstance(message, Message)):
+            raise self.refusal
+
+    async def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
+    async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
+        self.counted += 1
+        if self.away:
+            raise Unreachable("away")
+        self._check(prompt)
+        read = [one for one in prompt if isinstance(one, Message) and not (self.ignores and one.role == "system")]
+        return sum(len(str(message.content).split()) for message in read)
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
+        self._check(prompt)
+        await super().generate(prompt, sampling, options, answer)
+
+
+REFUSAL = InvalidRequest("System role not supported", "messages")
+
+
+@pytest.mark.parametrize(
+    ("server", "takes"),
+    [
+        (Gemma(), True),
+        (Gemma(REFUSAL), False),
+        (Gemma(Refused(500, "TemplateError")), False),
+        (Gemma(ignores=True), False),
+        (Gemma(away=True), None),
+        (Scripted(), None),
+    ],
+)
+async def test_it_is_found_out_whether_a_model_takes_system_messages(server: Scripted, takes: bool | None) -> None:
+    assert await takes_system_messages(server) is takes
+
+
+async def test_a_model_that_takes_none_gets_the_instruction_with_the_question_and_is_asked_once() -> None:
+    server = Gemma(REFUSAL)
+    planner = Planner(server)
+    for _ in range(2):
+        plan = await planner.plan(asked(), None)
+        assert told(plan.prompt) == [("user", f"{EN}\n\n{CONTEXT}")]
+        assert server.counted == 3
+
+
+class Mistral(Scripted):
+    """Counts nothing, so that only its refusals say what it takes."""
+
+    def __init__(self, refusal: LLMError) -> None:
+        super().__init__([["seven"]])
+        self.refusal = refusal
+        self.refused = 0
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
+        if not isinstance(prompt, str) and prompt[0].role == "system":
+            self.refused += 1
+            raise self.refusal
+        await super().generate(prompt, sampling, options, answer)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "System role not supported",
+        "Conversation roles must alternate user/assistant/user/assistant/...",
+        "Unsupported value: 'messages[0].role' does not support 'system' with this model.",
+    ],
+)
+@pytest.mark.parametrize("parts", [False, True])
+async def test_a_caller_never_sees_the_refusal_of_our_own_system_message(said: str, parts: bool) -> None:
+    server = Mistral(InvalidRequest(said))
+    generator = TextGenerator(server, "m")
+    content: Any = [{"type": "text", "text": "How old is it?"}] if parts else "How old is it?"
+    request = replace(asked(), prompt=(Message("user", content),))
+    for _ in range(2):
+        assert (await collect(generator.generate, request)).text == "seven"
+    assert server.refused == 1
+    assert [prompt[0].role for prompt, _, _ in server.asked if isinstance(prompt[0], Message)] == ["user", "user"]
+    assert all(str(prompt).count(EN) == 1 for prompt, _, _ in server.asked)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (asked(), InvalidRequest("top_p must be less than 1")),
+        (asked(Message("system", "Be kind.")), InvalidRequest("System role not supported")),
+    ],
+)
+async def test_other_refusals_reach_the_caller(request_: GenerationRequest, error: InvalidRequest) -> None:
+    server = Mistral(error)
+    with pytest.raises(InvalidRequest, match=str(error)[:10]):
+        await collect(TextGenerator(server, "m").generate, request_)
+    assert server.refused == 1
