@@ -51,7 +51,7 @@ ConfigFile = Annotated[
 
 Question = Annotated[str, typer.Argument(help="What to ask.")]
 Documents = Annotated[
-    list[Path] | None, typer.Option("--document", "-d", help="A text file to answer from; may be given repeatedly.")
+    list[Path] | None, typer.Option("--document", "-d", help="A text file to answer from, or a folder of .txt and .md files; may be repeated.")
 ]
 MaxTokens = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
 
@@ -207,9 +207,20 @@ def ask(
 def _request(question: str, document: list[Path] | None, max_tokens: int, temperature: float) -> GenerationRequest:
     if not question.strip():
         raise SettingsError("the question is empty")
-    documents = tuple(Document(read_text(path, f"--document {path}"), path.name) for path in document or ())
+    files = [file for path in document or () for file in _files(path)]
+    documents = tuple(Document(read_text(file, f"--document {file}"), file.name) for file in files)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     return GenerationRequest((Message("user", question),), documents or None, sampling=sampling, ranked=False)
+
+
+def _files(path: Path) -> list[Path]:
+    """Returns the text files that a document names: itself, or those of a folder and its folders, by name."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in (".txt", ".md") and file.is_file())
+    if not files:
+        raise SettingsError(f"--document {path}: this folder has no .txt or .md file")
+    return files
 
 
 async def _ask(settings: Settings, request: GenerationRequest) -> None:

@@ -469,6 +469,7 @@ def three_documents(folder: Path) -> list[str]:
     return [argument for number in range(1, 4) for argument in ("-d", str(folder / f"{number}.txt"))]
 
 
+SCRIPTED = {"MODEL_SERVER": "scripted"}
 SMALL_AND_LARGE = (
     "[Model]\nmodel_server=scripted\nmodel_name=small\ncontext_window=300\n[Model.large]\ncontext_window=9000\n"
 )
@@ -538,6 +539,16 @@ def test_prompt_names_a_model_that_is_not_there_before_it_loads_one(tmp_path: Pa
     done = command("prompt", "?", "--model", "small", "--model", "huge", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "opea-llm: model: 'huge' is not served here; known: small, large\n"
+
+
+def test_a_folder_stands_for_its_text_files_of_which_the_most_relevant_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    texts = {"a.txt": "Herring is sold on Fridays.", "b/c.md": "The bridge was opened in 1931.", "d.bin": "\x00"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    done = command("prompt", "When was the bridge opened?", "-d", ".", cwd=tmp_path, environment=SCRIPTED)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Context:\nc.md: The bridge was opened in 1931.\na.txt: Herring is sold on Fridays.\n\nWhen" in done.stdout
 
 
 def test_ask_names_a_document_that_cannot_be_read(tmp_path: Path) -> None:
