@@ -285,6 +285,8 @@ class CompletionCall(OpenAICall):
             raise InvalidRequest("token ids are taken by no model server but a vLLM; send text to complete", "prompt")
         if self.max_tokens == 0 and "echo" not in capabilities:
             raise InvalidRequest("it must be at least 1 where the model server echoes no prompt", "max_tokens")
+        if self.logprobs and "top_logprobs" not in capabilities:  # From 1 on it asks for alternatives.
+            capabilities = capabilities - {"logprobs"}
         return super().ignored(capabilities)
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:

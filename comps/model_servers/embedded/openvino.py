@@ -16,4 +16,5 @@ class OpenVINO(Embedded):
     checker = program
     packages = ("openvino", "openvino_genai", "numpy")
     honoured = frozenset(Sampling.__dataclass_fields__) - {"typical_p"}
+    alternatives = False
     constraints = frozenset((JSON_SCHEMA, REGEX, CHOICE, GRAMMAR))
