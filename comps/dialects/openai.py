@@ -261,7 +261,7 @@ class CompletionCall(OpenAICall):
     max_tokens: int | None = Field(
         None, ge=0, le=MANY, description="The most tokens to generate; 0 where the model server echoes."
     )
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: int | None = Field(None, ge=0, le=20, description="How many alternatives to each token; 0: none.")
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = Field(None, ge=0, le=20, description="At least n; 0 is the same as leaving it out.")

@@ -121,6 +121,13 @@ def test_logprobs_of_0_are_a_wish_of_a_text_that_is_continued() -> None:
     assert read(body, TEXT).ignored(frozenset()) == ["logprobs"]
 
 
+@pytest.mark.parametrize(("number", "lost"), [(0, []), (1, ["logprobs"]), (20, ["logprobs"])])
+def test_logprobs_from_1_on_ask_of_a_text_for_alternatives(number: int, lost: list[str]) -> None:
+    call = read({"prompt": "a", "logprobs": number}, TEXT)
+    assert call.ignored(frozenset(("logprobs",))) == lost
+    assert call.ignored(frozenset(("logprobs", "top_logprobs"))) == []
+
+
 @pytest.mark.parametrize(
     ("path", "body", "wish"),
     [

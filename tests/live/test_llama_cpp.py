@@ -17,6 +17,7 @@ from comps.core.answers import collect, read
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, TextTooLong
 from comps.core.types import Message, Prompt, Sampling, TextDelta
 from comps.model_servers.embedded.llama_cpp import LlamaCpp
+from comps.model_servers.embedded.logprobs import Wanted
 from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_model
 from tests.live.embedded_contract import GREEDY, STORY, EmbeddedContract, content_of, text_of
 from tests.model_servers.embedded.tiny_model import build, to_gguf
@@ -306,6 +307,20 @@ def test_a_cancelled_request_stops_within_two_steps_and_frees_its_place(bare: An
     assert not bare.busy
     assert len(bare._free) == places
     assert bare.step() == []
+
+
+def test_logprobs_of_a_prompt_that_is_preempted_are_what_they_are_else(bare: Any) -> None:
+    bare._chunk, told = 32, []
+    for preempted in (False, True):
+        bare.start(1, "hello world " * 40, replace(GREEDY, max_tokens=2), logprobs=Wanted(2, True))
+        parts = bare.step()
+        if preempted:
+            assert bare._running[0].completion.prompt_records.read == 32
+            bare._preempt()
+        parts += [part for _ in range(20) if bare.busy for part in bare.step()]
+        told.append([record for part in parts for record in part["logprobs"]])
+    assert told[0] == told[1]
+    assert len(told[0]) == 80 + 1 + 2  # The last space of the prompt is a token.
 
 
 def test_a_long_prompt_is_read_in_chunks_between_which_others_go_on(bare: Any) -> None:

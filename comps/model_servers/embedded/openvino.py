@@ -8,7 +8,10 @@ from comps.model_servers.embedded.constraints import CHOICE, GRAMMAR, JSON_SCHEM
 
 
 class OpenVINO(Embedded):
-    """OpenVINO GenAI. Its settings are OpenVINO's properties, and the fields of its `SchedulerConfig`."""
+    """OpenVINO GenAI. Its settings are OpenVINO's properties, and the fields of its `SchedulerConfig`.
+
+    openvino-genai has logprobs of the tokens alone that it generates, before temperature, penalties and constraints.
+    """
 
     kind = "openvino"
     display_name = "OpenVINO"

@@ -12,11 +12,14 @@ import pytest
 from openai.types import Completion as SdkCompletion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from comps.core.answers import collect
-from comps.core.types import JSON, Generation, Sampling
+from comps.core.answers import Collector, collect
+from comps.core.types import JSON, Generation, Sampling, Usage
 from comps.model_servers import FRAMEWORKS
+from comps.model_servers.embedded.buffered_answer import BufferedAnswer
 from comps.model_servers.embedded.decoding import Completion
-from comps.model_servers.embedded.logprobs import Record, Wanted
+from comps.model_servers.embedded.logprobs import Record, Wanted, chat_logprobs
+from comps.model_servers.embedded.tool_calls import MarkedCalls
+from comps.model_servers.embedded.tools import Tools
 from tests.model_servers.embedded.test_text import DECODERS, Decode, random_ids, replacing
 from tests.model_servers.embedded.word_engine import Words, logprob
 from tests.service import Service, running
@@ -142,6 +145,21 @@ async def test_openais_sdk_gets_them_in_both_forms_whole_and_streamed(
             if piece.choices[0].index == one.index and (logprobs := piece.choices[0].logprobs)
         ]
         assert told_offsets == [(" one", [" one"], [0]), (" two", [" two"], [4]), (" three", [" three"], [8])]
+
+
+def test_the_tokens_of_a_call_have_logprobs_beside_its_deltas() -> None:
+    tools = Tools(({"name": "look", "parameters": {}},), demanded=False, several=True, is_older_form=False)
+    collector = Collector()
+    answer = BufferedAnswer(collector, MarkedCalls(tools), form=chat_logprobs)
+    tokens = ["Well", "<tool_call>", '{"name": "look", ', '"arguments": {}}', "</tool_call>", "<tool"]
+    for token in tokens:
+        answer.push(token, [{"token": token, "logprob": -0.5, "top_logprobs": []}])
+    answer.end()
+    answer.finish("stop", Usage(1, 6))
+    generation = collector.generation()
+    assert (generation.text, generation.reason) == ("Well<tool", "tool_calls")
+    assert generation.extra
+    assert [record["token"] for record in generation.extra["logprobs"]["content"]] == tokens
 
 
 async def said(words: Words, prompt: str, most: int, **options: JSON) -> Generation:
