@@ -307,6 +307,7 @@ def test_what_comes_with_a_piece_is_where_openai_has_it() -> None:
         TextDelta("", extra={"reasoning_content": "Hm."}),
         TextDelta("a", extra={"logprobs": {"content": [1]}}),
         TextDelta("", extra={"tool_calls": [call]}),
+        TextDelta("", extra={"logprobs": {"content": [2]}}),
         Finished("tool_calls"),
     )
     assert choices(items) == [
@@ -318,6 +319,7 @@ def test_what_comes_with_a_piece_is_where_openai_has_it() -> None:
         },
         {"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [1]}, "finish_reason": None},
         {"index": 0, "delta": {"tool_calls": [call]}, "logprobs": None, "finish_reason": None},
+        {"index": 0, "delta": {}, "logprobs": {"content": [2]}, "finish_reason": None},
         {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "tool_calls"},
     ]
 

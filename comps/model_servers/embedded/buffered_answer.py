@@ -50,14 +50,14 @@ class BufferedAnswer:
             self._write(text)
             return
         for piece in self._reader.push(text):
-            self._write(piece)
+            self._write(_event(piece))
 
     def end(self) -> None:
         """Write what is left at the end."""
         if self._echoed:
             self._write(self._echoed)
         for piece in self._reader.flush() if self._reader else ():
-            self._write(piece)
+            self._write(_event(piece))
         if self._records:
             self._write("")
 
@@ -67,8 +67,7 @@ class BufferedAnswer:
             reason = self._reader.reason
         self._answer.finished(Finished(reason, usage))
 
-    def _write(self, piece: Piece) -> None:
-        event = piece if isinstance(piece, str) else TextDelta("", extra=piece)
+    def _write(self, event: str | TextDelta) -> None:
         if self._records:
             event = self._with_logprobs(event)
         if not (self._buffer or self._answer.full):
@@ -106,3 +105,7 @@ class BufferedAnswer:
         while self._buffer:
             await self._answer.drain()
             self._write_through(self._buffer.popleft())
+
+
+def _event(piece: Piece) -> str | TextDelta:
+    return piece if isinstance(piece, str) else TextDelta("", extra=piece)

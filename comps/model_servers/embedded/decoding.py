@@ -174,7 +174,11 @@ class Completion:
         """
         self.tokens += 1
         ended = token in self._ends
-        text = "" if ended else self._stops.push(self._added(token, scores))
+        text = ""
+        if self._records and scores and not ended:
+            text = self._stops.push(self._records.push(token, scores))
+        elif not ended:
+            text = self._stops.push(self._decoder.push([token]))
         full = self.tokens >= self._max_tokens
         if (ended or full) and not self._stops.hit:
             text += self._stops.push((self._records or self._decoder).flush())
@@ -183,12 +187,6 @@ class Completion:
         if ended or full or self._stops.hit:
             reason = "stop" if ended or self._stops.hit else "length"
             part.update(reason=reason, usage=[self._prompt_tokens, self.tokens], last=True)
-        if self._records:
-            self._records.hold_back(part, self._stops.hit)
-        return part if part["text"] or "last" in part else None
-
-    def _added(self, token: int, scores: Scores | None) -> str:
-        """The text that a token adds."""
-        if self._records and scores:
-            return self._records.push(token, scores)
-        return self._decoder.push([token])
+        elif not text:
+            return None
+        return self._records.whole(part, self._stops.hit) if self._records else part

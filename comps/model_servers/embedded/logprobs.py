@@ -56,8 +56,9 @@ class Wanted:
         """
         if not self.prompt:
             return None
-        begins = bool(bos) and tokens[: len(bos)] == bos and not str(prompt).startswith(named(bos))
-        return PromptRecords(tokens, self.alternatives, begins, named)
+        text = str(prompt)
+        has_start = bool(bos) and tokens[: len(bos)] == bos and not text.startswith(named(bos))
+        return PromptRecords(text, tokens, self.alternatives, has_start, named)
 
 
 def wanted(prompt: Prompt, options: Mapping[str, JSON], has_alternatives: bool) -> Wanted | None:
@@ -82,7 +83,9 @@ def wanted(prompt: Prompt, options: Mapping[str, JSON], has_alternatives: bool) 
         if alternatives:  # The capabilities say so.
             return None
         if echo:
-            raise InvalidRequest("the model's engine has none of a prompt, so none can be echoed with it", LOGPROBS)
+            raise InvalidRequest(
+                "the model's engine has none of a prompt's tokens, so they cannot go with echo", LOGPROBS
+            )
     return Wanted(alternatives, echo)
 
 
@@ -130,8 +133,9 @@ class Records:
             self._held[-1]["token"] += left
         return left
 
-    def hold_back(self, part: dict[str, JSON], is_cut: bool) -> None:
-        """Leave in a part the text of whole records, and add these; the last part of an answer has all that is left.
+    def whole(self, part: dict[str, JSON], is_cut: bool) -> dict[str, JSON] | None:
+        """A part of an answer with the text of whole records, and these; None if there is none. The last part has all
+        that is left.
 
         A token without text waits for the next one with text, and a token at whose end a character has begun for the
         rest of that.
@@ -143,16 +147,16 @@ class Records:
         """
         self._ready += part["text"]
         if "last" not in part:
-            taken = self._take(self._whole())
+            taken = self._take(self._count_whole())
         elif is_cut:
             taken = self._before_cut()
         else:
             taken = self.all()
         text = "".join([record["token"] for record in taken])
         self._ready = self._ready[len(text) :]
-        part.update(text=text, logprobs=taken)
+        return {**part, "text": text, LOGPROBS: taken} if taken or "last" in part else None
 
-    def _whole(self) -> int:
+    def _count_whole(self) -> int:
         """How many records are whole, up to the last one with text."""
         count, length = 0, 0
         last = len(self._held) - self._decoder.incomplete
@@ -188,13 +192,15 @@ class PromptRecords:
     """Makes the records of a text to continue, whose tokens get their scores while it is read.
 
     Args:
+        text: The text.
         tokens: The text's, at least one.
         alternatives: How many of the likeliest tokens at each place.
         has_start: Whether the first token is one that stands before the text, such as BOS.
         named: See `Named`.
     """
 
-    def __init__(self, tokens: Sequence[int], alternatives: int, has_start: bool, named: Named) -> None:
+    def __init__(self, text: str, tokens: Sequence[int], alternatives: int, has_start: bool, named: Named) -> None:
+        self._text = text
         self.alternatives = alternatives
         self.read = 0
         """How many tokens are read."""
@@ -230,7 +236,12 @@ class PromptRecords:
     def finish(self) -> list[Record]:
         """All records, once nothing is unread."""
         self._records.flush()
-        return self._records.all()
+        records = self._records.all()
+        told = "".join([record["token"] for record in records])
+        if told and self._text.endswith(told):  # Some tokenizers take no account of a space before the first word.
+            first = next(record for record in records if record["token"])
+            first["token"] = self._text.removesuffix(told) + first["token"]
+        return records
 
 
 Form: TypeAlias = Callable[[Sequence[Record]], JSON]

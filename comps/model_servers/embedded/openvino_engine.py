@@ -295,9 +295,9 @@ class Engine:
             part.update(reason=finish.lower(), usage=request.usage, last=True)
         elif request.handle.get_status().name == "IGNORED":
             return {"id": number, "error": "the model's cache has no room for this prompt", "last": True}
-        if request.records:
-            request.records.hold_back(part, request.stops.hit)
-        return part if part["text"] or "last" in part else None
+        elif not text:
+            return None
+        return request.records.whole(part, request.stops.hit) if request.records else part
 
 
 def _new_outputs(handle: Any) -> list[Any]:

@@ -185,6 +185,9 @@ async def test_an_echoed_prompt_has_logprobs_too_but_for_its_first_token(words: 
     assert (await said(words, "a", 0, echo=True, logprobs=1)).extra == {
         "logprobs": {"tokens": ["a"], "token_logprobs": [None], "top_logprobs": [None], "text_offset": [0]}
     }
+    indented = await said(words, "  a b", 0, echo=True, logprobs=0)  # The spaces are in no token of this engine.
+    assert indented.extra
+    assert indented.extra["logprobs"]["tokens"] == ["  a", " b"]
 
 
 async def test_an_answer_of_no_tokens_is_empty_or_the_prompt(words: Words) -> None:
