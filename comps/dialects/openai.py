@@ -260,7 +260,7 @@ class CompletionCall(OpenAICall):
     max_tokens: int | None = Field(
         None, ge=0, le=MANY, description="The most tokens to generate; 0 where the model server echoes."
     )
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: int | None = Field(None, ge=0, le=20, description="How many alternatives to each token; 0: none.")
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = Field(None, ge=0, le=20, description="At least n; 0 is the same as leaving it out.")
@@ -284,6 +284,8 @@ class CompletionCall(OpenAICall):
             raise InvalidRequest("token ids are taken by no model server but a vLLM; send text to complete", "prompt")
         if self.max_tokens == 0 and "echo" not in capabilities:
             raise InvalidRequest("it must be at least 1 where the model server echoes no prompt", "max_tokens")
+        if self.logprobs and "top_logprobs" not in capabilities:  # From 1 on it asks for alternatives.
+            capabilities = capabilities - {"logprobs"}
         return super().ignored(capabilities)
 
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:

@@ -121,6 +121,13 @@ def test_logprobs_of_0_are_a_wish_of_a_text_that_is_continued() -> None:
     assert read(body, TEXT).ignored(frozenset()) == ["logprobs"]
 
 
+@pytest.mark.parametrize(("number", "lost"), [(0, []), (1, ["logprobs"]), (20, ["logprobs"])])
+def test_logprobs_from_1_on_ask_of_a_text_for_alternatives(number: int, lost: list[str]) -> None:
+    call = read({"prompt": "a", "logprobs": number}, TEXT)
+    assert call.ignored(frozenset(("logprobs",))) == lost
+    assert call.ignored(frozenset(("logprobs", "top_logprobs"))) == []
+
+
 @pytest.mark.parametrize(
     ("path", "body", "wish"),
     [
@@ -300,6 +307,7 @@ def test_what_comes_with_a_piece_is_where_openai_has_it() -> None:
         TextDelta("", extra={"reasoning_content": "Hm."}),
         TextDelta("a", extra={"logprobs": {"content": [1]}}),
         TextDelta("", extra={"tool_calls": [call]}),
+        TextDelta("", extra={"logprobs": {"content": [2]}}),
         Finished("tool_calls"),
     )
     assert choices(items) == [
@@ -311,6 +319,7 @@ def test_what_comes_with_a_piece_is_where_openai_has_it() -> None:
         },
         {"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [1]}, "finish_reason": None},
         {"index": 0, "delta": {"tool_calls": [call]}, "logprobs": None, "finish_reason": None},
+        {"index": 0, "delta": {}, "logprobs": {"content": [2]}, "finish_reason": None},
         {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "tool_calls"},
     ]
 

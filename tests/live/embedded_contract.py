@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -15,7 +17,8 @@ import pytest
 from comps.core.answers import collect, read
 from comps.core.errors import InvalidRequest, PromptTooLong
 from comps.core.ports import CountsTokens, ModelServer
-from comps.core.types import Message, Prompt, Sampling, TextDelta
+from comps.core.types import JSON, Message, Prompt, Sampling, TextDelta
+from comps.model_servers import FRAMEWORKS, through_framework
 
 STORY: Prompt = (Message("user", "Tell me a story about a lighthouse."),)
 GREEDY = Sampling(max_tokens=24, temperature=0.0)
@@ -31,6 +34,12 @@ SCHEMA = {
 
 async def text_of(server: ModelServer, sampling: Sampling, prompt: Prompt = STORY) -> str:
     return (await collect(server.generate, prompt, sampling, {})).text
+
+
+def content_of(extra: Mapping[str, JSON] | None) -> list[dict[str, JSON]]:
+    """The records of a chat's logprobs."""
+    content: list[dict[str, JSON]] = extra["logprobs"]["content"] if extra else []
+    return content
 
 
 class EmbeddedContract:
@@ -109,6 +118,57 @@ class EmbeddedContract:
             await collect(server.generate, STORY, GREEDY, wrong)
         assert caught.value.field == next(iter(wrong))
         assert await text_of(server, GREEDY)
+
+    async def test_logprobs_are_of_the_text_whole_and_streamed_in_both_frameworks(self, server: ModelServer) -> None:
+        stop = (await text_of(server, GREEDY))[19:22]
+        options, sampling = {"logprobs": True, "top_logprobs": 3}, replace(GREEDY, stop=(stop,))
+        through = [await asyncio.to_thread(through_framework, server, name) for name in FRAMEWORKS]
+        answers = [await collect(one.generate, STORY, sampling, options) for one in through]
+        async with aclosing(read(server.generate, STORY, sampling, options)) as events:
+            deltas = [event async for event in events if isinstance(event, TextDelta)]
+        said = [(one.text, one.extra) for one in answers] + [(one.text, one.extra) for one in deltas]
+        for text, extra in said:
+            assert "".join(record["token"] for record in content_of(extra)) == text
+        assert answers[0] == answers[1]
+        assert [record for delta in deltas for record in content_of(delta.extra)] == content_of(answers[0].extra)
+        for record in content_of(answers[0].extra):
+            logprobs = [one["logprob"] for one in record["top_logprobs"]]
+            assert logprobs[0] == record["logprob"]
+            assert logprobs == sorted(logprobs, reverse=True)
+            assert len(logprobs) == 3
+            assert sum(map(math.exp, logprobs)) <= 1
+
+    async def test_logprobs_are_before_temperature_penalties_and_constraints(self, server: ModelServer) -> None:
+        options = {"logprobs": True, "top_logprobs": 20}
+        hot, ruled = [
+            await collect(server.generate, STORY, Sampling(1, 5.0, 0.9, 5, 0.9, 1.5, 1.0, 1.0, seed=1), options | more)
+            for more in ({}, {"guided_choice": ["zebra"]})
+        ]
+        plain = await collect(server.generate, STORY, replace(GREEDY, max_tokens=1), options)
+        (first,), *others = [content_of(one.extra) for one in (plain, hot, ruled)]
+        for (other,) in others:
+            assert [one["token"] for one in other["top_logprobs"]] == [one["token"] for one in first["top_logprobs"]]
+            assert [one["logprob"] for one in other["top_logprobs"]] == pytest.approx(
+                [one["logprob"] for one in first["top_logprobs"]], abs=1e-3
+            )
+        assert content_of(ruled.extra)[0]["logprob"] < -4
+
+    async def test_characters_of_several_tokens_are_in_the_text_of_their_last_ones(self, server: ModelServer) -> None:
+        prompt, hot = "🦄漢字 " * 20, Sampling(max_tokens=40, temperature=3.0, seed=3)
+        whole = await collect(server.generate, prompt, hot, {"logprobs": 2, "echo": True, "n": 2})
+        for one in whole.choices:
+            assert one.extra
+            logprobs = one.extra["logprobs"]
+            assert "".join(logprobs["tokens"]) == one.text
+            assert one.text.startswith(prompt)
+            for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
+                assert one.text.startswith(token, offset)
+            assert "🦄" in logprobs["tokens"]
+            assert logprobs["token_logprobs"][0] is None
+            told = zip(
+                logprobs["tokens"][1:], logprobs["token_logprobs"][1:], logprobs["top_logprobs"][1:], strict=True
+            )
+            assert all(likeliest[token] == logprob for token, logprob, likeliest in told)
 
     async def test_a_demanded_call_has_arguments_by_its_schema(self, server: ModelServer) -> None:
         tools = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in ("hire", "greet")]

@@ -17,8 +17,9 @@ from comps.core.answers import collect, read
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, TextTooLong
 from comps.core.types import Message, Prompt, Sampling, TextDelta
 from comps.model_servers.embedded.llama_cpp import LlamaCpp
+from comps.model_servers.embedded.logprobs import Wanted
 from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_model
-from tests.live.embedded_contract import GREEDY, STORY, EmbeddedContract, text_of
+from tests.live.embedded_contract import GREEDY, STORY, EmbeddedContract, content_of, text_of
 from tests.model_servers.embedded.tiny_model import build, to_gguf
 
 pytestmark = pytest.mark.live
@@ -238,6 +239,26 @@ async def test_a_device_that_it_cannot_use_is_an_error() -> None:
     await server.aclose()
 
 
+async def test_logprobs_of_an_echoed_prompt_are_the_library_s_own(llama: LlamaCpp) -> None:
+    import llama_cpp
+    import numpy
+
+    prompt = "Once upon a time there was a lighthouse, " * 20
+
+    def own() -> list[float]:
+        library = llama_cpp.Llama(str(MODEL), n_ctx=512, logits_all=True, verbose=False, **ONE_THREAD)
+        tokens = library.tokenize(prompt.encode())
+        library.eval(tokens)
+        logits = library.scores[: len(tokens)].astype(numpy.float64)
+        logprobs = logits - numpy.log(numpy.exp(logits).sum(axis=-1, keepdims=True))
+        following = [*tokens[1:], int(logits[-1].argmax())]
+        return [float(logprobs[at, token]) for at, token in enumerate(following)]
+
+    ours = await collect(llama.generate, prompt, replace(GREEDY, max_tokens=1), {"logprobs": 1, "echo": True})
+    assert ours.extra
+    assert ours.extra["logprobs"]["token_logprobs"][1:] == pytest.approx(await asyncio.to_thread(own), abs=0.1)
+
+
 async def test_a_gguf_in_float32_says_what_its_model_says_in_transformers(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
@@ -245,23 +266,26 @@ async def test_a_gguf_in_float32_says_what_its_model_says_in_transformers(tmp_pa
     await asyncio.to_thread(build, tmp_path)
     await asyncio.to_thread(to_gguf, tmp_path, tmp_path / "tiny.gguf")
 
-    def generated() -> tuple[str, int]:
+    def generated() -> tuple[str, int, list[float]]:
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
         asked = [{"role": "user", "content": "Tell me a story about a lighthouse."}]
         text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)[0]
-        return tokenizer.decode(whole[ids.shape[1] :], skip_special_tokens=True), ids.shape[1]
+        logprobs = model(whole[None, :]).logits[0].detach().double().log_softmax(-1)[ids.shape[1] - 1 : -1]
+        likeliest: list[float] = logprobs.max(-1).values.tolist()
+        return tokenizer.decode(whole[ids.shape[1] :], skip_special_tokens=True), ids.shape[1], likeliest
 
     own = await asyncio.to_thread(generated)
     server = LlamaCpp(str(tmp_path / "tiny.gguf"), settings={**ONE_THREAD, "type_k": 0, "type_v": 0})
     await server.load()
     try:
         assert (await server.describe()).context_window == 2048
-        ours = await collect(server.generate, STORY, Sampling(16, 0.0), {})
+        ours = await collect(server.generate, STORY, Sampling(16, 0.0), {"logprobs": True})
         # The chat template writes the BOS, and it is not put there twice.
-        assert (ours.text, ours.usage and ours.usage.prompt_tokens) == own
+        assert (ours.text, ours.usage and ours.usage.prompt_tokens) == own[:2]
+        assert [record["logprob"] for record in content_of(ours.extra)] == pytest.approx(own[2], abs=1e-3)
     finally:
         await server.aclose()
 
@@ -283,6 +307,20 @@ def test_a_cancelled_request_stops_within_two_steps_and_frees_its_place(bare: An
     assert not bare.busy
     assert len(bare._free) == places
     assert bare.step() == []
+
+
+def test_logprobs_of_a_prompt_that_is_preempted_are_what_they_are_else(bare: Any) -> None:
+    bare._chunk, told = 32, []
+    for preempted in (False, True):
+        bare.start(1, "hello world " * 40, replace(GREEDY, max_tokens=2), logprobs=Wanted(2, True))
+        parts = bare.step()
+        if preempted:
+            assert bare._running[0].completion.prompt_records.read == 32
+            bare._preempt()
+        parts += [part for _ in range(20) if bare.busy for part in bare.step()]
+        told.append([record for part in parts for record in part["logprobs"]])
+    assert told[0] == told[1]
+    assert len(told[0]) == 80 + 1 + 2  # The last space of the prompt is a token.
 
 
 def test_a_long_prompt_is_read_in_chunks_between_which_others_go_on(bare: Any) -> None:

@@ -101,6 +101,24 @@ async def test_a_greedy_answer_is_generate_s_own(tiny: Transformers, library: tu
     assert (ours.text, ours.usage and ours.usage.prompt_tokens) == (own, length)
 
 
+async def test_logprobs_are_the_model_s_own_of_the_echoed_prompt_too(
+    tiny: Transformers, library: tuple[Any, Any]
+) -> None:
+    prompt = "Once upon a time a lighthouse stood at the edge of the sea. " * 9
+
+    def own() -> list[float]:
+        ids = library[1](prompt, return_tensors="pt").input_ids
+        logprobs = library[0](ids).logits[0].detach().double().log_softmax(-1)
+        following = [*ids[0, 1:].tolist(), int(logprobs[-1].argmax())]
+        return [float(logprobs[at, token]) for at, token in enumerate(following)]
+
+    ours = await collect(tiny.generate, prompt, replace(GREEDY, max_tokens=1), {"logprobs": 1, "echo": True})
+    assert ours.extra
+    # The first token is BOS, which has no text.
+    assert ours.extra["logprobs"]["tokens"][0] == ""
+    assert ours.extra["logprobs"]["token_logprobs"][1:] == pytest.approx(await asyncio.to_thread(own), abs=1e-3)
+
+
 async def test_a_penalised_greedy_answer_is_generate_s_own(tiny: Transformers, library: tuple[Any, Any]) -> None:
     ids = library[1]("Once upon a time", return_tensors="pt")
     options = {"max_new_tokens": 60, "do_sample": False, "repetition_penalty": 1.3}

@@ -112,7 +112,7 @@ class ChatChunks(_Chunks):
             return
         before = self._before.get(delta.choice)
         further, logprobs = _fields(delta.extra)
-        if before is not None and further and not delta.text:
+        if before is not None and not delta.text:
             # OPEA's pipelines take every content that is there for text, null as well.
             opened = self._opening(delta.choice) + b'"delta":{' + further[1:]
         else:

@@ -186,6 +186,7 @@ class Templated:
     async def describe(self) -> ModelInfo:
         info = await self._server.describe()
         lost = {name for name in info.capabilities if name in _ONLY_IN_CHATS or name.startswith("messages.")}
+        lost.discard("top_logprobs")  # Of texts it says that their logprobs have alternatives.
         return replace(info, capabilities=info.capabilities - lost, has_chat_template=True)
 
     async def translated(

@@ -40,6 +40,7 @@ from comps.core.types import (
 from comps.model_servers.embedded.buffered_answer import BufferedAnswer
 from comps.model_servers.embedded.constraints import JSON_SCHEMA, options_for
 from comps.model_servers.embedded.engine_process import EngineProcess, run_check
+from comps.model_servers.embedded.logprobs import LOGPROBS, TOP_LOGPROBS, form_for, wanted
 from comps.model_servers.embedded.model_files import find_model
 from comps.model_servers.embedded.questions import Question, question_of
 from comps.model_servers.embedded.tool_calls import is_recognised
@@ -86,6 +87,8 @@ class Embedded:
     """The kinds of constraints that it has; see `Constraint`."""
     takes_local_dir: ClassVar[bool] = False
     """Whether the setting `local_dir` is for `find`, and not for the engine."""
+    alternatives: ClassVar[bool] = True
+    """Whether it has logprobs of any token, and not of those alone that it generates."""
 
     def __init__(
         self,
@@ -169,7 +172,7 @@ class Embedded:
             )
 
     def _capabilities(self) -> frozenset[str]:
-        capabilities = self.honoured | {"n", "echo"}
+        capabilities = self.honoured | {"n", "echo", LOGPROBS} | ({TOP_LOGPROBS} if self.alternatives else frozenset())
         if JSON_SCHEMA not in self.constraints:
             return capabilities
         on_demand = frozenset() if is_recognised(self._chat_template) else {CALLS_ON_DEMAND}
@@ -209,30 +212,57 @@ class Embedded:
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         engine = self._loaded_engine()
         self._check_prompt_length(prompt, sampling.max_total_tokens)
-        question, count = self._question(prompt, options), int(options.get("n") or 1)
+        question, count, answers = self._question(prompt, options), int(options.get("n") or 1), sampling.max_tokens != 0
+        logprobs = wanted(prompt, options, self.alternatives)
+        asked = {**question.asked, **question.constrained, "logprobs": logprobs and asdict(logprobs)}
         echoed = prompt if options.get("echo") and isinstance(prompt, str) else ""
         choices = Parts(answer, count)
         # The prompt's tokens count once, and each choice draws with a seed of its own.
         seeds = [None if sampling.seed is None else sampling.seed + number for number in range(count)]
+        if not answers:  # No engine generates less than a token.
+            sampling = replace(sampling, max_tokens=1)
         await at_once(
             [
                 self._generate_choice(
                     engine,
-                    {**question.asked, **question.constrained, "sampling": asdict(replace(sampling, seed=seed))},
-                    BufferedAnswer(choices.part(number) if count > 1 else answer, question.reader(), echoed),
+                    {**asked, "sampling": asdict(replace(sampling, seed=seed))},
+                    BufferedAnswer(
+                        choices.part(number) if count > 1 else answer,
+                        question.reader(),
+                        echoed,
+                        form_for(prompt) if logprobs else None,
+                    ),
                     counts_prompt=number == 0,
+                    answers=answers,
                 )
                 for number, seed in enumerate(seeds)
             ]
         )
 
     async def _generate_choice(
-        self, engine: EngineProcess, body: Mapping[str, JSON], answer: BufferedAnswer, *, counts_prompt: bool
+        self,
+        engine: EngineProcess,
+        body: Mapping[str, JSON],
+        answer: BufferedAnswer,
+        *,
+        counts_prompt: bool,
+        answers: bool,
     ) -> None:
+        """Have an answer generated.
+
+        Args:
+            engine: What generates it.
+            body: What the engine is asked.
+            answer: Where it is written.
+            counts_prompt: Whether its usage has the prompt's tokens.
+            answers: Whether the tokens behind the prompt are wanted; else the engine generates one, which is dropped.
+        """
         try:
-            last = await engine.ask({"generate": body}, lambda part: answer.push(part["text"]))
+            last = await engine.ask({"generate": body}, lambda part: answer.push(part["text"], part.get(LOGPROBS)))
             if "error" not in last:
-                answer.push(last["text"])
+                if not answers:
+                    last = {"text": "", "reason": "length", "usage": [last["usage"][0], 0]}
+                answer.push(last["text"], last.get(LOGPROBS))
                 answer.end()
             await answer.flush()
         except LLMError:  # What was generated before comes first.

@@ -10,6 +10,7 @@ from comps.core.errors import InvalidRequest, PromptTooLong, SettingsError, no_r
 from comps.core.stop_strings import StopStrings
 from comps.core.types import Sampling
 from comps.model_servers.embedded.engine_program import Part
+from comps.model_servers.embedded.logprobs import LOGPROBS, Named, PromptRecords, Records, Scores, Wanted
 from comps.model_servers.embedded.text import IncrementalDecoder
 
 STEP_SECONDS = 0.25
@@ -132,6 +133,11 @@ class Completion:
         self.number = number
         self.tokens = 0
         """How many there are by now, an end-of-sequence token included."""
+        self.alternatives: int | None = None
+        """How many are in the logprobs of a token; None: there are no logprobs."""
+        self.prompt_records: PromptRecords | None = None
+        """What makes the logprobs of the prompt, until `prompt_part` has them."""
+        self._records: Records | None = None
         self._prompt_tokens = len(prompt)
         self._max_tokens = max_tokens
         self._ends = ends
@@ -140,17 +146,47 @@ class Completion:
         if continues:
             self._decoder.push(prompt[-_CONTEXT:])
 
-    def push(self, token: int) -> Part | None:
-        """Add a token; returns the part that it makes, if any. After a part with `last` no token may follow."""
+    def add_logprobs(self, wanted: Wanted, named: Named, of_prompt: PromptRecords | None) -> None:
+        """Have the parts carry logprobs; every token is then pushed with its scores.
+
+        Args:
+            wanted: Which.
+            named: See `Named`.
+            of_prompt: What makes those of the prompt; None: they are not wanted.
+        """
+        self.alternatives, self.prompt_records = wanted.alternatives, of_prompt
+        self._records = Records(self._decoder, named)
+
+    def prompt_part(self) -> Part | None:
+        """The part with the prompt's logprobs, if they are wanted, once they are complete."""
+        records = self.prompt_records
+        if records is None or records.unread:
+            return None
+        self.prompt_records = None
+        return {"id": self.number, "text": "", LOGPROBS: records.finish()}
+
+    def push(self, token: int, scores: Scores | None = None) -> Part | None:
+        """Add a token; returns the part that it makes, if any. After a part with `last` no token may follow.
+
+        Args:
+            token: The token.
+            scores: Where logprobs are wanted, those of the token.
+        """
         self.tokens += 1
         ended = token in self._ends
-        text = "" if ended else self._stops.push(self._decoder.push([token]))
+        text = ""
+        if self._records and scores and not ended:
+            text = self._stops.push(self._records.push(token, scores))
+        elif not ended:
+            text = self._stops.push(self._decoder.push([token]))
         full = self.tokens >= self._max_tokens
         if (ended or full) and not self._stops.hit:
-            text += self._stops.push(self._decoder.flush())
+            text += self._stops.push((self._records or self._decoder).flush())
             text += self._stops.flush()
+        part: Part = {"id": self.number, "text": text}
         if ended or full or self._stops.hit:
             reason = "stop" if ended or self._stops.hit else "length"
-            usage = [self._prompt_tokens, self.tokens]
-            return {"id": self.number, "text": text, "reason": reason, "usage": usage, "last": True}
-        return {"id": self.number, "text": text} if text else None
+            part.update(reason=reason, usage=[self._prompt_tokens, self.tokens], last=True)
+        elif not text:
+            return None
+        return self._records.whole(part, self._stops.hit) if self._records else part

@@ -2,7 +2,8 @@
 
 Input, a JSON line each:
     {"id": n, "load": {…}}                                           first, and once
-    {"id": n, "generate": {"prompt": text | messages, "tools": […], "constraint": {…} | null, "sampling": {…}}}
+    {"id": n, "generate": {"prompt": text | messages, "tools": […], "constraint": {…} | null, "sampling": {…},
+                           "logprobs": {"alternatives": number, "prompt": bool} | null}}
     {"id": n, "count": text}
     {"id": n, "count_prompt": {"prompt": text | messages, "tools": […]}}
     {"id": n, "render": {"prompt": messages, "tools": […]}}
@@ -11,8 +12,8 @@ Input, a JSON line each:
 Output, a JSON line for each step, a list of parts:
     {"id": n, "context_window": tokens | null, "longest_token": characters, "chat_template": text,
      "has_chat_template": bool, "last": true}                                 loaded
-    {"id": n, "text": piece}
-    {"id": n, "text": piece, "reason": "stop" | "length", "usage": [prompt, completion], "last": true}
+    {"id": n, "text": piece, "logprobs"?: [record, …]}                        see `logprobs`
+    {"id": n, "text": piece, "logprobs"?: […], "reason": "stop" | "length", "usage": [prompt, completion], "last": true}
     {"id": n, "count": tokens, "last": true}
     {"id": n, "text": rendered, "last": true}
     {"id": n, "vectors": [[number, …], …], "prompt_tokens": tokens, "last": true}
@@ -36,6 +37,7 @@ from typing import BinaryIO, Protocol, TypeAlias, runtime_checkable
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError
 from comps.core.types import JSON, Sampling
 from comps.model_servers.embedded.constraints import Constraint
+from comps.model_servers.embedded.logprobs import Wanted
 
 Part: TypeAlias = dict[str, JSON]
 Messages: TypeAlias = list[dict[str, JSON]]
@@ -65,6 +67,7 @@ class Engine(Protocol):
         sampling: Sampling,
         constraint: Constraint | None = None,
         tools: Sequence[JSON] = (),
+        logprobs: Wanted | None = None,
     ) -> None:
         """Add a request to generate.
 
@@ -74,6 +77,7 @@ class Engine(Protocol):
             sampling: How to choose tokens, and how many.
             constraint: What the answer matches; only of a kind that the kind of model server has.
             tools: What the chat template renders of functions.
+            logprobs: The records that its parts have; those of the prompt come before the last part.
 
         Raises:
             InvalidRequest: It cannot be served (`PromptTooLong` for the window).
@@ -254,7 +258,8 @@ def _start(engine: Engine, message: dict[str, JSON]) -> None:
         asked = message["generate"]
         sampling = Sampling(**{**asked["sampling"], "stop": tuple(asked["sampling"]["stop"])})
         constraint = asked["constraint"] and Constraint(**asked["constraint"])
-        engine.start(message["id"], asked["prompt"], sampling, constraint, asked["tools"])
+        logprobs = asked["logprobs"] and Wanted(**asked["logprobs"])
+        engine.start(message["id"], asked["prompt"], sampling, constraint, asked["tools"], logprobs)
     elif isinstance(engine, Embeds):
         engine.start_embedding(message["id"], message["embed"])
     else:

@@ -23,6 +23,7 @@ from comps.core.types import JSON, Sampling
 from comps.model_servers.embedded.constraints import Constraint
 from comps.model_servers.embedded.decoding import is_greedy
 from comps.model_servers.embedded.llama_cpp_grammars import Sampler, grammar_sampler
+from comps.model_servers.embedded.logprobs import Scores
 
 _NO_CELLS = 1
 """What `llama_decode` returns when the KV cache has no room."""
@@ -38,6 +39,8 @@ class Row:
     """Of the first token."""
     wanted: bool
     """Whether the logits of the last token are wanted."""
+    scored: bool = False
+    """Whether those of all tokens are wanted."""
 
 
 class Context:
@@ -95,13 +98,13 @@ class Context:
         """The tokens of `text`, without BOS; `special`: control tokens in it are read as such."""
         return list(self.llama.tokenize(text.encode(), add_bos=False, special=special))
 
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """The text of tokens; control tokens have none."""
+    def detokenize(self, tokens: Sequence[int], special: bool = False) -> str:
+        """The text of tokens; control tokens have none, unless `special` is true."""
         array = (api.llama_token * len(tokens))(*tokens)
         size = 16 * len(tokens)
         while True:
             buffer = create_string_buffer(size)
-            length = api.llama_detokenize(self._vocabulary, array, len(tokens), buffer, size, False, False)
+            length = api.llama_detokenize(self._vocabulary, array, len(tokens), buffer, size, False, special)
             if length >= 0:
                 return buffer.raw[:length].decode("utf-8", "replace")
             size = -length
@@ -127,7 +130,7 @@ class Context:
         indices: list[int | None] = []
         for row in rows:
             for position, token in enumerate(row.tokens, row.position):
-                batch.token[at], batch.pos[at], batch.logits[at] = token, position, all_outputs
+                batch.token[at], batch.pos[at], batch.logits[at] = token, position, all_outputs or row.scored
                 batch.n_seq_id[at], batch.seq_id[at][0] = 1, row.sequence
                 at += 1
             if row.wanted:
@@ -216,6 +219,17 @@ class Context:
             return int(api.llama_sampler_sample(sampler.chain, self._context, index))
         logits = api.llama_get_logits_ith(self._context, index)
         return sampler.sample_allowed(logits, self.llama.n_vocab(), api.llama_vocab_eos(self._vocabulary))
+
+    def scores(self, token: int, index: int, alternatives: int) -> Scores:
+        """The logprobs at `index` of the batch: of this token, and of so many of the likeliest."""
+        tokens = self.llama.n_vocab()
+        logits = numpy.ctypeslib.as_array(api.llama_get_logits_ith(self._context, index), (tokens,))
+        logprobs = logits.astype(numpy.float64) - logits.max()
+        logprobs -= numpy.log(numpy.exp(logprobs).sum())
+        count = min(alternatives, tokens)
+        likeliest = numpy.argpartition(-logprobs, count - 1)[:count] if count else ()
+        sorted_ids = sorted(map(int, likeliest), key=lambda one: (-logprobs[one], one))
+        return float(logprobs[token]), [(one, float(logprobs[one])) for one in sorted_ids]
 
     def seconds_per_token(self) -> float:
         """How long a token of a prompt takes, measured on a short prompt."""

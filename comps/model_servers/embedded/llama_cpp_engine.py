@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from comps.core.errors import InvalidRequest, ModelServerError
@@ -18,6 +19,7 @@ from comps.core.types import JSON, Sampling
 from comps.model_servers.embedded.constraints import Constraint
 from comps.model_servers.embedded.decoding import Completion, check_sampling, max_new_tokens, prefill_chunk
 from comps.model_servers.embedded.engine_program import EnginePrompt, Messages, Part, serve
+from comps.model_servers.embedded.logprobs import Wanted
 from comps.model_servers.embedded.text import ControlTokens
 from comps.model_servers.embedded.vectors import Texts, check_texts
 
@@ -48,6 +50,21 @@ class _Request:
     @property
     def unread(self) -> int:
         return len(self.tokens) - self.read
+
+    @property
+    def chunk(self) -> int:
+        """The most tokens to read next."""
+        records = self.completion.prompt_records
+        if records is None:
+            return self.unread
+        return records.read - self.read or records.next_chunk  # What a preemption removed needs no scores again.
+
+    def row(self, count: int) -> Row:
+        """The next tokens, so many, for a batch."""
+        records = self.completion.prompt_records
+        scored = records is not None and records.read == self.read and count > 0
+        tokens = self.tokens[self.read : self.read + count]
+        return Row(tokens, self.sequence, self.read, scored or count == self.unread, scored)
 
 
 class Engine:
@@ -99,6 +116,7 @@ class Engine:
         sampling: Sampling,
         constraint: Constraint | None = None,
         tools: Sequence[JSON] = (),
+        logprobs: Wanted | None = None,
     ) -> None:
         check_sampling(sampling)
         if not self._context.generates:
@@ -110,6 +128,9 @@ class Engine:
         most = max_new_tokens(len(tokens), sampling, self._window)
         decode, ends = self._context.detokenize, self._context.ends
         completion = Completion(number, tokens, most, (*sampling.stop, *stops), decode, ends, continues)
+        if logprobs:
+            named = partial(decode, special=True)
+            completion.add_logprobs(logprobs, named, logprobs.of_prompt(prompt, tokens, self._context.bos, named))
         self._waiting.append(_Request(completion, tokens, self._context.sampler(tokens, sampling, constraint)))
 
     def start_embedding(self, number: int, texts: Sequence[str]) -> None:
@@ -153,6 +174,7 @@ class Engine:
             request = self._waiting.pop(0)
             request.sequence = self._free.pop(0)
             self._running.append(request)
+        parts.extend(part for request in self._running if (part := request.completion.prompt_part()))
         if self._running:
             parts.extend(self._run_batch())
         return parts
@@ -182,7 +204,9 @@ class Engine:
         parts = []
         for request, row, index in zip(list(self._running), rows, indices, strict=True):
             request.read += len(row.tokens)
-            if index is not None and (part := self._add_token(request, index)):
+            if row.scored:
+                self._score_prompt(request, row, index)
+            elif index is not None and (part := self._add_token(request, index)):
                 parts.append(part)
         return parts
 
@@ -193,22 +217,29 @@ class Engine:
         shares = dict.fromkeys((id(request) for request in self._running), 1)
         prompts = sorted((request for request in self._running if request.unread > 1), key=lambda it: it.unread)
         for others, request in zip(range(len(prompts), 0, -1), prompts, strict=True):
-            shares[id(request)] = min(request.unread, left // others)
+            shares[id(request)] = min(request.chunk, left // others)
             left -= shares[id(request)]
-        return [
-            Row(
-                request.tokens[request.read : request.read + shares[id(request)]],
-                request.sequence,
-                request.read,
-                request.unread == shares[id(request)],
-            )
-            for request in self._running
-        ]
+        return [request.row(shares[id(request)]) for request in self._running]
+
+    def _score_prompt(self, request: _Request, row: Row, last: int | None) -> None:
+        """Add the logprobs of the prompt's tokens that follow those of a row.
+
+        Args:
+            request: With `prompt_records`.
+            row: The row.
+            last: The index of its last token in the batch.
+        """
+        records = request.completion.prompt_records
+        assert records
+        assert last is not None
+        first, alternatives = last - len(row.tokens) + 1, records.alternatives
+        records.push(lambda at, token: self._context.scores(token, first + at, alternatives), len(row.tokens))
 
     def _add_token(self, request: _Request, index: int) -> Part | None:
         token = self._context.sample(request.sampler, index)
         request.tokens.append(token)
-        part = request.completion.push(token)
+        most = request.completion.alternatives
+        part = request.completion.push(token, None if most is None else self._context.scores(token, index, most))
         if part and part.get("last"):
             self._finish(request)
         return part

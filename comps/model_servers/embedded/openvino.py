@@ -8,7 +8,10 @@ from comps.model_servers.embedded.constraints import CHOICE, GRAMMAR, JSON_SCHEM
 
 
 class OpenVINO(Embedded):
-    """OpenVINO GenAI. Its settings are OpenVINO's properties, and the fields of its `SchedulerConfig`."""
+    """OpenVINO GenAI. Its settings are OpenVINO's properties, and the fields of its `SchedulerConfig`.
+
+    openvino-genai has logprobs of the tokens alone that it generates, before temperature, penalties and constraints.
+    """
 
     kind = "openvino"
     display_name = "OpenVINO"
@@ -16,4 +19,5 @@ class OpenVINO(Embedded):
     checker = program
     packages = ("openvino", "openvino_genai", "numpy")
     honoured = frozenset(Sampling.__dataclass_fields__) - {"typical_p"}
+    alternatives = False
     constraints = frozenset((JSON_SCHEMA, REGEX, CHOICE, GRAMMAR))

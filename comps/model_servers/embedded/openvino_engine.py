@@ -21,6 +21,7 @@ from comps.model_servers.embedded.constraints import REGEX, Constraint
 from comps.model_servers.embedded.decoding import check_sampling, is_greedy, max_new_tokens
 from comps.model_servers.embedded.engine_program import EnginePrompt, Messages, Part, last_line, serve
 from comps.model_servers.embedded.gguf import gguf_window, openable
+from comps.model_servers.embedded.logprobs import Records, Wanted
 from comps.model_servers.embedded.openvino_embedder import Embedder
 from comps.model_servers.embedded.openvino_grammars import COMPILE_SECONDS, Grammars, structured_output
 from comps.model_servers.embedded.text import ControlTokens, IncrementalDecoder
@@ -55,6 +56,18 @@ class _Request:
     handle: Any = None
     """In the batch."""
     completion_tokens: int = 0
+    records: Records | None = None
+    """What makes the logprobs; None: there are none."""
+
+    def added(self, output: Any) -> str:
+        """The text that OpenVINO's `GenerationOutput` adds."""
+        ids: list[int] = output.generated_ids
+        self.completion_tokens += len(ids)
+        if self.records is None:
+            return self.decoder.push(ids) if ids else ""
+        ends = {self.config.eos_token_id, *self.config.stop_token_ids}
+        scored = [one for one in zip(ids, output.generated_log_probs, strict=True) if one[0] not in ends]
+        return "".join([self.records.push(token, (logprob, ())) for token, logprob in scored])
 
     @property
     def usage(self) -> list[int]:
@@ -131,6 +144,7 @@ class Engine:
         sampling: Sampling,
         constraint: Constraint | None = None,
         tools: Sequence[JSON] = (),
+        logprobs: Wanted | None = None,
     ) -> None:
         check_sampling(sampling)
         ids = self._tokens_of(prompt, tools)
@@ -143,6 +157,8 @@ class Engine:
             raise InvalidRequest(last_line(error), _field_named_in(error)) from None
         decoder, stops = IncrementalDecoder(self._tokenizer.decode), StopStrings(sampling.stop)
         self._requests[number] = request = _Request(ids, config, decoder, stops)
+        if logprobs:
+            config.logprobs, request.records = 1, Records(decoder, self._tokenizer.decode)
         if constraint:
             self._compile(request, constraint)
         else:
@@ -266,30 +282,30 @@ class Engine:
 
     def _progress(self, number: int, request: _Request) -> Part | None:
         """The part of a request after a step, if it gained any text or ended."""
-        ids, finish = _new_tokens(request.handle)
-        request.completion_tokens += len(ids)
-        text = request.stops.push(request.decoder.push(ids)) if ids else ""
+        outputs = _new_outputs(request.handle)
+        finish = outputs[-1].finish_reason.name if outputs else "NONE"
+        text = request.stops.push("".join(map(request.added, outputs)))
         if finish != "NONE" and not request.stops.hit:
-            text += request.stops.push(request.decoder.flush()) + request.stops.flush()
+            text += request.stops.push((request.records or request.decoder).flush()) + request.stops.flush()
+        part: Part = {"id": number, "text": text}
         if request.stops.hit:
             request.handle.cancel()
-            return {"id": number, "text": text, "reason": "stop", "usage": request.usage, "last": True}
-        if finish != "NONE":
-            return {"id": number, "text": text, "reason": finish.lower(), "usage": request.usage, "last": True}
-        if request.handle.get_status().name == "IGNORED":
+            part.update(reason="stop", usage=request.usage, last=True)
+        elif finish != "NONE":
+            part.update(reason=finish.lower(), usage=request.usage, last=True)
+        elif request.handle.get_status().name == "IGNORED":
             return {"id": number, "error": "the model's cache has no room for this prompt", "last": True}
-        return {"id": number, "text": text} if text else None
+        elif not text:
+            return None
+        return request.records.whole(part, request.stops.hit) if request.records else part
 
 
-def _new_tokens(handle: Any) -> tuple[list[int], str]:
-    """The tokens since the last call, and the finish reason: NONE, STOP or LENGTH."""
-    ids: list[int] = []
-    finish = "NONE"
+def _new_outputs(handle: Any) -> list[Any]:
+    """OpenVINO's `GenerationOutput`s since the last call; mostly one, of one token."""
+    outputs: list[Any] = []
     while handle.can_read():
-        for output in handle.read().values():
-            ids.extend(output.generated_ids)
-            finish = output.finish_reason.name
-    return ids, finish
+        outputs.extend(handle.read().values())
+    return outputs
 
 
 def _field_named_in(error: Exception) -> str | None:

@@ -36,6 +36,15 @@ class IncrementalDecoder:
             self._shorten()
         return added
 
+    def preview(self, token: int) -> str:
+        """The text that `push` would return for this token, which is not added."""
+        return self._decode([*self._window, token]).rstrip("\ufffd")[len(self._returned) :]
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether an incomplete character is held back of which `flush` would make U+FFFD."""
+        return len(self._decode(self._window)) > len(self._returned)
+
     def flush(self) -> str:
         """What is left at the end; an incomplete character becomes U+FFFD or nothing, as the tokenizer decodes it."""
         return self._added(self._decode(self._window))

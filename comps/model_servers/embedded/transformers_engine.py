@@ -29,10 +29,11 @@ from comps.model_servers.embedded.decoding import (
     prefill_chunk,
 )
 from comps.model_servers.embedded.engine_program import EnginePrompt, Messages, Part, last_line, serve
+from comps.model_servers.embedded.logprobs import PromptRecords, Wanted
 from comps.model_servers.embedded.text import ControlTokens
 from comps.model_servers.embedded.transformers_grammars import Grammars
 from comps.model_servers.embedded.transformers_loading import end_tokens, load_model, model_window
-from comps.model_servers.embedded.transformers_sampling import TokenChooser
+from comps.model_servers.embedded.transformers_sampling import TokenChooser, scores
 from comps.model_servers.embedded.vectors import Texts, check_texts
 
 _AT_ONCE = 16
@@ -106,6 +107,7 @@ class Engine:
         sampling: Sampling,
         constraint: Constraint | None = None,
         tools: Sequence[JSON] = (),
+        logprobs: Wanted | None = None,
     ) -> None:
         check_sampling(sampling)
         tokens = self._tokens_of(prompt, tools)
@@ -114,6 +116,9 @@ class Engine:
         most = max_new_tokens(len(tokens), sampling, self._window)
         continues = isinstance(prompt, str)
         completion = Completion(number, tokens, most, sampling.stop, self._decode, self._ends, continues)
+        if logprobs:
+            bos = [] if self._tokenizer.bos_token is None else [self._tokenizer.bos_token_id]
+            completion.add_logprobs(logprobs, self._named, logprobs.of_prompt(prompt, tokens, bos, self._named))
         matcher = self._grammars.matcher(constraint, self._logits) if constraint else None
         chooser = TokenChooser(len(tokens), sampling, self._model.generation_config, self._model.device, matcher)
         self._waiting.append(_Request(completion, tokens, chooser, self._new_cache()))
@@ -168,8 +173,11 @@ class Engine:
 
     def _take_turn(self, request: _Request) -> Part | None:
         """Read a chunk of the prompt, or generate the next token."""
+        if records := request.completion.prompt_records:
+            self._score_prompt(request, records)
+            return request.completion.prompt_part()
         tokens = request.tokens[request.read : request.read + self._chunk]
-        logits = self._forward(tokens, request.cache)
+        logits = self._forward(tokens, request.cache)[:, -1]
         request.read += len(tokens)
         if request.read < len(request.tokens):
             return None
@@ -178,14 +186,29 @@ class Engine:
         except (RuntimeError, ValueError) as error:  # The fault of its own sampling, and of no other request.
             return {"id": request.completion.number, "error": last_line(error), "last": True}
         request.tokens.append(token)
-        return request.completion.push(token)
+        most = request.completion.alternatives
+        return request.completion.push(token, None if most is None else scores(logits[0], token, most))
 
-    def _forward(self, tokens: Sequence[int], cache: Any) -> Any:
-        """The logits of the next token, in float32, shape (1, vocabulary)."""
+    def _score_prompt(self, request: _Request, records: PromptRecords) -> None:
+        """Read a chunk of a prompt whose tokens have logprobs."""
+        tokens = request.tokens[request.read : request.read + min(records.next_chunk, self._chunk)]
+        if tokens:
+            logits = self._forward(tokens, request.cache, all_logits=True)[0]
+            request.read += len(tokens)
+            records.push(lambda at, token: scores(logits[at], token, records.alternatives), len(tokens))
+
+    def _forward(self, tokens: Sequence[int], cache: Any, all_logits: bool = False) -> Any:
+        """The logits of the tokens that follow, in float32, shape (1, tokens, vocabulary).
+
+        Args:
+            tokens: What is read.
+            cache: The KV cache.
+            all_logits: Whether they are wanted behind each token; else those behind the last one are there.
+        """
         with torch.inference_mode():
-            ids = torch.tensor([tokens], device=self._model.device)
-            output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **self._last_logits_only)
-            return output.logits[:, -1].float()
+            ids, which = torch.tensor([tokens], device=self._model.device), {} if all_logits else self._last_logits_only
+            output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **which)
+            return (output.logits if all_logits else output.logits[:, -1:]).float()
 
     def _embed(self) -> Part | None:
         """Read a chunk of the texts to embed, if there are any; returns the part of a request that is done."""
@@ -232,6 +255,10 @@ class Engine:
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _named(self, tokens: Sequence[int]) -> str:
+        """Their text, special tokens too."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _seconds_per_token(self) -> float:
         """How long a token of a prompt takes, measured on a short prompt; it also finds how many logits there are."""

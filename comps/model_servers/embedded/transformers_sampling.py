@@ -13,6 +13,7 @@ import transformers
 
 from comps.core.types import Sampling
 from comps.model_servers.embedded.decoding import is_greedy
+from comps.model_servers.embedded.logprobs import Scores
 from comps.model_servers.embedded.transformers_grammars import Matcher
 
 LogitsProcessor = Callable[[Any, Any], Any]
@@ -119,6 +120,20 @@ class TokenChooser:
             return given
         default = getattr(self._defaults, name, None)
         return neutral if default is None else default
+
+
+def scores(logits: Any, token: int, alternatives: int) -> Scores:
+    """The logprobs of a token, and of so many of the likeliest.
+
+    Args:
+        logits: Of the model, shape (vocabulary,), float32.
+        token: The token.
+        alternatives: How many.
+    """
+    with torch.inference_mode():
+        logprobs = logits.double().log_softmax(-1)
+        values, ids = logprobs.topk(min(alternatives, len(logprobs)))
+        return float(logprobs[token]), list(zip(ids.tolist(), values.tolist(), strict=True))
 
 
 def _seeded(seed: int | None, device: Any) -> Any:

@@ -290,15 +290,18 @@ async def test_logprobs_of_a_chat_are_refused_since_a_text_has_others() -> None:
 async def test_a_model_server_keeps_its_abilities_and_no_longer_honours_what_only_a_chat_has() -> None:
     class Knowing(Able):
         async def describe(self) -> ModelInfo:
-            honoured = frozenset({"stop", "user", "tools", "messages.*", "messages.name", "chat_template_kwargs"})
-            return replace(await super().describe(), capabilities=honoured)
+            lost = {"tools", "messages.*", "messages.name", "chat_template_kwargs"}
+            return replace(await super().describe(), capabilities=kept | lost)
+
+    # Of a text, the last one says that its logprobs have alternatives.
+    kept = frozenset({"stop", "user", "logprobs", "top_logprobs"})
 
     wrapped = with_chat_template(Knowing(), "chatml", "")
     assert isinstance(wrapped, CountsTokens)
     assert isinstance(wrapped, Embeds)
     assert not isinstance(wrapped, Loads)
     assert await wrapped.count_tokens("abc") == 3
-    assert (await wrapped.describe()).capabilities == {"stop", "user"}
+    assert (await wrapped.describe()).capabilities == kept
     plain = Scripted()
     assert with_chat_template(plain, "", "") is plain
     assert not isinstance(with_chat_template(plain, "chatml", ""), CountsTokens | Embeds)

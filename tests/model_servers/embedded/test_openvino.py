@@ -7,12 +7,14 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
+import numpy
 import pytest
 
 from comps.core.answers import collect, read
@@ -24,6 +26,7 @@ from comps.model_servers import control_token_escaper
 from comps.model_servers.embedded import openvino_embedder, openvino_engine, openvino_grammars
 from comps.model_servers.embedded.constraints import REGEX, Constraint
 from comps.model_servers.embedded.engine_process import EngineProcess
+from comps.model_servers.embedded.logprobs import Wanted
 from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_model
 from comps.model_servers.embedded.openvino import OpenVINO
 from comps.model_servers.embedded.openvino_engine import Engine, check, context_window
@@ -110,11 +113,27 @@ async def test_prompt_and_answer_together_have_the_tokens_that_they_may_the_chat
 
 async def test_a_character_spread_over_several_tokens_comes_whole(engine: OpenVINO) -> None:
     prompt = (Message("user", "Repeat: 🦄漢字 Ünï"),)
-    async with aclosing(read(engine.generate, prompt, Sampling(max_tokens=8, temperature=0.0), {})) as events:
-        pieces = [event.text async for event in events if isinstance(event, TextDelta)]
+    asked = read(engine.generate, prompt, Sampling(max_tokens=8, temperature=0.0), {"logprobs": True})
+    async with aclosing(asked) as events:
+        deltas = [event async for event in events if isinstance(event, TextDelta)]
+    pieces = [delta.text for delta in deltas]
     assert "🦄" in pieces
     assert not any("\ufffd" in piece for piece in pieces)
     "".join(pieces).encode()
+    for delta in deltas:  # The tokens before the last one of a character come with it, and have no text.
+        assert delta.extra
+        assert "".join(record["token"] for record in delta.extra["logprobs"]["content"]) == delta.text
+
+
+async def test_logprobs_are_before_constraints_and_the_end_of_sequence_token_has_none(engine: OpenVINO) -> None:
+    answer = await collect(engine.generate, STORY, GREEDY, {"guided_choice": ["yes"], "logprobs": True})
+    assert answer.extra
+    records = answer.extra["logprobs"]["content"]
+    tokens = [record["token"] for record in records]
+    assert records[0]["logprob"] < -5  # Of the tokens that the constraint allows, it has a probability of nearly 1.
+    assert (answer.text, answer.reason, "".join(tokens), "" in tokens) == ("yes", "stop", "yes", False)
+    assert answer.usage
+    assert answer.usage.completion_tokens == len(tokens) + 1
 
 
 async def test_control_tokens_in_a_message_open_no_turn(engine: OpenVINO) -> None:
@@ -200,6 +219,24 @@ def bare(folder: Path) -> Engine:
     return Engine(folder / "model.gguf", "CPU", {"enable_save_ov_model": True})
 
 
+@pytest.fixture(scope="module")
+def logits_of(bare: Engine, folder: Path) -> Callable[[Any], Any]:
+    """The logits of the model without openvino-genai, behind each of some tokens."""
+    import openvino
+
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", options).create_infer_request()
+
+    def logits(tokens: Any) -> Any:
+        places = numpy.arange(len(tokens))[None, :]
+        request.reset_state()
+        given = {"input_ids": tokens[None, :], "attention_mask": numpy.ones_like(places), "position_ids": places}
+        request.infer({**given, "beam_idx": numpy.zeros(1, numpy.int32)})
+        return request.get_tensor("logits").data[0].copy()
+
+    return logits
+
+
 def test_a_cancelled_request_stops_within_two_steps(bare: Engine) -> None:
     bare.start(1, "Once upon a time", replace(GREEDY, max_tokens=500))
     assert [part["text"] for _ in range(5) for part in bare.step()]
@@ -217,6 +254,24 @@ def test_an_answer_ends_at_the_end_of_the_window_and_says_length(bare: Engine) -
         bare.context_window = 8192
     assert parts[-1]["reason"] == "length"
     assert parts[-1]["usage"] == [prompt_tokens, 20 - prompt_tokens]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"temperature": 0.0, "repetition_penalty": 1.5}, {"temperature": 2.0, "top_k": 1}], ids=str
+)
+def test_logprobs_are_the_model_s_own_before_temperature_and_penalties(
+    bare: Engine, logits_of: Callable[[Any], Any], changed: dict[str, Any]
+) -> None:
+    bare.start(6, "The capital of France is", Sampling(max_tokens=6, **changed), logprobs=Wanted(0, False))
+    parts = [part for _ in range(30) if bare.busy for part in bare.step()]
+    told = [record["logprob"] for part in parts for record in part["logprobs"]]
+    prompt, answer = (
+        bare._encode(text, True) for text in ("The capital of France is", "".join(p["text"] for p in parts))
+    )
+    logits = logits_of(numpy.concatenate([prompt, answer])).astype(numpy.float64)[len(prompt) - 1 :]
+    logprobs = logits - numpy.log(numpy.exp(logits).sum(axis=-1, keepdims=True))
+    # The pipeline rounds more, since it quantizes its KV cache.
+    assert told == pytest.approx([logprobs[at, token] for at, token in enumerate(answer)], abs=0.5)
 
 
 def test_a_constraint_that_takes_too_long_costs_its_own_request_alone(

@@ -1,7 +1,11 @@
-"""An engine without a model: a token is a word, and an answer repeats the words of its prompt."""
+"""An engine without a model: a token is a word, and an answer repeats the words of its prompt.
+
+The first word that the engine has seen has a probability of 1/2 at every place, the second one of 1/4, and so on.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from comps.core.errors import InvalidRequest
@@ -10,6 +14,7 @@ from comps.model_servers.embedded.base import Embedded
 from comps.model_servers.embedded.constraints import Constraint
 from comps.model_servers.embedded.decoding import Completion, check_sampling, check_settings, max_new_tokens
 from comps.model_servers.embedded.engine_program import EnginePrompt, Messages, Part, serve
+from comps.model_servers.embedded.logprobs import Scores, Wanted
 from comps.model_servers.embedded.text import ControlTokens
 
 END = "."
@@ -42,6 +47,24 @@ class WordEngine:
     def _decode(self, tokens: Sequence[int]) -> str:
         return "".join(f" {self._words[token]}" for token in tokens)
 
+    def _named(self, tokens: Sequence[int]) -> str:
+        """The text of a prompt, which begins with no space."""
+        return self._decode(tokens).removeprefix(" ")
+
+    def _scores(self, token: int, alternatives: int | None) -> Scores | None:
+        if alternatives is None:
+            return None
+        likeliest = range(min(alternatives, len(self._words)))
+        return logprob(token), [(one, logprob(one)) for one in likeliest]
+
+    def _read_prompt(self, completion: Completion) -> Part | None:
+        """Read a chunk of a prompt that has logprobs."""
+        records = completion.prompt_records
+        assert records
+        most = records.alternatives
+        records.push(lambda at, token: self._scores(token, most) or (0, ()), records.next_chunk)
+        return completion.prompt_part()
+
     def start(
         self,
         number: int,
@@ -49,6 +72,7 @@ class WordEngine:
         sampling: Sampling,
         constraint: Constraint | None = None,
         tools: Sequence[JSON] = (),
+        logprobs: Wanted | None = None,
     ) -> None:
         check_sampling(sampling)
         if sampling.seed == 13:
@@ -56,6 +80,8 @@ class WordEngine:
         tokens, ends = self._tokens_of(prompt), set(self._tokens(END))
         most = max_new_tokens(len(tokens), sampling, self.context_window or 0)
         completion = Completion(number, tokens, most, sampling.stop, self._decode, ends, isinstance(prompt, str))
+        if logprobs:
+            completion.add_logprobs(logprobs, self._named, logprobs.of_prompt(prompt, tokens, [], self._named))
         self._running[number] = completion, tokens
 
     def start_embedding(self, number: int, texts: Sequence[str]) -> None:
@@ -84,11 +110,18 @@ class WordEngine:
             token = tokens[completion.tokens % len(tokens)]
             if self._words[token] == "crash":
                 raise RuntimeError("a long story of paths\nit crashed")
-            if part := completion.push(token):
+            if completion.prompt_records:
+                parts += [part] if (part := self._read_prompt(completion)) else []
+            elif part := completion.push(token, self._scores(token, completion.alternatives)):
                 parts.append(part)
                 if part.get("last"):
                     del self._running[number]
         return parts
+
+
+def logprob(word: int) -> float:
+    """Of a word by its number."""
+    return -(word + 1) * math.log(2)
 
 
 class Words(Embedded):
