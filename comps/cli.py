@@ -51,7 +51,10 @@ ConfigFile = Annotated[
 
 Question = Annotated[str, typer.Argument(help="What to ask.")]
 Documents = Annotated[
-    list[Path] | None, typer.Option("--document", "-d", help="A text file to answer from, or a folder of .txt and .md files; may be repeated.")
+    list[Path] | None,
+    typer.Option(
+        "--document", "-d", help="A text file to answer from, or a folder of .txt and .md files; may be repeated."
+    ),
 ]
 MaxTokens = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
 
