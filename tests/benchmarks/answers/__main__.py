@@ -22,7 +22,7 @@ from comps.model_servers.embedded.model_files import BUNDLED_MODEL
 from tests.benchmarks.answers.asking import Asked, Asker
 from tests.benchmarks.answers.figures import Run, groups, rows
 from tests.benchmarks.answers.prompts import LAYOUTS, SERVICE, TEMPLATES, check
-from tests.benchmarks.answers.questions import DOCUMENTS, ORDERS, SETS, read, some
+from tests.benchmarks.answers.questions import DOCUMENTS, ORDERS, SETS, SHAPES, read, some
 from tests.benchmarks.answers.report import save, tables
 from tests.benchmarks.pages import DOCS
 from tests.service import running
@@ -42,7 +42,7 @@ async def evaluate(options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch)
     chosen = {variable: getattr(options, name) for name, variable in VARIABLES.items()}
     environment = {variable: value for variable, value in chosen.items() if value}
     everything = read(options.set)
-    questions = some(everything, options.questions)
+    questions = some([one for one in everything if one.shape in options.shape], options.questions)
     fields = {"max_tokens": options.max_tokens, **(GREEDY if options.sampling == "greedy" else {}), **options.fields}
     asked: list[Asked] = []
     started = time.perf_counter()
@@ -50,14 +50,23 @@ async def evaluate(options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch)
         running({}, monkeypatch, environment) as service,
         httpx.AsyncClient(timeout=None, trust_env=False) as client,
     ):
-        asker = Asker(service.url, client, questions, everything, fields=fields, draws=options.draws, show=options.show)
+        asker = Asker(
+            service.url,
+            client,
+            questions,
+            everything,
+            fields=fields,
+            compared=options.fields,
+            draws=options.draws,
+            show=options.show,
+        )
         for prompt in options.prompt:
             for order in options.order:
                 asked.append(await asker.ask(prompt, order))
                 print(f"{prompt}, {order}: {time.perf_counter() - started:.0f} s", flush=True)
     notes = (
         f"{options.model}; {len(questions)} questions, each with {DOCUMENTS} documents; {options.draws} shuffles",
-        f"every body has {json.dumps(fields)}",
+        f"every body has {json.dumps(fields)}; ignored: {', '.join(sorted(asker.ignored)) or 'nothing'}",
         f"{time.perf_counter() - started:.0f} s",
     )
     return Run(options.set, notes, tuple(rows(questions, asked)), tuple(groups(questions, asked)))
@@ -77,6 +86,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--set", choices=SETS, default="tuning", help="the questions; held_out for what is already chosen")
     add("--questions", type=int, default=1000, help="how many questions are asked, from all topics alike")
+    add("--shape", nargs="+", choices=SHAPES, default=list(SHAPES), help="only questions of these shapes")
     add("--draws", type=int, default=3, help="how often the documents are shuffled anew")
     add(
         "--max-tokens", type=int, default=48, help="the longest answer; one that copies its documents has the fact, too"

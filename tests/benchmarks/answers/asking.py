@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -41,6 +41,7 @@ class Asker:
         questions: Which are asked.
         everything: The whole set, which has the other documents.
         fields: Added to every body.
+        compared: The names of those of which none may be ignored.
         draws: How often the documents are shuffled anew.
         show: Print every answer.
     """
@@ -53,11 +54,14 @@ class Asker:
         everything: Sequence[Question],
         *,
         fields: Mapping[str, JSON],
+        compared: Iterable[str],
         draws: int,
         show: bool,
     ) -> None:
         self._url, self._client, self._fields = url + PATH, client, fields
-        self._draws, self._show = draws, show
+        self._compared, self._draws, self._show = frozenset(compared), draws, show
+        self.ignored: set[str] = set()
+        """The fields that the service said it ignored."""
         self._asked = [(question, given_with(question, everything)) for question in questions]
         self._slots = asyncio.Semaphore(AT_ONCE)
 
@@ -88,8 +92,9 @@ class Asker:
         async with self._slots:
             response = await self._client.post(self._url, json=posted)
         assert response.status_code == 200, response.text
-        ignored = response.headers.get("x-ignored-params")
-        assert not ignored, f"the service ignores {ignored}, so that nothing would be compared"
+        self.ignored.update(filter(None, response.headers.get("x-ignored-params", "").split(", ")))
+        nothing = self.ignored & self._compared
+        assert not nothing, f"the service ignores {', '.join(nothing)}, so nothing would be compared"
         reply = response.json()
         text = str(reply["text"] if "text" in reply else reply["choices"][0]["message"]["content"])
         found = outcome(text, question)

@@ -10,27 +10,26 @@ from tests.benchmarks.answers.words import contains
 OUTCOMES = ("right", "refused", "wrong")
 
 _SOURCE = (
-    r"(?:context|contexts|documents?|texts?|passages?|search results?|results?|sources?|information|articles?|tables?|"
-    r"reports?|it|they|there|this)"
+    r"(?:context|contexts|documents?|documentation|texts?|passages?|excerpts?|search results?|results?|sources?|"
+    r"information|articles?|tables?|reports?|data|materials?|records?)"
 )
-_SAY = (
-    r"(?:say|state|mention|specify|provide|contain|include|give|indicate|tell|list|reveal|disclose|answer|name|describe|"
-    r"have|explain|offer|address|appear|seem)"
-)
+_SAY = r"(?:say|state|mention|specify|provide|give|indicate|tell|disclose|reveal)"
+_CONTAIN = r"(?:contain|include|list|answer|name|describe|have|explain|offer|address|appear|seem)"
 _SAID = (
     r"(?:mentioned|stated|specified|provided|given|disclosed|said|indicated|named|listed|available|included|known|found|"
     r"contained|answered|described|clear|present|recorded|told)"
 )
 _ENGLISH = (
-    rf"\b{_SOURCE}\b[^.]{{0,60}}?\b(?:do|does|did)(?: not|n't) (?:\w+ )?{_SAY}\b",
+    rf"\b{_SOURCE}\b[^.]{{0,60}}?\b(?:do|does|did)(?: not|n't) (?:\w+ )?(?:{_SAY}|{_CONTAIN})\b",
+    rf"\b(?:it|they|this)(?: do| does| did)(?: not|n't) (?:\w+ )?{_SAY}\b",
     r"\bi(?:'m| am)? (?:do not|don't|cannot|can't|can not|could not|couldn't|not able to|unable to|not sure)\b",
-    r"\b(?:cannot|can't|can not|could not|couldn't|unable to|impossible to) (?:be )?"
+    r"\b(?:cannot|can't|can not|could not|couldn't|unable to|impossible to|not possible to) (?:be )?"
     r"(?:answer|determine|find|found|say|tell|provide|know)",
-    rf"\b(?:is|are|was|were|been)(?: not|n't) (?:\w+ )?{_SAID}\b(?=[^.]*(?:\b{_SOURCE}\b)|[^\w]*$)",
+    rf"\b(?:is|are|was|were|been)(?: not|n't) (?:\w+ )?{_SAID}\b(?=[^.]*\b{_SOURCE}\b|\W*$)",
     r"\bno (?:\w+ )?(?:information|mention|answer|documents?|indication|data|record|details?)\b",
     r"\b(?:nothing|none)\b[^.]{0,40}\b(?:say|says|said|mention|mentions|mentioned|about)\b",
     r"\b(?:not enough|insufficient) (?:information|context|data)",
-    r"\bis(?: still)? (?:unknown|unclear|unspecified|not known)\b",
+    r"\bis(?: still)? (?:unknown|unclear|unspecified)\b",
     rf"^\W*(?:the answer is )?(?:not {_SAID}|unknown|unanswerable)\W*$",
 )
 _GERMAN = (
@@ -39,6 +38,7 @@ _GERMAN = (
     r"verfügbar|vermerkt|zu entnehmen|gesagt)",
     r"\b(?:keine?n?|keinerlei) (?:\w+ )?(?:angaben?|informationen?|antwort|auskunft|hinweise?|daten|erwähnung)\b",
     r"\bkann (?:ich |man )?[^.]{0,60}nicht (?:beantworten|sagen|finden|bestimmen|feststellen)",
+    r"\bnicht möglich\b",
     r"\b(?:kontext|text|dokumente?n?|quellen?|unterlagen)\b[^.]{0,40}\b(?:nicht|nichts)\b",
     r"\blässt sich [^.]{0,60}nicht\b",
 )
@@ -59,31 +59,36 @@ _CHINESE = (
 _REFUSALS = re.compile("|".join((*_ENGLISH, *_GERMAN, *_FRENCH, *_CHINESE)))
 _GUESSES = re.compile(
     r"\b(?:probably|likely|presumably|perhaps|i (?:think|believe|guess|assume)|best guess|the answer is (?!not|un))\b"
-    r"|\b(?:but|however)\b[^.]*\b(?:it|he|she|they|there) (?:is|was|are|were|has|had|costs?)\b"
+    r"|\b(?:but|however)\b(?:(?!\bnot\b|n't)[^.])*\b(?:it|he|she|they|there) (?:is|was|are|were|has|had|costs?)\b"
     r"|\b(?:wahrscheinlich|vermutlich|aber es (?:ist|war)|probablement|sans doute|mais (?:c'est|il est|elle est))\b"
     r"|可能是|大概|也许|应该是|但是?[^。]{0,8}是"
 )
-_OPENING_WORDS = 4
-"""Words of a first sentence, at least; with fewer ("I'm sorry."), the second belongs to it."""
+_APOLOGY = re.compile(
+    r"^\W*(?:(?:i'm|i am|we are|it is|es tut mir|je suis|很|非常)\s*)*"
+    r"(?:sorry|unfortunately|leid|leider|entschuldigung|désolée?|malheureusement|抱歉|对不起)[\s,.;，。]*"
+    r"(?:but |aber |mais )?"
+)
+_CLAUSES = re.compile(r"[,;] (?=(?:but|although|though|however|and|so|aber|jedoch|und|mais|et)\b)|，(?=但|不过)")
+_MENTIONING = re.compile(
+    rf"\W*(?:(?:the|these|those|this|provided|given|available) )*{_SOURCE}\b[^.]{{0,40}}\b"
+    r"(?:only|mention|describe|discuss|refer|talk|contain|provide|include)"
+    r"|(?:der |die |das )?(?:kontext|text|dokumente?)\b[^.]{0,40}\b(?:nenn|erwähn|beschreib)"
+    r"|les? (?:contexte|texte|documents?)\b[^.]{0,40}\b(?:mentionne|parle|décri|évoque)"
+    r"|[^。]{0,8}(?:上下文|文档|文中|资料|文本)[^。]{0,8}(?:提到|介绍)"
+)
+"""The beginning of a sentence such as "The documents mention the tower, but do not say how high it is."."""
 
 
 def refuses(answer: str) -> bool:
-    """Whether an answer says that the documents do not say it, or that the model does not know, and says nothing else
-    instead.
+    """Whether an answer says that the documents do not say it, or that the model does not know, and claims nothing.
 
-    The first sentence counts: an answer that claims something and then adds what the documents do not say is none, and
-    neither is an empty one, or one that guesses after its refusal.
+    It must begin with that: an answer that claims something and then adds what the documents do not say is no refusal,
+    and neither is an empty one, or one that guesses after its refusal.
     """
     text = " ".join(answer.replace("’", "'").replace("ʼ", "'").lower().split())
-    return bool(_REFUSALS.search(_opening(text))) and not _GUESSES.search(text)
-
-
-def _opening(text: str) -> str:
-    """The first sentence, or the first two if it is too short to say anything."""
-    sentences = re.split(r"(?<=[.!?])\s|(?<=[。！？])", text)
-    first = sentences[0]
-    is_short = first.isascii() and len(first.split()) < _OPENING_WORDS
-    return " ".join(sentences[:2]) if is_short else first
+    sentence = re.split(r"(?<=[.!?])\s|(?<=[。！？])", _APOLOGY.sub("", text, count=1))[0]
+    beginning = sentence if _MENTIONING.match(sentence) else _CLAUSES.split(sentence)[0]
+    return bool(_REFUSALS.search(beginning)) and not _GUESSES.search(text)
 
 
 def has_all(answer: str, question: Question) -> bool:

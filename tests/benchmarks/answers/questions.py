@@ -78,7 +78,7 @@ class Question:
         """The share of its content words that its own documents have."""
         words = content_words(self.question)
         own = content_words("\n".join(f"{one.title}\n{one.text}" for one in self.documents))
-        return len(words & own) / len(words)
+        return len(words & own) / max(len(words), 1)
 
     @property
     def groups(self) -> tuple[str, ...]:
