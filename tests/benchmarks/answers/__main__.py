@@ -22,7 +22,7 @@ from comps.model_servers.embedded.model_files import BUNDLED_MODEL
 from tests.benchmarks.answers.asking import Asked, Asker
 from tests.benchmarks.answers.figures import Run, groups, rows
 from tests.benchmarks.answers.prompts import LAYOUTS, SERVICE, TEMPLATES, check
-from tests.benchmarks.answers.questions import DOCUMENTS, ORDERS, SETS, SHAPES, read, some
+from tests.benchmarks.answers.questions import DOCUMENTS, LANGUAGES, ORDERS, SETS, SHAPES, read, some
 from tests.benchmarks.answers.report import save, tables
 from tests.benchmarks.pages import DOCS
 from tests.service import running
@@ -42,7 +42,8 @@ async def evaluate(options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch)
     chosen = {variable: getattr(options, name) for name, variable in VARIABLES.items()}
     environment = {variable: value for variable, value in chosen.items() if value}
     everything = read(options.set)
-    questions = some([one for one in everything if one.shape in options.shape], options.questions)
+    asked_for = [one for one in everything if one.shape in options.shape and one.language in options.language]
+    questions = some(asked_for, options.questions)
     fields = {"max_tokens": options.max_tokens, **(GREEDY if options.sampling == "greedy" else {}), **options.fields}
     asked: list[Asked] = []
     started = time.perf_counter()
@@ -65,7 +66,7 @@ async def evaluate(options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch)
                 asked.append(await asker.ask(prompt, order))
                 print(f"{prompt}, {order}: {time.perf_counter() - started:.0f} s", flush=True)
     notes = (
-        f"{options.model}; {len(questions)} questions, each with {DOCUMENTS} documents; {options.draws} shuffles",
+        f"{options.model}; {len(questions)} of {len(everything)} questions, each with {DOCUMENTS} documents; {options.draws} shuffles",
         f"every body has {json.dumps(fields)}; ignored: {', '.join(sorted(asker.ignored)) or 'nothing'}",
         f"{time.perf_counter() - started:.0f} s",
     )
@@ -87,6 +88,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--set", choices=SETS, default="tuning", help="the questions; held_out for what is already chosen")
     add("--questions", type=int, default=1000, help="how many questions are asked, from all topics alike")
     add("--shape", nargs="+", choices=SHAPES, default=list(SHAPES), help="only questions of these shapes")
+    add("--language", nargs="+", choices=LANGUAGES, default=list(LANGUAGES), help="only those in these languages")
     add("--draws", type=int, default=3, help="how often the documents are shuffled anew")
     add(
         "--max-tokens", type=int, default=48, help="the longest answer; one that copies its documents has the fact, too"

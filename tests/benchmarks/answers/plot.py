@@ -30,7 +30,7 @@ def panel(axes: Any, run: dict[str, Any]) -> None:
         axes.barh(places, means, height, xerr=errors, color=COLOURS[order], label=order, error_kw={"lw": 1})
         declined = [(row["declined"], place) for row, place in zip(own, places, strict=True) if row["declined"]]
         points = [share["mean"] * 100 for share, _ in declined], [place for _, place in declined]
-        axes.plot(*points, "kD", ms=4, label=None if index else "refused where nothing says it")
+        axes.plot(*points, "kD", ms=4, clip_on=False, label=None if index else "refused where nothing says it")
     axes.set_yticks(range(len(prompts)), prompts, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)

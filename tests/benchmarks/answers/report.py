@@ -29,7 +29,8 @@ it; all other answers to these are made up. `all right` takes both together.
 
 Behind each share is its standard error over the questions, the draws of a shuffle averaged for each question first.
 `to the first prompt` is the difference of `all right`, question by question, with its own standard error: less than
-twice of it may be chance. Where a share is 0 % or 100 %, its error is unknown, not zero.
+twice of it may be chance. A share of 0 % or 100 %, or of one question,
+has none.
 """
 TITLES = {
     "tuning": "## Tuning set\n\nPrompts, orders and settings are chosen on it, so what is best here is flattered.",
@@ -38,10 +39,10 @@ TITLES = {
 
 
 def percent(share: Share | None, sign: str = "") -> str:
-    """A share with its standard error, in percent; a gain with its sign."""
+    """A share with its standard error, if that is known, in percent; a gain with its sign."""
     if share is None:
         return "–"
-    error = "" if share.error is None else f" ± {share.error * 100:.0f}"
+    error = f" ± {share.error * 100:.0f}" if share.error else ""
     return f"{share.mean * 100:{sign}.0f}{error} %"
 
 

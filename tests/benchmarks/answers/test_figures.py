@@ -77,7 +77,7 @@ def run(name: str) -> Run:
 def test_the_tables_have_shares_with_errors() -> None:
     lines = tables(run("tuning")).splitlines()
     assert "| a | best | 50 ± 29 % | 25 ± 25 % | 25 ± 25 % | 100 % | 60 ± 24 % | – | 900 | 12 |" in lines
-    assert "| b | best | 25 ± 25 % | 0 ± 0 % | 75 ± 25 % | 0 % | 20 ± 20 % | -40 ± 24 % | 800 | 20 |" in lines
+    assert "| b | best | 25 ± 25 % | 0 % | 75 ± 25 % | 0 % | 20 ± 20 % | -40 ± 24 % | 800 | 20 |" in lines
     assert "| unanswerable | 1 | 100 % | 0 % | 0 % |" in lines
     assert lines[-1] == "- a note"
     assert percent(Share(0.126, 0.01), "+") == "+13 ± 1 %"
@@ -146,17 +146,17 @@ async def test_any_model_of_the_service_can_be_asked(
 ) -> None:
     answers = tmp_path / "answers.json"
     answers.write_text(json.dumps([["It is", " 742."]]), "utf-8")
-    arguments = ["--questions", "2", "--shape", "number", "--model", "m", "--server", "scripted"]
+    arguments = ["--questions", "2", "--shape", "number", "--language", "en", "--model", "m", "--server", "scripted"]
     arguments += ["--endpoint", str(answers), "--prompt", "service", "cite", "system+lines"]
     run = await program.evaluate(program.parsed([*arguments, "--show", "--fields", '{"language": "en"}']), monkeypatch)
     assert [(row.prompt, row.order) for row in run.rows] == [
         (prompt, order) for prompt in ("service", "cite", "system+lines") for order in ORDERS
     ]
-    asked = [question for question in read("tuning") if question.shape == "number"]
+    asked = [question for question in read("tuning") if (question.shape, question.language) == ("number", "en")]
     right = sum("742" in forms for forms in (asked[0].accepted[0], asked[len(asked) // 2].accepted[0]))
     assert {row.right for row in run.rows} == {Share.of([1.0] * right + [0.0] * (2 - right))}
     assert all(row.prompt_tokens > 400 and row.answer_tokens == 2 for row in run.rows)
-    assert run.notes[0] == f"m; 2 questions, each with {DOCUMENTS} documents; 3 shuffles"
+    assert run.notes[0] == f"m; 2 of 102 questions, each with {DOCUMENTS} documents; 3 shuffles"
     assert '"language": "en"' in run.notes[1]
     assert run.notes[1].endswith("ignored: seed, temperature")
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
