@@ -5,5 +5,5 @@ documents go with a question; `prompts` has what is compared; `asking` asks a ru
 refused and wrong apart; `figures` makes shares with standard errors of it, `report` tables, and `plot` a picture.
 
 A prompt, an order or a setting is chosen on the set `tuning`. The set `held_out` is for what is already chosen: a run
-with it takes two prompts at most, and shows no answers.
+with it takes two variants at most, and shows no answers.
 """

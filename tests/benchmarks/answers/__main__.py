@@ -21,7 +21,7 @@ import pytest
 from comps.model_servers.embedded.model_files import BUNDLED_MODEL
 from tests.benchmarks.answers.asking import Asked, Asker
 from tests.benchmarks.answers.figures import Run, groups, rows
-from tests.benchmarks.answers.prompts import LAYOUTS, SERVICE, TEMPLATES, check
+from tests.benchmarks.answers.prompts import LAYOUTS, SERVICE, TEMPLATES, Variant
 from tests.benchmarks.answers.questions import DOCUMENTS, LANGUAGES, ORDERS, SETS, SHAPES, read, some
 from tests.benchmarks.answers.report import save, tables
 from tests.benchmarks.pages import DOCS
@@ -33,7 +33,8 @@ GREEDY = {"temperature": 0, "repetition_penalty": 1}
 """The likeliest token is taken."""
 TOGETHER = {"layouts": LAYOUTS, "templates": tuple(TEMPLATES)}
 """Names for several prompts."""
-HELD_OUT_PROMPTS = 2
+EXAMPLE = """'{"order": "given"}' '{"order": "relevance"}'"""
+HELD_OUT_VARIANTS = 2
 """That are asked with the held-out set at most: the one that was chosen, and the one that it replaces."""
 
 
@@ -44,7 +45,7 @@ async def evaluate(options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch)
     everything = read(options.set)
     asked_for = [one for one in everything if one.shape in options.shape and one.language in options.language]
     questions = some(asked_for, options.questions)
-    fields = {"max_tokens": options.max_tokens, **(GREEDY if options.sampling == "greedy" else {}), **options.fields}
+    fields = {"max_tokens": options.max_tokens, **(GREEDY if options.sampling == "greedy" else {})}
     asked: list[Asked] = []
     started = time.perf_counter()
     async with (
@@ -57,16 +58,16 @@ async def evaluate(options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch)
             questions,
             everything,
             fields=fields,
-            compared=options.fields,
             draws=options.draws,
             show=options.show,
         )
-        for prompt in options.prompt:
+        for variant in options.variants:
             for order in options.order:
-                asked.append(await asker.ask(prompt, order))
-                print(f"{prompt}, {order}: {time.perf_counter() - started:.0f} s", flush=True)
+                asked.append(await asker.ask(variant, order))
+                print(f"{variant.name}, {order}: {time.perf_counter() - started:.0f} s", flush=True)
     notes = (
-        f"{options.model}; {len(questions)} of {len(everything)} questions, each with {DOCUMENTS} documents; {options.draws} shuffles",
+        f"{options.model}; {len(questions)} of {len(everything)} questions, each with {DOCUMENTS} documents; "
+        f"{options.draws} shuffles",
         f"every body has {json.dumps(fields)}; ignored: {', '.join(sorted(asker.ignored)) or 'nothing'}",
         f"{time.perf_counter() - started:.0f} s",
     )
@@ -106,20 +107,20 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default="greedy",
         help="the likeliest token, or the service's default",
     )
-    add("--fields", type=fields_of, default={}, help="""JSON for every body, such as '{"order": "relevance"}'""")
+    add("--fields", type=fields_of, nargs="+", default=[{}], help=f"JSON for its bodies, each compared: {EXAMPLE}")
     add("--model", default=os.environ.get(VARIABLES["model"], BUNDLED_MODEL), help="the model's name")
     add("--server", help="what runs it: one of the service's model servers")
     add("--endpoint", help="the model server's URL")
     add("--show", action="store_true", help="print every answer")
     add("--save", action="store_true", help="keep the figures in docs/answers.json, answers.md and answers.png")
     options = parser.parse_args(arguments)
-    options.prompt = [prompt for name in options.prompt for prompt in TOGETHER.get(name, (name,))]
+    names = dict.fromkeys(prompt for name in options.prompt for prompt in TOGETHER.get(name, (name,)))
     try:
-        options.prompt = list(dict.fromkeys(map(check, options.prompt)))
+        options.variants = [Variant(name, fields) for name in names for fields in options.fields]
     except ValueError as unknown:
         parser.error(str(unknown))
-    if options.set == "held_out" and (len(options.prompt) > HELD_OUT_PROMPTS or options.show):
-        parser.error("held_out is for what is already chosen: it takes two prompts at most, and shows no answers")
+    if options.set == "held_out" and (len(options.variants) > HELD_OUT_VARIANTS or options.show):
+        parser.error("held_out is for what is already chosen: it takes two variants at most, and shows no answers")
     return options
 
 

@@ -1,16 +1,16 @@
-"""Asks a running service all questions with one prompt, in one order of the documents."""
+"""Asks a running service all questions with one prompt and its fields, in one order of the documents."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
 
 from comps.core.types import JSON
 from tests.benchmarks.answers.outcomes import outcome
-from tests.benchmarks.answers.prompts import body
+from tests.benchmarks.answers.prompts import Variant, body
 from tests.benchmarks.answers.questions import Document, Question, given_with, in_order
 from tests.service import PATH
 
@@ -21,9 +21,10 @@ MARKS = {"right": "+", "refused": "0", "wrong": "-"}
 
 @dataclass(frozen=True)
 class Asked:
-    """The answers to all questions with one prompt in one order."""
+    """The answers to all questions with one variant in one order."""
 
     prompt: str
+    """The name of the variant."""
     order: str
     outcomes: tuple[tuple[str, ...], ...]
     """Of each question, one for each draw."""
@@ -40,8 +41,7 @@ class Asker:
         client: With which it is asked.
         questions: Which are asked.
         everything: The whole set, which has the other documents.
-        fields: Added to every body.
-        compared: The names of those of which none may be ignored.
+        fields: Added to every body; the fields of a variant go before them.
         draws: How often the documents are shuffled anew.
         show: Print every answer.
     """
@@ -54,23 +54,26 @@ class Asker:
         everything: Sequence[Question],
         *,
         fields: Mapping[str, JSON],
-        compared: Iterable[str],
         draws: int,
         show: bool,
     ) -> None:
         self._url, self._client, self._fields = url + PATH, client, fields
-        self._compared, self._draws, self._show = frozenset(compared), draws, show
+        self._draws, self._show = draws, show
         self.ignored: set[str] = set()
         """The fields that the service said it ignored."""
         self._asked = [(question, given_with(question, everything)) for question in questions]
         self._slots = asyncio.Semaphore(AT_ONCE)
 
-    async def ask(self, prompt: str, order: str) -> Asked:
-        """Ask all questions; where the documents are shuffled, in every draw."""
+    async def ask(self, variant: Variant, order: str) -> Asked:
+        """Ask all questions; where the documents are shuffled, in every draw.
+
+        Raises:
+            AssertionError: The service refuses a body, or ignores what the variant differs by.
+        """
         draws = range(1, self._draws + 1) if order == "shuffled" else (1,)
         answers = await asyncio.gather(
             *(
-                self._answer(prompt, question, in_order(order, given, draw), draw)
+                self._answer(variant, question, in_order(order, given, draw), draw)
                 for question, given in self._asked
                 for draw in draws
             )
@@ -78,7 +81,7 @@ class Asker:
         outcomes = [found for found, _ in answers]
         usages = [usage for _, usage in answers]
         return Asked(
-            prompt,
+            variant.name,
             order,
             tuple(tuple(outcomes[start : start + len(draws)]) for start in range(0, len(outcomes), len(draws))),
             sum(usage["prompt_tokens"] for usage in usages) / len(usages),
@@ -86,14 +89,14 @@ class Asker:
         )
 
     async def _answer(
-        self, prompt: str, question: Question, documents: Sequence[Document], draw: int
+        self, variant: Variant, question: Question, documents: Sequence[Document], draw: int
     ) -> tuple[str, Mapping[str, int]]:
-        posted = body(prompt, documents, question.question, {"seed": draw, **self._fields})
+        posted = body(variant.prompt, documents, question.question, {"seed": draw, **self._fields, **variant.fields})
         async with self._slots:
             response = await self._client.post(self._url, json=posted)
         assert response.status_code == 200, response.text
         self.ignored.update(filter(None, response.headers.get("x-ignored-params", "").split(", ")))
-        nothing = self.ignored & self._compared
+        nothing = self.ignored & variant.fields.keys()
         assert not nothing, f"the service ignores {', '.join(nothing)}, so nothing would be compared"
         reply = response.json()
         text = str(reply["text"] if "text" in reply else reply["choices"][0]["message"]["content"])

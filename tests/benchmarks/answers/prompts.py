@@ -6,8 +6,9 @@ Three kinds: `service` leaves the layout to the service; a template of `TEMPLATE
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from comps.core.types import JSON
 from tests.benchmarks.answers.questions import Document
@@ -142,15 +143,25 @@ class Layout:
         return f"{mark}{document.title}: " + "\n".join(line for line in document.text.splitlines() if line.strip())
 
 
-def check(name: str) -> str:
-    """The name of a prompt.
+@dataclass(frozen=True)
+class Variant:
+    """What is compared: a prompt, and what its bodies have besides.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: There is no prompt of that name.
     """
-    if name not in (SERVICE, *TEMPLATES):
-        Layout.parse(name)
-    return name
+
+    prompt: str
+    fields: Mapping[str, JSON] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.prompt not in (SERVICE, *TEMPLATES):
+            Layout.parse(self.prompt)
+
+    @property
+    def name(self) -> str:
+        """As it stands in the tables."""
+        return ", ".join([self.prompt, *(f"{key} = {json.dumps(value)}" for key, value in self.fields.items())])
 
 
 def body(name: str, documents: Sequence[Document], question: str, fields: Mapping[str, JSON]) -> JSON:

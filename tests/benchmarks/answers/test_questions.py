@@ -154,6 +154,13 @@ def test_a_question_has_its_documents_first_then_the_distractor_then_those_of_it
         assert not any(is_long) or question.topic in ("reports", "chronicles")
 
 
+def test_a_question_has_documents_of_its_own_language_only() -> None:
+    french, english = (
+        Question("rail", code, "name", "Le train ?", (("x",),), (Document(code, "train"),)) for code in ("fr", "en")
+    )
+    assert given_with(french, [english, french]) == [Document("fr", "train")]
+
+
 def test_a_draw_shuffles_the_same_way_again_and_the_others_otherwise() -> None:
     documents = given(ALL[0])
     shuffled = [in_order("shuffled", documents, draw) for draw in (0, 0, 1)]
@@ -188,4 +195,5 @@ def test_the_share_of_its_own_words_is_that_of_content_words() -> None:
     document = Document("Tower", "The tower of Berg has 300 steps, all of oak.")
     assert Question("", "en", "number", "How many steps has the tower?", (("300",),), (document,)).shared == 1
     assert Question("", "en", "number", "How many stairs lead upwards?", (("300",),), (document,)).shared == 0
+    assert content_words("Towers, when towering over 300 houses") == content_words("tower towered 300 house")
     assert Question("", "zh", "name", "塔楼在哪里？", (("山上",),), (Document("", "塔楼在山上"),)).shared == 2 / 3
