@@ -57,6 +57,7 @@ async def test_any_model_of_the_service_can_be_asked(
     assert run.notes[1].endswith("ignored: seed, temperature")
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert len(shown) == 3 * 2 * 2 * 5
+    assert {line[4:].partition(" [")[0] for line in shown} == {asked[0].question, asked[len(asked) // 2].question}
     assert sum(line.startswith("  + ") for line in shown) == right * 30
 
 
