@@ -1,8 +1,8 @@
 """`make bench-answers`: ask, print the tables, and with `--save` keep them in `docs/`.
 
 Without options, it asks the embedded model the tuning set with the service's own prompt, in all orders of the
-documents: some minutes. The service's settings in the environment, or `--model`, `--server` and `--endpoint`, lead to
-another model.
+documents: about ten minutes. The service's settings in the environment, or `--model`, `--server` and `--endpoint`,
+lead to another model.
 """
 
 from __future__ import annotations
