@@ -39,8 +39,8 @@ bench-compare: $(BIN)/.tested ## Measure what a change cost, against a revision:
 	@test -n "$(BASE)" || { echo "Say which revision: make bench-compare BASE=main"; exit 2; }
 	$(BIN)/python -m tests.benchmarks.relay --base $(BASE)
 
-bench-answers: $(BIN)/.tested ## Measure how many questions the embedded model answers from documents (minutes)
-	$(BIN)/python -m tests.benchmarks.answers
+bench-answers: $(BIN)/.tested .venv-bench/plot/.installed ## Measure how many questions are answered from documents: make bench-answers OPTIONS=--help
+	$(BIN)/python -m tests.benchmarks.answers $(OPTIONS)
 
 bench-sizing: $(BIN)/.tested ## Measure what one core carries: requests, tokens, open streams (docker/SIZING.md)
 	$(BIN)/python -m tests.benchmarks.sizing

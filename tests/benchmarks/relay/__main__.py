@@ -14,15 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.pages import DOCS, draw
 from tests.benchmarks.relay.cells import CELLS, GOALS
 from tests.benchmarks.relay.report import bench, compared, ratios
 from tests.benchmarks.relay.rig import Found, run
 from tests.benchmarks.relay.targets import Failed
 from tests.process import ROOT
 
-BUILD, DOCS = ROOT / "build", ROOT / "docs"
+BUILD = ROOT / "build"
 TITLE = "# What the service costs\n\n`make bench` writes this page.\n\n![The ratios of the first table](bench.png)\n\n"
-PLOTTING = ROOT / ".venv-bench" / "plot" / "bin" / "python"
 
 
 @contextmanager
@@ -61,15 +61,6 @@ def keep(name: str, text: str, found: Found) -> None:
     (BUILD / f"{name}.json").write_text(json.dumps({**asdict(found), "plot": bars(found)}), "utf-8")
 
 
-def draw() -> None:
-    """Draw `build/bench.png`, where there is something to draw with."""
-    if not PLOTTING.exists():
-        print("No picture is drawn: matplotlib is not installed in .venv-bench/plot.")
-        return
-    program = str(Path(__file__).with_name("plot.py"))
-    subprocess.run([PLOTTING, program, str(BUILD / "bench.json"), str(BUILD / "bench.png")], check=True)
-
-
 def save(text: str) -> None:
     """Put the table and the picture into `docs/`."""
     DOCS.mkdir(exist_ok=True)
@@ -96,7 +87,7 @@ def main() -> None:
     keep(name, text, found)
     print(text)
     if not options.base:
-        draw()
+        draw(Path(__file__).with_name("plot.py"), BUILD / "bench.json", BUILD / "bench.png")
         if options.save:
             save(text)
 

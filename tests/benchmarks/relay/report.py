@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from tests.benchmarks.pages import table
 from tests.benchmarks.relay.cells import BEFORE_TGI, CELLS, GOALS, PLANNING, RESIDENT, STARTS
 from tests.benchmarks.relay.rig import Figures, Found
 
@@ -42,14 +43,6 @@ def number(value: float) -> str:
 def ratio(samples: Sequence[float], reference: Sequence[float]) -> Spread:
     """Of samples to those of a reference, each in its own round."""
     return Spread.of([sample / other for sample, other in zip(samples, reference, strict=True)])
-
-
-def row(*fields: object) -> str:
-    return "| " + " | ".join(map(str, fields)) + " |"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    return [row(*head), "|" + "---|" * len(head), *(row(*fields) for fields in rows), ""]
 
 
 def ratios(figures: Figures) -> dict[str, dict[str, Spread]]:
