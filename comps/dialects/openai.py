@@ -36,6 +36,7 @@ from comps.dialects.shared.fields import MANY, SAMPLED, DocumentsCall, matters
 from comps.dialects.shared.framing import ResponseMetadata
 from comps.dialects.shared.openai_values import (
     TOKEN_IDS,
+    Alternatives,
     Function,
     ResponseFormat,
     Schema,
@@ -260,7 +261,7 @@ class CompletionCall(OpenAICall):
     max_tokens: int | None = Field(
         None, ge=0, le=MANY, description="The most tokens to generate; 0 where the model server echoes."
     )
-    logprobs: int | None = Field(None, ge=0, le=20, description="How many alternatives to each token; 0: none.")
+    logprobs: Alternatives = Field(None, description="How many alternatives to each token; 0: none.")
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = Field(None, ge=0, le=20, description="At least n; 0 is the same as leaving it out.")

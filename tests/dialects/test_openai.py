@@ -121,6 +121,10 @@ def test_logprobs_of_0_are_a_wish_of_a_text_that_is_continued() -> None:
     assert read(body, TEXT).ignored(frozenset()) == ["logprobs"]
 
 
+def test_logprobs_of_false_are_none_of_a_text_that_is_continued() -> None:
+    assert read({"prompt": "a", "logprobs": False}, TEXT).requests()[0].options == {}
+
+
 @pytest.mark.parametrize(("number", "lost"), [(0, []), (1, ["logprobs"]), (20, ["logprobs"])])
 def test_logprobs_from_1_on_ask_of_a_text_for_alternatives(number: int, lost: list[str]) -> None:
     call = read({"prompt": "a", "logprobs": number}, TEXT)

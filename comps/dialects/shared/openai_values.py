@@ -48,6 +48,14 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = Field(None, description="A last chunk has the usage.")
 
 
+Alternatives = Annotated[
+    int | None,
+    Field(ge=0, le=20),
+    BeforeValidator(lambda value: None if value is False else value, json_schema_input_type=int | None),
+]
+"""How many alternatives to each token of a completion; `false`, as chats have it, is the same as leaving it out."""
+
+
 def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
