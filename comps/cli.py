@@ -210,20 +210,29 @@ def ask(
 def _request(question: str, document: list[Path] | None, max_tokens: int, temperature: float) -> GenerationRequest:
     if not question.strip():
         raise SettingsError("the question is empty")
-    files = [file for path in document or () for file in _files(path)]
-    documents = tuple(Document(read_text(file, f"--document {file}"), file.name) for file in files)
+    documents = [one for path in document or () for one in _documents_of(path)]
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
-    return GenerationRequest((Message("user", question),), documents or None, sampling=sampling, ranked=False)
+    found = tuple(documents) or None
+    return GenerationRequest((Message("user", question),), found, sampling=sampling, ranked=False)
 
 
-def _files(path: Path) -> list[Path]:
-    """Returns the text files that a document names: itself, or those of a folder and its folders, by name."""
+def _documents_of(path: Path) -> Iterator[Document]:
+    """Yields a text file, or the text files of a folder and its folders, by name; hidden ones are left out."""
     if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in (".txt", ".md") and file.is_file())
-    if not files:
+        yield Document(read_text(path, f"--document {path}"), path.name)
+        return
+    names = [file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in (".txt", ".md")]
+    names = sorted(name for name in names if not any(part.startswith(".") for part in name.parts))
+    if not names:
         raise SettingsError(f"--document {path}: this folder has no .txt or .md file")
-    return files
+    for name in names:
+        try:
+            text = read_text(path / name, f"--document {path / name}")
+        except SettingsError as error:
+            _message(f"[left out: {error}]")
+            continue
+        if text.strip():
+            yield Document(text, str(name))
 
 
 async def _ask(settings: Settings, request: GenerationRequest) -> None:
@@ -233,7 +242,8 @@ async def _ask(settings: Settings, request: GenerationRequest) -> None:
         plan = await generator.plan(request)
         for use in plan.report.documents:
             if use.fate != "kept":
-                _message(f"[document {use.number} was {use.fate}: {use.reason}]")
+                title = (request.documents or ())[use.number - 1].title
+                _message(f"[document {use.number} ({title}) was {use.fate}: {use.reason}]")
         await generator.answer(plan, _PrintedAnswer(request.sampling.max_tokens))
     finally:
         await generator.server.aclose()

@@ -127,8 +127,8 @@ def _prompt(shown: ModelPreview) -> Pieces:
 
 def _with_marks(shown: ModelPreview, said: str) -> Pieces:
     """Returns a message's text, with the marks after the last document if it contains that."""
-    given = shown.preview.plan.documents
-    before, found, behind = said.rpartition(given[-1].text) if given else ("", "", said)
+    last = next((one.text for one in reversed(shown.preview.plan.documents) if one.text), "")
+    before, found, behind = said.rpartition(last) if last else ("", "", said)
     return [(before + found, ""), *((mark, _MARK) for mark in _marks(shown) if found), (behind, "")]
 
 

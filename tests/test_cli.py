@@ -428,7 +428,7 @@ def test_ask_says_which_documents_do_not_fit(
     why = "fit the context window]\n"
     assert capsys.readouterr() == (
         "one\n",
-        f"[document 2 was cut: the rest does not {why}[document 3 was dropped: it does not {why}",
+        f"[document 2 (1.txt) was cut: the rest does not {why}[document 3 (2.txt) was dropped: it does not {why}",
     )
 
 
@@ -543,12 +543,15 @@ def test_prompt_names_a_model_that_is_not_there_before_it_loads_one(tmp_path: Pa
 
 def test_a_folder_stands_for_its_text_files_of_which_the_most_relevant_comes_first(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
+    (tmp_path / ".git").mkdir()
     texts = {"a.txt": "Herring is sold on Fridays.", "b/c.md": "The bridge was opened in 1931.", "d.bin": "\x00"}
-    for name, text in texts.items():
+    for name, text in {**texts, "e.txt": " \n", ".git/f.txt": "hidden"}.items():
         (tmp_path / name).write_text(text)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     done = command("prompt", "When was the bridge opened?", "-d", ".", cwd=tmp_path, environment=SCRIPTED)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "Context:\nc.md: The bridge was opened in 1931.\na.txt: Herring is sold on Fridays.\n\nWhen" in done.stdout
+    assert done.returncode == 0
+    assert done.stderr == "[left out: --document latin.txt: cannot be read: it is not UTF-8 text]\n"
+    assert "Context:\nb/c.md: The bridge was opened in 1931.\na.txt: Herring is sold on Fridays.\n\nWhen" in done.stdout
 
 
 def test_ask_names_a_document_that_cannot_be_read(tmp_path: Path) -> None:

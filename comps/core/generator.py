@@ -11,9 +11,9 @@ from comps.core.answers import collect
 from comps.core.budget import DEFAULT_SHARING, Sharing
 from comps.core.citations import Cited, Find, by_number, citations, with_citations
 from comps.core.counting import NO_SUCH_ROUTE, estimate
-from comps.core.errors import InvalidRequest, ModelServerError, Refused, UnknownModel, no_room
+from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused, UnknownModel, no_room
 from comps.core.instructions import in_user_message, refuses_system
-from comps.core.matching import matches
+from comps.core.matching import Matcher
 from comps.core.model_names import has_chat_template
 from comps.core.ordering import DEFAULT_ORDERING, Ordering
 from comps.core.planning import Plan, Planner
@@ -170,19 +170,25 @@ class TextGenerator:
         """Call `ask` with the plan, without those defaults that the model server refuses."""
         try:
             return await self._within_total(plan, ask)
-        except InvalidRequest as error:
-            without = _without_default(plan, error) or self._without_system(plan, error)
-            if without is None:
+        except (InvalidRequest, Refused) as error:
+            without = _without_default(plan, error) if isinstance(error, InvalidRequest) else None
+            moved = self._without_system(plan, error)
+            if not (without or moved):
                 raise
-        return await self._ask(without, ask)
+        if without:
+            return await self._ask(without, ask)
+        assert moved
+        answer = await self._ask(moved, ask)
+        self._planner.refused_system()
+        return answer
 
-    def _without_system(self, plan: Plan, error: InvalidRequest) -> Plan | None:
-        """Returns the plan with the instruction in the user message, for a model that refuses system messages; None if
-        the error is another one."""
-        if not plan.has_instruction or isinstance(plan.prompt, str) or not refuses_system(error):
+    def _without_system(self, plan: Plan, error: LLMError) -> Plan | None:
+        """Returns the plan with the instruction in the user message, for a model that may refuse system messages; None
+        if the error is another one."""
+        if not plan.has_system_instruction or self._planner.takes_system or not refuses_system(error):
             return None
-        self._planner.takes_system = False
-        return replace(plan, prompt=in_user_message(plan.prompt), has_instruction=False)
+        assert not isinstance(plan.prompt, str)
+        return replace(plan, prompt=in_user_message(plan.prompt), has_system_instruction=False)
 
     async def _within_total(self, plan: Plan, ask: Callable[[Prompt, Sampling, Mapping[str, JSON]], Awaitable[T]]) -> T:
         """Call `ask` with the plan, limited to `max_total_tokens` if the request has it."""
@@ -366,12 +372,14 @@ def _without_default(plan: Plan, error: InvalidRequest) -> Plan | None:
 
 def _finder(plan: Plan) -> Find | None:
     """Returns what finds the citations in an answer; None if it has no documents that it may cite."""
-    quoted = plan.request.quoted
-    sources = plan.sources if plan.numbered or plan.is_matched else ()
-    if not (sources or quoted):
+    quoted, mode = plan.request.quoted, plan.citations
+    sources = plan.sources if plan.numbered or mode == "matched" else ()
+    if mode == "off" or not (sources or quoted):
         return None
     given = by_number(sources, quoted)
-    return lambda text, start: (matches if plan.is_matched else citations)(text, given, start)
+    if mode == "matched":
+        return Matcher(given).matches
+    return lambda text, start: citations(text, given, start)
 
 
 def _echoed(plan: Plan) -> str:

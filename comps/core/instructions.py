@@ -8,25 +8,39 @@ message, or the model's chat template writes none, as Gemma's.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
+from typing import Any, TypeAlias
 
-from comps.core.errors import InvalidRequest, LLMError
-from comps.core.ports import CountsPrompts, ModelServer, Renders
+from comps.core.citations import marks
+from comps.core.counting import NO_SUCH_ROUTE
+from comps.core.errors import InvalidRequest, LLMError, Refused
 from comps.core.prompts import CITING, Templates, check_language, chosen_language, text_of
 from comps.core.tasks import at_once
-from comps.core.types import GenerationRequest, Message, Prompt
+from comps.core.types import JSON, GenerationRequest, Message, Prompt
 
-_MARK = re.compile(r"[\[【] ?(?:\d{1,3}|[nNiIxX]|number|No\.|Nr\.|编号|序号|数字) ?[\]】]")
-"""A citation mark, or what stands for one."""
+CountPrompt: TypeAlias = Callable[[Prompt, Mapping[str, JSON]], Coroutine[Any, Any, int]]
+"""See `CountsPrompts`."""
+Render: TypeAlias = Callable[[Prompt, Mapping[str, JSON]], Coroutine[Any, Any, str]]
+"""See `Renders`."""
+
+_PLACEHOLDER = re.compile(
+    r"[\[【] ?(?:[#^]\d{1,3}|n|number|num|id|no\.|nr\.|编号|序号|数字"
+    r"|(?:citation|cite|doc|document|source|ref|reference|文档|来源|资料)[ :#]*(?:\d{1,3}|n|x|id)) ?[\]】]",
+    re.IGNORECASE,
+)
+"""What stands for a citation mark in an instruction: `[n]`, `[number]`, `[citation:1]`, `[Source 1]` …"""
+_LAST_WORDS = 2000
+"""How many of the last characters of a text to continue are searched for a mark."""
 _SYSTEM_ROLES = ("system", "developer")
 _SHORT = "Answer in one word."
 _LONG = f"{_SHORT} Answer politely, and say whether the weather in the harbour was good on the day before yesterday."
 _LONGER_TOKENS = 8
 """The least number of tokens that the long one has more, in any vocabulary."""
-_SYSTEM_REFUSED = re.compile(r"\bsystem\b|\broles?\b", re.IGNORECASE)
-"""What errors of chat templates without system messages say: `System role not supported` (Gemma), `Conversation roles
-must alternate user/assistant/…` (Mistral), `Only user and assistant roles are supported` (Llama 2's relatives)."""
+_SYSTEM_REFUSED = re.compile(r"\b(?:system|developer) (?:role|message|instruction|prompt)|\broles?\b", re.IGNORECASE)
+"""What errors about system messages say: `System role not supported` (Gemma), `Conversation roles must alternate
+user/assistant/…` (Mistral), `Only user and assistant roles are supported` (Llama 2's relatives), `Developer
+instruction is not enabled` (Google)."""
 
 
 def asks_for_marks(request: GenerationRequest) -> bool:
@@ -35,12 +49,19 @@ def asks_for_marks(request: GenerationRequest) -> bool:
     Returns:
         True for words such as `Cite the documents as [1]` and `Write [n] after each sentence`.
     """
-    return any(_MARK.search(text) for text in _own_words(request))
+    return any(map(_has_mark, _own_words(request)))
+
+
+def _has_mark(text: str) -> bool:
+    if "[" not in text and "【" not in text:
+        return False
+    return bool(_PLACEHOLDER.search(text)) or next(marks(text.replace("`", "")), None) is not None
 
 
 def _own_words(request: GenerationRequest) -> Iterator[str]:
     yield request.template or ""
     if isinstance(request.prompt, str):
+        yield request.prompt[-_LAST_WORDS:]
         return
     yield from (text_of(message.content) for message in request.prompt if message.role in _SYSTEM_ROLES)
     yield next((text_of(one.content) for one in reversed(request.prompt) if one.role == "user"), "")
@@ -64,11 +85,12 @@ def instructed(
     """
     check_language(request, templates)
     language = chosen_language(request, templates)
-    if language is None:
+    if language is None or not request.documents:
         return request
     template, instruction = templates.rag[language], templates.instructions.get(language, "")
-    if instruction and asks_to_cite:
-        instruction = " ".join((instruction, CITING.get(language, "")))
+    if asks_to_cite:
+        citing = CITING.get(language, CITING["en"]).replace("{number}", str(request.documents[0].number))
+        instruction = f"{instruction} {citing}".strip()
     if not instruction:
         return replace(request, template=template)
     prompt = request.prompt
@@ -88,40 +110,65 @@ def in_user_message(prompt: tuple[Message, ...]) -> Prompt:
     """Returns a conversation with its first message, the instruction, at the beginning of the last user message."""
     instruction, *messages = prompt
     last = max(place for place, message in enumerate(messages) if message.role == "user")
+    before = f"{text_of(instruction.content)}\n\n"
     content = messages[last].content
-    text = text_of(instruction.content)
-    whole = f"{text}\n\n{content}" if isinstance(content, str) else [{"type": "text", "text": text}, *content]
-    messages[last] = replace(messages[last], content=whole)
+    if isinstance(content, str):
+        content = before + content
+    elif _is_text(content[0]):
+        content = [{**content[0], "text": before + content[0]["text"]}, *content[1:]]
+    else:
+        content = [{"type": "text", "text": before}, *content]
+    messages[last] = replace(messages[last], content=content)
     return tuple(messages)
 
 
-def refuses_system(error: InvalidRequest) -> bool:
+def _is_text(part: JSON) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text"
+
+
+def refuses_system(error: LLMError) -> bool:
     """Returns whether a model server's error may be about a system message."""
     return bool(_SYSTEM_REFUSED.search(str(error)))
 
 
-async def takes_system_messages(server: ModelServer) -> bool | None:
-    """Returns whether the model's chat template writes system messages; None if it is not known.
+async def takes_system_messages(count: CountPrompt | None, render: Render | None) -> bool | None:
+    """Returns whether the model's chat template writes system messages; None if that cannot be found out.
 
     Two conversations are counted, whose system messages differ in length, or one is rendered. Some templates refuse
     system messages, and some leave them out.
+
+    Args:
+        count: Counts the tokens of a prompt; None: nothing does.
+        render: Renders a prompt; None: nothing does.
+
+    Raises:
+        LLMError: The model server fails for another reason, so that it may be found out later.
     """
-    try:
-        if isinstance(server, CountsPrompts):
-            asked = [server.count_prompt(_sample(text), {}) for text in (_SHORT, _LONG)]
-            short, long = await at_once(asked)
-            return long - short >= _LONGER_TOKENS
-        return _SHORT in await server.render(_sample(_SHORT), {}) if isinstance(server, Renders) else None
-    except LLMError:
-        pass
-    try:
-        if isinstance(server, CountsPrompts):
-            await server.count_prompt(_sample(""), {})
-        elif isinstance(server, Renders):
-            await server.render(_sample(""), {})
-    except LLMError:
+    if count is None and render is None:
         return None
+    try:
+        return await _writes_system(count, render)
+    except (InvalidRequest, Refused) as error:
+        if isinstance(error, Refused) and error.status in NO_SUCH_ROUTE:
+            return None
+        if isinstance(error, Refused) and not refuses_system(error):
+            raise
+    try:
+        if count:
+            await count(_sample(""), {})
+        elif render:
+            await render(_sample(""), {})
+    except (InvalidRequest, Refused):
+        return None  # It refuses every conversation.
     return False
+
+
+async def _writes_system(count: CountPrompt | None, render: Render | None) -> bool:
+    if count:
+        short, long = await at_once([count(_sample(text), {}) for text in (_SHORT, _LONG)])
+        return long - short >= _LONGER_TOKENS
+    assert render
+    return _SHORT in await render(_sample(_SHORT), {})
 
 
 def _sample(system: str) -> Prompt:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from math import log
 
 from comps.core.citations import ANNOTATIONS, annotation, skipped
@@ -20,29 +19,61 @@ _UNKNOWN = log(2)
 _SENTENCE = re.compile(r"(?:[^.!?…。！？\n]|[.!?…](?!\s|$|[\"'”’)\]]))+[.!?…。！？]*[\"'”’)\]」』]*")
 
 
-def matches(text: str, given: Mapping[int, Document], start: int = 0) -> dict[str, JSON]:
-    """Returns an annotation for each sentence that one document has the words of, as extra fields; empty if there is
-    none.
-
-    It says `"matched_by": "words"`, and the `score`: the share of the sentence's words that are in the document, from 0
-    to 1, where rare words weigh more (inverse document frequency). Code, JSON and reasoning are skipped.
+class Matcher:
+    """Finds the documents that the sentences of answers come from.
 
     Args:
-        text: The answer.
         given: The documents by citation number.
-        start: The offset, in characters, at which to begin.
     """
-    numbers = list(given)
-    of_documents = [set(words(f"{document.title}\n{document.text}")) for document in given.values()]
-    weights = _weights(of_documents)
-    found: list[JSON] = []
-    for begin, end in _sentences(text, start):
-        if best := _best(set(words(text[begin:end])), of_documents, weights):
-            place, score = best
-            number = numbers[place]
-            told = {"matched_by": "words", "score": round(score, 3)}
-            found.append(annotation(begin, end, number, given[number], told))
-    return {ANNOTATIONS: found} if found else {}
+
+    def __init__(self, given: Mapping[int, Document]) -> None:
+        self._given = given
+        self._having: dict[str, list[int]] | None = None
+        """The numbers of the documents that have a word, by word."""
+
+    def matches(self, text: str, start: int = 0) -> dict[str, JSON]:
+        """Returns an annotation for each sentence that one document has the words of, as extra fields; empty if there
+        is none.
+
+        It says `"matched_by": "words"`, and the `score`: the share of the sentence's words that are in the document,
+        from 0 to 1, where rare words weigh more (inverse document frequency). Code, JSON and reasoning are skipped.
+
+        Args:
+            text: The answer.
+            start: The offset, in characters, at which to begin.
+        """
+        if self._having is None:
+            self._having = _having(self._given)
+        found: list[JSON] = []
+        for begin, end in _sentences(text, start):
+            if best := self._best(set(words(text[begin:end])), self._having):
+                number, score = best
+                told = {"matched_by": "words", "score": round(score, 3)}
+                found.append(annotation(begin, end, number, self._given[number], told))
+        return {ANNOTATIONS: found} if found else {}
+
+    def _best(self, sentence: set[str], having: Mapping[str, list[int]]) -> tuple[int, float] | None:
+        """Returns the document that a sentence comes from, and its score; None if that is not clear."""
+        scores: dict[int, float] = dict.fromkeys(self._given, 0.0)
+        whole = 0.0
+        for word in sentence:
+            numbers = having.get(word, ())
+            weight = log(1 + len(self._given) / len(numbers)) if numbers else _UNKNOWN
+            whole += weight
+            for number in numbers:
+                scores[number] += weight
+        best = max(scores, key=lambda number: scores[number])
+        second = max((score for number, score in scores.items() if number != best), default=0.0)
+        is_clear = len(scores) == 1 or scores[best] - second >= _LEAST_LEAD * whole
+        return (best, scores[best] / whole) if whole and is_clear and scores[best] >= LEAST_SCORE * whole else None
+
+
+def _having(given: Mapping[int, Document]) -> dict[str, list[int]]:
+    having: dict[str, list[int]] = {}
+    for number, document in given.items():
+        for word in set(words(f"{document.title}\n{document.text}")):
+            having.setdefault(word, []).append(number)
+    return having
 
 
 def _sentences(text: str, start: int) -> Iterator[tuple[int, int]]:
@@ -53,20 +84,3 @@ def _sentences(text: str, start: int) -> Iterator[tuple[int, int]]:
             if begin < found.end():
                 yield begin, found.end()
         start = max(start, last)
-
-
-def _weights(documents: Sequence[set[str]]) -> dict[str, float]:
-    """Returns the weight of each word: the fewer documents have it, the greater."""
-    counts = Counter(word for document in documents for word in document)
-    return {word: log(1 + len(documents) / count) for word, count in counts.items()}
-
-
-def _best(sentence: set[str], documents: Sequence[set[str]], weights: Mapping[str, float]) -> tuple[int, float] | None:
-    """Returns the place of the document that a sentence comes from, and its score; None if that is not clear."""
-    whole = sum(weights.get(word, _UNKNOWN) for word in sentence)
-    if not whole:
-        return None
-    scores = [sum(weights[word] for word in sentence & document) / whole for document in documents]
-    (best, place), *others = sorted(((score, -place) for place, score in enumerate(scores)), reverse=True)
-    is_clear = not others or best - others[0][0] >= _LEAST_LEAD
-    return (-place, best) if best >= LEAST_SCORE and is_clear else None

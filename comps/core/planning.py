@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 
 from comps.core.budget import DEFAULT_SHARING, Share, Sharing, share
 from comps.core.counting import (
@@ -16,13 +19,13 @@ from comps.core.counting import (
     may_fit,
     upper_bound,
 )
-from comps.core.errors import PromptTooLong
+from comps.core.errors import LLMError, PromptTooLong
 from comps.core.exchanges import exchange_text, exchanges_of, without
 from comps.core.instructions import asks_for_marks, has_instruction, instructed, takes_system_messages
 from comps.core.layout import InOptions, InPrompt, Layout, find_native
 from comps.core.ordering import DEFAULT_ORDERING, Chosen, Ordering, at_the_ends, choose
 from comps.core.packing import Packed, pack, uses_of
-from comps.core.ports import ModelServer
+from comps.core.ports import ModelServer, Renders
 from comps.core.prompts import (
     DEFAULT_TEMPLATES,
     Templates,
@@ -35,6 +38,8 @@ from comps.core.value_types import value_type
 
 log = logging.getLogger("opea_llm")
 
+_PAUSE = 30.0
+"""Seconds after which it is tried again to find out what a model takes, if its server failed."""
 _CERTAIN_QUARTERS = 3
 """How many quarters of an estimate a prompt has at least: see `counting.estimate`."""
 
@@ -48,7 +53,7 @@ class Plan:
     """What the model server will be asked, and what became of the request on the way."""
 
     request: GenerationRequest
-    """Without the documents that are left out: empty ones, repetitions."""
+    """Without the documents that are left out, and with the template and the instruction that it gets."""
     prompt: Prompt
     sampling: Sampling
     options: Mapping[str, JSON]
@@ -57,11 +62,11 @@ class Plan:
     """Those that the model gets, as it gets them: cut, and with turn markers broken up."""
     numbered: bool = False
     """Whether the model sees their numbers."""
+    citations: str = "auto"
+    """How the answer cites documents; see `CITATION_MODES`."""
     sources: tuple[Document, ...] = ()
     """The same documents as the caller sent them, to be cited."""
-    is_matched: bool = False
-    """Whether the citations are those of `matching`, and not the model's marks."""
-    has_instruction: bool = False
+    has_system_instruction: bool = False
     """Whether the first message of the prompt is our own, the instruction."""
 
 
@@ -92,6 +97,9 @@ class Planner:
         self.counter = Counter(server)
         self.takes_system: bool | None = None
         """Whether the model takes system messages; None: not known yet."""
+        self._ask_again = 0.0
+        """When it may be tried to find that out, on the monotonic clock."""
+        self._finding: asyncio.Future[None] | None = None
         self._sharing = sharing
         self._in_prompt = InPrompt(templates, escape)
         self._with_numbers = InPrompt(templates.with_numbers(), escape)
@@ -130,21 +138,35 @@ class Planner:
             plan = await self._fitted(request, layout, window, chosen, to_the_token)
         elif to_the_token:
             plan = await self._counted(plan, layout, chosen)
+        if chosen.places and not plan.documents:
+            plan = await self._without_documents(plan, asked, window, to_the_token)
         if has_instruction(asked.prompt, plan.prompt):
-            plan = replace(plan, has_instruction=True)
-        if not chosen.given:
+            plan = replace(plan, has_system_instruction=True)
+        if not (chosen.given or request.quoted):
             return plan
         report = replace(plan.report, documents=chosen.uses(plan.report.documents, plan.documents), order=chosen.order)
-        is_matched = (request.citations or self._citations) == "matched"
-        return replace(plan, report=report, sources=chosen.sources(plan.documents), is_matched=is_matched)
+        return replace(plan, report=report, sources=chosen.sources(plan.documents), citations=self._mode(request))
+
+    async def _without_documents(
+        self, plan: Plan, asked: GenerationRequest, window: int | None, to_the_token: bool
+    ) -> Plan:
+        """The plan where no document has room: without a context, nothing says to answer from it alone."""
+        bare = replace(asked, documents=None)
+        is_ours = plan.request.template is not None and asked.template is None
+        if isinstance(asked.prompt, str) or not is_ours or window is None:
+            return plan
+        other = await self._fitted(bare, self._in_prompt, window, _NONE, to_the_token)
+        return replace(other, report=replace(other.report, documents=plan.report.documents))
 
     async def _layout(self, request: GenerationRequest) -> Layout:
+        if request.documents and self._wants_marks(request):
+            return self._with_numbers
         if self._native and InOptions.suits(request):
             if self._in_options is None:
                 self._in_options = await self._find_native()
             if self._in_options:
                 return self._in_options
-        return self._with_numbers if request.documents and self._wants_marks(request) else self._in_prompt
+        return self._in_prompt
 
     async def _find_native(self) -> InOptions | None:
         count = self.counter.count()
@@ -154,9 +176,12 @@ class Planner:
             log.warning("native_documents: the model's chat template takes none, so they are in the prompt's text")
         return found
 
+    def _mode(self, request: GenerationRequest) -> str:
+        return request.citations or self._citations
+
     def _wants_marks(self, request: GenerationRequest) -> bool:
         """Whether the model is to write citation marks, for which it needs the documents' numbers."""
-        mode = request.citations or self._citations
+        mode = self._mode(request)
         return asks_for_marks(request) if mode == "auto" else mode == "on"
 
     async def _instructed(self, request: GenerationRequest, layout: InPrompt) -> GenerationRequest:
@@ -168,9 +193,27 @@ class Planner:
         return wrapped
 
     async def _takes_system_messages(self) -> bool:
-        if self.takes_system is None:
-            self.takes_system = await takes_system_messages(self._server)
+        """Whether the model takes system messages, as far as is known. It is found out once."""
+        if self.takes_system is None and time.monotonic() >= self._ask_again:
+            if self._finding is None:
+                self._finding = asyncio.ensure_future(self._find_system())
+            await asyncio.shield(self._finding)
         return self.takes_system is not False
+
+    async def _find_system(self) -> None:
+        count = self.counter.count_prompt if self.counter.can_count else None
+        render = self._server.render if isinstance(self._server, Renders) else None
+        try:
+            self.takes_system = await takes_system_messages(count, render)
+            self._ask_again = inf
+        except LLMError:
+            self._ask_again = time.monotonic() + _PAUSE
+        finally:
+            self._finding = None
+
+    def refused_system(self) -> None:
+        """Note that the model server has refused a system message, and not the same request without one."""
+        self.takes_system = False
 
     def _uncounted(self, request: GenerationRequest, layout: Layout, window: int | None, chosen: Chosen) -> Plan | None:
         """The plan of a request that surely fits as it is; None if tokens have to be counted.

@@ -27,10 +27,10 @@ INSTRUCTIONS = {
 """What the model is told to do, by language: the system message, or the beginning of the user message."""
 
 CITING = {
-    "en": "After each statement, put the number of its document in brackets, as in [1].",
-    "zh": "在每个陈述后用方括号标出所依据文档的编号，例如[1]。",
+    "en": "After each statement, put the number of its document in brackets, as in [{number}].",
+    "zh": "在每个陈述后用方括号标出所依据文档的编号，例如[{number}]。",
 }
-"""What is added to an instruction where citation marks are wanted."""
+"""What is added to an instruction where citation marks are wanted; other languages have it in English."""
 
 AUTO = "auto"
 """The language that is detected in the documents: Chinese or English."""
@@ -133,7 +133,7 @@ def numbered(documents: Sequence[Document]) -> tuple[Document, ...]:
     are_own = None not in given and len(set(given)) == len(given)
     numbers = map(own_number, documents) if are_own else range(1, len(documents) + 1)
     return tuple(
-        Document(one.text, one.title, one.metadata, None if one.left_out else number, one.left_out)
+        Document(one.text, one.title, one.metadata, None if one.left_out else number, one.left_out, one.score)
         for one, number in zip(documents, numbers, strict=True)
     )
 

@@ -18,26 +18,27 @@ def once_each(documents: Sequence[Document]) -> tuple[Document, ...]:
     if len({document.text.strip() for document in documents}) == len(documents):
         return tuple(documents)
     result = list(documents)
-    originals: dict[str, list[int]] = {}
-    """Places by text, one for each title."""
+    firsts: dict[str, int] = {}
+    """The place of each text's first original."""
+    originals: dict[str, dict[str, int]] = {}
+    """The places of each text's originals, by title."""
     for place in sorted(range(len(result)), key=lambda place: bool(result[place].left_out)):
         document = result[place]
         text = document.text.strip()
         if not (text or document.title):
             continue
-        known = originals.setdefault(text, [])
-        same = next((one for one in known if _may_share(result[one].title, document.title)), None)
+        by_title = originals.setdefault(text, {})
+        # Without a title it may be any of them; with one, the one with the same title, or the one without.
+        same = by_title.get(document.title, by_title.get("")) if document.title else firsts.get(text)
         if same is not None:
             result[same] = _completed(result[same], document)
+            if by_title.get("") == same and result[same].title:  # It has got a title.
+                by_title[result[same].title] = by_title.pop("")
             result[place] = replace(document, left_out=f"document {same + 1} has the same text")
         elif not document.left_out:
-            known.append(place)
+            by_title[document.title] = place
+            firsts.setdefault(text, place)
     return tuple(result)
-
-
-def _may_share(title: str, other: str) -> bool:
-    """Whether two documents with the same text may be one, going by their titles."""
-    return not title or not other or title == other
 
 
 def _completed(original: Document, repetition: Document) -> Document:
@@ -45,4 +46,5 @@ def _completed(original: Document, repetition: Document) -> Document:
         original,
         title=original.title or repetition.title,
         metadata={**repetition.metadata, **original.metadata},
+        score=repetition.score if original.score is None else original.score,
     )

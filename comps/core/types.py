@@ -45,6 +45,8 @@ class Document:
     """The citation number, at least 1, in the prompt and in the answer's citation marks; None: not assigned."""
     left_out: str = ""
     """The reason for which it is not in the prompt, whatever room there is; empty: it may be in it."""
+    score: float | None = field(default=None, compare=False)
+    """Its score by the last that ranked it, such as a reranker, the best being the greatest; None: unknown."""
 
 
 @value_type(frozen=True, slots=True)

@@ -188,7 +188,6 @@ class QueryCall(_Question):
             "top_p": 0.95,
             "typical_p": 0.95,
             "temperature": 0.01,
-            "repetition_penalty": 1.03,
             "streaming": False,
         },
         "A question with documents": {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +41,7 @@ def told(prompt: Prompt) -> list[tuple[str, Any]]:
 async def test_the_instruction_is_the_system_message_of_a_question_and_of_a_conversation() -> None:
     plan = await planned(asked())
     assert told(plan.prompt) == [("system", EN), ("user", CONTEXT)]
-    assert plan.has_instruction
+    assert plan.has_system_instruction
     earlier = (Message("user", "Hello."), Message("assistant", "Hello!"))
     plan = await planned(asked(*earlier))
     history = [("user", "Hello."), ("assistant", "Hello!")]
@@ -59,7 +60,7 @@ async def test_chinese_documents_have_a_chinese_prompt() -> None:
 async def test_beside_a_system_message_of_the_caller_the_instruction_begins_the_question(role: str) -> None:
     plan = await planned(asked(Message(role, "Be kind.")))
     assert told(plan.prompt) == [(role, "Be kind."), ("user", f"{EN}\n\n{CONTEXT}")]
-    assert not plan.has_instruction
+    assert not plan.has_system_instruction
 
 
 async def test_text_to_continue_begins_with_the_instruction() -> None:
@@ -81,7 +82,7 @@ async def test_there_is_no_instruction_where_the_caller_has_a_template_or_no_doc
 ) -> None:
     plan = await planned(request_)
     assert EN not in str(plan.prompt)
-    assert not plan.has_instruction
+    assert not plan.has_system_instruction
 
 
 async def test_a_language_without_an_instruction_has_its_template_alone() -> None:
@@ -119,12 +120,76 @@ async def test_documents_are_numbered_where_marks_are_wanted(
     plan = await planned(request_, citations=setting)
     assert (NUMBERED in str(told(plan.prompt)[-1][1])) is numbered
     assert plan.numbered is numbered
-    assert (CITING["en"] in str(plan.prompt)) is citing
+    assert (CITING["en"].format(number=1) in str(plan.prompt)) is citing
 
 
-@pytest.mark.parametrize("said", ["a list [] of items", "values[k]", "in [brackets]", "[see there]"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(
+            "[1]",
+            "`[2]`",
+            "[1, 3]",
+            "[1-3]",
+            "【1†source】",
+            "[n]",
+            "[number]",
+            "[citation:1]",
+            "[doc 1]",
+            "[Source 2]",
+        ),
+        *("[Source 2]", "[#1]", "[^1]", "[citation:x]", "[编号]"),
+    ],
+)
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_marks_and_what_stands_for_them_ask_for_marks(said: str, role: str) -> None:
+    request = replace(asked(), prompt=(Message(role, f"Cite as {said}, please."),))
+    assert asks_for_marks(request)
+    assert asks_for_marks(GenerationRequest(f"Cite as {said}, please.", FACTS))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(
+            "a list [] of items",
+            "values[k]",
+            "in [brackets]",
+            "[see there]",
+            "What does a[i] mean?",
+            "- [x] done",
+            "[0]",
+        ),
+        '{"ids":[1, 2]}',
+    ],
+)
 def test_other_brackets_ask_for_no_marks(said: str) -> None:
     assert not asks_for_marks(asked(Message("system", said)))
+
+
+async def test_the_example_of_a_mark_is_a_number_that_is_there_and_other_languages_have_it_in_english() -> None:
+    documents = tuple(replace(one, metadata={"citation_id": number}) for number, one in enumerate(FACTS, 7))
+    plan = await planned(asked(documents=documents), citations="on")
+    assert str(told(plan.prompt)[0][1]).endswith("as in [7].")
+    german = Templates({"en": "", "zh": "", "de": "{context} {question}"}, instructions={})
+    plan = await planned(asked(language="de"), citations="on", templates=german)
+    assert told(plan.prompt)[0] == ("system", CITING["en"].format(number=1))
+
+
+async def test_no_citations_are_looked_for_where_they_are_off() -> None:
+    quoted = (Document("one", metadata={"citation_id": 1}),)
+    request = GenerationRequest((QUESTION,), quoted=quoted)
+    for mode, expected in (("off", None), ("matched", None), ("auto", 1)):
+        generator = TextGenerator(Scripted([["So [1]."]]), "m", citations=mode)
+        extra = (await collect(generator.generate, request)).extra
+        assert (extra and len(extra["annotations"])) == expected
+
+
+async def test_where_no_document_has_room_nothing_says_to_answer_from_them() -> None:
+    request = asked(documents=(Document("word " * 1000),))
+    plan = await Planner(Scripted()).plan(request, 300)
+    assert told(plan.prompt) == [("user", QUESTION.content)]
+    assert [use.fate for use in plan.report.documents] == ["dropped"]
 
 
 # Models without system messages
@@ -166,14 +231,60 @@ REFUSAL = InvalidRequest("System role not supported", "messages")
     [
         (Gemma(), True),
         (Gemma(REFUSAL), False),
-        (Gemma(Refused(500, "TemplateError")), False),
+        (Gemma(Refused(500, "TemplateError: System role not supported")), False),
         (Gemma(ignores=True), False),
-        (Gemma(away=True), None),
-        (Scripted(), None),
+        (Gemma(Refused(404, "no such route")), None),
     ],
 )
-async def test_it_is_found_out_whether_a_model_takes_system_messages(server: Scripted, takes: bool | None) -> None:
-    assert await takes_system_messages(server) is takes
+async def test_it_is_found_out_by_counting_whether_a_model_takes_system_messages(
+    server: Gemma, takes: bool | None
+) -> None:
+    assert await takes_system_messages(server.count_prompt, None) is takes
+
+
+@pytest.mark.parametrize(
+    ("written", "takes"),
+    [("<s>system\nAnswer in one word.\nuser\n?", True), ("<s>user\n?", False), (REFUSAL, False)],
+)
+async def test_it_is_found_out_by_rendering_where_nothing_counts(written: str | LLMError, takes: bool) -> None:
+    async def render(prompt: Prompt, options: Mapping[str, JSON]) -> str:
+        if isinstance(written, LLMError):
+            if len(prompt) > 1:
+                raise written
+            return "?"
+        return written
+
+    assert await takes_system_messages(None, render) is takes
+    assert await takes_system_messages(None, None) is None
+
+
+async def test_many_first_requests_find_it_out_together() -> None:
+    server = Gemma(REFUSAL)
+    planner = Planner(server)
+    plans = await asyncio.gather(*(planner.plan(asked(), None) for _ in range(20)))
+    assert {str(plan.prompt) for plan in plans} == {str(plans[0].prompt)}
+    assert server.counted == 3
+
+
+async def test_a_server_that_fails_meanwhile_is_asked_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Gemma(away=True)
+    planner = Planner(server)
+    for _ in range(3):
+        assert (await planner.plan(asked(), None)).has_system_instruction
+    assert server.counted <= 2
+    assert planner.takes_system is None
+    server.away = False
+    monkeypatch.setattr(planner, "_ask_again", 0.0)
+    assert (await planner.plan(asked(), None)).has_system_instruction
+    assert planner.takes_system is True
+
+
+async def test_a_server_without_the_route_is_asked_once() -> None:
+    server = Gemma(Refused(404, "no such route"))
+    planner = Planner(server)
+    for _ in range(3):
+        assert (await planner.plan(asked(), None)).has_system_instruction
+    assert server.counted <= 2
 
 
 async def test_a_model_that_takes_none_gets_the_instruction_with_the_question_and_is_asked_once() -> None:
@@ -206,11 +317,15 @@ class Mistral(Scripted):
         "System role not supported",
         "Conversation roles must alternate user/assistant/user/assistant/...",
         "Unsupported value: 'messages[0].role' does not support 'system' with this model.",
+        "Developer instruction is not enabled for models/gemma-3-1b-it",
     ],
 )
+@pytest.mark.parametrize("kind", [InvalidRequest, lambda said: Refused(500, said)])
 @pytest.mark.parametrize("parts", [False, True])
-async def test_a_caller_never_sees_the_refusal_of_our_own_system_message(said: str, parts: bool) -> None:
-    server = Mistral(InvalidRequest(said))
+async def test_a_caller_never_sees_the_refusal_of_our_own_system_message(
+    said: str, parts: bool, kind: Callable[[str], LLMError]
+) -> None:
+    server = Mistral(kind(said))
     generator = TextGenerator(server, "m")
     content: Any = [{"type": "text", "text": "How old is it?"}] if parts else "How old is it?"
     request = replace(asked(), prompt=(Message("user", content),))
@@ -218,13 +333,34 @@ async def test_a_caller_never_sees_the_refusal_of_our_own_system_message(said: s
         assert (await collect(generator.generate, request)).text == "seven"
     assert server.refused == 1
     assert [prompt[0].role for prompt, _, _ in server.asked if isinstance(prompt[0], Message)] == ["user", "user"]
-    assert all(str(prompt).count(EN) == 1 for prompt, _, _ in server.asked)
+    first, second = (prompt for prompt, _, _ in server.asked)
+    assert first == second
+    assert str(first).count(EN) == 1
+
+
+class Picky(Scripted):
+    """Refuses everything that has two user messages in a row."""
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
+        if [one.role for one in prompt if isinstance(one, Message)][-2:] == ["user", "user"]:
+            raise InvalidRequest("Conversation roles must alternate user/assistant/user/assistant/...")
+        await super().generate(prompt, sampling, options, answer)
+
+
+async def test_a_refusal_for_another_reason_changes_the_prompt_of_nobody_else() -> None:
+    server = Picky([["seven"]])
+    generator = TextGenerator(server, "m")
+    with pytest.raises(InvalidRequest, match="alternate"):
+        await collect(generator.generate, asked(Message("user", "Hello.")))
+    await collect(generator.generate, asked())
+    assert told(server.asked[-1][0])[0] == ("system", EN)
 
 
 @pytest.mark.parametrize(
     ("request_", "error"),
     [
         (asked(), InvalidRequest("top_p must be less than 1")),
+        (asked(), InvalidRequest("the file system is full")),
         (asked(Message("system", "Be kind.")), InvalidRequest("System role not supported")),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from comps.core.answers import collect
 from comps.core.generator import TextGenerator
-from comps.core.matching import matches
+from comps.core.matching import Matcher
 from comps.core.types import Document, GenerationRequest, Message
 from comps.model_servers.scripted import Scripted
 
@@ -20,7 +20,7 @@ GIVEN = {
 
 
 def cited(text: str, start: int = 0) -> list[tuple[str, int]]:
-    annotations = matches(text, GIVEN, start).get("annotations", [])
+    annotations = Matcher(GIVEN).matches(text, start).get("annotations", [])
     told = [one[one["type"]] for one in annotations]
     return [(text[one["start_index"] : one["end_index"]], one["number"]) for one in told]
 
@@ -56,14 +56,14 @@ def test_an_echoed_prompt_is_not_matched() -> None:
 
 
 def test_the_annotation_says_how_it_was_found() -> None:
-    (found,) = matches("Herring on Fridays.", GIVEN)["annotations"]
+    (found,) = Matcher(GIVEN).matches("Herring on Fridays.")["annotations"]
     link = {"start_index": 0, "end_index": 19, "title": "", "url": "http://a", "number": 2}
     assert found == {"type": "url_citation", "url_citation": {**link, "matched_by": "words", "score": 1.0}}
 
 
 def test_documents_with_the_same_words_are_not_told_apart() -> None:
     given = {1: Document("It is green."), 2: Document("It is green.", "Again")}
-    assert matches("It is green.", given) == {}
+    assert Matcher(given).matches("It is green.") == {}
 
 
 @pytest.mark.parametrize("by_body", [True, False])

@@ -12,6 +12,7 @@ from comps.core.planning import Plan, Planner
 from comps.core.types import JSON, Document, GenerationRequest, Message
 from comps.core.whitespace import tidied
 from comps.core.words import words
+from comps.dialects.shared.bodies import DocumentBody
 from comps.model_servers.scripted import Scripted
 from comps.relevance import by_relevance
 
@@ -26,7 +27,14 @@ TEXTS = (
 
 
 def scored(*scores: JSON, field: str = "score") -> list[Document]:
+    """Documents with scores in their metadata, which may be out of date."""
     return [Document(str(place), metadata={field: score}) for place, score in enumerate(scores)]
+
+
+def ranked_with(*scores: JSON, field: str = "score") -> list[Document]:
+    """Documents with scores beside their texts, as a body has them."""
+    bodies = [DocumentBody.model_validate({"text": str(place), field: score}) for place, score in enumerate(scores)]
+    return [document for body in bodies for document in body.documents()]
 
 
 async def planned(
@@ -50,9 +58,12 @@ def order_of(plan: Plan) -> list[int | None]:
     ("text", "expected"),
     [
         ("The Bridge's ÄRMEL, 9.81 m²; straße", ["the", "bridge", "s", "ärmel", "9", "81", "m2", "strasse"]),
-        ("埃菲尔铁塔高330米。", ["埃菲", "菲尔", "尔铁", "铁塔", "塔高", "330", "米"]),
-        ("東京タワー", ["東京", "京タ", "タワ", "ワー"]),
-        ("서울은 크다", ["서울", "울은", "크다"]),
+        ("埃菲尔铁塔高330米。", [*"埃菲尔铁塔高", "埃菲", "菲尔", "尔铁", "铁塔", "塔高", "330", "米"]),
+        ("東京タワー", [*"東京タワー", "東京", "京タ", "タワ", "ワー"]),
+        ("서울은 크다", [*"서울은", "서울", "울은", *"크다", "크다"]),
+        ("किताब कहाँ है।", ["किताब", "कहाँ", "है"]),
+        ("புத்தகம், עִבְרִית", ["புத்தகம்", "עִבְרִית"]),
+        ("cafe\u0301", ["café"]),
         ("snake_case", ["snake", "case"]),
         ("", []),
         ("!? \n", []),
@@ -66,12 +77,14 @@ def test_a_text_has_words_with_or_without_spaces_between_them(text: str, expecte
     ("question", "texts", "expected"),
     [
         (QUESTION, TEXTS, [2, 3, 1, 0]),
-        ("港口大桥是哪一年开通的？", ["市场星期五卖鲱鱼。", "老桥有九个拱。", "港口大桥于1931年开通。"], [2, 0, 1]),
+        ("港口大桥是哪一年开通的？", ["市场星期五卖鲱鱼。", "老桥有九个拱。", "港口大桥于1931年开通。"], [2, 1, 0]),
         (
             "Wann wurde die Hafenbrücke eröffnet?",
             ["Der Markt.", "Die HAFENBRÜCKE wurde 1931 eröffnet."],
             [1, 0],
         ),
+        ("猫", ["狗在家", "黑猫在家"], [1, 0]),
+        ("किताब", ["वह है, कि ताकि बात हो", "मेज़ पर लाल किताब रखी"], [1, 0]),
         ("?", TEXTS, [0, 1, 2, 3]),
         ("zebra", TEXTS, [0, 1, 2, 3]),
         (QUESTION, ["", "…", "bridge"], [2, 0, 1]),
@@ -91,18 +104,26 @@ def test_texts_with_the_words_of_the_question_come_first_and_others_stay(
 @pytest.mark.parametrize(
     ("documents", "order", "ranked", "expected"),
     [
-        (scored(1, 2), "given", False, "given"),
-        (scored(1, 2), "relevance", True, "relevance"),
-        (scored(1, 2), "auto", True, "scores"),
-        (scored(0.5, "0.7"), "auto", True, "given"),
-        (scored(0.5, True), "auto", True, "given"),
-        (scored(0.5, float("nan")), "auto", True, "given"),
+        (ranked_with(1, 2), "given", False, "given"),
+        (ranked_with(1, 2), "relevance", True, "relevance"),
+        (ranked_with(1, 2), "auto", True, "scores"),
+        (ranked_with(1, "0.5"), "auto", True, "scores"),
+        (ranked_with(1, None), "auto", True, "given"),
+        (ranked_with(1, True), "auto", True, "given"),
+        (ranked_with(1, "high"), "auto", False, "relevance"),
+        (ranked_with(1, 1), "auto", False, "relevance"),
+        (scored(1, 2), "auto", True, "given"),
+        (scored(1, 2), "auto", False, "scores"),
+        (scored(1, 2, field="rerank_score"), "auto", True, "scores"),
+        (scored(0.5, float("nan")), "auto", False, "relevance"),
+        (scored(0.5, 10**400), "auto", False, "relevance"),
         (scored(0.5, 0.5), "auto", False, "relevance"),
         ([*scored(1), Document("x")], "auto", False, "relevance"),
         ([Document("a"), Document("b")], "auto", False, "relevance"),
         ([Document("a"), Document("b")], "auto", True, "given"),
         ([Document("a"), Document("b")], "ends", False, "relevance"),
         ([Document("a")], "auto", False, "given"),
+        ([], "auto", False, "given"),
     ],
 )
 def test_the_order_is_that_of_the_scores_or_the_reranker_or_else_of_the_words(
@@ -111,22 +132,34 @@ def test_the_order_is_that_of_the_scores_or_the_reranker_or_else_of_the_words(
     assert basis_of(documents, order, ranked) == expected
 
 
+BOTH = [{"reranker_score": 0.2, "vector_distance": 0.1}, {"reranker_score": 0.8, "vector_distance": 0.9}]
+PLACEHOLDERS = [{"reranker_score": 0.0, "vector_distance": 0.9}, {"reranker_score": 0.0, "vector_distance": 0.1}]
+
+
 @pytest.mark.parametrize(
-    ("documents", "expected"),
+    ("documents", "ranked", "expected"),
     [
-        (scored(0.1, 0.9, 0.5), [2, 3, 1]),
-        (scored(0.1, 0.9, 0.9), [2, 3, 1]),
-        (scored(3, 1, 2, field="vector_distance"), [2, 3, 1]),
-        ([Document("a", metadata={"reranker_score": 0.2, "vector_distance": 0.1}),
-          Document("b", metadata={"reranker_score": 0.8, "vector_distance": 0.9})], [2, 1]),
-        ([Document("a", metadata={"reranker_score": 0.0, "vector_distance": 0.9}),
-          Document("b", metadata={"reranker_score": 0.0, "vector_distance": 0.1})], [2, 1]),
+        (ranked_with(0.1, 0.9, "0.5"), True, [2, 3, 1]),
+        (ranked_with(0.1, 0.9, 0.9), True, [2, 3, 1]),
+        (scored(3, 1, 2, field="vector_distance"), False, [2, 3, 1]),
+        ([Document(str(place), metadata=one) for place, one in enumerate(BOTH)], True, [2, 1]),
     ],
-)  # fmt: skip
-async def test_documents_with_scores_come_by_them(documents: list[Document], expected: list[int]) -> None:
-    plan = await planned(documents)
+)
+async def test_documents_with_scores_come_by_them(documents: list[Document], ranked: bool, expected: list[int]) -> None:
+    plan = await planned(documents, ranked=ranked)
     assert order_of(plan) == expected
     assert plan.report.order == "scores"
+
+
+@pytest.mark.parametrize("metadata", [PLACEHOLDERS, [{"similarity": 0.2}, {"similarity": 0.9}]])
+async def test_a_retrievers_scores_do_not_undo_what_a_reranker_did(metadata: list[dict[str, JSON]]) -> None:
+    plan = await planned([Document(str(place), metadata=one) for place, one in enumerate(metadata)])
+    assert (order_of(plan), plan.report.order) == ([1, 2], "given")
+
+
+async def test_without_a_function_for_it_nothing_is_ordered_by_relevance_and_the_report_says_so() -> None:
+    plan = await planned(ordering=Ordering(), ranked=False)
+    assert (order_of(plan), plan.report.order) == ([1, 2, 3, 4], "given")
 
 
 async def test_documents_that_nobody_has_ranked_come_by_relevance_and_the_report_says_where_each_is() -> None:
@@ -198,14 +231,18 @@ async def test_documents_are_called_by_the_callers_numbers_in_whatever_order() -
     ("text", "expected"),
     [
         ("one line", "one line"),
-        ("  one line \t", "one line"),
+        ("  one line \t", "  one line"),
         ("one\n\n\ntwo  \n \t\nthree\n", "one\ntwo\nthree"),
-        ("one\r\n\r\ntwo\rthree", "one\ntwo\nthree"),
+        ("\n \none\r\n\r\ntwo\rthree", " \none\ntwo\nthree".strip()),
         ("| a | b |\n|---|---|\n| 1  | 2 |", "| a | b |\n|---|---|\n| 1  | 2 |"),
+        ("a\n\n\n| b |\n| c |\n\n\nd\n\ne", "a\n\n| b |\n| c |\n\nd\ne"),
+        ("a\tb\t\t\nc\td\te", "a\tb\t\t\nc\td\te"),
         (
-            "See:\n\n```python\ndef f():\n\n    pass  \n```\n\nEnd.",
-            "See:\n```python\ndef f():\n\n    pass  \n```\nEnd.",
+            "See:\n\n```py\ndef f():\n\n    pass  \n```\n\nEnd.",
+            "See:\n```py\ndef f():\n\n    pass  \n```\nEnd.",
         ),
+        ("````\n```\n\n\nx\n```\n\n````\n\ny", "````\n```\n\n\nx\n```\n\n````\ny"),
+        ("```\n~~~\n\nx\n```python\n\ny", "```\n~~~\n\nx\n```python\n\ny"),
         ("    indented\n\n      code", "    indented\n      code"),
         ("a\x0cb\u2028c\n\nd", "a\x0cb\u2028c\nd"),
         ("", ""),
@@ -218,7 +255,11 @@ def test_whitespace_that_says_nothing_is_left_out(text: str, expected: str) -> N
         assert tidied(document) is document
 
 
-async def test_what_is_cited_is_as_the_caller_sent_it_and_the_model_gets_no_blank_lines() -> None:
-    plan = await planned([Document("one\n\ntwo ")])
-    assert str(plan.documents[0].text) == "one\ntwo"
-    assert plan.sources[0].text == "one\n\ntwo "
+def test_a_title_is_one_line() -> None:
+    assert tidied(Document("x", " A\n\n B ")).title == "A B"
+
+
+async def test_the_same_text_with_other_blank_lines_is_written_once() -> None:
+    plan = await planned([Document(text) for text in ("a\n\nb", "a\nb", "a\r\nb  ")])
+    assert [use.fate for use in plan.report.documents] == ["kept", "dropped", "dropped"]
+    assert [document.text for document in plan.documents] == ["a\nb"]

@@ -503,7 +503,7 @@ async def test_each_text_is_searched_for_markers_once_where_nothing_is_counted(
     assert "\n".join(looked_at).count("d0.19.") == 1
 
 
-MARKED = ("</turn> a. " * 20, "b <turn> c. " * 20, "turn> d. " * 20)
+MARKED = tuple((text * 20).rstrip() for text in ("</turn> a. ", "b <turn> c. ", "turn> d. "))
 
 
 def escaped(text: str) -> str:

@@ -104,3 +104,17 @@ async def test_where_the_messages_quote_documents_something_was_found(
 def test_a_prompt_without_a_plan_has_each_text_once_too() -> None:
     prompt: Any = build_prompt(GenerationRequest((Message("user", "?"),), (Document("one"), Document("one"))))
     assert prompt[0].content.count("one") == 1
+
+
+def test_many_titles_of_one_text_are_told_apart_without_delay() -> None:
+    """Ten thousand took five seconds."""
+    documents = [Document("text", str(place)) for place in range(20_000)]
+    assert [one.left_out for one in once_each([*documents, *documents])[-1:]] == ["document 20000 has the same text"]
+
+
+def test_an_untitled_text_is_one_of_its_first_title_and_no_other() -> None:
+    first, second, third, fourth = once_each(
+        [Document("a"), Document("a", "T"), Document("a", "U"), Document("a", score=2.0)]
+    )
+    assert (first.title, first.score) == ("T", 2.0)
+    assert [one.left_out for one in (second, third, fourth)] == [AGAIN, "", AGAIN]

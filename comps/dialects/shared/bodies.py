@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
+from comps.core.ordering import number_of
 from comps.core.types import JSON, Document, Message
 
 MOST = 10_000
@@ -27,6 +28,9 @@ _AROUND = ("kwargs", "node", "text_resource", "data", "document", "payload", "_s
 """The fields that may hold the document itself: of LangChain's serialised form, LlamaIndex (two) and Cohere (two)."""
 _METADATA = ("meta", "extra_info")
 """The fields besides `metadata` that may hold a document's metadata: of Haystack, and of LlamaIndex's older nodes."""
+_SCORES = ("relevance_score", "reranker_score", "rerank_score", "score", "_score")
+"""The fields beside a text that may hold its score by the last that ranked it, the first one that is there: of Cohere,
+Enterprise-RAG, Haystack, LlamaIndex and Elasticsearch. One in the metadata may be older."""
 _SERIALISED = ("lc", "type", "id")
 """The fields beside `kwargs` in LangChain's serialised form: its version, and the class."""
 _NO_TEXT = "a document needs a text, as text, page_content, content, snippet, node.text, data.text or document.text"
@@ -83,7 +87,8 @@ class DocumentBody(BaseModel):
         known = [further.pop(name) for name in _METADATA if isinstance(further.get(name), dict)]
         metadata = further | {name: value for one in (*known, self.metadata or {}) for name, value in one.items()}
         title = self.title or metadata.get("title")
-        return [Document(text, title if isinstance(title, str) else "", metadata) for text in texts]
+        score = next((number for name in _SCORES if (number := number_of(further.get(name))) is not None), None)
+        return [Document(text, title if isinstance(title, str) else "", metadata, score=score) for text in texts]
 
 
 Documents = Annotated[
