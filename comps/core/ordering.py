@@ -19,6 +19,8 @@ _RERANKERS = ("relevance_score", "reranker_score", "rerank_score")
 _RETRIEVERS = {**dict.fromkeys(("score", "_score", "similarity"), 1.0), "distance": -1.0, "vector_distance": -1.0}
 """The fields of metadata with a retriever's score, and the sign with which the best is the greatest."""
 _EMPTY = "it is empty"
+_TIDIED = 1_000_000
+"""The characters of documents whose whitespace is looked at: more would hold up others, and hardly fits a window."""
 _READ = 20_000
 """The characters of a document by which its relevance is found: to read all of a long one would hold up others."""
 
@@ -90,7 +92,7 @@ async def choose(request: GenerationRequest, ordering: Ordering) -> Chosen:
 
     Empty ones and repetitions are not used, nor what is beyond the best `ordering.top`.
     """
-    found = numbered([tidied(document) for document in request.documents or ()])
+    found = numbered(_all_tidied(request.documents or ()))
     given = tuple([replace(one, left_out=_EMPTY) if not one.left_out and _is_empty(one) else one for one in found])
     places = [place for place, one in enumerate(given) if not one.left_out]
     order = request.order or ordering.order
@@ -106,6 +108,16 @@ async def choose(request: GenerationRequest, ordering: Ordering) -> Chosen:
         given = tuple([replace(one, left_out=why) if place in beyond else one for place, one in enumerate(given)])
         places = places[: ordering.top]
     return Chosen(given, places, "ends" if order == "ends" else basis)
+
+
+def _all_tidied(documents: Sequence[Document]) -> list[Document]:
+    """Returns the documents without needless whitespace, as far as there are `_TIDIED` characters of them."""
+    result = []
+    read = 0
+    for document in documents:
+        read += len(document.text)
+        result.append(tidied(document) if read <= _TIDIED else document)
+    return result
 
 
 async def _best_first(

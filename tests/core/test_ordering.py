@@ -255,6 +255,11 @@ def test_whitespace_that_says_nothing_is_left_out(text: str, expected: str) -> N
         assert tidied(document) is document
 
 
+async def test_whitespace_of_more_text_than_a_window_holds_is_left_alone() -> None:
+    documents = [Document("a\n\nb"), Document("x " * 600_000), Document("c\n\nd")]
+    assert [document.text[:4] for document in (await planned(documents)).documents] == ["a\nb", "x x ", "c\n\nd"]
+
+
 def test_a_title_is_one_line() -> None:
     assert tidied(Document("x", " A\n\n B ")).title == "A B"
 
