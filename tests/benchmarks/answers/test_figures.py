@@ -11,6 +11,7 @@ import pytest
 
 from tests.benchmarks.answers import report
 from tests.benchmarks.answers.asking import Asked
+from tests.benchmarks.answers.citing import Cited, summary
 from tests.benchmarks.answers.figures import Run, Share, averages, groups, rows
 from tests.benchmarks.answers.questions import Question
 from tests.benchmarks.answers.report import loaded, page, percent, save, tables
@@ -121,3 +122,11 @@ def test_the_picture_has_a_bar_for_each_prompt_and_order(tmp_path: Path, monkeyp
     bars = [line for line in drawn if line.startswith("barh")]
     assert bars == ["barh [[-0.2, 0.8], [60.0, 20.0]]", "barh [[0.2], [30.0]]"]
     assert "plot [[100.0, 0.0], [-0.2, 0.8]]" in drawn
+
+
+def test_citations_are_counted_of_right_answers_alone() -> None:
+    own = frozenset((2, 5))
+    answers = [Cited((2, 1), own), Cited((), own), None, Cited((5,), own)]
+    assert summary("on", answers) == (
+        "citations = on: 3 of 4 answers are right; 2 of these cite; 2 of their 3 citations name a document that says it"
+    )
