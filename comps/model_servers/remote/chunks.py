@@ -23,7 +23,7 @@ from comps.core.unread import left_out
 from comps.model_servers.remote.exchange import Exchange
 from comps.model_servers.remote.failures import error_message, reported_failure
 from comps.model_servers.remote.parsing import parse_json
-from comps.model_servers.remote.sse import EventStream, is_done, keeps_alive
+from comps.model_servers.remote.sse import BLANK, STREAMS, is_done, keeps_alive, media_type, parser_for
 
 _PLAIN = frozenset(("role", "content"))
 """The fields of a delta or message that do not go into the extra fields."""
@@ -321,13 +321,17 @@ def whole_answer(response: Exchange) -> Generation:
         LLMError: The response contains an error.
         ModelServerError: The response is no completion, or a choice has no finish reason.
     """
-    if not response.headers.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
-        body = response.body
-        try:
-            completion = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            completion = None
-        return generation_of(completion if type(completion) is dict else parse_chunk(body))
+    body = response.body
+    try:
+        completion = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        completion = None
+    if type(completion) is dict:
+        return generation_of(completion)
+    kind = media_type(response.headers)
+    parser = parser_for(b"application/json" if kind not in STREAMS else kind, body.lstrip(BLANK))
+    if parser is None:
+        return generation_of(parse_chunk(body))
     collector = Collector()
     reader = ChunkReader(collector)
 
@@ -335,8 +339,8 @@ def whole_answer(response: Exchange) -> Generation:
         if not is_done(data):
             reader.event(data, name)
 
-    stream = EventStream(read)
-    stream.feed(response.body)
+    stream = parser(read)
+    stream.feed(body)
     stream.close()
     reader.close()
     return collector.generation()

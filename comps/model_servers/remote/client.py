@@ -10,7 +10,7 @@ import orjson
 from comps.core.errors import ModelServerError, SettingsError, told_at
 from comps.core.types import JSON
 from comps.model_servers.remote.addresses import checked_url, tls_context
-from comps.model_servers.remote.exchange import Broken, Deadlines, Exchange, Reader, StreamExchange
+from comps.model_servers.remote.exchange import Broken, Deadlines, Exchange, Reader, StreamExchange, has_succeeded
 from comps.model_servers.remote.failures import brief, failure
 from comps.model_servers.remote.oauth import NAME as TOKEN_SERVER
 from comps.model_servers.remote.oauth import ClientCredentials
@@ -64,7 +64,7 @@ class HTTP:
         return _document(await self.response(path, body))
 
     async def response(self, path: str, body: JSON) -> Exchange:
-        """Returns the response to a POST request, with headers and body. Its status is 200; see `get` for errors."""
+        """Returns the response to a POST request, with headers and body; see `get` for errors."""
         return await self._whole("POST", path, orjson.dumps(body), lambda: Deadlines.of_whole(self._access))
 
     async def stream(self, path: str, body: JSON, reader: Reader) -> None:
@@ -94,7 +94,7 @@ class HTTP:
         if asked.status == 401 and self._oauth:
             asked = exchange(await self._credentials(refused=credentials))
             await self._run(asked)
-        if asked.status != 200:
+        if not has_succeeded(asked.status):
             raise told_at(failure(asked.status, asked.headers, asked.body), self._site.address)
         if asked.is_json and asked.body:  # Some servers and proxies answer whole, whatever is asked.
             reader.event(asked.body)
@@ -118,7 +118,7 @@ class HTTP:
             credentials = await self._credentials(refused=credentials)
             asked = Exchange(self._site.request(method, path, data, credentials), deadlines(), unread=self._unread)
             await self._run(asked)
-        if asked.status != 200:
+        if not has_succeeded(asked.status):
             raise told_at(failure(asked.status, asked.headers, asked.body), self._site.address)
         return asked
 

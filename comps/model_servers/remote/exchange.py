@@ -14,7 +14,7 @@ from typing import Protocol
 from comps.core.errors import ModelServerError
 from comps.core.errors import Timeout as ServerTimeout
 from comps.core.ports import Answer
-from comps.model_servers.remote.sse import BRACE, EventStream, is_done
+from comps.model_servers.remote.sse import BLANK, BRACE, EVENTS, EventStream, JSONLines, is_done, media_type, parser_for
 from comps.model_servers.target import Access
 
 NEVER = float("inf")
@@ -22,8 +22,6 @@ MOST_OF_FAILURE = 4000
 """The maximum size of a body that is an error, in bytes."""
 MOST_OF_WHOLE = 1_000_000_000
 """The maximum size of a whole answer, in bytes."""
-_NO_STREAM = (b"application/json", b"text/html")
-"""Media types that are certainly no event stream. Other types are parsed as one, since servers may mislabel it."""
 _REST_SECONDS = 0.05
 """The deadline for the end of the body after the last event, in seconds."""
 _PIECE = 65536
@@ -155,6 +153,11 @@ class Deadlines:
             self._timer = self.loop.call_at(when, self._look)
 
 
+def has_succeeded(status: int) -> bool:
+    """Returns whether an HTTP status is one of success."""
+    return 200 <= status < 300
+
+
 class Exchange:
     """An exchange whose response is read as a whole.
 
@@ -212,7 +215,7 @@ class Exchange:
         self.status = status
         self.headers = headers
         self.request = b""  # It may be large, and is not sent again.
-        if status != 200:
+        if not has_succeeded(status):
             self._most = min(self._most, MOST_OF_FAILURE)
         if headers.get(b"content-encoding", b"identity").lower() in (b"gzip", b"x-gzip", b"deflate"):
             self._inflate = zlib.decompressobj(_AUTOMATIC)
@@ -305,28 +308,50 @@ class StreamExchange(Exchange):
         """Whether the response is an event stream."""
         self.is_json = False
         """Whether it is a whole JSON document instead."""
-        self._stream: EventStream | None = None
+        self._kind = b""
+        """The media type."""
+        self._is_known = False
+        """Whether it is known what the response is."""
+        self._stream: EventStream | JSONLines | None = None
         self._rest: asyncio.TimerHandle | None = None
         self.resume: Callable[[], None] | None = None
         """Resumes reading from the connection; None unless reading is paused."""
 
     def head(self, status: int, headers: dict[bytes, bytes]) -> None:
         super().head(status, headers)
-        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        self.is_json = status == 200 and kind == b"application/json"
-        if self.is_json:
-            self._most = MOST_OF_WHOLE
-        if status == 200 and kind not in _NO_STREAM:
-            self.streams = True
-            self._stream = EventStream(self._event)
-            if self._inflate is None:
-                self.take = self._stream.feed  # type: ignore[method-assign]  # One call less for each token.
+        self._kind = media_type(headers)
+        self._is_known = not has_succeeded(status)
+        if self._kind == EVENTS and not self._is_known:
+            self._parse_with(EventStream(self._event))
 
     def read(self, data: bytes) -> None:
         if self._stream is not None:
             self._stream.feed(data)
-        else:
-            super().read(data)
+            return
+        super().read(data)
+        if not self._is_known:
+            self._look_at(b"".join(self._pieces))
+
+    def _look_at(self, body: bytes) -> None:
+        """Find out by the first bytes of the body what it is, since servers and proxies may mislabel it."""
+        begin = body.lstrip(BLANK)
+        if not begin:
+            return
+        self._is_known = True
+        if parser := parser_for(self._kind, begin):
+            stream = parser(self._event)
+            self._parse_with(stream)
+            self._pieces = []
+            stream.feed(body)
+        elif begin[:1] in (b"{", b"[") or self._kind == b"application/json":
+            self.is_json = True
+            self._most = MOST_OF_WHOLE
+
+    def _parse_with(self, stream: EventStream | JSONLines) -> None:
+        self._is_known = self.streams = True
+        self._stream = stream
+        if self._inflate is None:
+            self.take = stream.feed  # type: ignore[method-assign]  # One call less for each token.
 
     def complete(self) -> None:
         try:

@@ -5,7 +5,8 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-inte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 
 from comps.core.errors import ModelServerError
 
@@ -16,7 +17,34 @@ _KEEP_ALIVE = (b"ping", b"pong", b"keepalive", b"heartbeat")
 BRACE = ord("{")
 """The first byte of nearly all data."""
 _BOM = b"\xef\xbb\xbf"
+EVENTS = b"text/event-stream"
+_LINES = (b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/x-jsonlines")
+"""The media types of a JSON document a line."""
+STREAMS = (EVENTS, *_LINES)
+_NO_STREAM = (b"application/json", b"text/html")
+"""The media types of which only a body that begins like an event stream is parsed as one."""
+_EVENT_BEGINS = re.compile(rb"(?:data|event|id|retry)?:")
+BLANK = _BOM + b" \t\r\n"
+"""The bytes before the beginning of a body: of a byte order mark, and whitespace."""
 _SPACE = 32
+
+
+def media_type(headers: Mapping[bytes, bytes]) -> bytes:
+    """Returns the media type of a response, without parameters, in lower case; empty: it has none."""
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+
+
+def parser_for(kind: bytes, begin: bytes) -> type[EventStream] | type[JSONLines] | None:
+    """Returns the parser of a stream, which servers and proxies may mislabel; None if it is none.
+
+    Args:
+        kind: The media type.
+        begin: The beginning of the body, without `BLANK`.
+    """
+    if kind in _LINES:
+        return JSONLines
+    is_json = begin[:1] in (b"{", b"[")
+    return None if is_json or (kind in _NO_STREAM and not _EVENT_BEGINS.match(begin)) else EventStream
 
 
 def keeps_alive(name: bytes) -> bool:
@@ -106,3 +134,40 @@ class EventStream:
         rest, self._pieces = b"".join(self._pieces), []
         self._line(rest.removesuffix(b"\r"))
         self._line(b"")
+
+
+class JSONLines:
+    """Incremental parser of a JSON document a line: https://github.com/ndjson/ndjson-spec.
+
+    Args:
+        on_event: Called with each document and an empty name, from `feed`.
+    """
+
+    __slots__ = ("_length", "_on_event", "_pieces")
+
+    def __init__(self, on_event: Callable[[bytes, bytes], None]) -> None:
+        self._on_event = on_event
+        self._pieces: list[bytes] = []
+        """The pieces of an unfinished line."""
+        self._length = 0
+
+    def feed(self, data: bytes) -> None:
+        """Parse the next bytes.
+
+        Raises:
+            ModelServerError: A line exceeds the maximum size; and the errors of `on_event`.
+        """
+        *whole, rest = data.split(b"\n")
+        for end in whole:
+            self._pieces.append(end)
+            self.close()
+        self._length += len(rest)
+        if self._length > _LONGEST:
+            raise ModelServerError("the model server sent an event without an end")
+        self._pieces.append(rest)
+
+    def close(self) -> None:
+        """Parse the unfinished line."""
+        line, self._pieces, self._length = b"".join(self._pieces).strip(), [], 0
+        if line.removeprefix(_BOM):
+            self._on_event(line.removeprefix(_BOM), b"")
