@@ -134,6 +134,8 @@ ANSWERED = sse({"choices": [{"index": 0, "delta": {"content": "Yes"}, "text": "Y
 
 
 def compressed(body: bytes, encodings: str) -> bytes:
+    if encodings.startswith("utf"):
+        return body.decode().encode(encodings)
     if encodings == "members":
         return compressed(body[:9], "gzip") + compressed(body[9:], "gzip")
     for encoding in encodings.replace("raw deflate", "raw").split():

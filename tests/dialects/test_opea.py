@@ -254,7 +254,7 @@ def test_what_only_has_the_name_of_another_frameworks_field_is_kept_as_it_is(met
         ({"node": "T"}, "text"),
         ({"page_content": 5}, "page_content"),
         ({"content": {"text": "T"}}, "content"),
-        ({"snippet": "T", "title": 5}, "title"),
+        ({"snippet": "T", "title": ["I"]}, "title"),
     ],
 )
 def test_a_document_without_a_text_is_refused_by_the_name_of_the_field(document: Any, named: str) -> None:

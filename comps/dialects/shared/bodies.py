@@ -37,11 +37,19 @@ _NO_TEXT = "a document needs a text, as text, page_content, content, snippet, no
 
 
 def _as_document(value: Any) -> Any:
-    """A document as an object with one of `_TEXTS`, if it has one anywhere; what is around it is kept beside it."""
+    """A document as an object with one of `_TEXTS`, if it has one anywhere; what is around it is kept beside it.
+
+    Pairs of a document and its score are LangChain's, and a document that is text those of rerankers (Cohere, Jina).
+    """
     if isinstance(value, str):
         return {"text": value}
+    if isinstance(value, list) and len(value) == 2 and number_of(value[1]) is not None:
+        document = _as_document(value[0])
+        return {"score": value[1], **document} if isinstance(document, dict) else value
     if not isinstance(value, dict):
         return value
+    if value.keys().isdisjoint(_TEXTS) and isinstance(value.get("document"), str):
+        return _as_document({**value, "text": value["document"]})
     empty = (None, "") if any(value.get(name) for name in _TEXTS) else (None,)
     value = {name: one for name, one in value.items() if name not in _TEXTS or one not in empty}
     if value.keys().isdisjoint(_TEXTS) and (found := [name for name in _AROUND if isinstance(value.get(name), dict)]):
@@ -55,6 +63,15 @@ def _not_missing(text: Any) -> Any:
     if text is None:
         raise ValueError(_NO_TEXT)
     return text
+
+
+def _as_title(title: Any) -> Any:
+    return str(title) if isinstance(title, int | float) and not isinstance(title, bool) else title
+
+
+def _as_metadata(metadata: Any) -> Any:
+    """None for an empty list, which PHP writes for an empty object."""
+    return None if metadata == [] else metadata
 
 
 def _describe_forms(schema: dict[str, Any]) -> None:
@@ -77,8 +94,8 @@ class DocumentBody(BaseModel):
     text: Annotated[str | list[str], BeforeValidator(_not_missing)] = Field(
         None, validate_default=True, validation_alias=AliasChoices(*_TEXTS)
     )
-    title: str | None = None
-    metadata: dict[str, Any] | None = None
+    title: Annotated[str | None, BeforeValidator(_as_title)] = None
+    metadata: Annotated[dict[str, Any] | None, BeforeValidator(_as_metadata)] = None
 
     def documents(self) -> list[Document]:
         """The documents; one for each text of a list."""
@@ -91,9 +108,15 @@ class DocumentBody(BaseModel):
         return [Document(text, title if isinstance(title, str) else "", metadata, score=score) for text in texts]
 
 
+def _as_list(value: Any) -> Any:
+    """A list of one document for a document that is in none."""
+    return [value] if isinstance(value, str | dict) else value
+
+
 Documents = Annotated[
     list[Annotated[DocumentBody, BeforeValidator(_as_document, json_schema_input_type=str | DocumentBody)]],
     Field(max_length=MOST, fail_fast=True),
+    BeforeValidator(_as_list),
 ]
 
 
@@ -119,6 +142,11 @@ def _part(part: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
+def _as_content(value: Any) -> Any:
+    """A list of one part for a part that is in none."""
+    return [value] if isinstance(value, dict) else value
+
+
 def _as_part(value: Any) -> Any:
     return {"type": "text", "text": value} if isinstance(value, str) else value
 
@@ -129,7 +157,10 @@ class MessageBody(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Annotated[dict[str, Any], BeforeValidator(_as_part), AfterValidator(_part)]] | None = None
+    content: Annotated[
+        str | list[Annotated[dict[str, Any], BeforeValidator(_as_part), AfterValidator(_part)]] | None,
+        BeforeValidator(_as_content),
+    ] = None
 
     def message(self) -> Message:
         """The turn as the core's type."""

@@ -56,6 +56,8 @@ class Endpoint:
         try:
             return self._from_document(orjson.loads(body), body, path)
         except orjson.JSONDecodeError as error:
+            if (in_utf_8 := _in_utf_8(body)) != body:
+                return self.read(in_utf_8, path)
             self._explain_invalid_value(body, path)
             raise RequestError(_not_json(body, error), self.style) from None
 
@@ -214,6 +216,14 @@ def _items(value: dict[str, JSON] | list[JSON]) -> Iterable[tuple[str | int, JSO
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _in_utf_8(body: bytes) -> bytes:
+    """Returns JSON in UTF-8 without a byte order mark; some clients on Windows send a mark, or UTF-16."""
+    try:
+        return body.decode(json.detect_encoding(body)).removeprefix("\ufeff").encode()
+    except ValueError:
+        return body
 
 
 def _not_json(body: bytes, error: orjson.JSONDecodeError) -> Malformed:
