@@ -34,6 +34,8 @@ _RANGE = re.compile(rf"({_NUMBER})(?: ?[-–—] ?({_NUMBER}))?")
 _WIDEST = 20
 """The most documents in a range; a longer one is probably a range of years or pages."""
 _TICKS = re.compile("`+")
+_TILDES = re.compile(r"^ {0,3}~~~.*?(?:^ {0,3}~~~+ *$|\Z)", re.DOTALL | re.MULTILINE)
+"""A code block between fences of tildes."""
 _FENCE = 3
 """The number of backticks that open a code block."""
 
@@ -99,7 +101,8 @@ def _is_index(text: str, found: re.Match[str]) -> bool:
 
 def skipped(text: str) -> Iterator[tuple[int, int]]:
     """Yields the spans in which nothing is a citation mark, in order and without overlaps."""
-    spans = [*_code(text), *(found.span() for found in _REASONING.finditer(text)), *_json(text)]
+    marked = (found.span() for pattern in (_REASONING, _TILDES) for found in pattern.finditer(text))
+    spans = [*_code(text), *marked, *_json(text)]
     end = 0
     for first, last in sorted(spans):
         if last > end:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Reversible
+from contextlib import suppress
 from typing import Any
 
 from comps.core.types import JSON
@@ -95,6 +96,9 @@ def _goes_on(call: dict[str, JSON], piece: dict[str, JSON]) -> bool:
 
 def _pieces(value: JSON) -> list[dict[str, JSON]]:
     """Returns the tool call deltas in OpenAI's form; what makes no sense is left out."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
     pieces = value if isinstance(value, list) else [value]
     read = [_piece(piece) for piece in pieces if isinstance(piece, dict)]
     if len(read) < len(pieces):
@@ -107,7 +111,7 @@ def _piece(piece: dict[str, JSON]) -> dict[str, JSON]:
     piece = {**piece, "index": _index(piece.get("index"))}
     if piece.get("id") is not None:
         piece["id"] = str(piece["id"])
-    function = piece.get("function")
+    function = _function(piece)
     if function is None:
         return piece
     if not isinstance(function, dict):
@@ -120,6 +124,19 @@ def _piece(piece: dict[str, JSON]) -> dict[str, JSON]:
     if not isinstance(function.get("arguments"), str | None):
         function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False, separators=(",", ":"))
     return piece
+
+
+def _function(piece: dict[str, JSON]) -> JSON:
+    """Returns the function of a delta, which some servers write beside the id, or under other names."""
+    function = piece.get("function")
+    if function is None or isinstance(function, str):
+        flat = {name: piece.pop(name) for name in ("name", "arguments", "parameters") if name in piece}
+        if isinstance(function, str):
+            flat = {"name": function, **flat}
+        function = flat or None
+    if isinstance(function, dict) and "parameters" in function and "arguments" not in function:
+        function = {("arguments" if name == "parameters" else name): one for name, one in function.items()}
+    return function
 
 
 def _index(said: JSON) -> int | None:

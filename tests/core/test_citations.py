@@ -81,9 +81,11 @@ def test_what_names_no_document_is_no_mark(text: str) -> None:
         ("A ` alone [1].\n\nAnother ` [2].", ["[1]", "[2]"]),
         ("A ` alone [1]", ["[1]"]),
         ("`a` [1] `b` [2] `c[3]`", ["[1]", "[2]"]),
+        ("[1]\n~~~\nxs [2]\n~~~\n[3] ~~~ [4]", ["[1]", "[3]", "[4]"]),
+        ("[1]\n~~~\nxs [2]", ["[1]"]),
     ],
 )
-def test_within_backticks_there_is_code_and_no_mark(text: str, expected: list[str]) -> None:
+def test_within_backticks_or_tildes_there_is_code_and_no_mark(text: str, expected: list[str]) -> None:
     assert [said for said, _ in named(text)] == expected
 
 
