@@ -142,8 +142,8 @@ def _share_no_client(kind: type[BaseChatModel], by_field: dict[str, Any]) -> Non
     A timeout that cannot be hashed, such as `openai.Timeout`, is not cached.
     """
     if any(base.__module__.startswith("langchain_openai.") for base in kind.__mro__):
-        seconds = by_field.get("request_timeout")
-        if seconds is None or isinstance(seconds, int | float):
+        seconds = by_field.get("request_timeout", kind.model_fields["request_timeout"].default)
+        if seconds is None or (isinstance(seconds, int | float) and not isinstance(seconds, bool)):
             by_field["request_timeout"] = import_module("openai").Timeout(seconds)
 
 
