@@ -109,8 +109,8 @@ class DocumentBody(BaseModel):
 
 
 def _as_list(value: Any) -> Any:
-    """A list of one document for a document that is in none."""
-    return [value] if isinstance(value, str | dict) else value
+    """A list of one document for an object that is in none."""
+    return [value] if isinstance(value, dict) else value
 
 
 Documents = Annotated[

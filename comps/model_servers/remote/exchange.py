@@ -328,14 +328,16 @@ class StreamExchange(Exchange):
         if self._stream is not None:
             self._stream.feed(data)
             return
-        super().read(data)
-        if not self._is_known:
-            self._look_at(b"".join(self._pieces))
+        if self._is_known:
+            super().read(data)
+            return
+        self._look_at(b"".join((*self._pieces, data)))
 
     def _look_at(self, body: bytes) -> None:
         """Find out by the first bytes of the body what it is, since servers and proxies may mislabel it."""
         begin = body.lstrip(BLANK)
-        if not begin:
+        self._pieces = [body]
+        if not begin and len(body) < self._most:
             return
         self._is_known = True
         if parser := parser_for(self._kind, begin):
@@ -354,6 +356,8 @@ class StreamExchange(Exchange):
             self.take = stream.feed  # type: ignore[method-assign]  # One call less for each token.
 
     def complete(self) -> None:
+        if not self._is_known and parser_for(self._kind, b""):
+            self.streams = True  # It has ended before its first event.
         try:
             if self._stream is not None and not self.ended:
                 self._stream.close()

@@ -221,7 +221,7 @@ async def test_every_failure_names_the_server_to_the_operator_and_not_to_the_cal
     for reply in (
         Reply([b"no"], 500),
         Reply([], unanswered=True),
-        Reply([b"{}"], headers={"Content-Type": "text/html"}),
+        Reply([b"<p>no</p>"], headers={"Content-Type": "text/html"}),
     ):
         async with replaying({ASK: reply}) as replay:
             with pytest.raises(ModelServerError) as caught:
