@@ -11,7 +11,7 @@ from comps.core.types import JSON, Document
 from comps.core.words import words
 
 LEAST_SCORE = 0.6
-"""The least share of a sentence's words, by weight, that its document has. `tests.benchmarks.answers.citing` measures it."""
+"""The least share of a sentence's words, by weight, that its document has; see `tests.benchmarks.answers.citing`."""
 _LEAST_LEAD = 0.05
 """How much greater the best document's score is than the next one's, so that the sentence tells them apart."""
 _UNKNOWN = log(2)
