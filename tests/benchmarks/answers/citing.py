@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from comps.core.types import JSON
+from comps.model_servers.embedded.model_files import BUNDLED_MODEL
 from tests.benchmarks.answers.outcomes import outcome
 from tests.benchmarks.answers.prompts import SERVICE, body
 from tests.benchmarks.answers.questions import LANGUAGES, SETS, Question, given_with, in_order, read
@@ -65,7 +66,11 @@ async def measure(options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch) 
     """Start the service, ask it, and print a line for each way of citing."""
     everything = read(options.set)
     questions = [one for one in everything if one.answerable and one.language in options.language]
-    async with running({}, monkeypatch, {}) as service, httpx.AsyncClient(timeout=None, trust_env=False) as client:
+    environment = {"LLM_NAME": BUNDLED_MODEL}
+    async with (
+        running({}, monkeypatch, environment) as service,
+        httpx.AsyncClient(timeout=None, trust_env=False) as client,
+    ):
         for mode in MODES:
             asked = [ask(client, service.url, question, everything, mode) for question in questions]
             print(summary(mode, await asyncio.gather(*asked)), flush=True)
