@@ -21,7 +21,8 @@ from comps.core.errors import (
     Unreachable,
     UnsupportedEncoding,
 )
-from comps.core.generator import Models, TextGenerator
+from comps.core.generator import TextGenerator
+from comps.core.models import Models
 from comps.core.ports import Answer, Completes, CountsTokens, Embeds, Loads, ModelServer
 from comps.core.types import (
     Document,

@@ -15,7 +15,8 @@ from fastapi_offline import FastAPIOffline
 
 from comps.core.budget import Sharing
 from comps.core.errors import LLMError, SettingsError, SettingsProblems
-from comps.core.generator import Models, TextGenerator
+from comps.core.generator import TextGenerator
+from comps.core.models import Models
 from comps.core.ordering import Ordering
 from comps.core.ports import ChecksSettings, ModelServer
 from comps.core.prompts import Templates

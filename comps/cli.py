@@ -10,10 +10,9 @@ import sys
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from errno import EADDRNOTAVAIL
 from json import dumps
 from pathlib import Path
-from socket import AI_PASSIVE, SOCK_STREAM, create_server, gaierror, getaddrinfo, socket
+from socket import socket
 from types import FrameType
 from typing import Annotated, Any
 
@@ -26,6 +25,7 @@ from comps.core.generator import TextGenerator
 from comps.core.ports import Loads, ModelServer
 from comps.core.sockets import notice_silence
 from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
+from comps.listening import listening_sockets
 from comps.preview import ModelPreview, show
 from comps.server import Server, ServerProtocol
 from comps.settings import Settings, read_text
@@ -129,33 +129,6 @@ class _Service(Server):
         gc.freeze()
         if failed:
             self.end()
-
-
-def listening_sockets(settings: Settings) -> list[socket]:
-    """Returns a listening socket for each address of the host that the settings name.
-
-    Raises:
-        SettingsError: The host is none of this machine.
-        LLMError: The port is taken, or not allowed.
-    """
-    host, port = settings.microservice.host, settings.microservice.port
-    source = {one.key: one.source for one in settings.listing if one.section == "OPEA_Microservice"}
-    sockets: list[socket] = []
-    try:
-        for family, _, _, _, address in getaddrinfo(host, port, type=SOCK_STREAM, flags=AI_PASSIVE):
-            sockets.append(create_server(address[:2], family=family))
-    except OSError as error:
-        for one in sockets:
-            one.close()
-        nowhere = isinstance(error, gaierror)
-        said = error.strerror if nowhere or not error.errno else os.strerror(error.errno)
-        why = f"cannot listen on {host}:{port}: {(said or str(error)).lower()}"
-        if nowhere or error.errno == EADDRNOTAVAIL:
-            told = f"[OPEA_Microservice] host = {host} ({source['host']}) is no address of this machine"
-            raise SettingsError(f"{why}; {told}") from None
-        told = f"[OPEA_Microservice] port = {port} ({source['port']}); USVC_PORT sets another one"
-        raise LLMError(f"{why}; {told}") from None
-    return sockets
 
 
 def _state(settings: Settings, silent: Mapping[str, LLMError]) -> str:

@@ -17,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from comps.admission import Admission, RequestSlots
 from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, Unreachable, for_operator
-from comps.core.generator import Models, Preview, TextGenerator
+from comps.core.generator import Preview, TextGenerator
+from comps.core.models import Models
 from comps.core.tasks import at_once
 from comps.core.types import JSON, GenerationRequest, ModelInfo, Usage
 from comps.dialects.shared.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall

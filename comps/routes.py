@@ -22,7 +22,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comps.admission import Admission
 from comps.core.errors import InvalidRequest, LLMError, for_operator
-from comps.core.generator import Models, TextGenerator
+from comps.core.generator import TextGenerator
+from comps.core.models import Models
 from comps.core.request_id import REQUEST_ID
 from comps.core.types import JSON, ModelInfo
 from comps.dialects.shared.base import Dialect, GenerationCall, ServiceStatus, Text

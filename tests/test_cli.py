@@ -19,10 +19,12 @@ import typer
 import comps.cli
 from comps.app import read_settings
 from comps.core.errors import SettingsError, Unreachable
-from comps.core.generator import Models, TextGenerator
+from comps.core.generator import TextGenerator
+from comps.core.models import Models
 from comps.core.ports import Answer
 from comps.core.prompts import INSTRUCTIONS
 from comps.core.types import JSON, Finished, Prompt, Sampling, Usage
+from comps.listening import listening_sockets
 from comps.model_servers.scripted import Scripted
 from tests.process import PATH, PATIENCE, ROOT, Running, command, free_port, serving
 
@@ -173,7 +175,7 @@ def test_a_port_that_is_taken_is_one_message() -> None:
 def test_a_host_that_is_none_of_this_machine_is_a_wrong_setting(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USVC_HOST", host)
     with pytest.raises(SettingsError) as caught:
-        comps.cli.listening_sockets(read_settings(Path(os.devnull)))
+        listening_sockets(read_settings(Path(os.devnull)))
     (problem,) = caught.value.problems
     assert problem.startswith(f"cannot listen on {host}:9000: ")
     assert f"[OPEA_Microservice] host = {host} (environment USVC_HOST) is no address of this machine" in problem
@@ -182,7 +184,7 @@ def test_a_host_that_is_none_of_this_machine_is_a_wrong_setting(host: str, monke
 def test_all_addresses_of_a_host_are_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USVC_HOST", "localhost")
     monkeypatch.setenv("USVC_PORT", str(free_port()))
-    sockets = comps.cli.listening_sockets(read_settings(Path(os.devnull)))
+    sockets = listening_sockets(read_settings(Path(os.devnull)))
     wanted = {info[4][0] for info in socket.getaddrinfo("localhost", None, type=socket.SOCK_STREAM)}
     assert {one.getsockname()[0] for one in sockets} == wanted
     for one in sockets:

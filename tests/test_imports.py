@@ -56,7 +56,8 @@ INTERNAL: dict[str, set[str]] = {
     "app": {"core", "dialects", "dialects.*", "model_servers", "model_servers.*", "settings", "routes", "relevance"},
     "preview": {"core"},
     "relevance": {"core"},
-    "cli": {"app", "settings", "core", "telemetry", "preview", "server"},
+    "listening": {"core", "settings"},
+    "cli": {"app", "listening", "settings", "core", "telemetry", "preview", "server"},
     "__main__": {"cli"},
 }
 
@@ -106,6 +107,7 @@ MODULE_EXTERNAL: dict[str, set[str]] = {
     "comps.model_servers.embedded.llama_cpp_grammars": {"llama_cpp", "numpy"},
     "comps.model_servers.embedded.openvino_embedder": {"numpy", "openvino", "openvino_genai"},
     "comps.model_servers.embedded.openvino_engine": {"numpy", "openvino", "openvino_genai"},
+    "comps.model_servers.embedded.openvino_options": {"openvino", "openvino_genai"},
     "comps.model_servers.embedded.openvino_grammars": {"numpy", "openvino", "openvino_genai"},
     "comps.model_servers.embedded.transformers_engine": {"jinja2", "torch", "transformers"},
     "comps.model_servers.embedded.transformers_grammars": {"llguidance", "torch"},

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from comps.core.citations import marks
 from comps.core.counting import NO_SUCH_ROUTE
 from comps.core.errors import InvalidRequest, LLMError, Refused
-from comps.core.prompts import CITING, Templates, check_language, chosen_language, text_of
+from comps.core.prompts import CITING, Templates, check_language, chosen_language, is_text, question_of, text_of
 from comps.core.tasks import at_once
 from comps.core.types import JSON, GenerationRequest, Message, Prompt
 
@@ -31,7 +31,7 @@ _PLACEHOLDER = re.compile(
 )
 """What stands for a citation mark in an instruction: `[n]`, `[number]`, `[citation:1]`, `[Source 1]` …"""
 _LAST_WORDS = 2000
-"""How many of the last characters of a text to continue are searched for a mark."""
+"""How many of the last characters of a question are searched for a mark."""
 _SYSTEM_ROLES = ("system", "developer")
 _SHORT = "Answer in one word."
 _LONG = f"{_SHORT} Answer politely, and say whether the weather in the harbour was good on the day before yesterday."
@@ -60,11 +60,9 @@ def _has_mark(text: str) -> bool:
 
 def _own_words(request: GenerationRequest) -> Iterator[str]:
     yield request.template or ""
-    if isinstance(request.prompt, str):
-        yield request.prompt[-_LAST_WORDS:]
-        return
-    yield from (text_of(message.content) for message in request.prompt if message.role in _SYSTEM_ROLES)
-    yield next((text_of(one.content) for one in reversed(request.prompt) if one.role == "user"), "")
+    yield question_of(request.prompt)[-_LAST_WORDS:]
+    if not isinstance(request.prompt, str):
+        yield from (text_of(message.content) for message in request.prompt if message.role in _SYSTEM_ROLES)
 
 
 def instructed(
@@ -114,16 +112,12 @@ def in_user_message(prompt: tuple[Message, ...]) -> Prompt:
     content = messages[last].content
     if isinstance(content, str):
         content = before + content
-    elif _is_text(content[0]):
+    elif is_text(content[0]):
         content = [{**content[0], "text": before + content[0]["text"]}, *content[1:]]
     else:
         content = [{"type": "text", "text": before}, *content]
     messages[last] = replace(messages[last], content=content)
     return tuple(messages)
-
-
-def _is_text(part: JSON) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text"
 
 
 def refuses_system(error: LLMError) -> bool:

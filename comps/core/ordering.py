@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from comps.core.prompts import numbered, text_of
-from comps.core.types import JSON, Document, DocumentUse, GenerationRequest, Prompt
+from comps.core.prompts import numbered, question_of
+from comps.core.types import JSON, Document, DocumentUse, GenerationRequest
 from comps.core.whitespace import tidied
 
 T = TypeVar("T")
@@ -126,7 +126,7 @@ async def _best_first(
     """Returns the places of the documents, the best first."""
     if basis == "relevance" and ordering.by_relevance:
         texts = [f"{document.title}\n{document.text[:_READ]}" for document in documents]
-        return await asyncio.to_thread(ordering.by_relevance, _question(request.prompt), texts)
+        return await asyncio.to_thread(ordering.by_relevance, question_of(request.prompt), texts)
     scores = scores_of(documents, request.ranked) or [0.0] * len(documents)
     return sorted(range(len(documents)), key=lambda place: -scores[place])
 
@@ -194,9 +194,3 @@ def number_of(value: JSON) -> float | None:
 def at_the_ends(items: Sequence[T]) -> tuple[T, ...]:
     """Returns the items with the first one first, the second one last, the third one second, and so on."""
     return (*items[::2], *reversed(items[1::2]))
-
-
-def _question(prompt: Prompt) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return next((text_of(message.content) for message in reversed(prompt) if message.role == "user"), "")

@@ -36,8 +36,7 @@ AUTO = "auto"
 """The language that is detected in the documents: Chinese or English."""
 
 DOCUMENT_TEMPLATE = "{title}: {text}"
-"""A document is on a line of its own: blank lines between and within documents cost a small model a fifth of its facts;
-see docs/answers.md."""
+"""A document is on a line of its own, without a number; docs/answers.md compares it with blocks and numbers."""
 _NUMBER = "[{number}] "
 
 _PLACEHOLDER = re.compile(r"\{(context|question)\}")
@@ -316,7 +315,7 @@ def _into_conversation(
     filled = fill(_template(request, templates), context, text_of(question.content))
     content: str | list[JSON] = templates.escape(filled)
     if not isinstance(question.content, str):
-        content = [{"type": "text", "text": content}, *(part for part in question.content if not _is_text(part))]
+        content = [{"type": "text", "text": content}, *(part for part in question.content if not is_text(part))]
     return (*messages[:last], Message(question.role, content, question.extra), *messages[last + 1 :])
 
 
@@ -343,7 +342,14 @@ def text_of(content: str | list[JSON]) -> str:
     """The text of a message's content, its parts joined by newlines."""
     if isinstance(content, str):
         return content
-    return "\n".join(str(part["text"]) for part in content if _is_text(part))
+    return "\n".join(str(part["text"]) for part in content if is_text(part))
+
+
+def question_of(prompt: Prompt) -> str:
+    """The question: the text of the last user message, or the text to continue."""
+    if isinstance(prompt, str):
+        return prompt
+    return next((text_of(message.content) for message in reversed(prompt) if message.role == "user"), "")
 
 
 def all_text_of(content: str | list[JSON]) -> str:
@@ -367,5 +373,6 @@ def only_text(message: Message) -> str:
     return "\n".join(part["text"] for part in message.content)
 
 
-def _is_text(part: JSON) -> bool:
+def is_text(part: JSON) -> bool:
+    """Whether a part of a content is text."""
     return isinstance(part, dict) and part.get("type") == "text" and "text" in part

@@ -19,7 +19,8 @@ from comps.core.errors import (
     Unreachable,
     no_room,
 )
-from comps.core.generator import Models, TextGenerator
+from comps.core.generator import TextGenerator
+from comps.core.models import Models
 from comps.core.ports import Answer
 from comps.core.prompts import INSTRUCTIONS, RAG_TEMPLATES, fill
 from comps.core.tasks import at_once

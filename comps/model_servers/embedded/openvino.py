@@ -16,7 +16,7 @@ class OpenVINO(Embedded):
     kind = "openvino"
     display_name = "OpenVINO"
     program = "comps.model_servers.embedded.openvino_engine"
-    checker = program
+    checker = "comps.model_servers.embedded.openvino_options"
     packages = ("openvino", "openvino_genai", "numpy")
     honoured = frozenset(Sampling.__dataclass_fields__) - {"typical_p"}
     alternatives = False

@@ -7,14 +7,13 @@ import random
 import re
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from comps.core.errors import InvalidRequest, SettingsError, SettingsProblems
+from comps.core.errors import InvalidRequest
 from comps.core.stop_strings import StopStrings
 from comps.core.types import JSON, Sampling
 from comps.model_servers.embedded.constraints import REGEX, Constraint
@@ -24,6 +23,7 @@ from comps.model_servers.embedded.gguf import gguf_window, openable
 from comps.model_servers.embedded.logprobs import Records, Wanted
 from comps.model_servers.embedded.openvino_embedder import Embedder
 from comps.model_servers.embedded.openvino_grammars import COMPILE_SECONDS, Grammars, structured_output
+from comps.model_servers.embedded.openvino_options import configure, properties_of
 from comps.model_servers.embedded.text import ControlTokens, IncrementalDecoder
 from comps.model_servers.embedded.vectors import check_texts
 
@@ -33,8 +33,6 @@ _NO_REQUEST = 2**63
 """The number of what goes through the pipeline and is no request."""
 _UNKNOWN_WINDOW = 2**31 - 1
 """The context window in tokens of a model that does not say."""
-_VIRTUAL_DEVICES = ("AUTO", "BATCH", "HETERO", "MULTI")
-"""https://docs.openvino.ai/2025/openvino-workflow/running-inference/inference-devices-and-modes.html"""
 _WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _PIECES = re.compile(r"(?s).{1,4000}(?=\s|\Z)|.{1,4000}")
 _LOOKS_SPECIAL = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{2,30}\]")
@@ -101,7 +99,7 @@ class Engine:
         self._concatenate, self._tensor = numpy.concatenate, openvino.Tensor
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
-        properties = _configure(scheduler, settings or {}, _properties(openvino.Core()))
+        properties = configure(scheduler, settings or {}, properties_of(openvino.Core()))
         # In bf16, OpenVINO's default on CPUs that have it, an answer whose prefix is cached differs from the first one,
         # so a seed would not repeat it. In f32 it does, and decoding is faster.
         if device == "CPU":
@@ -330,73 +328,6 @@ def context_window(model: Path) -> int | None:
     except (OSError, ValueError):
         return None
     return next((config[name] for name in _WINDOW_FIELDS if isinstance(config.get(name), int)), None)
-
-
-def _configure(scheduler: Any, settings: Mapping[str, JSON], known: Collection[str]) -> dict[str, JSON]:
-    """Set the fields of a `SchedulerConfig`; returns the settings that are none, those in `known` under that name."""
-    properties = {}
-    for name, value in settings.items():
-        if not hasattr(scheduler, name):
-            # Keys of config.ini and of variables are in small letters, OpenVINO's properties in capitals.
-            properties[name.upper() if name.upper() in known else name] = value
-            continue
-        try:
-            setattr(scheduler, name, value)
-        except TypeError:
-            raise SettingsError(f"{name} = {value}: not a value of OpenVINO's SchedulerConfig.{name}") from None
-    return properties
-
-
-def check(device: str, settings: Mapping[str, JSON]) -> None:
-    """Check the device and the settings without a model.
-
-    Raises:
-        SettingsError: The device is not here, or a value is wrong.
-    """
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    import openvino
-    import openvino_genai
-
-    core, scheduler, problems = openvino.Core(), openvino_genai.SchedulerConfig(), SettingsProblems()
-    here = core.available_devices
-    virtual, _, members = device.upper().partition(":")
-    wanted = [device.upper()]
-    if virtual in _VIRTUAL_DEVICES:
-        wanted = [re.sub(r"^-|\(.*\)$", "", name) for name in members.split(",") if name]
-    for name in wanted:
-        if name not in (*here, *(one.partition(".")[0] for one in here)):
-            why = f"OpenVINO finds no {name} here; it finds: {', '.join(here)}"
-            problems.add(SettingsError(f"device = {device}: {why}"))
-    known = _properties(core)
-    for key, value in settings.items():
-        with problems.caught():
-            for name, given in _configure(scheduler, {key: value}, known).items():
-                _check_property(core, key, name, given, {*known, *dir(scheduler)})
-    problems.raise_if_any()
-
-
-def _properties(core: Any) -> set[str]:
-    """Returns the names of the properties of a CPU."""
-    return {str(name) for name in core.get_property("CPU", "SUPPORTED_PROPERTIES")}
-
-
-def _check_property(core: Any, key: str, name: str, value: JSON, known: Collection[str]) -> None:
-    """Refuse a property that is misspelled, or has a wrong value; other devices and OpenVINO GenAI have further ones.
-
-    Args:
-        core: OpenVINO.
-        key: The key in the settings.
-        name: The name of the property.
-        value: Its value.
-        known: The CPU's properties, and the fields of `SchedulerConfig`.
-    """
-    if name in known:
-        try:
-            core.set_property("CPU", {name: value})
-        except (RuntimeError, TypeError) as error:
-            raise SettingsError(f"{key} = {value}: OpenVINO does not take it: {last_line(error)}") from None
-    elif near := get_close_matches(key.lower(), [one.lower() for one in known], n=1, cutoff=0.8):
-        raise SettingsError(f"{key} = {value}: OpenVINO has no such setting; did you mean {near[0]}?")
 
 
 def load(model: str, device: str, settings: Mapping[str, JSON], window: int | None) -> Engine:

@@ -10,7 +10,8 @@ import orjson
 from comps.core.errors import ModelServerError, SettingsError, told_at
 from comps.core.types import JSON
 from comps.model_servers.remote.addresses import checked_url, tls_context
-from comps.model_servers.remote.exchange import Broken, Deadlines, Exchange, Reader, StreamExchange, has_succeeded
+from comps.model_servers.remote.deadlines import Deadlines
+from comps.model_servers.remote.exchange import Broken, Exchange, Reader, StreamExchange, has_succeeded
 from comps.model_servers.remote.failures import brief, failure
 from comps.model_servers.remote.oauth import NAME as TOKEN_SERVER
 from comps.model_servers.remote.oauth import ClientCredentials

@@ -16,7 +16,8 @@ from comps.core.errors import Unreachable, told_at
 from comps.core.sockets import notice_silence
 from comps.model_servers.remote.addresses import shown
 from comps.model_servers.remote.connection import MOST_OF_HEAD, Connection, IdleConnections
-from comps.model_servers.remote.exchange import NEVER, Broken, Deadlines, Exchange
+from comps.model_servers.remote.deadlines import NEVER, Deadlines
+from comps.model_servers.remote.exchange import Broken, Exchange
 from comps.model_servers.remote.failures import why_unreachable
 
 if sys.version_info >= (3, 11):

@@ -11,7 +11,8 @@ import orjson
 
 from comps.core.errors import ModelServerError, Timeout, Unreachable, told_at
 from comps.core.types import JSON
-from comps.model_servers.remote.exchange import Broken, Deadlines, Exchange
+from comps.model_servers.remote.deadlines import Deadlines
+from comps.model_servers.remote.exchange import Broken, Exchange
 from comps.model_servers.remote.site import Site
 
 NAME = "the server that gives tokens for the model server"

@@ -29,14 +29,6 @@ from tests.model_servers.embedded.word_engine import Words
 ENDLESS = "round and"
 
 
-@pytest.fixture
-async def words() -> AsyncIterator[Words]:
-    server = Words("words")
-    await server.load()
-    yield server
-    await server.aclose()
-
-
 async def test_an_answer_comes_piece_by_piece_with_its_reason_and_its_usage(words: Words) -> None:
     async with aclosing(read(words.generate, "a b .", Sampling(), {})) as events:
         assert [event async for event in events] == [TextDelta(" a"), TextDelta(" b"), Finished("stop", Usage(3, 3))]

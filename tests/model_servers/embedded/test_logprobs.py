@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -87,14 +87,6 @@ def test_an_alternative_without_text_has_its_name_and_the_chosen_token_the_text_
         part = completion.push(token, (-1.0, [(END, -1.0)]))
     assert part
     assert [record["top_logprobs"] for record in part["logprobs"]] == [[["", -1.0]], [["<end>", -1.0]]]
-
-
-@pytest.fixture
-async def words() -> AsyncIterator[Words]:
-    server = Words("words")
-    await server.load()
-    yield server
-    await server.aclose()
 
 
 def sdk_of(service: Service) -> openai.AsyncOpenAI:

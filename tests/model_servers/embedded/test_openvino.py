@@ -29,7 +29,8 @@ from comps.model_servers.embedded.engine_process import EngineProcess
 from comps.model_servers.embedded.logprobs import Wanted
 from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_model
 from comps.model_servers.embedded.openvino import OpenVINO
-from comps.model_servers.embedded.openvino_engine import Engine, check, context_window
+from comps.model_servers.embedded.openvino_engine import Engine, context_window
+from comps.model_servers.embedded.openvino_options import check
 from comps.model_servers.target import Target
 from tests.model_servers.chat_templates.marks import asking, evil_text
 
