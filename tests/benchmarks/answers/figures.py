@@ -66,12 +66,20 @@ class Group:
 
 @dataclass(frozen=True)
 class Run:
-    """All figures of a set of questions."""
+    """All figures of a set of questions and a model."""
 
     name: str
+    """Of the set."""
     notes: tuple[str, ...]
     rows: tuple[Row, ...]
     groups: tuple[Group, ...]
+    model: str = ""
+    """Empty: the bundled one."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from other runs."""
+        return f"{self.name}, {self.model}" if self.model else self.name
 
 
 def averages(outcomes: Sequence[Sequence[str]], which: str) -> list[float]:

@@ -34,7 +34,8 @@ def panel(axes: Any, run: dict[str, Any]) -> None:
     axes.set_yticks(range(len(prompts)), prompts, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
-    axes.set_title(f"{run['name'].replace('_', '-')}: right answers in %, ± standard error", fontsize=9, loc="left")
+    shown = ", ".join(filter(None, (run["name"].replace("_", "-"), run["model"])))
+    axes.set_title(f"{shown}: right answers in %, ± standard error", fontsize=9, loc="left")
     axes.tick_params(labelsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

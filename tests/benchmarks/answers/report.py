@@ -17,7 +17,7 @@ HEAD = (
 )
 ABOUT = """# Questions answered from documents
 
-`make bench-answers OPTIONS=--save` writes this page, one section for each set of questions.
+`make bench-answers OPTIONS=--save` writes this page, one section for each set of questions and each model.
 
 ![Right answers by prompt and order of the documents](answers.png)
 
@@ -77,7 +77,13 @@ def tables(run: Run) -> str:
 
 def page(runs: dict[str, Run]) -> str:
     """The page in `docs/`."""
-    return "\n".join([ABOUT, *(f"{TITLES[name]}\n\n{tables(runs[name])}" for name in SETS if name in runs)])
+    ordered = sorted(runs.values(), key=lambda run: (run.model, SETS.index(run.name)))
+    return "\n".join([ABOUT, *(f"{_title(run)}\n\n{tables(run)}" for run in ordered)])
+
+
+def _title(run: Run) -> str:
+    """The heading of a run; what the set is for is said once, with the bundled model."""
+    return f"{TITLES[run.name].splitlines()[0]}: {run.model}" if run.model else TITLES[run.name]
 
 
 def loaded(file: Path) -> dict[str, Run]:
@@ -100,15 +106,16 @@ def _run(saved: dict[str, object]) -> Run:
         tuple(notes),
         tuple(Row(**shares(fields)) for fields in rows),  # type: ignore[arg-type]
         tuple(Group(**shares(fields)) for fields in groups),  # type: ignore[arg-type]
+        str(saved["model"]),
     )
 
 
 def save(run: Run, folder: Path) -> None:
-    """Put the figures into a folder, in place of those of the same set: `answers.json`, and made of it `answers.md` and
-    `answers.png`."""
+    """Put the figures into a folder, in place of those of the same set and model: `answers.json`, and made of it
+    `answers.md` and `answers.png`."""
     folder.mkdir(exist_ok=True)
     data = folder / "answers.json"
-    runs = {**loaded(data), run.name: run}
+    runs = {**loaded(data), run.key: run}
     data.write_text(json.dumps({name: asdict(one) for name, one in runs.items()}, indent=1) + "\n", "utf-8")
     (folder / "answers.md").write_text(page(runs), "utf-8")
     draw(Path(__file__).with_name("plot.py"), data, folder / "answers.png")

@@ -69,8 +69,8 @@ def test_groups_take_all_orders_of_a_prompt_together() -> None:
     assert sum(group.questions for group in found.values() if group.prompt == "b" and "words" in group.name) == 4
 
 
-def run(name: str) -> Run:
-    return Run(name, ("a note",), tuple(rows(QUESTIONS, ASKED)), tuple(groups(QUESTIONS, ASKED)))
+def run(name: str, model: str = "") -> Run:
+    return Run(name, ("a note",), tuple(rows(QUESTIONS, ASKED)), tuple(groups(QUESTIONS, ASKED)), model)
 
 
 def test_the_tables_have_shares_with_errors() -> None:
@@ -82,18 +82,19 @@ def test_the_tables_have_shares_with_errors() -> None:
     assert percent(Share(0.126, 0.01), "+") == "+13 ± 1 %"
 
 
-def test_a_saved_set_takes_the_place_of_itself_and_leaves_the_other(
+def test_a_saved_run_takes_the_place_of_its_set_and_model_and_leaves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[Path, ...]] = []
     monkeypatch.setattr(report, "draw", lambda *paths: drawn.append(paths))
-    for name in ("held_out", "tuning", "tuning"):
-        save(run(name), tmp_path)
-    assert loaded(tmp_path / "answers.json") == {"held_out": run("held_out"), "tuning": run("tuning")}
+    for one in (run("tuning", "m"), run("held_out"), run("tuning"), run("tuning"), run("tuning", "m")):
+        save(one, tmp_path)
+    saved = {"tuning, m": run("tuning", "m"), "held_out": run("held_out"), "tuning": run("tuning")}
+    assert loaded(tmp_path / "answers.json") == saved
     text = (tmp_path / "answers.md").read_text("utf-8")
-    assert text == page({"tuning": run("tuning"), "held_out": run("held_out")})
-    assert text.index("## Tuning set") < text.index("## Held-out set")
-    assert text.count("| a | best |") == 2
+    assert text == page(dict(reversed(saved.items())))
+    assert text.index("## Tuning set\n") < text.index("## Held-out set\n") < text.index("## Tuning set: m\n")
+    assert text.count("| a | best |") == 3
     assert drawn[-1][1:] == (tmp_path / "answers.json", tmp_path / "answers.png")
 
 
