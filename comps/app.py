@@ -89,7 +89,7 @@ def _open_model(name: str, served: ServedModel, servers: Mapping[str, ModelServe
         replicas = [_as_set(one, served) for one in opened]
         server = replicas[0] if len(replicas) == 1 else Replicas(replicas, model=name)
     with problems.caught():
-        templates = read_templates(model.prompt_templates)
+        templates = read_templates(model.prompt_templates, model.model_name)
     with problems.caught():
         native = _native_documents(served)
     problems.raise_if_any()

@@ -17,6 +17,7 @@ from tests.service import running
 
 def folder(path: Path, files: dict[str, str | bytes]) -> str:
     for name, content in files.items():
+        (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     return str(path)
 
@@ -46,9 +47,50 @@ def test_of_the_line_breaks_at_a_file_s_end_one_is_none_of_the_template(tmp_path
     assert read_templates(folder(tmp_path, {"document.txt": "{text}\n\n"})) == Templates(document="{text}\n")
 
 
+FAMILIES: dict[str, str | bytes] = {
+    "en.txt": "{context} {question}",
+    "document.txt": "- {text}",
+    "gemma/en.txt": "G {context} {question}",
+    "Gemma-3/en.system.txt": "Be brief.",
+    "llama_3/document.txt": "{title} {text}",
+}
+
+
+@pytest.mark.parametrize(
+    ("model_name", "rag", "document", "instruction"),
+    [
+        ("", "{context} {question}", "- {text}", None),
+        ("Intel/neural-chat-7b-v3-3", "{context} {question}", "- {text}", None),
+        ("google/gemma-2-9b-it", "G {context} {question}", "- {text}", None),
+        ("/models/gemma-3-270m-q4_k_m.gguf", "{context} {question}", "- {text}", "Be brief."),
+        ("meta-llama/Llama-3.2-1B-Instruct", "{context} {question}", "{title} {text}", None),
+    ],
+)
+def test_a_folder_for_a_family_of_models_goes_before_the_rest(
+    tmp_path: Path, model_name: str, rag: str, document: str, instruction: str | None
+) -> None:
+    found = read_templates(folder(tmp_path, FAMILIES), model_name)
+    assert (found.rag["en"], found.document, found.instructions.get("en")) == (rag, document, instruction)
+
+
+async def test_the_model_s_name_chooses_its_family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    server = Scripted()
+    own = folder(tmp_path, {"gemma/en.txt": "G {context} {question}", "phi/en.txt": "P {context} {question}"})
+    environment = {"LLM_NAME": "google/gemma-3-4b-it", "LLM_PROMPT_TEMPLATES": own}
+    async with running(server, monkeypatch, environment) as service:
+        await service.post({"query": "Who?", "documents": ["x"], "stream": False})
+    assert server.asked[0][0] == (Message("user", "G x Who?"),)
+
+
 @pytest.mark.parametrize(
     ("files", "wrong"),
     [
+        ({"gemma/README.md": "x"}, "has no .txt file"),
+        (
+            {"gemma/document.txt": "x"},
+            "gemma/document.txt: it has no {text}, so that no document would reach the model",
+        ),
+        ({"gemma/de.system.txt": "x"}, "gemma/de.system.txt: there is no de.txt"),
         ({}, "has no .txt file"),
         ({"document.txt": "{title}"}, "document.txt: it has no {text}, so that no document would reach the model"),
         ({"en.txt": b"\xff"}, "en.txt: cannot be read: it is not UTF-8 text"),

@@ -240,8 +240,8 @@ class Model(Section):
     )
     prompt_templates: str = key_of(
         "",
-        "a folder with prompt templates: en.txt, zh.txt or another language's, en.system.txt, and document.txt; empty: "
-        "ours",
+        "a folder with prompt templates: en.txt, en.system.txt, document.txt, and a folder of these for a family of "
+        "models; empty: ours",
         "LLM_PROMPT_TEMPLATES",
     )
     device: str = key_of("CPU", "where the model runs here: CPU, GPU or NPU", "LLM_DEVICE", min_length=1)
