@@ -48,6 +48,9 @@ bench-sizing: $(BIN)/.tested ## Measure what one core carries: requests, tokens,
 live: $(BIN)/.tested ## Run the contract against real model servers; one of them: make live SERVER=vllm
 	@$(BIN)/python -m tests.live $(SERVER)
 
+soak: $(BIN)/.tested ## Run the tests that take minutes: faults, hostile input and load for long
+	$(BIN)/pytest -m soak -n 0 -rs -vv tests
+
 image-test: $(BIN)/.tested ## Build the images and run them: with Docker, or as root with podman and debootstrap
 	$(BIN)/pytest -m live -n 0 -rs -vv tests/docker/test_images.py
 
@@ -106,4 +109,4 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $< \
 	  && touch $@ || { rm -rf $(@D); echo "$* cannot be installed here, and is left out."; }
 
-.PHONY: help run install test format bench bench-compare bench-answers bench-sizing live image-test hosts-test lock clean
+.PHONY: help run install test format bench bench-compare bench-answers bench-sizing live soak image-test hosts-test lock clean
