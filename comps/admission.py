@@ -23,7 +23,7 @@ _LONGEST_RETRY = 60
 _SMOOTHING = 0.1
 """The weight of the newest value in the average time that a slot is taken."""
 
-Waiter: TypeAlias = "asyncio.Future[Overloaded | None]"
+Waiter: TypeAlias = "asyncio.Future[str | None]"
 """A waiting request: its result is None when it has a slot, or else why it gets none."""
 
 
@@ -62,14 +62,20 @@ class Admission:
         self.running += 1
         return True
 
-    def refusal(self, caller: str) -> Overloaded | None:
-        """Returns why a new request of a caller would be refused now, and counts it; None if it would not be."""
-        if self.running < self.max_running or self.waiting < self.max_waiting or self._gives_way(caller):
-            return None
+    def has_place(self, caller: str) -> bool:
+        """Whether there is a slot, or a place in the queue, for a new request of a caller."""
+        if self.running < self.max_running or self.waiting < self.max_waiting:
+            return True
+        return self._gives_way(caller) is not None
+
+    def refusal(self, caller: str) -> Overloaded:
+        """Returns why there is no place for a new request of a caller, and counts the refusal."""
         own = len(self._queues.get(caller, ()))
         if own and len(self._queues) > 1:
-            return self._refused(KEY_SHARE, f"too many requests with this key: {own} of them are waiting already")
-        return self._refused(QUEUE_FULL, f"too many requests: {self.waiting} are waiting already")
+            self.refused[KEY_SHARE] += 1
+            return self._overloaded(f"too many requests with this key: {own} of them are waiting already")
+        self.refused[QUEUE_FULL] += 1
+        return self._overloaded(f"too many requests: {self.waiting} are waiting already")
 
     async def wait(self, caller: str, *, may_refuse: bool = True) -> None:
         """Wait for a slot, and take it; who is cancelled meanwhile leaves the queue.
@@ -82,9 +88,9 @@ class Admission:
             Overloaded: The queue is full, the request waited too long, or its place went to another caller.
         """
         if may_refuse and self.waiting >= self.max_waiting:
-            if refused := self.refusal(caller):
-                raise refused
-            if (gives_way := self._gives_way(caller)) is not None:
+            if not self.has_place(caller):
+                raise self.refusal(caller)
+            if gives_way := self._gives_way(caller):
                 said = "too many requests with this key: the newest one gave its place to another key"
                 self._end(*gives_way, KEY_SHARE, said)
         loop = asyncio.get_running_loop()
@@ -107,7 +113,7 @@ class Admission:
             if timer:
                 timer.cancel()
         if refused:
-            raise refused
+            raise self._overloaded(refused)
         if self._on_waited:
             self._on_waited(monotonic() - began)
 
@@ -150,7 +156,8 @@ class Admission:
         """Refuse a waiting request."""
         self._remove(caller, waiter)
         if not waiter.done():
-            waiter.set_result(self._refused(reason, said))
+            self.refused[reason] += 1
+            waiter.set_result(said)
 
     def _remove(self, caller: str, waiter: Waiter) -> None:
         """Take a request out of the queue, if it is there."""
@@ -160,9 +167,8 @@ class Admission:
             if not queue:
                 del self._queues[caller]
 
-    def _refused(self, reason: str, said: str) -> Overloaded:
+    def _overloaded(self, said: str) -> Overloaded:
         """Returns a refusal, with the seconds in which those that wait now will have slots."""
-        self.refused[reason] += 1
         seconds = ceil((self.waiting + 1) * self._taken_seconds / self.max_running)
         return Overloaded(said, min(max(seconds, 1), _LONGEST_RETRY))
 
@@ -192,8 +198,8 @@ class RequestSlots:
 
     def check(self) -> None:
         """Raise `Overloaded` if `enter` would do so now."""
-        if refused := self._admission.refusal(self._caller):
-            raise refused
+        if not self._admission.has_place(self._caller):
+            raise self._admission.refusal(self._caller)
 
     async def enter(self) -> None:
         """Take the first slot, for the first answer, unless it is taken already.

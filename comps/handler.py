@@ -77,9 +77,9 @@ class Handler:
                 style = endpoint.style
                 body = await read_body(response, scope, receive, self._max_body)
                 caller: str = getattr(scope.get(_CALLER), "name", "")
-                if self._only_admission and (refused := self._only_admission.refusal(caller)):
+                if self._only_admission and not self._only_admission.has_place(caller):
                     style = endpoint.style_of(body)
-                    raise refused
+                    raise self._only_admission.refusal(caller)
                 call = endpoint.read(body, variables)
                 style = call.style
                 await _unless_gone(response, self._answer(call, endpoint, reply, exchange, caller))

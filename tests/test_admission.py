@@ -97,12 +97,12 @@ async def test_slots_are_given_in_the_order_of_arrival_to_callers_without_names(
 async def test_a_full_queue_is_overload() -> None:
     queue = Queue(running=1, waiting=2)
     clients = [await queue.client(name) for name in "abc"]
-    assert isinstance(queue.admission.refusal(""), Overloaded)
+    assert not queue.admission.has_place("")
     with pytest.raises(Overloaded, match="2 are waiting") as caught:
         await RequestSlots(queue.admission, "", monotonic()).enter()
     assert caught.value.retry_after == 1
     assert queue.counts == (1, 2)
-    assert queue.admission.refused == {"queue_full": 2, "key_share": 0, "waited_too_long": 0}
+    assert queue.admission.refused == {"queue_full": 1, "key_share": 0, "waited_too_long": 0}
     assert await ended(*clients) == []
     assert queue.order == ["a", "b", "c"]
 
@@ -142,9 +142,7 @@ async def test_a_refusal_tells_when_those_that_wait_will_have_slots(
         client._slots._since = now - seconds
     await ended(*full[:1])
     full = full[1:] + [await queue.client(f"now {number}") for number in range(waiting + 1)]
-    refused = queue.admission.refusal("")
-    assert refused
-    assert refused.retry_after == told
+    assert queue.admission.refusal("").retry_after == told
     assert await ended(*full) == []
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -116,14 +117,32 @@ async def test_beyond_the_queue_every_body_is_refused_in_its_own_shape_before_it
                 assert (answer.status, answer.headers["retry-after"]) == (429, "1")
                 style = kind.call.style
                 assert answer.body == style.encode(style.error(Overloaded("too many requests: 1 are waiting already")))
+        with uncollected() as left:
+            assert (await service.post(CHAT)).status == 429
+        assert left == []
         for path in ("/health", "/ready", "/metrics", "/v1/models"):
             assert (await service.get(path)).status == 200
         told = await metrics(service)
-        assert told['opea_llm_requests_refused_total{model="scripted",reason="queue_full"}'] == len(read)
+        assert told['opea_llm_requests_refused_total{model="scripted",reason="queue_full"}'] == len(read) + 1
         gate.set()
         assert [(await client.answer()).status for client in admitted] == [200, 200]
         await until_idle(service)
         assert (await metrics(service))["opea_llm_queue_seconds_count"] == 1
+
+
+@contextmanager
+def uncollected() -> Iterator[list[str]]:
+    """The kinds of objects of ours that are left to the garbage collector."""
+    left: list[str] = []
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        yield left
+        gc.collect()
+        left += [type(one).__qualname__ for one in gc.garbage if type(one).__module__.startswith("comps")]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
 
 
 async def test_a_model_that_is_full_refuses_no_request_of_another_and_none_before_its_prompt_is_built(
