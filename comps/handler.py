@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, quote
@@ -29,6 +29,9 @@ from comps.requests import ClientGone, read_body
 from comps.responses import Response, response_to
 from comps.telemetry import Exchange, Telemetry, log
 
+_CALLER = "opea_llm.caller"
+"""The key in ASGI's scope of the caller with a key, which has a `name`."""
+
 
 class Handler:
     """Answers all bodies on one path.
@@ -36,7 +39,7 @@ class Handler:
     Args:
         endpoint: Parses the bodies of the path.
         models: The models that answer.
-        admission: Limits how many requests generate at once.
+        admissions: For each model, by its name: limits how many of its requests are answered at once.
         telemetry: Counts the exchanges.
         max_body: The maximum size of a body, in bytes.
         keepalive_seconds: How long a stream may be silent before a comment is written; 0: no limit.
@@ -47,7 +50,7 @@ class Handler:
         self,
         endpoint: Endpoint,
         models: Models,
-        admission: Admission,
+        admissions: Mapping[str, Admission],
         telemetry: Telemetry,
         *,
         max_body: int,
@@ -56,7 +59,8 @@ class Handler:
     ) -> None:
         self.endpoint = endpoint
         self._models = models
-        self._admission = admission
+        self._admissions = admissions
+        self._only_admission = next(iter(admissions.values())) if len(admissions) == 1 else None
         self._telemetry = telemetry
         self._max_body = max_body
         self._keepalive_seconds = keepalive_seconds
@@ -71,9 +75,14 @@ class Handler:
             try:
                 endpoint, variables = self._endpoint_for(scope)
                 style = endpoint.style
-                call = endpoint.read(await read_body(response, scope, receive, self._max_body), variables)
+                body = await read_body(response, scope, receive, self._max_body)
+                caller: str = getattr(scope.get(_CALLER), "name", "")
+                if self._only_admission and not self._only_admission.has_place(caller):
+                    style = endpoint.style_of(body)
+                    raise self._only_admission.refusal(caller)
+                call = endpoint.read(body, variables)
                 style = call.style
-                await _unless_gone(response, self._answer(call, endpoint, reply, exchange))
+                await _unless_gone(response, self._answer(call, endpoint, reply, exchange, caller))
                 exchange.outcome = "200"
             except ClientGone:
                 exchange.outcome = "gone"
@@ -108,46 +117,60 @@ class Handler:
         """Returns the endpoint that parses the request's body, and the path's variables."""
         return self.endpoint, scope.get("path_params", {})
 
-    async def _answer(self, call: Call, endpoint: Endpoint, reply: Reply, exchange: Exchange) -> None:
-        slots = RequestSlots(self._admission)
+    async def _answer(self, call: Call, endpoint: Endpoint, reply: Reply, exchange: Exchange, caller: str) -> None:
+        model = self._model(call)
+        slots = RequestSlots(self._admissions[model.model], caller, exchange.started)
+        slots.check()
+        try:
+            await self._respond(call, endpoint, model, slots, reply, exchange)
+        finally:
+            slots.close()
+
+    def _model(self, call: Call) -> TextGenerator:
+        """Returns the model that is asked."""
+        try:
+            return self._models.named(call.wanted_model, call.any_model)
+        except LLMError:
+            _tell_mistakes(call)
+            raise
+
+    async def _respond(
+        self,
+        call: Call,
+        endpoint: Endpoint,
+        model: TextGenerator,
+        slots: RequestSlots,
+        reply: Reply,
+        exchange: Exchange,
+    ) -> None:
+        """Reply to a body, with slots of its model."""
         if isinstance(call, GenerationCall):
-            await self._generate(call, slots, reply, exchange)
+            await self._generate(call, model, slots, reply, exchange)
             return
         assert isinstance(call, EmbeddingCall | TokenCountCall)
-        model = self._models.named(call.wanted_model, call.any_model)
-        info = await model.info()
+        info = await _info(call, model, slots)
         headers = self._ignored(call, info)
-        async with slots.slot():
-            if isinstance(call, EmbeddingCall):
-                embeddings = await model.embed(call.texts())
-                if embeddings.prompt_tokens is not None:
-                    exchange.usage = Usage(embeddings.prompt_tokens, 0)
-                document = call.reply(embeddings, metadata_of(info))
-            else:
-                document = call.reply(await model.count_tokens(call.text()))
+        await slots.enter()
+        if isinstance(call, EmbeddingCall):
+            embeddings = await model.embed(call.texts())
+            if embeddings.prompt_tokens is not None:
+                exchange.usage = Usage(embeddings.prompt_tokens, 0)
+            document = call.reply(embeddings, metadata_of(info))
+        else:
+            document = call.reply(await model.count_tokens(call.text()))
         reply.whole(200, call.style.encode(document), headers)
 
-    async def _generate(self, call: GenerationCall, slots: RequestSlots, reply: Reply, exchange: Exchange) -> None:
-        model, info, requests = await self._asked(call)
+    async def _generate(
+        self, call: GenerationCall, model: TextGenerator, slots: RequestSlots, reply: Reply, exchange: Exchange
+    ) -> None:
+        info, requests = await _requests(call, model, slots)
         headers = self._ignored(call, info)
-        requests = [_honoured(request, info) for request in requests]
         response = Responder(call, info, len(requests), reply, headers, exchange, self._keepalive_seconds)
         if call.streamed:
             choices = requests[0].options.get("n", 1) if "n" in info.capabilities else 1
             await response.stream(slots, model, requests, choices)
         else:
             await response.whole(slots, model, requests)
-
-    async def _asked(self, call: GenerationCall) -> tuple[TextGenerator, ModelInfo, Sequence[GenerationRequest]]:
-        """Returns the model that is asked, its description, and what is asked of it."""
-        try:
-            model = self._models.named(call.wanted_model, call.any_model)
-            info = await model.info()
-        except LLMError:
-            call.requests()  # What is wrong with the body is told first.
-            raise
-        call.answered_by(info)
-        return model, info, call.requests()
 
     def _ignored(self, call: Call, info: ModelInfo) -> list[tuple[bytes, bytes]]:
         """Returns the header `x-ignored-params` with the fields that have no effect, if there are any."""
@@ -186,15 +209,26 @@ class PromptHandler(Handler):
         known = ", ".join(shown for _, _, shown, _ in self._routes)
         raise InvalidRequest(f"no text is generated at '{named[0]}'; known: {known}", "route")
 
-    async def _answer(self, call: Call, endpoint: Endpoint, reply: Reply, exchange: Exchange) -> None:
+    async def _respond(
+        self,
+        call: Call,
+        endpoint: Endpoint,
+        model: TextGenerator,
+        slots: RequestSlots,
+        reply: Reply,
+        exchange: Exchange,
+    ) -> None:
         assert isinstance(call, GenerationCall)
-        model, info, requests = await self._asked(call)
-        slots = RequestSlots(self._admission)
+        info, requests = await _requests(call, model, slots)
 
         async def previewed(request: GenerationRequest) -> Preview:
-            async with slots.slot():
-                return await model.preview(_honoured(request, info))
+            await slots.take()
+            try:
+                return await model.preview(request)
+            finally:
+                slots.give_back()
 
+        await slots.enter()
         previews = await at_once([previewed(request) for request in requests])
         owner = endpoint.owner(call) if isinstance(endpoint, PreviewEndpoint) else endpoint
         of_all = {
@@ -212,6 +246,32 @@ def _ignored_names(call: Call, info: ModelInfo) -> list[str]:
     """Returns the names of the fields that were sent and have no effect."""
     misnamed = ["model"] if call.wanted_model not in (None, "", info.name) else []
     return misnamed + call.ignored(info.capabilities)
+
+
+async def _requests(
+    call: GenerationCall, model: TextGenerator, slots: RequestSlots
+) -> tuple[ModelInfo, list[GenerationRequest]]:
+    """Returns the model's description, and what is asked of the model."""
+    info = await _info(call, model, slots)
+    call.answered_by(info)
+    return info, [_honoured(request, info) for request in call.requests()]
+
+
+async def _info(call: Call, model: TextGenerator, slots: RequestSlots) -> ModelInfo:
+    """Returns the model's description. If the model server has to be asked for it, the request takes its slot first."""
+    if not model.is_described:
+        await slots.enter()
+    try:
+        return await model.info()
+    except LLMError:
+        _tell_mistakes(call)
+        raise
+
+
+def _tell_mistakes(call: Call) -> None:
+    """Raise `InvalidRequest` if something is wrong with the body: it is told before any other error."""
+    if isinstance(call, GenerationCall):
+        call.requests()
 
 
 def _honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:

@@ -97,6 +97,7 @@ class Responder:
 
     async def whole(self, slots: RequestSlots, model: TextGenerator, requests: list[GenerationRequest]) -> None:
         """Send the reply whole, when all answers are complete."""
+        await slots.enter()
         asked = [self._complete(slots, model, request, number) for number, request in enumerate(requests)]
         generations = await at_once(asked)
         self._exchange.usage = total(generation.usage for generation in generations)
@@ -109,10 +110,13 @@ class Responder:
     async def _complete(
         self, slots: RequestSlots, model: TextGenerator, request: GenerationRequest, number: int
     ) -> Generation:
-        async with slots.slot():
+        await slots.take()
+        try:
             plan = await model.plan(request)
             self._reports[number] = plan.report
             generation = await model.complete(plan)
+        finally:
+            slots.give_back()
         if self._settles(plan.report):
             self._reports[number] = settled(plan.report, generation.usage)
         return generation
@@ -136,6 +140,7 @@ class Responder:
         answer = _StreamedAnswer(self._begin, self._reply, is_watched)
         watched = KeepAlive(self._keepalive_seconds, answer.has_written, self._comment) if is_watched else None
         try:
+            await slots.enter()
             if len(requests) == 1:
                 await self._write(slots, model, requests[0], 0, answer)
             else:
@@ -158,10 +163,13 @@ class Responder:
         number: int,
         answer: _StreamedAnswer | Part,
     ) -> None:
-        async with slots.slot():
+        await slots.take()
+        try:
             plan = await model.plan(request)
             self._reports[number] = plan.report
             await model.answer(plan, answer)
+        finally:
+            slots.give_back()
         if answer.usage and self._settles(plan.report):
             self._reports[number] = settled(plan.report, answer.usage)
         if not answer.ended:

@@ -103,8 +103,15 @@ class Service:
         self.settings = settings
         self.models = models
         self.dialects = dialects
-        self.admission = Admission(settings.microservice.max_running, settings.microservice.max_waiting)
         self.telemetry = Telemetry()
+        limits = settings.microservice
+        self.admissions = {
+            generator.model: Admission(
+                limits.max_running, limits.max_waiting, limits.max_wait_seconds, self.telemetry.waited
+            )
+            for generator in models
+        }
+        self.telemetry.watch(self.admissions)
         self.shut_down = shut_down if settings.microservice.allow_shutdown else None
         self.version = _version()
         self.started = int(time())
@@ -184,7 +191,7 @@ class Service:
             models=[info for info, _ in states],
             not_ready=states[0][1] if all(error for _, error in states) else None,
             statistics=self.telemetry.statistics(),
-            queue_length=self.admission.running + self.admission.waiting,
+            queue_length=sum(one.running + one.waiting for one in self.admissions.values()),
             path=path,
             shut_down=self.shut_down,
             gpus=gpus,
@@ -199,7 +206,7 @@ class Service:
         preview = PreviewEndpoint(PROMPT, self.dialects, generating)
         common: dict[str, Any] = {
             "models": self.models,
-            "admission": self.admission,
+            "admissions": self.admissions,
             "telemetry": self.telemetry,
             "max_body": self.settings.microservice.max_body_mb * MEGABYTE,
             "keepalive_seconds": self.settings.microservice.keepalive_seconds,

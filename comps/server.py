@@ -7,7 +7,7 @@ It adds to uvicorn's protocol:
   HttpClient and `curl --http2` send one with their first request;
 - no chunked coding for HTTP/1.0 clients, which do not support it.
 
-And to uvicorn's server, that it sleeps until it is told to end.
+And to uvicorn's server, that it sleeps until it is told to end, and that it accepts connections as fast as they come.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from socket import socket
 from typing import Any
 
 import httptools
@@ -23,6 +24,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from comps.responses import EXTENSION, Headers
 
+_ACCEPTED_AT_ONCE = 16
+"""Connections that are accepted in a round of the event loop."""
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
 
@@ -33,6 +36,9 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets and [one for first in sockets for one in (first, *_copies(first))])
 
     async def main_loop(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -45,6 +51,16 @@ class Server(uvicorn.Server):
         self.should_exit = True
         if self._loop:
             self._loop.call_soon_threadsafe(self._ending.set)
+
+
+def _copies(listening: socket) -> list[socket]:
+    """Returns further file descriptors of a listening socket.
+
+    libuv accepts one connection of each in a round of the event loop (uv__server_io in
+    https://github.com/libuv/libuv/blob/v1.x/src/unix/stream.c). With hundreds of busy streams a round takes many
+    milliseconds, so that new connections, probes of /health among them, would wait for seconds.
+    """
+    return [listening.dup() for _ in range(_ACCEPTED_AT_ONCE - 1)]
 
 
 class ServerProtocol(HttpToolsProtocol):

@@ -8,7 +8,7 @@ import subprocess
 import time
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from math import ceil, nan
 from pathlib import Path
@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from comps.admission import Admission
 from comps.core.errors import LLMError
 from comps.core.request_id import REQUEST_ID
 from comps.core.types import GPU, Usage
@@ -102,6 +103,8 @@ class Telemetry(Collector):
         self._exchanges: defaultdict[tuple[str, str], int] = defaultdict(int)
         """The number of requests by path and outcome."""
         self._in_flight = 0
+        self._admissions: Mapping[str, Admission] = {}
+        self._queue = DurationHistogram()
         self._seconds = DurationHistogram()
         self._first = DurationHistogram()
         self._tokens = {"prompt": 0, "completion": 0}
@@ -116,6 +119,7 @@ class Telemetry(Collector):
             exchanges.add_metric(said, count)
         yield exchanges
         yield GaugeMetricFamily("opea_llm_requests_in_flight", "Requests being answered", self._in_flight)
+        yield from self._admission_families()
         yield self._seconds.family("opea_llm_request_seconds", "From request to the end of its answer")
         first = "From request to the first event of a streamed answer"
         yield self._first.family("opea_llm_first_token_seconds", first)
@@ -128,6 +132,29 @@ class Telemetry(Collector):
         for part, count in UNREAD.items():
             unread.add_metric((part,), count)
         yield unread
+
+    def _admission_families(self) -> Iterator[Metric]:
+        running = GaugeMetricFamily("opea_llm_requests_running", "Slots that are taken, by model", labels=("model",))
+        waiting = GaugeMetricFamily("opea_llm_requests_waiting", "Requests in the queue, by model", labels=("model",))
+        why = "Requests that got no slot (429), by model and reason"
+        refused = CounterMetricFamily("opea_llm_requests_refused", why, labels=("model", "reason"))
+        for model, admission in self._admissions.items():
+            running.add_metric((model,), admission.running)
+            waiting.add_metric((model,), admission.waiting)
+            for reason, count in admission.refused.items():
+                refused.add_metric((model, reason), count)
+        yield from (running, waiting, refused)
+        yield self._queue.family(
+            "opea_llm_queue_seconds", "How long requests waited that had to, until they got a slot"
+        )
+
+    def watch(self, admissions: Mapping[str, Admission]) -> None:
+        """Have the metrics tell the state of these admissions, which have their models' names."""
+        self._admissions = admissions
+
+    def waited(self, seconds: float) -> None:
+        """Record how long a request was in the queue before it got a slot."""
+        self._queue.observe(seconds)
 
     def exchange(self, path: str) -> Exchange:
         """Returns the context manager that records a request."""

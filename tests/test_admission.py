@@ -1,8 +1,9 @@
-"""Admission: slots and the queue for them, in order of arrival. Requests that leave keep neither."""
+"""Admission: slots and the queue for them. Requests that leave keep neither."""
 
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 import pytest
 
@@ -13,8 +14,8 @@ from comps.core.errors import Overloaded
 class Client:
     """A client with one request, which keeps its slot until `leave` is set."""
 
-    def __init__(self, admission: Admission, order: list[str], name: str) -> None:
-        self._admission = admission
+    def __init__(self, admission: Admission, order: list[str], name: str, key: str = "") -> None:
+        self._slots = RequestSlots(admission, key, monotonic())
         self._order = order
         self._name = name
         self._sent = asyncio.Event()
@@ -25,12 +26,15 @@ class Client:
 
     async def _request(self) -> None:
         self._sent.set()
-        async with RequestSlots(self._admission).slot():
+        await self._slots.enter()
+        try:
             self._order.append(self._name)
             self.admitted.set()
             await self.leave.wait()
             if self.fails:
                 raise self.fails
+        finally:
+            self._slots.close()
 
     async def sent(self) -> Client:
         """Return once the request has a slot, is in the queue, or was refused."""
@@ -39,14 +43,32 @@ class Client:
 
 
 class Queue:
-    """The admission of a service, and the order in which its clients were admitted."""
+    """The admission of a model, and the order in which its clients were admitted."""
 
-    def __init__(self, running: int, waiting: int) -> None:
-        self.admission = Admission(running, waiting)
+    def __init__(self, running: int, waiting: int, wait_seconds: float = 0) -> None:
+        self.waited: list[float] = []
+        self.admission = Admission(running, waiting, wait_seconds, self.waited.append)
         self.order: list[str] = []
 
-    async def client(self, name: str) -> Client:
-        return await Client(self.admission, self.order, name).sent()
+    async def client(self, name: str, key: str = "") -> Client:
+        return await Client(self.admission, self.order, name, key).sent()
+
+    async def clients(self, *names: str) -> list[Client]:
+        """One client after the other; the first letter of a name is its key."""
+        return [await self.client(name, name[0]) for name in names]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return self.admission.running, self.admission.waiting
+
+
+async def ended(*clients: Client) -> list[str]:
+    """Have clients leave once they are admitted; returns the names of the refused ones."""
+    for client in clients:
+        client.leave.set()
+    results = await asyncio.wait_for(asyncio.gather(*(one.task for one in clients), return_exceptions=True), 5)
+    assert all(result is None or isinstance(result, Overloaded) for result in results), results
+    return [client._name for client, result in zip(clients, results, strict=True) if result]
 
 
 async def test_requests_are_admitted_at_once_while_slots_are_free() -> None:
@@ -54,45 +76,34 @@ async def test_requests_are_admitted_at_once_while_slots_are_free() -> None:
     a, b = await queue.client("a"), await queue.client("b")
     assert a.admitted.is_set()
     assert b.admitted.is_set()
-    assert queue.admission.waiting == 0
-    a.leave.set()
-    b.leave.set()
-    await asyncio.gather(a.task, b.task)
+    assert queue.counts == (2, 0)
+    await ended(a, b)
+    assert queue.counts == (0, 0)
+    assert queue.waited == []
 
 
-async def test_slots_are_given_in_the_order_of_arrival() -> None:
+async def test_slots_are_given_in_the_order_of_arrival_to_callers_without_names() -> None:
     queue = Queue(running=1, waiting=3)
     clients = [await queue.client(name) for name in "abcd"]
     assert queue.order == ["a"]
-    assert queue.admission.waiting == 3
-    for client in clients:
-        client.leave.set()
-    await asyncio.gather(*(client.task for client in clients))
+    assert queue.counts == (1, 3)
+    assert await ended(*clients) == []
     assert queue.order == ["a", "b", "c", "d"]
-    assert queue.admission.waiting == 0
-
-
-async def test_a_queued_request_is_admitted_as_soon_as_a_slot_is_free() -> None:
-    queue = Queue(running=1, waiting=1)
-    a, b = await queue.client("a"), await queue.client("b")
-    assert not b.admitted.is_set()
-    a.leave.set()
-    await asyncio.wait_for(b.admitted.wait(), 5)
-    b.leave.set()
-    await asyncio.gather(a.task, b.task)
+    assert queue.counts == (0, 0)
+    assert len(queue.waited) == 3
+    assert all(0 <= seconds < 60 for seconds in queue.waited)
 
 
 async def test_a_full_queue_is_overload() -> None:
     queue = Queue(running=1, waiting=2)
     clients = [await queue.client(name) for name in "abc"]
+    assert not queue.admission.has_place("")
     with pytest.raises(Overloaded, match="2 are waiting") as caught:
-        async with RequestSlots(queue.admission).slot():
-            pytest.fail("there is no slot")
+        await RequestSlots(queue.admission, "", monotonic()).enter()
     assert caught.value.retry_after == 1
-    assert queue.admission.waiting == 2
-    for client in clients:
-        client.leave.set()
-    await asyncio.gather(*(client.task for client in clients))
+    assert queue.counts == (1, 2)
+    assert queue.admission.refused == {"queue_full": 1, "key_share": 0, "waited_too_long": 0}
+    assert await ended(*clients) == []
     assert queue.order == ["a", "b", "c"]
 
 
@@ -100,110 +111,200 @@ async def test_without_a_queue_a_taken_slot_is_overload_and_a_free_one_is_not() 
     queue = Queue(running=1, waiting=0)
     a = await queue.client("a")
     with pytest.raises(Overloaded):
-        async with RequestSlots(queue.admission).slot():
-            pytest.fail("there is no slot")
-    a.leave.set()
-    await a.task
-    async with RequestSlots(queue.admission).slot():
-        assert queue.admission.waiting == 0
+        RequestSlots(queue.admission, "", monotonic()).check()
+    with pytest.raises(Overloaded):
+        await RequestSlots(queue.admission, "", monotonic()).enter()
+    await ended(a)
+    RequestSlots(queue.admission, "", monotonic()).check()
+    b = await queue.client("b")
+    assert b.admitted.is_set()
+    assert await ended(b) == []
 
 
-async def test_a_cancelled_request_leaves_the_queue() -> None:
+@pytest.mark.parametrize(
+    ("waiting", "running", "seconds", "told"),
+    [
+        (0, 1, 7, 7),  # The next slot.
+        (2, 1, 4, 12),  # Two that wait, and then this one.
+        (2, 2, 4, 6),  # Two slots come free in that time.
+        (2, 1, 0.001, 1),  # At least one second.
+        (2, 1, 900, 60),  # At most a minute.
+    ],
+)
+async def test_a_refusal_tells_when_those_that_wait_will_have_slots(
+    waiting: int, running: int, seconds: float, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("comps.admission.monotonic", lambda: now)
+    queue = Queue(running, waiting)
+    full = [await queue.client(f"before {number}") for number in range(running)]
+    for client in full:
+        client._slots._since = now - seconds
+    await ended(*full[:1])
+    full = full[1:] + [await queue.client(f"now {number}") for number in range(waiting + 1)]
+    assert queue.admission.refusal("").retry_after == told
+    assert await ended(*full) == []
+
+
+async def test_who_waits_too_long_is_refused_and_leaves_the_queue() -> None:
+    queue = Queue(running=1, waiting=2, wait_seconds=0.01)
+    a, b, c = [await queue.client(name) for name in "abc"]
+    for late in (b, c):
+        with pytest.raises(Overloaded, match="no slot became free"):
+            await asyncio.wait_for(late.task, 5)
+    assert queue.counts == (1, 0)
+    assert queue.admission.refused["waited_too_long"] == 2
+    assert await ended(a) == []
+    assert queue.counts == (0, 0)
+
+
+async def test_who_has_a_slot_is_not_refused_however_long_it_takes() -> None:
+    queue = Queue(running=1, waiting=1, wait_seconds=0.02)
+    a, b = await queue.client("a"), await queue.client("b")
+    await ended(a)
+    await asyncio.wait_for(b.admitted.wait(), 5)
+    await asyncio.sleep(0.05)  # Longer than a request may wait.
+    assert await ended(b) == []
+
+
+async def test_a_cancelled_request_leaves_the_queue_at_once() -> None:
     queue = Queue(running=1, waiting=1)
     a, b = await queue.client("a"), await queue.client("b")
     b.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await b.task
-    assert queue.admission.waiting == 0
+    assert queue.counts == (1, 0)
     c = await queue.client("c")
-    assert queue.admission.waiting == 1
-    a.leave.set()
-    c.leave.set()
-    await asyncio.gather(a.task, c.task)
+    assert queue.counts == (1, 1)
+    assert await ended(a, c) == []
     assert queue.order == ["a", "c"]
 
 
-async def test_a_request_cancelled_as_its_slot_becomes_free_passes_it_on() -> None:
+@pytest.mark.parametrize("rounds", [0, 1])
+async def test_a_request_cancelled_as_its_slot_becomes_free_passes_it_on(rounds: int) -> None:
     queue = Queue(running=1, waiting=2)
     a, b, c = [await queue.client(name) for name in "abc"]
     a.leave.set()
-    await a.task
+    if rounds:
+        await a.task
     b.task.cancel()
     await asyncio.gather(b.task, return_exceptions=True)
     await asyncio.wait_for(c.admitted.wait(), 5)
-    c.leave.set()
-    await c.task
-    assert queue.admission.waiting == 0
-    async with RequestSlots(queue.admission).slot():
-        pass
+    assert queue.order == (["a", "b", "c"] if rounds else ["a", "c"])
+    await ended(a, c)
+    assert queue.counts == (0, 0)
 
 
-async def test_a_slot_is_released_on_an_error() -> None:
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+async def test_a_slot_is_released_when_its_request(how: str) -> None:
     queue = Queue(running=1, waiting=1)
     a, b = await queue.client("a"), await queue.client("b")
-    a.fails = ValueError("broken")
-    a.leave.set()
-    with pytest.raises(ValueError, match="broken"):
+    if how == "fails":
+        a.fails = ValueError("broken")
+        a.leave.set()
+    else:
+        a.task.cancel()
+    with pytest.raises((ValueError, asyncio.CancelledError)):
         await a.task
     await asyncio.wait_for(b.admitted.wait(), 5)
-    b.leave.set()
-    await b.task
+    assert await ended(b) == []
+    assert queue.counts == (0, 0)
 
 
-async def test_a_slot_is_released_on_cancellation() -> None:
-    queue = Queue(running=1, waiting=1)
-    a, b = await queue.client("a"), await queue.client("b")
-    a.task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await a.task
-    await asyncio.wait_for(b.admitted.wait(), 5)
-    b.leave.set()
-    await b.task
-    assert queue.admission.waiting == 0
+async def test_callers_take_turns() -> None:
+    queue = Queue(running=1, waiting=9)
+    clients = await queue.clients("a0", "a1", "a2", "a3", "b1", "b2", "c1")
+    assert await ended(*clients) == []
+    assert queue.order == ["a0", "a1", "b1", "c1", "a2", "b2", "a3"]
 
 
-async def hold_slot(slots: RequestSlots, leave: asyncio.Event) -> None:
-    async with slots.slot():
+@pytest.mark.parametrize(
+    ("arrive", "refused"),
+    [
+        ("a1 a2 a3 a4 a5", "a5"),  # Alone: the last to come.
+        ("a1 a2 a3 a4 b1", "a4"),  # The newest of who has more than its share.
+        ("a1 a2 a3 a4 b1 b2", "a3 a4"),
+        ("a1 a2 a3 a4 b1 b2 b3", "a3 a4 b3"),  # Half of the places for each of two.
+        ("a1 a2 a3 a4 b1 b2 a5", "a3 a4 a5"),
+        ("a1 a2 a3 a4 b1 b2 c1", "a2 a3 a4"),
+        ("a1 b1 c1 d1 e1", "e1"),  # Nobody has more than one.
+    ],
+)
+async def test_nobody_fills_the_queue_alone(arrive: str, refused: str) -> None:
+    queue = Queue(running=1, waiting=4)
+    running = await queue.client("running", "a")
+    clients = await queue.clients(*arrive.split())
+    assert queue.counts == (1, 4)
+    assert sorted(await ended(running, *clients)) == refused.split()
+    counts = queue.admission.refused
+    of_share = refused not in ("a5", "e1")
+    assert (counts["key_share"], counts["queue_full"]) == ((len(refused.split()), 0) if of_share else (0, 1))
+    assert queue.counts == (0, 0)
+
+
+async def holding(slots: RequestSlots, leave: asyncio.Event) -> None:
+    await slots.take()
+    try:
         await leave.wait()
+    finally:
+        slots.give_back()
 
 
 async def test_of_a_body_with_many_answers_one_is_in_the_queue() -> None:
-    admission, many = Admission(running=2, waiting=1), asyncio.Event()
-    slots = RequestSlots(admission)
-    answers = [asyncio.ensure_future(hold_slot(slots, many)) for _ in range(9)]
+    queue, many = Queue(running=2, waiting=1), asyncio.Event()
+    slots = RequestSlots(queue.admission, "", monotonic())
+    await slots.enter()
+    answers = [asyncio.ensure_future(holding(slots, many)) for _ in range(9)]
     await asyncio.sleep(0)
-    assert (admission.running, admission.waiting) == (2, 1)
+    assert queue.counts == (2, 1)
     many.set()
     await asyncio.wait_for(asyncio.gather(*answers), 5)
-    assert (admission.running, admission.waiting) == (0, 0)
+    assert queue.counts == (0, 0)
 
 
 async def test_the_request_after_a_body_with_many_answers_waits_for_one_of_them() -> None:
     admission, order = Admission(running=1, waiting=5), list[str]()
-    slots = RequestSlots(admission)
 
     async def answer(slots: RequestSlots, name: str) -> None:
-        async with slots.slot():
-            order.append(name)
-            await asyncio.sleep(0)
+        await slots.take()
+        order.append(name)
+        await asyncio.sleep(0)
+        slots.give_back()
 
-    await asyncio.gather(
-        *(answer(slots, f"many {number}") for number in range(4)), answer(RequestSlots(admission), "one")
-    )
+    async def other() -> None:
+        slots = RequestSlots(admission, "", monotonic())
+        await slots.enter()
+        await answer(slots, "one")
+
+    slots = RequestSlots(admission, "", monotonic())
+    await slots.enter()
+    await asyncio.gather(*(answer(slots, f"many {number}") for number in range(4)), other())
     assert order.index("one") == 2
     assert (admission.running, admission.waiting) == (0, 0)
 
 
-async def test_once_a_body_is_admitted_a_full_queue_refuses_none_of_its_answers() -> None:
-    admission, leave = Admission(running=1, waiting=0), asyncio.Event()
-    slots = RequestSlots(admission)
-    first = asyncio.ensure_future(hold_slot(slots, leave))
+async def test_once_a_body_is_admitted_none_of_its_answers_is_refused() -> None:
+    queue, leave = Queue(running=1, waiting=1, wait_seconds=0.01), asyncio.Event()
+    slots = RequestSlots(queue.admission, "a", monotonic())
+    await slots.enter()
+    answers = [asyncio.ensure_future(holding(slots, leave)) for _ in range(2)]
     await asyncio.sleep(0)
-    second = asyncio.ensure_future(hold_slot(slots, leave))
-    await asyncio.sleep(0)
-    with pytest.raises(Overloaded):
-        async with RequestSlots(admission).slot():
-            pytest.fail("there is no slot")
+    assert queue.counts == (1, 1)
+    for key in ("a", "b"):
+        with pytest.raises(Overloaded):
+            await RequestSlots(queue.admission, key, monotonic()).enter()
+    await asyncio.sleep(0.03)  # Longer than a request may wait.
     leave.set()
-    await asyncio.wait_for(asyncio.gather(first, second), 5)
-    assert (admission.running, admission.waiting) == (0, 0)
+    await asyncio.wait_for(asyncio.gather(*answers), 5)
+    assert queue.counts == (0, 0)
+
+
+async def test_a_body_that_ends_before_its_answers_keeps_no_slot() -> None:
+    queue = Queue(running=1, waiting=0)
+    slots = RequestSlots(queue.admission, "", monotonic())
+    await slots.enter()
+    await slots.enter()  # It is one slot.
+    assert queue.counts == (1, 0)
+    slots.close()
+    slots.close()
+    assert queue.counts == (0, 0)

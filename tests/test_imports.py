@@ -38,7 +38,7 @@ INTERNAL: dict[str, set[str]] = {
     "responses": set(),
     "requests": {"core", "responses"},
     "server": {"responses"},
-    "telemetry": {"core"},
+    "telemetry": {"core", "admission"},
     "replies": {"core", "dialects.*", "admission", "telemetry", "keep_alive", "requests", "responses"},
     "handler": {"core", "dialects.*", "admission", "telemetry", "requests", "responses", "replies"},
     "openapi": {"core", "dialects.*", "handler"},

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import pytest
+import uvicorn
 import uvloop
+from starlette.types import Receive, Scope, Send
 
 from comps.model_servers.scripted import Scripted
+from comps.server import Server, ServerProtocol
 from tests.service import PATH, Service, running
 
 BODY = json.dumps({"messages": "Hello?", "stream": False}).encode()
@@ -148,6 +152,38 @@ def test_a_streamed_answer_that_is_there_at_once_is_sent_at_once(
     loop = new_loop()
     loop.run_until_complete(check())
     loop.close()
+
+
+def test_many_connections_are_accepted_in_a_round_of_the_event_loop() -> None:
+    many = 64
+
+    async def rounds() -> int:
+        server = Server(uvicorn.Config(silent, http=ServerProtocol, lifespan="off", log_config=None))
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            address = listening.getsockname()
+            await server.startup([listening])
+            clients = [socket.create_connection(address) for _ in range(many)]
+            number = 0
+            while len(server.server_state.connections) < many:
+                number += 1
+                await asyncio.sleep(0)
+            for client in clients:
+                client.close()
+            for one in server.servers:
+                one.close()
+        with pytest.raises(ConnectionRefusedError):  # No copy of the socket listens any more.
+            socket.create_connection(address)
+        return number
+
+    loop = uvloop.new_event_loop()
+    assert loop.run_until_complete(rounds()) <= many / 8
+    loop.close()
+
+
+async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that answers nothing."""
 
 
 async def test_pipelined_requests_are_answered_in_their_order(service: Service) -> None:

@@ -58,6 +58,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "max_body_mb": ("5", 5),
     "max_running": ("3", 3),
     "max_waiting": ("0", 0),
+    "max_wait_seconds": ("1.5", 1.5),
     "cors_origins": ("https://one.example, https://two.example", ("https://one.example", "https://two.example")),
     "allow_shutdown": ("true", True),
     "show_endpoints": ("true", True),

@@ -341,6 +341,11 @@ class TextGenerator:
         )
         return self._info
 
+    @property
+    def is_described(self) -> bool:
+        """Whether `info` returns, or raises, without asking the model server."""
+        return self._info is not None or bool(self._broken)
+
     async def info(self) -> ModelInfo:
         """Returns the last description, so that a request does not wait for a new one."""
         return self._info if self._info and not self._broken else await self.describe()

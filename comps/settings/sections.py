@@ -98,8 +98,16 @@ class Microservice(Section):
     host: str = key_of("0.0.0.0", "the address it listens on", "USVC_HOST", min_length=1)
     port: int = key_of(9000, "the port it listens on", "USVC_PORT", "LLM_USVC_PORT", ge=1, le=65535)
     max_body_mb: int = key_of(16, "the largest request body that is read, in megabytes", "USVC_MAX_BODY_MB", gt=0)
-    max_running: int = key_of(256, "how many requests may generate at once", "USVC_MAX_RUNNING", gt=0)
-    max_waiting: int = key_of(1024, "how many more may wait; beyond that, 429", "USVC_MAX_WAITING", ge=0)
+    max_running: int = key_of(256, "how many requests each model may answer at once", "USVC_MAX_RUNNING", gt=0)
+    max_waiting: int = key_of(
+        1024,
+        "how many more may wait for each model; beyond that, 429; callers with keys take turns, and share the places",
+        "USVC_MAX_WAITING",
+        ge=0,
+    )
+    max_wait_seconds: float = key_of(
+        60, "how long a request may wait; then 429; 0: no limit", "USVC_MAX_WAIT_SECONDS", ge=0, allow_inf_nan=False
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)] = key_of(
         ("*",), "the origins whose web pages may ask, separated by commas; *: any, empty: none", "USVC_CORS_ORIGINS"
     )

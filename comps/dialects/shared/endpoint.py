@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,6 +43,15 @@ class Endpoint:
     def style(self) -> Style:
         """The style of errors for bodies that are of no kind read here."""
         return self.calls[0][0].style
+
+    def style_of(self, body: bytes) -> Style:
+        """The style of errors for a body that is not validated, by its marker."""
+        if len(self.calls) > 1:
+            with suppress(orjson.JSONDecodeError):
+                document = orjson.loads(body)
+                if isinstance(document, dict) and (kind := self._kind_of(document)):
+                    return kind[0].style
+        return self.style
 
     def read(self, body: bytes, path: Mapping[str, str]) -> Call:
         """The body as a `Call`.
@@ -82,10 +92,16 @@ class Endpoint:
             raise RequestError(too_much, self.style)
         return self._as_call({**document, **path} if path else document)
 
-    def _as_call(self, document: dict[str, JSON]) -> Call:
+    def _kind_of(self, document: dict[str, JSON]) -> tuple[type[Call], Dialect] | None:
+        """Returns the kind of a body and its dialect; None if it has no marker of any."""
         for call, dialect in self.calls:
             if call.marker is None or len(self.calls) == 1 or document.get(call.marker) is not None:
-                return _validated(document, call, dialect)
+                return call, dialect
+        return None
+
+    def _as_call(self, document: dict[str, JSON]) -> Call:
+        if kind := self._kind_of(document):
+            return _validated(document, *kind)
         wanted = [str(call.marker) for call, _ in self.calls]
         missing = [{"type": "missing", "loc": (marker,), "msg": "Field required", "input": {}} for marker in wanted]
         markers = " or ".join(f"'{marker}'" for marker in wanted)
