@@ -134,39 +134,30 @@ def sized(size: int) -> bytes:
     return GET[:-2] + b"A: %b\r\n\r\n" % (b"a" * (size - usual))
 
 
-@pytest.mark.parametrize("service", [SMALL], indirect=True)
-@pytest.mark.parametrize(
-    ("request_", "status"),
-    [
-        (sized(20_000), 200),
-        (sized(20_001), 431),
-        (GET[:-2] + b"a: b\r\n" * 8000, 431),
-        (GET[:-2] + b"A: " + b"a" * 60_000, 431),
-        (GET[:-2] + b"a" * 60_000, 431),
-        (b"GET /health?%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * 992), 200),
-        (b"GET /health?%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * 993), 414),
-        (b"GET /%b" % (b"a" * 60_000), 414),
-        (CHUNKED + b"0\r\n" + b"a: b\r\n" * 12_000, 400),
-        (CHUNKED + b"0\r\nA: " + b"a" * 60_000, 400),
-        (CHUNKED + b"1;" + b"a" * 60_000, 400),
-        (CHUNKED + b"1;aaaaaaaaaaaaaaaaaaaa\r\n{\r\n" * 5_000, 400),
-    ],
-    ids=[
-        *("just", "too large", "many headers", "one header", "one name", "just a URL", "long URL", "endless URL"),
-        *("trailers", "one trailer", "an extension", "extensions"),
-    ],
-)
+SIZES: dict[str, tuple[int, bytes]] = {
+    "headers just small enough": (200, sized(20_000)),
+    "headers just too large": (431, sized(20_001)),
+    "many headers": (431, GET[:-2] + b"a: b\r\n" * 8000),
+    "one header": (431, GET[:-2] + b"A: " + b"a" * 60_000),
+    "one name": (431, GET[:-2] + b"a" * 60_000),
+    "a URL just short enough": (200, b"GET /health?%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * 992)),
+    "a URL just too long": (414, b"GET /health?%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * 993)),
+    "an endless URL": (414, b"GET /%b" % (b"a" * 60_000)),
+    "many trailers": (400, CHUNKED + b"0\r\n" + b"a: b\r\n" * 12_000),
+    "one trailer": (400, CHUNKED + b"0\r\nA: " + b"a" * 60_000),
+    "one extension": (400, CHUNKED + b"1;" + b"a" * 60_000),
+    "many extensions": (400, CHUNKED + b"1;aaaaaaaaaaaaaaaaaaaa\r\n{\r\n" * 5_000),
+}
+
+
+@pytest.mark.parametrize("service", [{**SMALL, "USVC_IDLE_SECONDS": "0.1"}], indirect=True)
 @pytest.mark.parametrize("size", [1000, 1_000_000], ids=["in packets", "at once"])
-async def test_headers_and_framing_have_a_size(service: Service, request_: bytes, status: int, size: int) -> None:
-    async with service.connect() as client:
-        for at in range(0, len(request_), size):
-            client.writer.write(request_[at : at + size])
-            await asyncio.sleep(0)
-        answer = await client.answer()
-        assert answer.status == status, answer.body
-        if status != 200:
-            assert answer.json["detail"]
-            assert await client.reader.read() == b""
+async def test_headers_and_framing_have_a_size(service: Service, size: int) -> None:
+    cases = {name: [whole[at : at + size] for at in range(0, len(whole), size)] for name, (_, whole) in SIZES.items()}
+    found = await asyncio.gather(*(said(service, *parts) for parts in cases.values()))
+    statuses = {name: [one.status for one in answers] for name, (answers, _) in zip(cases, found, strict=True)}
+    assert statuses == {name: [status] for name, (status, _) in SIZES.items()}
+    assert all(only(answers).json["detail"] for answers, _ in found if answers[0].status != 200)
 
 
 @pytest.mark.parametrize("service", [SMALL], indirect=True)

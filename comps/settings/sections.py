@@ -138,8 +138,12 @@ class Microservice(Section):
         ge=0,
         allow_inf_nan=False,
     )
-    stalled_client_seconds: int = key_of(
-        120, "how long a client may take nothing of its answer; 0: no limit", "USVC_STALLED_CLIENT_SECONDS", ge=0
+    stalled_client_seconds: float = key_of(
+        120,
+        "how long a client may take nothing of its answer; 0: no limit",
+        "USVC_STALLED_CLIENT_SECONDS",
+        ge=0,
+        allow_inf_nan=False,
     )
     keepalive_seconds: float = key_of(
         0.0,
