@@ -255,10 +255,12 @@ def make_app(
         allow_private_network=True,
         expose_headers=["*"],
     )
-    app.state.handlers = {one.endpoint.path: one for one in service.handlers}
+    app.state.service = service
     return app
 
 
 def direct(app: FastAPI) -> DirectRoutes:
     """Returns the application for an ASGI server, with direct routes to the handlers; see `DirectRoutes`."""
-    return DirectRoutes(app, app.state.handlers)
+    service: Service = app.state.service
+    handlers = {handler.endpoint.path: handler for handler in service.handlers}
+    return DirectRoutes(app, handlers, service.refusal, service.limits)

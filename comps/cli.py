@@ -25,7 +25,7 @@ from comps.core.generator import TextGenerator
 from comps.core.ports import Loads, ModelServer
 from comps.core.sockets import notice_silence
 from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
-from comps.listening import listening_sockets
+from comps.listening import listening_sockets, raise_file_limit
 from comps.preview import ModelPreview, show
 from comps.server import Server, ServerProtocol
 from comps.settings import Settings, read_text
@@ -84,8 +84,9 @@ class _Service(Server):
             on_state=lambda silent: _message(_state(settings, silent)),
             shut_down=lambda: self.handle_exit(signal.SIGTERM, None),
         )
+        self._routes = direct(app)
         config = uvicorn.Config(
-            direct(app),
+            self._routes,
             host=microservice.host,
             port=microservice.port,
             loop="uvloop",
@@ -105,11 +106,19 @@ class _Service(Server):
             self.failed = error
             self.end()
             return
+        self._make_room()
         for listening in sockets:
             notice_silence(listening, self._settings.microservice.stalled_client_seconds)
         name, models = self._settings.microservice.name, _models(self._settings)
         _message(f"{name}: loading {models} …; requests get status 503 until it is ready")
         await super().startup(sockets)
+
+    def _make_room(self) -> None:
+        """Let so many files be open that there is one for each connection, or serve fewer connections."""
+        connections, warning = raise_file_limit(self._settings)
+        self._routes.limits = replace(self._routes.limits, max_connections=connections)
+        if warning:
+            _message(f"{self._settings.microservice.name}: warning: {warning}")
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         name, seconds = self._settings.microservice.name, self._settings.microservice.drain_seconds

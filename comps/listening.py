@@ -1,13 +1,37 @@
-"""The sockets that the service listens on."""
+"""The sockets that the service listens on, and the number of files that it may open for its connections."""
 
 from __future__ import annotations
 
 import os
+import resource
 from errno import EADDRNOTAVAIL
 from socket import AI_PASSIVE, SOCK_STREAM, create_server, gaierror, getaddrinfo, socket
 
 from comps.core.errors import LLMError, SettingsError
 from comps.settings import Settings
+
+_OTHER_FILES = 100
+"""Files that the process has open beside its connections."""
+
+
+def raise_file_limit(settings: Settings) -> tuple[int, str]:
+    """Raise the limit of open files (RLIMIT_NOFILE) as far as it may be, since each connection is one.
+
+    Returns:
+        How many connections of clients fit, at most those that the settings allow; and a warning if not all do.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    wanted = settings.microservice.max_connections
+    others = settings.microservice.max_running + _OTHER_FILES
+    if most == resource.RLIM_INFINITY or most >= wanted + others:
+        return wanted, ""
+    fitting = max(most - others, most // 4)
+    warning = (
+        f"only {most} files may be open (ulimit -n), so that {fitting} connections are served instead of "
+        f"[OPEA_Microservice] max_connections = {wanted}; {wanted + others} files are enough"
+    )
+    return fitting, warning
 
 
 def listening_sockets(settings: Settings) -> list[socket]:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from inspect import isawaitable
+from math import inf
 from time import time
 from typing import Any
 from urllib.parse import quote
@@ -30,7 +31,9 @@ from comps.dialects.shared.base import Dialect, GenerationCall, ServiceStatus, T
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
 from comps.dialects.shared.framing import openai_error
 from comps.handler import Handler, PromptHandler
+from comps.limits import Limits
 from comps.openapi import describe_bodies
+from comps.refusals import Refusals
 from comps.requests import REQUEST_ID_HEADER, plain_path, request_id, with_request_id, without_body
 from comps.responses import EXTENSION
 from comps.settings import Model, Settings
@@ -53,11 +56,15 @@ class DirectRoutes:
     Args:
         app: The application.
         handlers: The handlers by path, without path parameters.
+        refusal: The status and the body of an error, by the error and the path; for the server (`connections`).
+        limits: What the connections of clients may take; for the server as well.
     """
 
-    def __init__(self, app: ASGIApp, handlers: Mapping[str, ASGIApp]) -> None:
+    def __init__(self, app: ASGIApp, handlers: Mapping[str, ASGIApp], refusal: Refusals, limits: Limits) -> None:
         self._app = app
         self._handlers = handlers
+        self.refusal = refusal
+        self.limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -197,6 +204,21 @@ class Service:
             gpus=gpus,
         )
 
+    @property
+    def limits(self) -> Limits:
+        """What the connections of clients may take."""
+        own = self.settings.microservice
+        return Limits(
+            max_connections=own.max_connections,
+            header_seconds=own.header_seconds or inf,
+            body_seconds=own.body_seconds or inf,
+            idle_seconds=own.idle_seconds or inf,
+            stalled_client_seconds=own.stalled_client_seconds or inf,
+            max_header=own.max_header_kb * 1000,
+            max_target=own.max_url_kb * 1000,
+            max_body=own.max_body_mb * MEGABYTE,
+        )
+
     def add_routes(self, app: FastAPI) -> None:
         """Add all routes: those with a body, those without one (of the first dialect that has them), and our own."""
         paths = list(dict.fromkeys(path for dialect in self.dialects for path in dialect.calls))
@@ -218,6 +240,7 @@ class Service:
         self.handlers = [*handlers, PromptHandler(preview, servers, **common)]
         for handler in self.handlers:
             app.router.routes.append(Route(handler.endpoint.path, handler, methods=["POST"]))
+        self.refusal = Refusals([handler.endpoint for handler in self.handlers], self.dialects[0].style)
         self._add_get_routes(app)
         app.add_exception_handler(HTTPException, self._no_such_route)
         self._routes = app.router.routes

@@ -5,9 +5,11 @@ It adds to uvicorn's protocol:
 - a callback when the client leaves;
 - requests with an `Upgrade` are handled as if they had none: https://www.rfc-editor.org/rfc/rfc9110#section-7.8. Java's
   HttpClient and `curl --http2` send one with their first request;
-- no chunked coding for HTTP/1.0 clients, which do not support it.
+- no chunked coding for HTTP/1.0 clients, which do not support it;
+- the limits of `connections`.
 
-And to uvicorn's server, that it sleeps until it is told to end, and that it accepts connections as fast as they come.
+And to uvicorn's server, that it sleeps until it is told to end, that it accepts connections as fast as they come, and
+that it looks at the deadlines of all connections.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from typing import Any
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from comps.connections import LimitedConnection
+from comps.limits import Limits
 from comps.responses import EXTENSION, Headers
 
 _ACCEPTED_AT_ONCE = 16
@@ -36,9 +40,28 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
+        self._sweeping: asyncio.TimerHandle | None = None
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets and [one for first in sockets for one in (first, *_copies(first))])
+        self._sweep()
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self._sweeping:
+            self._sweeping.cancel()
+
+    def _sweep(self) -> None:
+        """Look at the deadlines of all connections, and again after a while; no request sets a timer."""
+        loop = asyncio.get_running_loop()
+        now, limits = loop.time(), getattr(self.config.app, "limits", None) or Limits()
+        connections: list[Any] = list(self.server_state.connections)
+        for connection in connections:
+            if connection.stalled(now):
+                connection.give_up()
+            elif connection.deadline <= now:
+                connection.overdue()
+        self._sweeping = loop.call_later(limits.sweep_seconds, self._sweep)
 
     async def main_loop(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -63,48 +86,42 @@ def _copies(listening: socket) -> list[socket]:
     return [listening.dup() for _ in range(_ACCEPTED_AT_ONCE - 1)]
 
 
-class ServerProtocol(HttpToolsProtocol):
+class ServerProtocol(LimitedConnection):
     """One client connection."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._responses: list[DirectResponse] = []
-        """The incomplete responses: several if requests are pipelined."""
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():  # The head is parsed once more, without what asks for an upgrade.
             return
+        self.accept_head()
         super().on_headers_complete()
         cycle = self.cycle
         response = DirectResponse(cycle, self.loop)
-        self._responses = [one for one in self._responses if not one.complete]
-        self._responses.append(response)
+        self.responses = [one for one in self.responses if not one.complete]
+        self.responses.append(response)
         extensions: dict[Any, Any] = cycle.scope.setdefault("extensions", {})
         extensions[EXTENSION] = response
         if cycle.scope["http_version"] == "1.0":
             cycle.send = _without_chunks(cycle)  # type: ignore[assignment, method-assign]
 
-    def on_message_complete(self) -> None:
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
-
-    def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
+    def feed(self, data: bytes) -> None:
         while data:
             try:
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 data = self._without_upgrade(data[upgrade.args[0] :])
-            except httptools.HttpParserError:
-                self._refuse("Invalid HTTP request received.")
+            except httptools.HttpParserCallbackError:  # It is refused already, or has a URL that is none.
+                self.refuse_malformed("invalid HTTP: the URL cannot be read")
+                return
+            except httptools.HttpParserError as error:
+                self.refuse_malformed(f"invalid HTTP: {error}")
                 return
 
     def _without_upgrade(self, rest: bytes) -> bytes:
         """Returns the request whose head was just parsed without its upgrade headers, followed by `rest`."""
         method = self.parser.get_method()
         if method == b"CONNECT":
-            self._refuse("This is no proxy.")
+            self.refuse_malformed("this is no proxy")
             return b""
         head = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
         for name, value in self.headers:
@@ -116,15 +133,6 @@ class ServerProtocol(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return b"\r\n".join([*head, b"", rest])
-
-    def _refuse(self, said: str) -> None:
-        self.logger.warning(said)
-        self.send_400_response(said)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        for response in self._responses:
-            response.left()
 
 
 class DirectResponse:
@@ -162,6 +170,8 @@ class DirectResponse:
         if cycle.disconnected:
             return
         cycle.response_started = True
+        if status == 413 and cycle.more_body:  # The rest of a large body is not worth the connection.
+            cycle.keep_alive = False
         cycle.waiting_for_100_continue = False
         has_length = any(name == b"content-length" for name, _ in headers)
         self._chunked = not has_length and cycle.scope["http_version"] != "1.0"
@@ -213,7 +223,7 @@ class DirectResponse:
             self._transport.write(last)
         cycle.response_complete = True
         cycle.message_event.set()
-        if not cycle.keep_alive:
+        if not cycle.keep_alive and not cycle.more_body:
             self._transport.close()
         cycle.on_response()
 

@@ -24,6 +24,7 @@ from comps.core.errors import LLMError
 from comps.core.request_id import REQUEST_ID
 from comps.core.types import GPU, Usage
 from comps.core.unread import UNREAD
+from comps.limits import CONNECTIONS
 
 log = logging.getLogger("opea_llm")
 
@@ -132,6 +133,11 @@ class Telemetry(Collector):
         for part, count in UNREAD.items():
             unread.add_metric((part,), count)
         yield unread
+        yield GaugeMetricFamily("opea_llm_connections", "Open connections of clients", CONNECTIONS.open)
+        ended = CounterMetricFamily("opea_llm_connections_ended", "Connections ended by a limit", labels=("reason",))
+        for reason, count in CONNECTIONS.ended.items():
+            ended.add_metric((reason,), count)
+        yield ended
 
     def _admission_families(self) -> Iterator[Metric]:
         running = GaugeMetricFamily("opea_llm_requests_running", "Slots that are taken, by model", labels=("model",))

@@ -6,11 +6,13 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -607,3 +609,18 @@ async def test_a_client_that_takes_nothing_of_its_answer_counts_as_gone_after_th
         assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     finally:
         await service.shutdown()
+
+
+def test_it_raises_the_limit_of_open_files_and_serves_fewer_connections_if_that_is_too_low() -> None:
+    with serving(within=["prlimit", "--nofile=50:64"], MODEL_SERVER="scripted") as service:
+        assert resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE) == (64, 64)
+        assert "only 64 files may be open (ulimit -n), so that 16 connections are served" in service.said[0]
+        clients = [socket.create_connection(("127.0.0.1", service.port), PATIENCE) for _ in range(100)]
+        assert clients[-1].recv(1) == b""  # It is accepted and closed, since there is no file for it.
+        for client in clients:
+            client.close()
+        while True:  # Until it has noticed that they are closed.
+            with suppress(ConnectionError), service.posting({"query": "?", "streaming": False}) as response:
+                if response.status == 200:
+                    break
+                assert response.status == 503

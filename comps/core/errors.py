@@ -8,6 +8,7 @@ LLMError
 │   ├── UnknownModel       the requested model is not served
 │   ├── BodyTooLarge       the HTTP body exceeds the configured limit
 │   ├── UnsupportedEncoding  the HTTP body has a content encoding that is not read
+│   ├── InvalidHTTP        the HTTP message is malformed, too large or too late; with its `status`
 │   └── Forbidden          the settings do not allow the request
 ├── Overloaded             too many requests; try again after `retry_after` seconds
 ├── ModelServerError       the model server failed
@@ -123,6 +124,20 @@ class UnsupportedEncoding(InvalidRequest):
 
     def __init__(self, encoding: str, known: str) -> None:
         super().__init__(f"'{encoding}' is not read here; known: {known}", "content-encoding")
+
+
+class InvalidHTTP(InvalidRequest):
+    """The HTTP message is malformed, too large or too late, so that no handler gets it.
+
+    Args:
+        message: What is wrong, without the field.
+        status: The HTTP status: https://www.rfc-editor.org/rfc/rfc9110#section-15.5
+        field: What is wrong; None if no single part is.
+    """
+
+    def __init__(self, message: str, status: int, field: str | None = None) -> None:
+        super().__init__(message, field)
+        self.status = status
 
 
 class Forbidden(InvalidRequest):

@@ -98,6 +98,16 @@ class Microservice(Section):
     host: str = key_of("0.0.0.0", "the address it listens on", "USVC_HOST", min_length=1)
     port: int = key_of(9000, "the port it listens on", "USVC_PORT", "LLM_USVC_PORT", ge=1, le=65535)
     max_body_mb: int = key_of(16, "the largest request body that is read, in megabytes", "USVC_MAX_BODY_MB", gt=0)
+    max_header_kb: int = key_of(
+        32, "the largest headers of a request, in kilobytes; beyond that, 431", "USVC_MAX_HEADER_KB", gt=0
+    )
+    max_url_kb: int = key_of(8, "the longest URL, in kilobytes; beyond that, 414", "USVC_MAX_URL_KB", gt=0)
+    max_connections: int = key_of(
+        4096,
+        "how many connections may be open; beyond that, 503 (GET is still answered)",
+        "USVC_MAX_CONNECTIONS",
+        gt=0,
+    )
     max_running: int = key_of(256, "how many requests each model may answer at once", "USVC_MAX_RUNNING", gt=0)
     max_waiting: int = key_of(
         1024,
@@ -115,8 +125,33 @@ class Microservice(Section):
     show_endpoints: bool = key_of(
         False, "let POST /v1/prompt tell its callers the model server's URL", "USVC_SHOW_ENDPOINTS"
     )
-    stalled_client_seconds: int = key_of(
-        120, "how long a client may take nothing of its answer; 0: no limit", "USVC_STALLED_CLIENT_SECONDS", ge=0
+    header_seconds: float = key_of(
+        10,
+        "how long the headers of a request may take, and the first request after a connection is made; 0: no limit",
+        "USVC_HEADER_SECONDS",
+        ge=0,
+        allow_inf_nan=False,
+    )
+    body_seconds: float = key_of(
+        30,
+        "how long a request's body may take, with a second more for each 16 kB of it; 0: no limit",
+        "USVC_BODY_SECONDS",
+        ge=0,
+        allow_inf_nan=False,
+    )
+    idle_seconds: float = key_of(
+        5,
+        "how long a connection stays open without a request; 0: no limit",
+        "USVC_IDLE_SECONDS",
+        ge=0,
+        allow_inf_nan=False,
+    )
+    stalled_client_seconds: float = key_of(
+        120,
+        "how long a client may take nothing of its answer; 0: no limit",
+        "USVC_STALLED_CLIENT_SECONDS",
+        ge=0,
+        allow_inf_nan=False,
     )
     keepalive_seconds: float = key_of(
         0.0,
