@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, quote
@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, quote
 from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
+from comps.access import CALLER
 from comps.admission import Admission, RequestSlots
 from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, Unreachable, for_operator
 from comps.core.generator import Preview, TextGenerator
@@ -67,11 +68,13 @@ class Handler:
         reply = Reply(response)
         style = self.endpoint.style
         call: Call | None = None
-        with self._telemetry.exchange(self.endpoint.path) as exchange:
+        with self._telemetry.exchange(self.endpoint.path, scope.get(CALLER)) as exchange:
             try:
                 endpoint, variables = self._endpoint_for(scope)
                 style = endpoint.style
-                call = endpoint.read(await read_body(response, scope, receive, self._max_body), variables)
+                body = await read_body(response, scope, receive, self._max_body)
+                exchange.body_size = len(body)
+                call = endpoint.read(body, variables)
                 style = call.style
                 await _unless_gone(response, self._answer(call, endpoint, reply, exchange))
                 exchange.outcome = "200"
@@ -114,7 +117,7 @@ class Handler:
             await self._generate(call, slots, reply, exchange)
             return
         assert isinstance(call, EmbeddingCall | TokenCountCall)
-        model = self._models.named(call.wanted_model, call.any_model)
+        model = self._models.named(call.wanted_model, call.any_model, _allowed(exchange))
         info = await model.info()
         headers = self._ignored(call, info)
         async with slots.slot():
@@ -128,7 +131,7 @@ class Handler:
         reply.whole(200, call.style.encode(document), headers)
 
     async def _generate(self, call: GenerationCall, slots: RequestSlots, reply: Reply, exchange: Exchange) -> None:
-        model, info, requests = await self._asked(call)
+        model, info, requests = await self._asked(call, exchange)
         headers = self._ignored(call, info)
         requests = [_honoured(request, info) for request in requests]
         response = Responder(call, info, len(requests), reply, headers, exchange, self._keepalive_seconds)
@@ -138,10 +141,12 @@ class Handler:
         else:
             await response.whole(slots, model, requests)
 
-    async def _asked(self, call: GenerationCall) -> tuple[TextGenerator, ModelInfo, Sequence[GenerationRequest]]:
+    async def _asked(
+        self, call: GenerationCall, exchange: Exchange
+    ) -> tuple[TextGenerator, ModelInfo, Sequence[GenerationRequest]]:
         """Returns the model that is asked, its description, and what is asked of it."""
         try:
-            model = self._models.named(call.wanted_model, call.any_model)
+            model = self._models.named(call.wanted_model, call.any_model, _allowed(exchange))
             info = await model.info()
         except LLMError:
             call.requests()  # What is wrong with the body is told first.
@@ -188,7 +193,7 @@ class PromptHandler(Handler):
 
     async def _answer(self, call: Call, endpoint: Endpoint, reply: Reply, exchange: Exchange) -> None:
         assert isinstance(call, GenerationCall)
-        model, info, requests = await self._asked(call)
+        model, info, requests = await self._asked(call, exchange)
         slots = RequestSlots(self._admission)
 
         async def previewed(request: GenerationRequest) -> Preview:
@@ -206,6 +211,11 @@ class PromptHandler(Handler):
             "ignored": _ignored_names(call, info),
         }
         reply.whole(200, preview_document(of_all, previews), [])
+
+
+def _allowed(exchange: Exchange) -> Collection[str]:
+    """Returns the names of the models that the caller may use; none: all."""
+    return exchange.caller.models if exchange.caller else ()
 
 
 def _ignored_names(call: Call, info: ModelInfo) -> list[str]:

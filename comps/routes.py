@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from comps.access import CALLER, Caller, Keys
 from comps.admission import Admission
 from comps.core.errors import InvalidRequest, LLMError, for_operator
 from comps.core.generator import TextGenerator
@@ -29,12 +30,15 @@ from comps.core.types import JSON, ModelInfo
 from comps.dialects.shared.base import Dialect, GenerationCall, ServiceStatus, Text
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
 from comps.dialects.shared.framing import openai_error
+from comps.guard import Guard, styles_by_path
 from comps.handler import Handler, PromptHandler
 from comps.openapi import describe_bodies
+from comps.pages import DOCS, DOCS_ROUTES
 from comps.requests import REQUEST_ID_HEADER, plain_path, request_id, with_request_id, without_body
 from comps.responses import EXTENSION
 from comps.settings import Model, Settings
 from comps.telemetry import Telemetry, gpus, log
+from comps.watched_files import WatchedFiles
 
 MEGABYTE = 1_000_000
 PROMPT = "/v1/prompt"
@@ -53,11 +57,14 @@ class DirectRoutes:
     Args:
         app: The application.
         handlers: The handlers by path, without path parameters.
+        guard: Checks the requests that are passed on directly; those that it refuses, the application refuses too.
+            None: no keys are needed.
     """
 
-    def __init__(self, app: ASGIApp, handlers: Mapping[str, ASGIApp]) -> None:
+    def __init__(self, app: ASGIApp, handlers: Mapping[str, ASGIApp], guard: Guard | None = None) -> None:
         self._app = app
         self._handlers = handlers
+        self._guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,7 +83,7 @@ class DirectRoutes:
             path = plain_path(path)
             scope = {**scope, "path": path, "raw_path": quote(path).encode()}
         handler = self._handlers.get(path) if scope["method"] == "POST" else None
-        if handler and origin is None and not scope["root_path"]:
+        if handler and origin is None and not scope["root_path"] and not (self._guard and self._guard.check(scope)):
             await handler(scope, receive, send)
             return
         # What follows changes the response in `send`, so the extension that writes past `send` is removed.
@@ -95,10 +102,20 @@ class Service:
         models: The served models.
         dialects: The dialects, by precedence.
         shut_down: Stops the service; None if it cannot be stopped.
+        keys: The API keys; None if callers need none.
+        others: The dialects that are not enabled, whose paths have the same refusals as if they were.
+        watched: Files that are read again when they change.
     """
 
     def __init__(
-        self, settings: Settings, models: Models, dialects: list[Dialect], shut_down: Callable[[], None] | None
+        self,
+        settings: Settings,
+        models: Models,
+        dialects: list[Dialect],
+        shut_down: Callable[[], None] | None,
+        keys: Keys | None = None,
+        others: Sequence[Dialect] = (),
+        watched: Sequence[WatchedFiles] = (),
     ) -> None:
         self.settings = settings
         self.models = models
@@ -106,6 +123,9 @@ class Service:
         self.admission = Admission(settings.microservice.max_running, settings.microservice.max_waiting)
         self.telemetry = Telemetry()
         self.shut_down = shut_down if settings.microservice.allow_shutdown else None
+        self._watched = watched
+        self._styles = styles_by_path([*dialects, *others])
+        self.guard = Guard(keys, _open_routes(settings), self._refusal, self.telemetry) if keys else None
         self.version = _version()
         self.started = int(time())
 
@@ -116,12 +136,14 @@ class Service:
         on_state: Callable[[Mapping[str, LLMError]], None] | None,
     ) -> AsyncIterator[None]:
         """Lifespan: load all models concurrently, in the background, and close them at the end; see `make_app`."""
-        loading = asyncio.ensure_future(self._load(on_loaded, on_state))
+        watching = (files.watch() for files in self._watched)
+        tasks = [asyncio.ensure_future(one) for one in (self._load(on_loaded, on_state), *watching)]
         try:
             yield
         finally:
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(*(generator.server.aclose() for generator in self.models))
 
     async def _load(
@@ -167,16 +189,25 @@ class Service:
             return LLMError("the model could not be loaded; the log above has the reason")
         return None
 
-    async def describe(self, asks_models: bool, path: Mapping[str, str]) -> ServiceStatus:
+    async def describe(self, asks_models: bool, path: Mapping[str, str], caller: Caller | None = None) -> ServiceStatus:
         """Returns the current service status. The service is ready if one of its models can answer.
 
         Args:
             asks_models: Whether to ask the model servers; if not, the models have no description.
             path: The path parameters of the request.
+            caller: Who asks, and sees the models that this caller may use; None: all.
+
+        Raises:
+            Forbidden: The caller may not use the model in the path, or none that is served.
         """
-        states: list[tuple[ModelInfo, LLMError | None]] = [(ModelInfo(one.model), None) for one in self.models]
+        models = list(self.models)
+        if caller and caller.models:
+            asked = path.get("model")
+            self.models.named(asked if asked in {one.model for one in models} else None, allowed=caller.models)
+            models = self.models.allowed(caller.models)
+        states: list[tuple[ModelInfo, LLMError | None]] = [(ModelInfo(one.model), None) for one in models]
         if asks_models:
-            states = await asyncio.gather(*(_state(generator) for generator in self.models))
+            states = await asyncio.gather(*(_state(generator) for generator in models))
         return ServiceStatus(
             name=self.settings.microservice.name,
             version=self.version,
@@ -208,13 +239,14 @@ class Service:
         show = self.settings.microservice.show_endpoints
         servers = {name: _model_server(served.model, show) for name, served in self.settings.models.items()}
         handlers = [Handler(endpoint, **common) for endpoint in endpoints]
-        self.handlers = [*handlers, PromptHandler(preview, servers, **common)]
+        prompt = [PromptHandler(preview, servers, **common)] if self.settings.microservice.serve_prompt else []
+        self.handlers = [*handlers, *prompt]
         for handler in self.handlers:
             app.router.routes.append(Route(handler.endpoint.path, handler, methods=["POST"]))
         self._add_get_routes(app)
         app.add_exception_handler(HTTPException, self._no_such_route)
         self._routes = app.router.routes
-        describe_bodies(app, endpoints, preview)
+        describe_bodies(app, endpoints, preview if prompt else None, needs_key=self.guard is not None)
 
     def _add_get_routes(self, app: FastAPI) -> None:
         """Add the routes without a body."""
@@ -234,13 +266,14 @@ class Service:
             response_class=Response,
             responses=_described(503),
         )
-        app.add_api_route(
-            "/metrics",
-            self._metrics,
-            methods=["GET"],
-            summary="Prometheus metrics",
-            response_class=PlainTextResponse,
-        )
+        if self.settings.microservice.serve_metrics:
+            app.add_api_route(
+                "/metrics",
+                self._metrics,
+                methods=["GET"],
+                summary="Prometheus metrics",
+                response_class=PlainTextResponse,
+            )
         for route in dict.fromkeys(route for dialect in self.dialects for route in dialect.routes):
             method, _, path = route.partition(" ")
             if path != "/" and "?" not in path:
@@ -270,7 +303,8 @@ class Service:
         route = owner.routes[name]
         style = route.style or owner.style
         try:
-            content = route.respond(await self.describe(route.asks_models, request.path_params))
+            caller = request.scope.get(CALLER)
+            content = route.respond(await self.describe(route.asks_models, request.path_params, caller))
             if isawaitable(content):
                 content = await content
         except LLMError as error:
@@ -285,8 +319,11 @@ class Service:
         return Response(style.encode(style.error(failed)), style.status(failed), _retry(failed), "application/json")
 
     async def _root(self, request: Request) -> Response:
-        if "text/html" in request.headers.get("accept", "") or not self._has("GET /"):
+        serves_docs, has_answer = self.settings.microservice.serve_docs, self._has("GET /")
+        if serves_docs and (not has_answer or "text/html" in request.headers.get("accept", "")):
             return RedirectResponse("docs")
+        if not has_answer:
+            raise HTTPException(404)
         return await self._respond("GET /", request)
 
     async def _ready(self) -> Response:
@@ -308,13 +345,29 @@ class Service:
         assert isinstance(error, HTTPException)
         path = request.url.path
         nearest = self._nearest(request.method, path)
-        hint = f"did you mean {nearest}?" if nearest else "GET /docs shows what there is"
-        said = InvalidRequest(f"{request.method} {path}: {error.detail}; {hint}")
+        shown = "; GET /docs shows what there is" if self.settings.microservice.serve_docs else ""
+        hint = f"; did you mean {nearest}?" if nearest else shown
+        said = InvalidRequest(f"{request.method} {path}: {error.detail}{hint}")
+        return Response(self._of_no_route(path, said), error.status_code, error.headers, "application/json")
+
+    def _of_no_route(self, path: str, error: LLMError) -> bytes:
+        """Returns the body of an error on a path that is no route, in the style of the first dialect."""
         style = self.dialects[0].style
-        content = style.error(said)
+        content = style.error(error)
         if path.startswith("/v1"):  # OpenAI's SDKs print `error.message`.
-            content = {"detail": str(said), **content, **openai_error(said)}
-        return Response(style.encode(content), error.status_code, error.headers, "application/json")
+            content = {"detail": str(error), **content, **openai_error(error)}
+        return style.encode(content)
+
+    def _refusal(self, path: str, error: LLMError) -> tuple[int, bytes]:
+        """Returns the status and the body for a request that the guard refuses.
+
+        The body has the form that the path has in any of the dialects, enabled or not, so that it does not tell which
+        routes there are.
+        """
+        for pattern, style in self._styles:
+            if pattern.match(path):
+                return style.status(error), style.encode(style.error(error))
+        return self.dialects[0].style.status(error), self._of_no_route(path, error)
 
     def _nearest(self, method: str, path: str) -> str | None:
         """Returns the route that is most like a path that is none, with its method; None if none is like it."""
@@ -325,6 +378,12 @@ class Service:
             return None
         methods = known[found[0]] - {"HEAD"}
         return f"{method if method in methods else min(methods)} {found[0]}"
+
+
+def _open_routes(settings: Settings) -> list[str]:
+    """Returns the paths that need no key."""
+    paths = settings.microservice.open_routes
+    return [*paths, *DOCS_ROUTES] if DOCS in paths else list(paths)
 
 
 def _described(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -8,7 +8,8 @@ LLMError
 │   ├── UnknownModel       the requested model is not served
 │   ├── BodyTooLarge       the HTTP body exceeds the configured limit
 │   ├── UnsupportedEncoding  the HTTP body has a content encoding that is not read
-│   └── Forbidden          the settings do not allow the request
+│   ├── Unauthorized       the request has no API key, or an unknown one
+│   └── Forbidden          the settings, or the caller's API key, do not allow the request
 ├── Overloaded             too many requests; try again after `retry_after` seconds
 ├── ModelServerError       the model server failed
 │   ├── Unreachable        no connection, or the model is still loading
@@ -125,8 +126,12 @@ class UnsupportedEncoding(InvalidRequest):
         super().__init__(f"'{encoding}' is not read here; known: {known}", "content-encoding")
 
 
+class Unauthorized(InvalidRequest):
+    """The request has no API key, or an unknown one."""
+
+
 class Forbidden(InvalidRequest):
-    """The settings do not allow the request."""
+    """The settings, or the caller's API key, do not allow the request."""
 
 
 class Overloaded(LLMError):
