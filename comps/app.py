@@ -276,10 +276,20 @@ def make_app(
         lifespan=lambda _: service.open(on_loaded, on_state),
     )
     service.add_routes(app)
-    if service.guard and keys:
-        keys.warn_of_unknown_models()
+    _add_middlewares(app, service, settings.microservice.cors_origins)
+    app.state.handlers = {one.endpoint.path: one for one in service.handlers}
+    app.state.guard = service.guard
+    app.state.tls = tls
+    app.state.trusted_proxies = list(settings.microservice.trusted_proxies)
+    return app
+
+
+def _add_middlewares(app: FastAPI, service: Service, origins: Sequence[str]) -> None:
+    """Add the guard, if keys are set, and before it what answers web pages, if they may ask."""
+    if service.guard:
+        service.guard.keys.warn_of_unknown_models()
         app.add_middleware(Guarded, guard=service.guard)
-    if origins := settings.microservice.cors_origins:
+    if origins:
         # Without credentials: cookies of a page's user have no meaning here. It answers preflights, which have no key.
         app.add_middleware(
             CORSMiddleware,
@@ -289,11 +299,6 @@ def make_app(
             allow_private_network=True,
             expose_headers=["*"],
         )
-    app.state.handlers = {one.endpoint.path: one for one in service.handlers}
-    app.state.guard = service.guard
-    app.state.tls = tls
-    app.state.trusted_proxies = list(settings.microservice.trusted_proxies)
-    return app
 
 
 def direct(app: FastAPI) -> ASGIApp:

@@ -74,10 +74,13 @@ class ServerTLS:
 
 
 class _Handshake(ssl.SSLObject):
-    """Answers a client that sends plain HTTP in plain HTTP, instead of closing the connection without a word."""
+    """Tells a client why its handshake fails; asyncio and uvloop close the connection without a word.
+
+    A client that sends plain HTTP gets an answer in plain HTTP.
+    """
 
     _outgoing: ssl.MemoryBIO
-    _has_answered = False
+    _failed: ssl.SSLError | None = None
 
     @classmethod
     def _create(cls, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **kwargs: Any) -> _Handshake:
@@ -86,17 +89,20 @@ class _Handshake(ssl.SSLObject):
         return made  # type: ignore[no-any-return]
 
     def do_handshake(self) -> None:
-        if self._has_answered:  # It has not closed the connection, and sends more.
-            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "plain HTTP on a port for HTTPS")
+        if self._failed:  # The client has not closed the connection, and sends more.
+            raise self._failed
         try:
             super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
         except ssl.SSLError as error:
-            if error.reason != "HTTP_REQUEST":
+            log.info("a TLS handshake failed: %s", _reason(error))
+            if error.reason == "HTTP_REQUEST":
+                self._outgoing.write(_PLAIN_HTTP)
+            if not self._outgoing.pending:
                 raise
-            log.info("a client sent plain HTTP to the port for HTTPS")
-            self._has_answered = True
-            self._outgoing.write(_PLAIN_HTTP)
-            raise ssl.SSLWantReadError from None  # So that what is written is sent.
+            self._failed = error
+            raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "to have sent what is to be sent") from None
 
 
 def read_tls(settings: Settings) -> ServerTLS | None:

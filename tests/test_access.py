@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import logging
@@ -440,3 +441,78 @@ async def test_keys_are_read_again_when_the_file_changes_and_kept_when_it_is_bro
             assert "hush" not in caplog.text
         # What was spent before stays spent: five of web's.
         assert await statuses("new", "new", "new", "third") == [200, 200, 429, 200]
+
+
+# What the service shows, and to whom.
+
+
+@pytest.mark.parametrize(
+    ("variable", "routes"),
+    [
+        (
+            "USVC_SERVE_DOCS",
+            ["GET /docs", "GET /openapi.json", "GET /static-offline-docs/swagger-ui.css", "GET /redoc"],
+        ),
+        ("USVC_SERVE_METRICS", ["GET /metrics", "GET /metrics?format=kaito"]),
+        ("USVC_SERVE_PROMPT", ["POST /v1/prompt"]),
+    ],
+)
+async def test_each_page_can_be_switched_off(variable: str, routes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted(), monkeypatch, {variable: "false"}) as service:
+        for route in routes:
+            method, _, path = route.partition(" ")
+            answer = await ask(service, method, path)
+            assert answer.status == 404
+            assert ("/docs" in answer.json["detail"].partition(";")[2]) is (variable != "USVC_SERVE_DOCS")
+        root = await service.get("/", Accept="text/html")
+        assert root.status == (200 if variable == "USVC_SERVE_DOCS" else 307)
+        assert (await service.post(QUERY)).status == 200
+
+
+async def test_where_no_dialect_has_a_root_and_there_is_no_page_there_is_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment = {"USVC_SERVE_DOCS": "false", "LLM_DIALECTS": "opea"}
+    async with running(Scripted(), monkeypatch, environment) as service:
+        assert (await service.get("/")).status == 404
+
+
+async def test_the_page_may_run_its_own_scripts_alone_and_stand_in_no_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted(), monkeypatch) as service:
+        page = await service.get("/docs")
+    policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
+    scripts = re.findall(r"<script>(.*?)</script>", page.body.decode(), re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert digests
+    assert policy["script-src"].split() == ["'self'", *(f"'sha256-{digest}'" for digest in digests)]
+    assert {policy[name] for name in ("default-src", "frame-ancestors", "base-uri", "form-action")} == {"'none'"}
+    assert policy["connect-src"] == "'self'"
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers["x-frame-options"] == "DENY"
+    assert page.headers["referrer-policy"] == "no-referrer"
+
+
+# Behind proxies.
+
+
+@pytest.mark.parametrize(
+    ("trusted", "forwarded", "client"),
+    [
+        ("", "203.0.113.9", "127.0.0.1"),
+        ("127.0.0.1", "203.0.113.9", "203.0.113.9"),
+        ("127.0.0.0/8, 10.0.0.0/8", "198.51.100.1, 203.0.113.9, 10.1.2.3", "203.0.113.9"),
+        ("10.0.0.0/8", "203.0.113.9", "127.0.0.1"),
+        ("127.0.0.1", "", "127.0.0.1"),
+        ("127.0.0.1", "evil 200 key=web", "evil%20200%20key%3Dweb"),
+    ],
+)
+async def test_the_address_of_a_client_is_what_a_trusted_proxy_tells(
+    trusted: str, forwarded: str, client: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "opea_llm")
+    environment = {KEYS: "web=s3cret", "USVC_TRUSTED_PROXIES": trusted}
+    async with running(Scripted(), monkeypatch, environment) as service:
+        headers = {"X-Forwarded-For": forwarded, "X-Forwarded-Proto": "https"} if forwarded else {}
+        assert (await service.post(QUERY, **headers)).status == 401
+        assert (await service.post(QUERY, **headers, **WEB)).status == 200
+    assert f"from {client} 401" in caplog.text
