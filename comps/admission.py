@@ -198,8 +198,9 @@ class RequestSlots:
 
     def check(self) -> None:
         """Raise `Overloaded` if `enter` would do so now."""
-        if not self._admission.has_place(self._caller):
-            raise self._admission.refusal(self._caller)
+        admission = self._admission
+        if admission.running == admission.max_running and not admission.has_place(self._caller):
+            raise admission.refusal(self._caller)
 
     async def enter(self) -> None:
         """Take the first slot, for the first answer, unless it is taken already.

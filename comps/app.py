@@ -11,8 +11,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi_offline import FastAPIOffline
 
+from comps.access import Keys
 from comps.core.budget import Sharing
 from comps.core.errors import LLMError, SettingsError, SettingsProblems
 from comps.core.generator import TextGenerator
@@ -27,6 +27,7 @@ from comps.dialects.shared import llama
 from comps.dialects.shared.base import Dialect
 from comps.dialects.square import dialect as square
 from comps.dialects.square.conversations import Conversation, read_conversation
+from comps.guard import Guarded
 from comps.model_servers import (
     WITHOUT_ENGINE_SETTINGS,
     control_token_escaper,
@@ -38,9 +39,11 @@ from comps.model_servers import (
 )
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
+from comps.pages import app_with_pages
 from comps.relevance import by_relevance
 from comps.routes import DirectRoutes, Service
-from comps.settings import CONVERSATION, ServedModel, Settings, gather_settings, read_templates
+from comps.settings import CONVERSATION, ServedModel, Settings, gather_settings, read_templates, read_text
+from comps.tls import read_tls
 
 
 def read_settings(file: Path | None) -> Settings:
@@ -56,9 +59,30 @@ def read_settings(file: Path | None) -> Settings:
     if problems.found:  # So that whatever else is wrong is told with it.
         with problems.caught():
             open_models(settings)
+    for read in (read_keys, read_tls):
+        with problems.caught():
+            read(settings)
     if problems.found:
         raise SettingsError(*settings.without_effect, *problems.found)
     return settings
+
+
+def read_keys(settings: Settings) -> Keys | None:
+    """Returns the API keys; None if none are set.
+
+    Raises:
+        SettingsError: They cannot be read, or are set twice.
+    """
+    microservice = settings.microservice
+    sources = {one.key: one.source for one in settings.listing if one.section == "OPEA_Microservice"}
+    file, listed = microservice.api_keys_file, microservice.api_keys.get_secret_value()
+    if file:
+        # The variable with the file's path sets both, as for any secret.
+        if listed and sources["api_keys"] != sources["api_keys_file"]:
+            where = f"{sources['api_keys']} and {sources['api_keys_file']}"
+            raise SettingsError(f"{where}: api_keys and api_keys_file are both set; one of them must go")
+        return Keys(lambda: read_text(Path(file)), file, file, settings.models)
+    return Keys(lambda: listed, sources["api_keys"], known_models=settings.models) if listed else None
 
 
 def open_models(settings: Settings, servers: Mapping[str, ModelServer] = MappingProxyType({})) -> Models:
@@ -236,31 +260,45 @@ def make_app(
         SettingsError: A setting is invalid.
     """
     dialects = [*further, *make_dialects(settings)]
-    service = Service(settings, open_models(settings, servers), dialects, shut_down)
+    others = [open_dialect(name, None) for name in DIALECTS if name not in settings.dialects.enabled]
+    keys, tls = read_keys(settings), read_tls(settings)
+    watched = [one.files for one in (keys, tls) if one]
+    service = Service(settings, open_models(settings, servers), dialects, shut_down, keys, others, watched)
     mimetypes.init()  # It reads files, which would otherwise happen in the event loop, at the first page.
-    app = FastAPIOffline(
+    app = app_with_pages(
+        settings.microservice.serve_docs,
         title="OPEA LLM microservice",
         version=service.version,
         description="A question and documents in, an answer out, whole or streamed.",
-        redoc_url=None,
         redirect_slashes=False,
         lifespan=lambda _: service.open(on_loaded, on_state),
     )
     service.add_routes(app)
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=settings.microservice.cors_origins,
-        allow_methods=["*"],
-        allow_headers=["*"],
-        allow_private_network=True,
-        expose_headers=["*"],
-    )
+    _add_middlewares(app, service, settings.microservice.cors_origins)
     app.state.service = service
+    app.state.tls = tls
     return app
+
+
+def _add_middlewares(app: FastAPI, service: Service, origins: Sequence[str]) -> None:
+    """Add the guard, if keys are set, and before it what answers web pages, if they may ask."""
+    if service.guard:
+        service.guard.keys.warn_of_unknown_models()
+        app.add_middleware(Guarded, guard=service.guard)
+    if origins:
+        # Without credentials: cookies of a page's user have no meaning here. It answers preflights, which have no key.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=["*"],
+        )
 
 
 def direct(app: FastAPI) -> DirectRoutes:
     """Returns the application for an ASGI server, with direct routes to the handlers; see `DirectRoutes`."""
     service: Service = app.state.service
     handlers = {handler.endpoint.path: handler for handler in service.handlers}
-    return DirectRoutes(app, handlers, service.refusal, service.limits)
+    return DirectRoutes(app, handlers, service.guard, service.refusal, service.limits)

@@ -25,7 +25,7 @@ from comps.core.generator import TextGenerator
 from comps.core.ports import Loads, ModelServer
 from comps.core.sockets import notice_silence
 from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
-from comps.listening import listening_sockets, raise_file_limit
+from comps.listening import is_reachable, listening_sockets, raise_file_limit
 from comps.preview import ModelPreview, show
 from comps.server import Server, ServerProtocol
 from comps.settings import Settings, read_text
@@ -92,7 +92,9 @@ class _Service(Server):
             loop="uvloop",
             http=ServerProtocol,
             ws="none",
-            proxy_headers=False,  # Nothing here reads the client's address.
+            proxy_headers=bool(microservice.trusted_proxies),
+            forwarded_allow_ips=list(microservice.trusted_proxies),
+            ssl_context_factory=(lambda *_: app.state.tls.context) if app.state.tls else None,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=microservice.drain_seconds,
@@ -111,6 +113,12 @@ class _Service(Server):
             notice_silence(listening, self._settings.microservice.stalled_client_seconds)
         name, models = self._settings.microservice.name, _models(self._settings)
         _message(f"{name}: loading {models} …; requests get status 503 until it is ready")
+        service = self._settings.microservice
+        if not (service.needs_key or service.tls_client_ca) and is_reachable(sockets):
+            _message(
+                f"{name}: warning: all who reach {service.host}:{service.port} may ask, since no API key is set; "
+                "USVC_API_KEYS_FILE names a file of keys"
+            )
         await super().startup(sockets)
 
     def _make_room(self) -> None:
@@ -144,7 +152,10 @@ def _state(settings: Settings, silent: Mapping[str, LLMError]) -> str:
     """Returns what the service says of its models: that they answer, or which of them do not, and how to try it."""
     service = settings.microservice
     host = "localhost" if service.host in ("0.0.0.0", "::") else service.host
-    address = f"http://{f'[{host}]' if ':' in host else host}:{service.port}"
+    scheme = "https" if service.tls_certificate else "http"
+    address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{service.port}"
+    key = ' -H "Authorization: Bearer $KEY"' if service.needs_key else ""
+    read_on = f"  Read on: {address}/docs\n" if service.serve_docs else ""
     where = f"{address} (listening on {service.host}:{service.port})"
     answering = [name for name in settings.models if name not in silent]
     away = "; ".join(
@@ -156,8 +167,8 @@ def _state(settings: Settings, silent: Mapping[str, LLMError]) -> str:
     return (
         f"{service.name}: ready at {where}, answering with {_models(settings, answering)}"
         f"{f'; {away}' if away else ''}\n\n"
-        f"  Try it:  curl {address}{path} -H 'Content-Type: application/json' -d '{dumps(body)}'\n"
-        f"  Read on: {address}/docs\n"
+        f"  Try it:  curl {address}{path}{key} -H 'Content-Type: application/json' -d '{dumps(body)}'\n"
+        f"{read_on}"
     )
 
 

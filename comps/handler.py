@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, quote
@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, quote
 from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
+from comps.access import CALLER
 from comps.admission import Admission, RequestSlots
 from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, Unreachable, for_operator
 from comps.core.generator import Preview, TextGenerator
@@ -28,9 +29,6 @@ from comps.replies import Reply, Responder, metadata_of, shortened
 from comps.requests import ClientGone, read_body
 from comps.responses import Response, response_to
 from comps.telemetry import Exchange, Telemetry, log
-
-_CALLER = "opea_llm.caller"
-"""The key in ASGI's scope of the caller with a key, which has a `name`."""
 
 
 class Handler:
@@ -71,15 +69,17 @@ class Handler:
         reply = Reply(response)
         style = self.endpoint.style
         call: Call | None = None
-        with self._telemetry.exchange(self.endpoint.path) as exchange:
+        with self._telemetry.exchange(self.endpoint.path, scope.get(CALLER)) as exchange:
             try:
                 endpoint, variables = self._endpoint_for(scope)
                 style = endpoint.style
                 body = await read_body(response, scope, receive, self._max_body)
-                caller: str = getattr(scope.get(_CALLER), "name", "")
-                if self._only_admission and not self._only_admission.has_place(caller):
+                exchange.body_size = len(body)
+                caller = exchange.caller.name if exchange.caller else ""
+                admission = self._only_admission
+                if admission and admission.running == admission.max_running and not admission.has_place(caller):
                     style = endpoint.style_of(body)
-                    raise self._only_admission.refusal(caller)
+                    raise admission.refusal(caller)
                 call = endpoint.read(body, variables)
                 style = call.style
                 await _unless_gone(response, self._answer(call, endpoint, reply, exchange, caller))
@@ -118,7 +118,7 @@ class Handler:
         return self.endpoint, scope.get("path_params", {})
 
     async def _answer(self, call: Call, endpoint: Endpoint, reply: Reply, exchange: Exchange, caller: str) -> None:
-        model = self._model(call)
+        model = self._model(call, exchange.caller.models if exchange.caller else ())
         slots = RequestSlots(self._admissions[model.model], caller, exchange.started)
         slots.check()
         try:
@@ -126,10 +126,10 @@ class Handler:
         finally:
             slots.close()
 
-    def _model(self, call: Call) -> TextGenerator:
-        """Returns the model that is asked."""
+    def _model(self, call: Call, allowed: Collection[str]) -> TextGenerator:
+        """Returns the model that is asked, of those that are allowed."""
         try:
-            return self._models.named(call.wanted_model, call.any_model)
+            return self._models.named(call.wanted_model, call.any_model, allowed)
         except LLMError:
             _tell_mistakes(call)
             raise

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Iterable
 from errno import EADDRNOTAVAIL
+from ipaddress import ip_address
 from socket import AI_PASSIVE, SOCK_STREAM, create_server, gaierror, getaddrinfo, socket
 
 from comps.core.errors import LLMError, SettingsError
@@ -59,3 +61,8 @@ def listening_sockets(settings: Settings) -> list[socket]:
         told = f"[OPEA_Microservice] port = {port} ({source['port']}); USVC_PORT sets another one"
         raise LLMError(f"{why}; {told}") from None
     return sockets
+
+
+def is_reachable(sockets: Iterable[socket]) -> bool:
+    """Whether other machines can reach one of the sockets."""
+    return not all(ip_address(one.getsockname()[0].partition("%")[0]).is_loopback for one in sockets)

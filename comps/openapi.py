@@ -13,13 +13,16 @@ from comps.dialects.shared.base import STATUS, Call, EmbeddingCall, GenerationCa
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
 
 
-def describe_bodies(app: FastAPI, endpoints: list[Endpoint], preview: PreviewEndpoint) -> None:
+def describe_bodies(
+    app: FastAPI, endpoints: list[Endpoint], preview: PreviewEndpoint | None, *, needs_key: bool = False
+) -> None:
     """Add the schemas and examples of all bodies to the application's OpenAPI document.
 
     Args:
         app: The application.
         endpoints: The endpoints.
-        preview: The endpoint of the prompt preview, which accepts all bodies for text.
+        preview: The endpoint of the prompt preview, which accepts all bodies for text; None if there is none.
+        needs_key: Whether requests need an API key.
     """
     plain: Callable[[], dict[str, Any]] = app.openapi
 
@@ -31,7 +34,11 @@ def describe_bodies(app: FastAPI, endpoints: list[Endpoint], preview: PreviewEnd
             for path, operations in document["paths"].items():
                 for operation in operations.values():
                     operation["parameters"] = [_parameter(name) for name in re.findall(r"\{(\w+)\}", path)]
-            document["paths"][preview.path] = {"post": _preview(preview, document)}
+            if preview:
+                document["paths"][preview.path] = {"post": _preview(preview, document)}
+            if needs_key:
+                document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+                document["security"] = [{"key": []}]
             app.openapi_schema = document
         return app.openapi_schema
 

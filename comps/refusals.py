@@ -1,27 +1,29 @@
-"""The form of errors for requests that the server refuses before a handler gets them."""
+"""The form of errors for requests that no handler gets: the server, the guard or the router refuses them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 
 from starlette.routing import compile_path
 
 from comps.core.errors import InvalidHTTP, LLMError
-from comps.dialects.shared.base import Style
+from comps.dialects.shared.base import Dialect, Style
 from comps.dialects.shared.endpoint import Endpoint
+from comps.dialects.shared.framing import openai_error
 
 
 class Refusals:
-    """Encodes errors in the style of the path, if it is known.
+    """Encodes errors in the style of the path.
 
     Args:
-        endpoints: The endpoints.
-        first: The style of all other paths.
+        dialects: All dialects, the enabled ones first: an error has the form that the path has in any of them, so that
+            it does not tell which routes there are. All other paths have the style of the first.
     """
 
-    def __init__(self, endpoints: Iterable[Endpoint], first: Style) -> None:
-        self._styles = [(compile_path(endpoint.path)[0], endpoint.style) for endpoint in endpoints]
-        self._first = first
+    def __init__(self, dialects: Sequence[Dialect]) -> None:
+        self._styles = _styles_by_path(dialects)
+        self._first = dialects[0].style
 
     def __call__(self, error: LLMError, path: str) -> tuple[int, bytes]:
         """Returns the status and the body of an error.
@@ -30,6 +32,24 @@ class Refusals:
             error: The error.
             path: The path of the request, as it was sent; perhaps not all of it.
         """
-        style = next((style for pattern, style in self._styles if pattern.match(path)), self._first)
-        status = error.status if isinstance(error, InvalidHTTP) else style.status(error)
-        return status, style.encode(style.error(error))
+        style = next((style for pattern, style in self._styles if pattern.match(path)), None)
+        status = error.status if isinstance(error, InvalidHTTP) else (style or self._first).status(error)
+        return status, style.encode(style.error(error)) if style else self.of_no_route(error, path)
+
+    def of_no_route(self, error: LLMError, path: str) -> bytes:
+        """Returns the body of an error on a path that is no route."""
+        content = self._first.error(error)
+        if path.startswith("/v1"):  # OpenAI's SDKs print `error.message`.
+            content = {"detail": str(error), **content, **openai_error(error)}
+        return self._first.encode(content)
+
+
+def _styles_by_path(dialects: Sequence[Dialect]) -> list[tuple[re.Pattern[str], Style]]:
+    """Returns the style of errors of all paths of these dialects; of several patterns that match, the first counts."""
+    paths = dict.fromkeys(path for dialect in dialects for path in dialect.calls)
+    styles = {path: Endpoint(path, dialects).style for path in paths}
+    for dialect in dialects:
+        for route, one in dialect.routes.items():
+            path = route.partition(" ")[2].partition("?")[0]
+            styles.setdefault(path, one.style or dialect.style)
+    return [(compile_path(path)[0], style) for path, style in styles.items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from comps.access import CALLER, Caller, Keys
 from comps.admission import Admission
 from comps.core.errors import InvalidRequest, LLMError, for_operator
 from comps.core.generator import TextGenerator
@@ -29,15 +30,17 @@ from comps.core.request_id import REQUEST_ID
 from comps.core.types import JSON, ModelInfo
 from comps.dialects.shared.base import Dialect, GenerationCall, ServiceStatus, Text
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
-from comps.dialects.shared.framing import openai_error
+from comps.guard import Guard
 from comps.handler import Handler, PromptHandler
 from comps.limits import Limits
 from comps.openapi import describe_bodies
+from comps.pages import DOCS, DOCS_ROUTES
 from comps.refusals import Refusals
 from comps.requests import REQUEST_ID_HEADER, plain_path, request_id, with_request_id, without_body
 from comps.responses import EXTENSION
 from comps.settings import Model, Settings
 from comps.telemetry import Telemetry, gpus, log
+from comps.watched_files import WatchedFiles
 
 MEGABYTE = 1_000_000
 PROMPT = "/v1/prompt"
@@ -56,13 +59,18 @@ class DirectRoutes:
     Args:
         app: The application.
         handlers: The handlers by path, without path parameters.
+        guard: Checks the requests that are passed on directly; those that it refuses, the application refuses too.
+            None: no keys are needed.
         refusal: The status and the body of an error, by the error and the path; for the server (`connections`).
         limits: What the connections of clients may take; for the server as well.
     """
 
-    def __init__(self, app: ASGIApp, handlers: Mapping[str, ASGIApp], refusal: Refusals, limits: Limits) -> None:
+    def __init__(
+        self, app: ASGIApp, handlers: Mapping[str, ASGIApp], guard: Guard | None, refusal: Refusals, limits: Limits
+    ) -> None:
         self._app = app
         self._handlers = handlers
+        self._guard = guard
         self.refusal = refusal
         self.limits = limits
 
@@ -83,7 +91,7 @@ class DirectRoutes:
             path = plain_path(path)
             scope = {**scope, "path": path, "raw_path": quote(path).encode()}
         handler = self._handlers.get(path) if scope["method"] == "POST" else None
-        if handler and origin is None and not scope["root_path"]:
+        if handler and origin is None and not scope["root_path"] and not (self._guard and self._guard.check(scope)):
             await handler(scope, receive, send)
             return
         # What follows changes the response in `send`, so the extension that writes past `send` is removed.
@@ -102,10 +110,20 @@ class Service:
         models: The served models.
         dialects: The dialects, by precedence.
         shut_down: Stops the service; None if it cannot be stopped.
+        keys: The API keys; None if callers need none.
+        others: The dialects that are not enabled, whose paths have the same refusals as if they were.
+        watched: Files that are read again when they change.
     """
 
     def __init__(
-        self, settings: Settings, models: Models, dialects: list[Dialect], shut_down: Callable[[], None] | None
+        self,
+        settings: Settings,
+        models: Models,
+        dialects: list[Dialect],
+        shut_down: Callable[[], None] | None,
+        keys: Keys | None = None,
+        others: Sequence[Dialect] = (),
+        watched: Sequence[WatchedFiles] = (),
     ) -> None:
         self.settings = settings
         self.models = models
@@ -120,6 +138,9 @@ class Service:
         }
         self.telemetry.watch(self.admissions)
         self.shut_down = shut_down if settings.microservice.allow_shutdown else None
+        self._watched = watched
+        self.refusal = Refusals([*dialects, *others])
+        self.guard = Guard(keys, _open_routes(settings), self.refusal, self.telemetry) if keys else None
         self.version = _version()
         self.started = int(time())
 
@@ -130,12 +151,14 @@ class Service:
         on_state: Callable[[Mapping[str, LLMError]], None] | None,
     ) -> AsyncIterator[None]:
         """Lifespan: load all models concurrently, in the background, and close them at the end; see `make_app`."""
-        loading = asyncio.ensure_future(self._load(on_loaded, on_state))
+        watching = (files.watch() for files in self._watched)
+        tasks = [asyncio.ensure_future(one) for one in (self._load(on_loaded, on_state), *watching)]
         try:
             yield
         finally:
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(*(generator.server.aclose() for generator in self.models))
 
     async def _load(
@@ -181,16 +204,25 @@ class Service:
             return LLMError("the model could not be loaded; the log above has the reason")
         return None
 
-    async def describe(self, asks_models: bool, path: Mapping[str, str]) -> ServiceStatus:
+    async def describe(self, asks_models: bool, path: Mapping[str, str], caller: Caller | None = None) -> ServiceStatus:
         """Returns the current service status. The service is ready if one of its models can answer.
 
         Args:
             asks_models: Whether to ask the model servers; if not, the models have no description.
             path: The path parameters of the request.
+            caller: Who asks, and sees the models that this caller may use; None: all.
+
+        Raises:
+            Forbidden: The caller may not use the model in the path, or none that is served.
         """
-        states: list[tuple[ModelInfo, LLMError | None]] = [(ModelInfo(one.model), None) for one in self.models]
+        models = list(self.models)
+        if caller and caller.models:
+            asked = path.get("model")
+            self.models.named(asked if asked in {one.model for one in models} else None, allowed=caller.models)
+            models = self.models.allowed(caller.models)
+        states: list[tuple[ModelInfo, LLMError | None]] = [(ModelInfo(one.model), None) for one in models]
         if asks_models:
-            states = await asyncio.gather(*(_state(generator) for generator in self.models))
+            states = await asyncio.gather(*(_state(generator) for generator in models))
         return ServiceStatus(
             name=self.settings.microservice.name,
             version=self.version,
@@ -237,14 +269,14 @@ class Service:
         show = self.settings.microservice.show_endpoints
         servers = {name: _model_server(served.model, show) for name, served in self.settings.models.items()}
         handlers = [Handler(endpoint, **common) for endpoint in endpoints]
-        self.handlers = [*handlers, PromptHandler(preview, servers, **common)]
+        prompt = [PromptHandler(preview, servers, **common)] if self.settings.microservice.serve_prompt else []
+        self.handlers = [*handlers, *prompt]
         for handler in self.handlers:
             app.router.routes.append(Route(handler.endpoint.path, handler, methods=["POST"]))
-        self.refusal = Refusals([handler.endpoint for handler in self.handlers], self.dialects[0].style)
         self._add_get_routes(app)
         app.add_exception_handler(HTTPException, self._no_such_route)
         self._routes = app.router.routes
-        describe_bodies(app, endpoints, preview)
+        describe_bodies(app, endpoints, preview if prompt else None, needs_key=self.guard is not None)
 
     def _add_get_routes(self, app: FastAPI) -> None:
         """Add the routes without a body."""
@@ -264,13 +296,14 @@ class Service:
             response_class=Response,
             responses=_described(503),
         )
-        app.add_api_route(
-            "/metrics",
-            self._metrics,
-            methods=["GET"],
-            summary="Prometheus metrics",
-            response_class=PlainTextResponse,
-        )
+        if self.settings.microservice.serve_metrics:
+            app.add_api_route(
+                "/metrics",
+                self._metrics,
+                methods=["GET"],
+                summary="Prometheus metrics",
+                response_class=PlainTextResponse,
+            )
         for route in dict.fromkeys(route for dialect in self.dialects for route in dialect.routes):
             method, _, path = route.partition(" ")
             if path != "/" and "?" not in path:
@@ -300,7 +333,8 @@ class Service:
         route = owner.routes[name]
         style = route.style or owner.style
         try:
-            content = route.respond(await self.describe(route.asks_models, request.path_params))
+            caller = request.scope.get(CALLER)
+            content = route.respond(await self.describe(route.asks_models, request.path_params, caller))
             if isawaitable(content):
                 content = await content
         except LLMError as error:
@@ -315,8 +349,11 @@ class Service:
         return Response(style.encode(style.error(failed)), style.status(failed), _retry(failed), "application/json")
 
     async def _root(self, request: Request) -> Response:
-        if "text/html" in request.headers.get("accept", "") or not self._has("GET /"):
+        serves_docs, has_answer = self.settings.microservice.serve_docs, self._has("GET /")
+        if serves_docs and (not has_answer or "text/html" in request.headers.get("accept", "")):
             return RedirectResponse("docs")
+        if not has_answer:
+            raise HTTPException(404)
         return await self._respond("GET /", request)
 
     async def _ready(self) -> Response:
@@ -338,13 +375,10 @@ class Service:
         assert isinstance(error, HTTPException)
         path = request.url.path
         nearest = self._nearest(request.method, path)
-        hint = f"did you mean {nearest}?" if nearest else "GET /docs shows what there is"
-        said = InvalidRequest(f"{request.method} {path}: {error.detail}; {hint}")
-        style = self.dialects[0].style
-        content = style.error(said)
-        if path.startswith("/v1"):  # OpenAI's SDKs print `error.message`.
-            content = {"detail": str(said), **content, **openai_error(said)}
-        return Response(style.encode(content), error.status_code, error.headers, "application/json")
+        shown = "; GET /docs shows what there is" if self.settings.microservice.serve_docs else ""
+        hint = f"; did you mean {nearest}?" if nearest else shown
+        said = InvalidRequest(f"{request.method} {path}: {error.detail}{hint}")
+        return Response(self.refusal.of_no_route(said, path), error.status_code, error.headers, "application/json")
 
     def _nearest(self, method: str, path: str) -> str | None:
         """Returns the route that is most like a path that is none, with its method; None if none is like it."""
@@ -355,6 +389,12 @@ class Service:
             return None
         methods = known[found[0]] - {"HEAD"}
         return f"{method if method in methods else min(methods)} {found[0]}"
+
+
+def _open_routes(settings: Settings) -> list[str]:
+    """Returns the paths that need no key."""
+    paths = settings.microservice.open_routes
+    return [*paths, *DOCS_ROUTES] if DOCS in paths else list(paths)
 
 
 def _described(*statuses: int) -> dict[int | str, dict[str, Any]]:

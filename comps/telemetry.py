@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from comps.access import Caller
 from comps.admission import Admission
 from comps.core.errors import LLMError
 from comps.core.request_id import REQUEST_ID
@@ -30,6 +31,10 @@ log = logging.getLogger("opea_llm")
 
 _KEPT = 1000
 """The number of most recent answers in the statistics."""
+_ANSWERED = ("200", "gone", "broken")
+"""The outcomes of requests that a model may have begun to answer."""
+_BYTES_PER_TOKEN = 4
+"""By which the tokens of a body are estimated where the model server has not counted them."""
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 _NVIDIA_SMI = (
     "nvidia-smi",
@@ -46,11 +51,15 @@ class Exchange:
     Args:
         telemetry: The telemetry to record in.
         path: The path of the request.
+        caller: Who sent it; None if no keys are set.
     """
 
-    def __init__(self, telemetry: Telemetry, path: str) -> None:
+    def __init__(self, telemetry: Telemetry, path: str, caller: Caller | None = None) -> None:
         self._telemetry = telemetry
         self._path = path
+        self.caller = caller
+        self.body_size = 0
+        """The bytes of the request's body."""
         self.id = REQUEST_ID.get()
         self.started = time.monotonic()
         self.outcome = "error"
@@ -109,16 +118,16 @@ class Telemetry(Collector):
         self._seconds = DurationHistogram()
         self._first = DurationHistogram()
         self._tokens = {"prompt": 0, "completion": 0}
+        self._of_keys: defaultdict[tuple[str, str], int] = defaultdict(int)
+        """The number of requests by the name of the key and outcome."""
+        self._tokens_of_keys: defaultdict[tuple[str, str], int] = defaultdict(int)
+        """The number of tokens by the name of the key and kind."""
         self._latencies: deque[float] = deque(maxlen=_KEPT)
         self._first_latencies: deque[float] = deque(maxlen=_KEPT)
 
     def collect(self) -> Iterator[Metric]:
         """Yields all metrics; see prometheus_client's `Collector`."""
-        labels = ("path", "outcome")
-        exchanges = CounterMetricFamily("opea_llm_requests", "Requests, by path and outcome", labels=labels)
-        for said, count in self._exchanges.items():
-            exchanges.add_metric(said, count)
-        yield exchanges
+        yield _counters("opea_llm_requests", "Requests, by path and outcome", ("path", "outcome"), self._exchanges)
         yield GaugeMetricFamily("opea_llm_requests_in_flight", "Requests being answered", self._in_flight)
         yield from self._admission_families()
         yield self._seconds.family("opea_llm_request_seconds", "From request to the end of its answer")
@@ -128,6 +137,8 @@ class Telemetry(Collector):
         for kind, count in self._tokens.items():
             tokens.add_metric((kind,), count)
         yield tokens
+        yield _counters("opea_llm_key_requests", "Requests, by API key and outcome", ("key", "outcome"), self._of_keys)
+        yield _counters("opea_llm_key_tokens", "Tokens, by API key and kind", ("key", "kind"), self._tokens_of_keys)
         left_out = "Parts of model servers' answers that were not understood, and left out"
         unread = CounterMetricFamily("opea_llm_unread_parts", left_out, labels=("part",))
         for part, count in UNREAD.items():
@@ -162,9 +173,26 @@ class Telemetry(Collector):
         """Record how long a request was in the queue before it got a slot."""
         self._queue.observe(seconds)
 
-    def exchange(self, path: str) -> Exchange:
+    def exchange(self, path: str, caller: Caller | None = None) -> Exchange:
         """Returns the context manager that records a request."""
-        return Exchange(self, path)
+        return Exchange(self, path, caller)
+
+    def refused(self, caller: Caller | None, status: int) -> None:
+        """Record a request that was not let in."""
+        self._of_keys[caller.name if caller else "", str(status)] += 1
+
+    def _count_for(self, caller: Caller, exchange: Exchange) -> None:
+        """Record the end of a request with a key, and take its tokens from the caller's allowance."""
+        self._of_keys[caller.name, exchange.outcome] += 1
+        spent = 0
+        if usage := exchange.usage:
+            self._tokens_of_keys[caller.name, "prompt"] += usage.prompt_tokens
+            self._tokens_of_keys[caller.name, "completion"] += usage.completion_tokens
+            spent = usage.prompt_tokens + usage.completion_tokens
+        elif exchange.outcome in _ANSWERED:
+            spent = exchange.body_size // _BYTES_PER_TOKEN
+        if caller.tokens:
+            caller.tokens.spend(spent)
 
     def begin(self) -> None:
         """Record the beginning of a request."""
@@ -180,6 +208,9 @@ class Telemetry(Collector):
         if usage:
             self._tokens["prompt"] += usage.prompt_tokens
             self._tokens["completion"] += usage.completion_tokens
+        caller = exchange.caller
+        if caller:
+            self._count_for(caller, exchange)
         if exchange.outcome == "200":
             self._latencies.append(took)
         if exchange.first_token_after is not None:
@@ -188,8 +219,9 @@ class Telemetry(Collector):
         level, failure = (logging.WARNING, f": {exchange.failure}") if exchange.failure else (logging.INFO, "")
         if log.isEnabledFor(level):
             tokens = f"{usage.prompt_tokens}+{usage.completion_tokens}" if usage else "-"
-            said = (path, exchange.outcome, exchange.id or "-", exchange.reason or "-", tokens, took, failure)
-            log.log(level, "%s %s id=%s reason=%s tokens=%s %.3f s%s", *said)
+            key = f" key={caller.name}" if caller else ""
+            said = (path, exchange.outcome, exchange.id or "-", key, exchange.reason or "-", tokens, took, failure)
+            log.log(level, "%s %s id=%s%s reason=%s tokens=%s %.3f s%s", *said)
 
     def metrics(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""
@@ -205,6 +237,16 @@ class Telemetry(Collector):
             "p99_latency_first_token": _percentile(self._first_latencies, 0.99),
             "average_latency_first_token": fmean(self._first_latencies) if self._first_latencies else None,
         }
+
+
+def _counters(
+    name: str, documentation: str, labels: tuple[str, str], counts: Mapping[tuple[str, str], int]
+) -> CounterMetricFamily:
+    """Returns counters with two labels, for Prometheus."""
+    family = CounterMetricFamily(name, documentation, labels=labels)
+    for said, count in counts.items():
+        family.add_metric(said, count)
+    return family
 
 
 def _percentile(values: deque[float], share: float) -> float | None:

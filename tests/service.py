@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -134,8 +135,9 @@ class Service:
         return f"http://127.0.0.1:{self.port}"
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Connection]:
-        connection = Connection(*await asyncio.open_connection("127.0.0.1", self.port))
+    async def connect(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[Connection]:
+        name = "localhost" if tls else None
+        connection = Connection(*await asyncio.open_connection("127.0.0.1", self.port, ssl=tls, server_hostname=name))
         try:
             yield connection
         finally:
@@ -180,8 +182,18 @@ async def running(
 
     # Before the loop runs, as in the command; here in a thread, since making a service reads files.
     app = await asyncio.to_thread(make)
+    trusted = list(app.state.service.settings.microservice.trusted_proxies)
     config = uvicorn.Config(
-        direct(app), port=0, host="127.0.0.1", http=ServerProtocol, ws="none", log_config=None, access_log=False
+        direct(app),
+        port=0,
+        host="127.0.0.1",
+        http=ServerProtocol,
+        ws="none",
+        proxy_headers=bool(trusted),
+        forwarded_allow_ips=trusted,
+        ssl_context_factory=(lambda *_: app.state.tls.context) if app.state.tls else None,
+        log_config=None,
+        access_log=False,
     )
     server = Announced(config)
     serving = asyncio.ensure_future(server.serve())

@@ -172,7 +172,8 @@ async def test_a_web_page_of_another_origin_may_ask_and_read_the_answer_as_it_co
         "Access-Control-Request-Headers": "authorization,content-type",
     }
     go_on = asyncio.Event()
-    async with running(Scripted([["one", go_on, "two"]]), monkeypatch) as service, service.connect() as client:
+    served = running(Scripted([["one", go_on, "two"]]), monkeypatch, {"USVC_CORS_ORIGINS": "*"})
+    async with served as service, service.connect() as client:
         await client.send("OPTIONS", PATH, b"", asking)
         preflight = await client.answer()
         await client.send("POST", PATH, b'{"query": "?"}', {"Origin": ORIGIN})
@@ -192,11 +193,11 @@ async def test_a_web_page_of_another_origin_may_ask_and_read_the_answer_as_it_co
 
 
 async def test_only_the_origins_that_are_set_may_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted(), monkeypatch) as service:
+        none = await service.post(QUERY, Origin=ORIGIN)
     async with running(Scripted(), monkeypatch, {"USVC_CORS_ORIGINS": f"https://one.example, {ORIGIN}"}) as service:
         allowed = await service.post(QUERY, Origin=ORIGIN)
         other = await service.post(QUERY, Origin="https://other.example")
-    async with running(Scripted(), monkeypatch, {"USVC_CORS_ORIGINS": ""}) as service:
-        none = await service.post(QUERY, Origin=ORIGIN)
     assert allowed.headers["access-control-allow-origin"] == ORIGIN
     assert "origin" in allowed.headers["vary"].lower()
     assert "access-control-allow-origin" not in other.headers
@@ -204,7 +205,7 @@ async def test_only_the_origins_that_are_set_may_ask(monkeypatch: pytest.MonkeyP
 
 
 async def test_who_is_no_web_page_is_told_nothing_of_origins(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running(Scripted(), monkeypatch) as service:
+    async with running(Scripted(), monkeypatch, {"USVC_CORS_ORIGINS": "*"}) as service:
         answers = [await service.post(QUERY), await service.post({}), await service.get("/v1/models")]
     for answer in answers:
         assert not [name for name in answer.headers if name.startswith("access-control")]

@@ -14,8 +14,11 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import trustme
 import typer
 
 import comps.cli
@@ -28,6 +31,7 @@ from comps.core.prompts import INSTRUCTIONS
 from comps.core.types import JSON, Finished, Prompt, Sampling, Usage
 from comps.listening import listening_sockets
 from comps.model_servers.scripted import Scripted
+from comps.server import Server
 from tests.process import PATH, PATIENCE, ROOT, Running, command, free_port, serving
 
 LOADS_A_MODEL = pytest.mark.xdist_group("command")
@@ -54,6 +58,66 @@ def test_every_way_to_start_says_where_it_listens_with_which_model_and_how_to_tr
         assert curl
         assert curl[1].endswith(f":{service.port}{PATH}")
         assert json.loads(service.post(json.loads(curl[2])))["text"]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "variable", "warned"),
+    [
+        (["127.0.0.1"], "", False),
+        (["127.3.2.1", "::1"], "", False),
+        (["0.0.0.0"], "", True),
+        (["::1", "10.1.2.3"], "", True),
+        (["0.0.0.0"], "USVC_API_KEYS_FILE", False),
+        (["0.0.0.0"], "USVC_API_KEYS", False),
+        (["0.0.0.0"], "USVC_TLS_CERTIFICATE", True),
+        (["0.0.0.0"], "USVC_TLS_CLIENT_CA", False),
+    ],
+)
+async def test_it_warns_if_others_reach_it_without_a_key(
+    addresses: list[str],
+    variable: str,
+    warned: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def startup(self: Server, sockets: object = None) -> None:
+        pass
+
+    authority, file = trustme.CA(), tmp_path / "file"
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(file)
+    if variable.startswith("USVC_TLS"):
+        monkeypatch.setenv("USVC_TLS_CERTIFICATE", str(file))
+    if variable == "USVC_API_KEYS_FILE":
+        file.write_text("web = s3cret")
+    if variable:
+        monkeypatch.setenv(variable, "web = s3cret" if variable == "USVC_API_KEYS" else str(file))
+    monkeypatch.setenv("MODEL_SERVER", "scripted")
+    monkeypatch.setattr(Server, "startup", startup)
+    monkeypatch.setattr(comps.cli, "notice_silence", lambda *_: None)
+    sockets: Any = [SimpleNamespace(getsockname=lambda one=one: (one, 9000)) for one in addresses]
+    service = await asyncio.to_thread(lambda: comps.cli._Service(read_settings(None)))
+    await service.startup(sockets)
+    warning = "warning: all who reach 0.0.0.0:9000 may ask, since no API key is set; USVC_API_KEYS_FILE names a file"
+    assert (warning in capsys.readouterr().err) is warned
+
+
+def test_with_a_key_and_a_certificate_it_says_how_to_ask(tmp_path: Path) -> None:
+    authority, certificate = trustme.CA(), tmp_path / "cert.pem"
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(certificate)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    (tmp_path / "keys").write_text("web = s3cret\n")
+    environment = {"USVC_API_KEYS_FILE": str(tmp_path / "keys"), "USVC_TLS_CERTIFICATE": str(certificate)}
+    with serving(MODEL_SERVER="scripted", USVC_HOST="0.0.0.0", **environment) as service:
+        said = "".join(service.said)
+        (printed,) = re.findall("Try it:  (curl .*)", said)
+        trusting = {"CURL_CA_BUNDLE": str(tmp_path / "ca.pem"), "KEY": "s3cret"}
+        done = subprocess.run(
+            ["bash", "-c", printed], env={**os.environ, **trusting}, capture_output=True, timeout=PATIENCE, check=True
+        )
+    assert b'"text"' in done.stdout or b"data: " in done.stdout
+    assert "warning" not in said
+    assert "s3cret" not in said
 
 
 LONG_STORY = {"query": "Tell me a long story.", "max_new_tokens": 120, "temperature": 0}

@@ -22,6 +22,7 @@ from comps.core.errors import (
     Overloaded,
     Refused,
     Timeout,
+    Unauthorized,
     UnknownModel,
     Unreachable,
 )
@@ -81,6 +82,7 @@ async def test_openais_sdk_understands_our_errors(monkeypatch: pytest.MonkeyPatc
     [
         (InvalidRequest("x"), openai.BadRequestError, "invalid_request_error"),
         (Forbidden("x"), openai.PermissionDeniedError, "invalid_request_error"),
+        (Unauthorized("x"), openai.AuthenticationError, "invalid_request_error"),
         (UnknownModel("a", "b"), openai.NotFoundError, "invalid_request_error"),
         (Overloaded("x"), openai.RateLimitError, "rate_limit_error"),
         (Refused(418, "x"), openai.InternalServerError, "server_error"),

@@ -108,7 +108,7 @@ async def test_beyond_the_queue_every_body_is_refused_in_its_own_shape_before_it
     gate = asyncio.Event()
     dialects = {"LLM_DIALECTS": ",".join(dict.fromkeys(kind.dialect for kind in KINDS))}
     async with full(monkeypatch, gate, limits(1, 1) | dialects) as (service, _, admitted):
-        handlers = {one.endpoint.path: one.endpoint for one in service.app.state.handlers.values()}
+        handlers = {one.endpoint.path: one.endpoint for one in service.app.state.service.handlers}
         read = [kind for kind in KINDS if any(call is kind.call for call, _ in handlers[kind.route].calls)]
         with monkeypatch.context() as patched:
             patched.setattr("comps.dialects.shared.endpoint._validated", None)  # What calls it fails.

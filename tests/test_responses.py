@@ -33,7 +33,7 @@ async def test_a_server_that_says_by_an_error_that_the_client_has_left_is_unders
 
     async with running(scripted, monkeypatch) as service:
         scope = {"type": "http", "method": "POST", "path": PATH, "root_path": "", "headers": [], "query_string": b""}
-        handler = service.app.state.handlers[PATH]
+        handler = next(one for one in service.app.state.service.handlers if one.endpoint.path == PATH)
         await asyncio.wait_for(handler(scope, receive, send), 10)
     assert [message["type"] for message in sent] == ["http.response.start"]
     assert scripted.closed.is_set()

@@ -9,7 +9,8 @@ LLMError
 │   ├── BodyTooLarge       the HTTP body exceeds the configured limit
 │   ├── UnsupportedEncoding  the HTTP body has a content encoding that is not read
 │   ├── InvalidHTTP        the HTTP message is malformed, too large or too late; with its `status`
-│   └── Forbidden          the settings do not allow the request
+│   ├── Unauthorized       the request has no API key, or an unknown one
+│   └── Forbidden          the settings, or the caller's API key, do not allow the request
 ├── Overloaded             too many requests; try again after `retry_after` seconds
 ├── ModelServerError       the model server failed
 │   ├── Unreachable        no connection, or the model is still loading
@@ -140,8 +141,12 @@ class InvalidHTTP(InvalidRequest):
         self.status = status
 
 
+class Unauthorized(InvalidRequest):
+    """The request has no API key, or an unknown one."""
+
+
 class Forbidden(InvalidRequest):
-    """The settings do not allow the request."""
+    """The settings, or the caller's API key, do not allow the request."""
 
 
 class Overloaded(LLMError):

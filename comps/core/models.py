@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
-from comps.core.errors import UnknownModel
+from comps.core.errors import Forbidden, UnknownModel
 from comps.core.generator import TextGenerator
 
 
@@ -21,18 +21,29 @@ class Models:
     def __iter__(self) -> Iterator[TextGenerator]:
         return iter(self._by_name.values())
 
-    def named(self, name: str | None, any_name: bool = False) -> TextGenerator:
-        """Returns the generator of a model; for None or an empty name, that of the default model.
+    def allowed(self, names: Collection[str]) -> list[TextGenerator]:
+        """Returns the generators of the models with these names, or of all if there are no names."""
+        return [generator for name, generator in self._by_name.items() if not names or name in names]
+
+    def named(self, name: str | None, any_name: bool = False, allowed: Collection[str] = ()) -> TextGenerator:
+        """Returns the generator of a model; for None or an empty name, that of the first model that may be used.
 
         Args:
             name: The model's public name.
             any_name: If only one model is served, accept any name for it.
+            allowed: The names of the models that may be used; none: all.
 
         Raises:
             UnknownModel: No served model has that name.
+            Forbidden: The model may not be used.
         """
         if not name or (any_name and len(self._by_name) == 1):
-            return next(iter(self))
+            first = next(iter(self))
+            if not allowed or first.model in allowed:
+                return first
+            name = next((one.model for one in self.allowed(allowed)), first.model)
         if name not in self._by_name:
-            raise UnknownModel(name, ", ".join(self._by_name))
+            raise UnknownModel(name, ", ".join(one.model for one in self.allowed(allowed)))
+        if allowed and name not in allowed:
+            raise Forbidden(f"'{name}' may not be used with this API key", "model")
         return self._by_name[name]

@@ -6,6 +6,7 @@ descriptions of the fields.
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,24 @@ def _items(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return tuple(item.strip() for item in value.lower().split(",") if item.strip())
+
+
+def _words(value: Any) -> Any:
+    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+
+def _path(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError(f"'{path}' does not begin with /")
+    return path
+
+
+def _network(network: str) -> str:
+    try:
+        ip_network(network)
+    except ValueError:
+        raise ValueError(f"'{network}' is no IP address and no network, such as 10.0.0.0/8") from None
+    return network
 
 
 def _listed(value: Any) -> Any:
@@ -97,6 +116,41 @@ class Microservice(Section):
     name: str = key_of("opea_service@llm", "how the service calls itself", "USVC_NAME", min_length=1)
     host: str = key_of("0.0.0.0", "the address it listens on", "USVC_HOST", min_length=1)
     port: int = key_of(9000, "the port it listens on", "USVC_PORT", "LLM_USVC_PORT", ge=1, le=65535)
+    tls_certificate: ExistingFile = key_of(
+        "",
+        "a PEM file with the service's own certificate, and those between it and its authority; empty: no TLS",
+        "USVC_TLS_CERTIFICATE",
+    )
+    tls_key: ExistingFile = key_of(
+        "", "a PEM file with the key of tls_certificate, without a password; empty: that file has it", "USVC_TLS_KEY"
+    )
+    tls_client_ca: ExistingFile = key_of(
+        "",
+        "a PEM file of the authorities of which clients must have a certificate; empty: clients need none",
+        "USVC_TLS_CLIENT_CA",
+    )
+    trusted_proxies: Annotated[
+        tuple[Annotated[str, AfterValidator(_network)], ...], NoDecode, BeforeValidator(_words)
+    ] = key_of(
+        (),
+        "the addresses or networks of proxies whose X-Forwarded-For and -Proto are believed, separated by commas",
+        "USVC_TRUSTED_PROXIES",
+    )
+    api_keys_file: ExistingFile = key_of(
+        "",
+        "a file of the API keys that callers need, name = key in a line; read again when it changes; empty: no keys",
+        "USVC_API_KEYS_FILE",
+    )
+    api_keys: SecretStr = key_of(
+        SecretStr(""), "the same keys, separated by commas; never in this file", "USVC_API_KEYS"
+    )
+    open_routes: Annotated[tuple[Annotated[str, AfterValidator(_path)], ...], NoDecode, BeforeValidator(_words)] = (
+        key_of(
+            ("/", "/health", "/ready", "/healthz", "/v1/health_check", "/check"),
+            "the paths that need no key, separated by commas; /docs: the page with all that it needs",
+            "USVC_OPEN_ROUTES",
+        )
+    )
     max_body_mb: int = key_of(16, "the largest request body that is read, in megabytes", "USVC_MAX_BODY_MB", gt=0)
     max_header_kb: int = key_of(
         32, "the largest headers of a request, in kilobytes; beyond that, 431", "USVC_MAX_HEADER_KB", gt=0
@@ -119,8 +173,11 @@ class Microservice(Section):
         60, "how long a request may wait; then 429; 0: no limit", "USVC_MAX_WAIT_SECONDS", ge=0, allow_inf_nan=False
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)] = key_of(
-        ("*",), "the origins whose web pages may ask, separated by commas; *: any, empty: none", "USVC_CORS_ORIGINS"
+        (), "the origins whose web pages may ask, separated by commas; *: any, empty: none", "USVC_CORS_ORIGINS"
     )
+    serve_docs: bool = key_of(True, "have the pages GET /docs and /openapi.json", "USVC_SERVE_DOCS")
+    serve_metrics: bool = key_of(True, "have GET /metrics", "USVC_SERVE_METRICS")
+    serve_prompt: bool = key_of(True, "have POST /v1/prompt", "USVC_SERVE_PROMPT")
     allow_shutdown: bool = key_of(False, "let POST /shutdown end the service", "USVC_ALLOW_SHUTDOWN")
     show_endpoints: bool = key_of(
         False, "let POST /v1/prompt tell its callers the model server's URL", "USVC_SHOW_ENDPOINTS"
@@ -161,6 +218,11 @@ class Microservice(Section):
         ge=0,
     )
     drain_seconds: int = key_of(60, "how long running answers may take to end at shutdown", "USVC_DRAIN_SECONDS", ge=0)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers need an API key."""
+        return bool(self.api_keys_file or self.api_keys.get_secret_value())
 
 
 class Model(Section):

@@ -24,6 +24,7 @@ from comps.core.errors import (
     PromptTooLong,
     Refused,
     Timeout,
+    Unauthorized,
     UnknownModel,
     Unreachable,
 )
@@ -625,6 +626,7 @@ ERRORS: list[tuple[LLMError, int]] = [
     (InvalidRequest("no", "prompts"), 400),
     (PromptTooLong(9, 8), 400),
     (Forbidden("no"), 403),
+    (Unauthorized("no"), 401),
     (UnknownModel("a", "b"), 404),
     (BodyTooLarge("no"), 413),
     (Overloaded("no"), 429),

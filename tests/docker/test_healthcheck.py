@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import subprocess
 import sys
@@ -12,8 +13,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import trustme
 
+from comps.core.errors import Unreachable
+from comps.core.types import ModelInfo
+from comps.model_servers.scripted import Scripted
 from comps.settings import SECTIONS, environment_names
+from tests.service import running
 
 SCRIPT = Path(__file__).parents[2] / "docker" / "healthcheck.py"
 
@@ -64,6 +70,29 @@ def test_ready_is_0_and_anything_else_is_1_with_the_reason(
     assert capsys.readouterr().out == 'ready\n503: {"error": "the model is still loading"}\n'
 
 
+async def test_a_service_with_a_certificate_is_asked_over_tls(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, file = trustme.CA(), tmp_path / "cert.pem"
+    authority.issue_cert("llm.example.com").private_key_and_cert_chain_pem.write_to_path(file)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for further in ({}, {"USVC_TLS_CLIENT_CA": str(tmp_path / "ca.pem")}):
+        environment = {"USVC_TLS_CERTIFICATE": str(file), **further}
+        async with running(Scripted(), monkeypatch, environment) as service:
+            monkeypatch.setenv("USVC_PORT", str(service.port))
+            assert await asyncio.to_thread(check.main, []) == 0
+    async with running(Absent(), monkeypatch, {"USVC_TLS_CLIENT_CA": ""}) as service:
+        monkeypatch.setenv("USVC_PORT", str(service.port))
+        assert await asyncio.to_thread(check.main, []) == 1
+
+
+class Absent(Scripted):
+    """A model server that cannot answer."""
+
+    async def describe(self) -> ModelInfo:
+        raise Unreachable("away")
+
+
 def test_no_listener_is_1(
     check: ModuleType, service: HTTPServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,7 +125,7 @@ def test_it_asks_where_the_settings_say(
         monkeypatch.setenv(name, value)
     if config is not None:
         check.CONFIG.write_text(config, "utf-8")
-    monkeypatch.setattr(check, "trouble", lambda *address: "" if address == asked else f"asked at {address}")
+    monkeypatch.setattr(check, "trouble", lambda *address: "" if address == (*asked, False) else f"asked at {address}")
     assert check.main([]) == 0
 
 
@@ -105,7 +134,7 @@ def test_another_service_s_port_is_in_the_variable_that_is_named(
 ) -> None:
     monkeypatch.setenv("USVC_PORT", "1")
     monkeypatch.setenv("LLM_ENDPOINT_PORT", "8008")
-    monkeypatch.setattr(check, "trouble", lambda host, port: "" if port == "8008" else f"asked at {port}")
+    monkeypatch.setattr(check, "trouble", lambda host, port, tls: "" if port == "8008" else f"asked at {port}")
     assert check.main(["LLM_ENDPOINT_PORT"]) == 0
 
 

@@ -21,6 +21,7 @@ from comps.core.errors import (
     ModelServerError,
     Overloaded,
     Timeout,
+    Unauthorized,
     UnknownModel,
     Unreachable,
     UnsupportedEncoding,
@@ -30,6 +31,7 @@ from comps.dialects.shared.framing import SSE, ResponseMetadata
 
 STATUS: Mapping[type[LLMError], int] = {
     InvalidRequest: 400,
+    Unauthorized: 401,
     Forbidden: 403,
     UnknownModel: 404,
     BodyTooLarge: 413,

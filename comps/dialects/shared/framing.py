@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from comps.core.citations import ANNOTATIONS, UNKNOWN
-from comps.core.errors import InvalidRequest, LLMError, Malformed, Overloaded, PromptTooLong, UnknownModel
+from comps.core.errors import InvalidRequest, LLMError, Malformed, Overloaded, PromptTooLong, Unauthorized, UnknownModel
 from comps.core.generator import Preview
 from comps.core.types import JSON, Generation, Message, Report, Usage, total
 from comps.core.value_types import value_type
@@ -148,6 +148,8 @@ def openai_error(error: LLMError) -> JSON:
         code = "context_length_exceeded"
     elif isinstance(error, UnknownModel):
         code = "model_not_found"
+    elif isinstance(error, Unauthorized):
+        code = "invalid_api_key"
     param = error.field if isinstance(error, InvalidRequest) else None
     if param:
         param = _PLACE.sub(r"[\1]", param)

@@ -22,6 +22,7 @@ from comps.core.errors import (
     Overloaded,
     PromptTooLong,
     Timeout,
+    Unauthorized,
     UnknownModel,
     Unreachable,
 )
@@ -47,6 +48,7 @@ _ALMOST_GREEDY = 1e-5
 
 _CODES: Mapping[type[LLMError], int] = {
     InvalidRequest: 40001,
+    Unauthorized: 40101,
     Forbidden: 40103,
     UnknownModel: 40301,
     PromptTooLong: 40303,

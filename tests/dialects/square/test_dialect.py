@@ -22,6 +22,7 @@ from comps.core.errors import (
     PromptTooLong,
     SettingsError,
     Timeout,
+    Unauthorized,
     UnknownModel,
     Unreachable,
 )
@@ -435,6 +436,7 @@ def test_what_is_wrong_is_said_with_the_fields_name(body: Any, said: str) -> Non
         (InvalidRequest("no", "stop"), 400, 40001),
         (PromptTooLong(9, 8), 400, 40303),
         (Forbidden("no"), 403, 40103),
+        (Unauthorized("no"), 401, 40101),
         (UnknownModel("a", "b"), 404, 40301),
         (Overloaded("no"), 429, 42903),
         (LLMError("no"), 500, 50001),
