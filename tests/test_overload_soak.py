@@ -16,12 +16,28 @@ RUNNING, WAITING, TOKENS, SECONDS_A_TOKEN = 64, 64, 20, 0.05
 CAPACITY = RUNNING / (TOKENS * SECONDS_A_TOKEN)
 """Answers a second."""
 SLOW = f"""
+import asyncio
+from time import monotonic
 from comps.cli import cli
+from comps.core.types import Finished, Usage
 from comps.model_servers.scripted import Scripted
 
-Scripted.open = lambda target: Scripted([[" word"] * {TOKENS}], name=target.model_name, delay={SECONDS_A_TOKEN})
+class Slow(Scripted):
+    @classmethod
+    def open(cls, target):
+        return cls(name=target.model_name)
+
+    async def generate(self, prompt, sampling, options, answer):
+        began = monotonic()
+        for number in range({TOKENS}):
+            await asyncio.sleep(began + (number + 1) * {SECONDS_A_TOKEN} - monotonic())
+            answer.text(" word")
+        answer.finished(Finished("stop", Usage(1, {TOKENS})))
+
+Scripted.open = Slow.open
 cli(["serve"])
 """
+"""A service with a model server whose tokens come by the clock, however late the service takes them."""
 
 
 def load(service: Running, rate: float, seconds: float) -> dict[str, Any]:
