@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -16,12 +17,28 @@ RUNNING, WAITING, TOKENS, SECONDS_A_TOKEN = 64, 64, 20, 0.05
 CAPACITY = RUNNING / (TOKENS * SECONDS_A_TOKEN)
 """Answers a second."""
 SLOW = f"""
+import asyncio
+from time import monotonic
 from comps.cli import cli
+from comps.core.types import Finished, Usage
 from comps.model_servers.scripted import Scripted
 
-Scripted.open = lambda target: Scripted([[" word"] * {TOKENS}], name=target.model_name, delay={SECONDS_A_TOKEN})
+class Slow(Scripted):
+    @classmethod
+    def open(cls, target):
+        return cls(name=target.model_name)
+
+    async def generate(self, prompt, sampling, options, answer):
+        began = monotonic()
+        for number in range({TOKENS}):
+            await asyncio.sleep(began + (number + 1) * {SECONDS_A_TOKEN} - monotonic())
+            answer.text(" word")
+        answer.finished(Finished("stop", Usage(1, {TOKENS})))
+
+Scripted.open = Slow.open
 cli(["serve"])
 """
+"""A service with a model server whose tokens come by the clock, however late the service takes them."""
 
 
 def load(service: Running, rate: float, seconds: float) -> dict[str, Any]:
@@ -50,16 +67,18 @@ def test_ten_times_overload(capsys: pytest.CaptureFixture[str]) -> None:
         "USVC_MAX_RUNNING": str(RUNNING),
         "USVC_MAX_WAITING": str(WAITING),
     }
+    others = os.getloadavg()[0]
     with capsys.disabled(), serving("-c", SLOW, **settings) as service:
         peak = load(service, 1.2 * CAPACITY, 20)
         overload = load(service, 10 * CAPACITY, 60)
-        assert peak["others"] == overload["others"] == {}
-        assert overload["whole answers a second"] >= 0.95 * peak["whole answers a second"] > 0.5 * CAPACITY
-        assert overload["refused"]["number"] > 5 * CAPACITY * 60
-        assert overload["refused"]["p99"] < 50
-        for path in ("/health", "/metrics", "/v1/models"):
-            assert overload[path]["p95"] < 250
         told = metrics(service)
-        for gauge in ("running", "waiting"):
-            assert f'opea_llm_requests_{gauge}{{model="scripted"}} 0.0' in told
-        assert 'opea_llm_requests_refused_total{model="scripted",reason="queue_full"}' in told
+    assert peak["others"] == overload["others"] == {}
+    assert overload["refused"]["number"] > 5 * CAPACITY * 60
+    for gauge in ("running", "waiting"):
+        assert f'opea_llm_requests_{gauge}{{model="scripted"}} 0.0' in told
+    if others > (os.cpu_count() or 1):
+        pytest.skip(f"the machine is busy (load average {others:.1f}): times are printed, and not judged")
+    assert overload["whole answers a second"] >= 0.95 * peak["whole answers a second"] > 0.5 * CAPACITY
+    assert overload["refused"]["p99"] < 50
+    for path in ("/health", "/metrics", "/v1/models"):
+        assert overload[path]["p95"] < 250

@@ -415,6 +415,8 @@ def test_a_file_may_have_any_language(write: Write) -> None:
         ("OPEA_Microservice", "max_body_mb", "0"),
         ("OPEA_Microservice", "max_running", "0"),
         ("OPEA_Microservice", "max_waiting", "-1"),
+        ("OPEA_Microservice", "max_wait_seconds", "-1"),
+        ("OPEA_Microservice", "max_wait_seconds", "inf"),
         ("OPEA_Microservice", "drain_seconds", "soon"),
         ("OPEA_Microservice", "tls_certificate", "/no/such/file"),
         ("OPEA_Microservice", "tls_key", "/no/such/file"),
