@@ -26,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 from comps.connections import LimitedConnection
 from comps.limits import Limits
+from comps.memory import Memory
 from comps.responses import EXTENSION, Headers
 
 _ACCEPTED_AT_ONCE = 16
@@ -41,6 +42,7 @@ class Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
         self._sweeping: asyncio.TimerHandle | None = None
+        self._memory = Memory()
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets and [one for first in sockets for one in (first, *_copies(first))])
@@ -61,6 +63,7 @@ class Server(uvicorn.Server):
                 connection.give_up()
             elif connection.deadline <= now:
                 connection.overdue()
+        self._memory.look(now, len(self.server_state.tasks))
         self._sweeping = loop.call_later(limits.sweep_seconds, self._sweep)
 
     async def main_loop(self) -> None:
