@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, quote
@@ -117,7 +117,7 @@ class Handler:
             await self._generate(call, slots, reply, exchange)
             return
         assert isinstance(call, EmbeddingCall | TokenCountCall)
-        model = self._models.named(call.wanted_model, call.any_model, _allowed(exchange))
+        model = self._models.named(call.wanted_model, call.any_model, exchange.allowed)
         info = await model.info()
         headers = self._ignored(call, info)
         async with slots.slot():
@@ -146,7 +146,7 @@ class Handler:
     ) -> tuple[TextGenerator, ModelInfo, Sequence[GenerationRequest]]:
         """Returns the model that is asked, its description, and what is asked of it."""
         try:
-            model = self._models.named(call.wanted_model, call.any_model, _allowed(exchange))
+            model = self._models.named(call.wanted_model, call.any_model, exchange.allowed)
             info = await model.info()
         except LLMError:
             call.requests()  # What is wrong with the body is told first.
@@ -211,11 +211,6 @@ class PromptHandler(Handler):
             "ignored": _ignored_names(call, info),
         }
         reply.whole(200, preview_document(of_all, previews), [])
-
-
-def _allowed(exchange: Exchange) -> Collection[str]:
-    """Returns the names of the models that the caller may use; none: all."""
-    return exchange.caller.models if exchange.caller else ()
 
 
 def _ignored_names(call: Call, info: ModelInfo) -> list[str]:
