@@ -118,7 +118,7 @@ class Handler:
         return self.endpoint, scope.get("path_params", {})
 
     async def _answer(self, call: Call, endpoint: Endpoint, reply: Reply, exchange: Exchange, caller: str) -> None:
-        model = self._model(call, exchange.caller.models if exchange.caller else ())
+        model = self._model(call, exchange.allowed)
         slots = RequestSlots(self._admissions[model.model], caller, exchange.started)
         slots.check()
         try:

@@ -8,7 +8,7 @@ import subprocess
 import time
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import accumulate
 from math import ceil, nan
 from pathlib import Path
@@ -58,6 +58,8 @@ class Exchange:
         self._telemetry = telemetry
         self._path = path
         self.caller = caller
+        self.allowed: Collection[str] = caller.models if caller else ()
+        """The names of the models that the caller may use; none: all."""
         self.body_size = 0
         """The bytes of the request's body."""
         self.id = REQUEST_ID.get()
