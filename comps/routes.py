@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comps.admission import Admission
-from comps.core.errors import InvalidRequest, LLMError, for_operator
+from comps.core.errors import InvalidRequest, LLMError, for_operator, shutting_down
 from comps.core.generator import TextGenerator
 from comps.core.models import Models
 from comps.core.request_id import REQUEST_ID
@@ -106,6 +106,7 @@ class Service:
         self.admission = Admission(settings.microservice.max_running, settings.microservice.max_waiting)
         self.telemetry = Telemetry()
         self.shut_down = shut_down if settings.microservice.allow_shutdown else None
+        self._ending = False
         self.version = _version()
         self.started = int(time())
 
@@ -123,6 +124,10 @@ class Service:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
             await asyncio.gather(*(generator.server.aclose() for generator in self.models))
+
+    def withdraw(self) -> None:
+        """From now on, the service is not ready. It still answers."""
+        self._ending = True
 
     async def _load(
         self,
@@ -177,12 +182,15 @@ class Service:
         states: list[tuple[ModelInfo, LLMError | None]] = [(ModelInfo(one.model), None) for one in self.models]
         if asks_models:
             states = await asyncio.gather(*(_state(generator) for generator in self.models))
+        not_ready = states[0][1] if all(error for _, error in states) else None
+        if asks_models and self._ending:
+            not_ready = shutting_down()
         return ServiceStatus(
             name=self.settings.microservice.name,
             version=self.version,
             started=self.started,
             models=[info for info, _ in states],
-            not_ready=states[0][1] if all(error for _, error in states) else None,
+            not_ready=not_ready,
             statistics=self.telemetry.statistics(),
             queue_length=self.admission.running + self.admission.waiting,
             path=path,
@@ -275,6 +283,8 @@ class Service:
                 content = await content
         except LLMError as error:
             failed = error
+        except asyncio.CancelledError:  # The service ends before the model servers answer.
+            failed = shutting_down()
         except Exception:  # A fault of ours: the log gets the details, the caller none.
             log.exception("while answering %s", name)
             failed = LLMError("internal error; the service's log has it")
@@ -290,8 +300,11 @@ class Service:
         return await self._respond("GET /", request)
 
     async def _ready(self) -> Response:
-        status = await self.describe(asks_models=True, path={})
-        return Response() if status.not_ready is None else self._failure(status.not_ready, 503)
+        try:
+            not_ready = shutting_down() if self._ending else (await self.describe(asks_models=True, path={})).not_ready
+        except asyncio.CancelledError:  # The service ends before the model servers answer.
+            not_ready = shutting_down()
+        return Response() if not_ready is None else self._failure(not_ready, 503)
 
     def _failure(self, error: LLMError, status: int) -> Response:
         """Returns the error response of a route of our own, in the style of the first dialect."""

@@ -38,7 +38,8 @@ INTERNAL: dict[str, set[str]] = {
     "responses": set(),
     "requests": {"core", "responses"},
     "server": {"responses"},
-    "telemetry": {"core"},
+    "shared_metrics": set(),
+    "telemetry": {"core", "shared_metrics"},
     "replies": {"core", "dialects.*", "admission", "telemetry", "keep_alive", "requests", "responses"},
     "handler": {"core", "dialects.*", "admission", "telemetry", "requests", "responses", "replies"},
     "openapi": {"core", "dialects.*", "handler"},
@@ -57,7 +58,9 @@ INTERNAL: dict[str, set[str]] = {
     "preview": {"core"},
     "relevance": {"core"},
     "listening": {"core", "settings"},
-    "cli": {"app", "listening", "settings", "core", "telemetry", "preview", "server"},
+    "exit_codes": set(),
+    "workers": {"exit_codes"},
+    "cli": {"app", "listening", "settings", "core", "telemetry", "preview", "server", "workers", "exit_codes"},
     "__main__": {"cli"},
 }
 
@@ -69,6 +72,7 @@ EXTERNAL: dict[str, set[str]] = {
     "dialects.square": {"pydantic"},
     "dialects.llm_api": {"pydantic"},
     "settings": {"pydantic", "pydantic_settings"},
+    "shared_metrics": {"prometheus_client"},
     "telemetry": {"prometheus_client"},
     "handler": {"starlette"},
     "requests": {"starlette"},
