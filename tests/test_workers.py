@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,13 +40,25 @@ sys.exit(Workers(2, work, {seconds}, say, lambda *_: None, lambda: say("ending")
 """
 ENDS = "\n    ".join(
     (
-        "while not signals: time.sleep(0.01)",
-        "if signals[-1] == signal.SIGQUIT: return 131",
+        "while not signals and os.getppid() == worker.parent: time.sleep(0.01)",
+        "if signals[-1:] != [signal.SIGUSR1]: return 131",
         "say('told')",
         "return 0",
     )
 )
-UNTIL_QUIT = "while signal.SIGQUIT not in signals: time.sleep(0.01)\n    return 131"
+UNTIL_QUIT = "while signal.SIGQUIT not in signals and os.getppid() == worker.parent: time.sleep(0.01)\n    return 131"
+
+
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def ended() -> Iterator[None]:
+    """Nothing goes on after a test, however it ends."""
+    yield
+    while STARTED:
+        with STARTED.pop() as process:
+            process.kill()
 
 
 class Parent:
@@ -62,6 +75,7 @@ class Parent:
             text=True,
         )
         self.said: list[str] = []
+        STARTED.append(self.process)
 
     def until(self, said: str, times: int = 1) -> list[str]:
         """The lines with something that it says, when it has said that so many times."""
