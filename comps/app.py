@@ -18,7 +18,7 @@ from comps.core.errors import LLMError, SettingsError, SettingsProblems
 from comps.core.generator import TextGenerator
 from comps.core.models import Models
 from comps.core.ordering import Ordering
-from comps.core.ports import ChecksSettings, ModelServer
+from comps.core.ports import ChecksSettings, Loads, ModelServer
 from comps.core.prompts import Templates
 from comps.core.types import JSON
 from comps.dialects import DIALECTS, opea, open_dialect, openai
@@ -100,8 +100,26 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
     for name, served in settings.models.items():
         with problems.caught(f"[{served.section}] "):
             generators.append(_open_model(name, served, servers))
+    for generator in generators:
+        with problems.caught(f"[{settings.models[generator.model].section}] "):
+            _check_workers(generator, settings)
     problems.raise_if_any()
     return Models(generators)
+
+
+def _check_workers(generator: TextGenerator, settings: Settings) -> None:
+    """Check that the model does not run in a service of several workers.
+
+    Raises:
+        SettingsError: Each worker would load it.
+    """
+    workers = settings.microservice.workers
+    if workers > 1 and any(isinstance(server, Loads) for server in replicas_of(generator)):
+        kind = settings.models[generator.model].model.model_server
+        raise SettingsError(
+            f"model_server = {kind}: the model would be loaded by each of the workers ([OPEA_Microservice] workers = "
+            f"{workers}); workers = 1 is for models that run here, and a model server for more"
+        )
 
 
 def _open_model(name: str, served: ServedModel, servers: Mapping[str, ModelServer]) -> TextGenerator:

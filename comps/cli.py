@@ -13,7 +13,7 @@ from dataclasses import replace
 from json import dumps
 from pathlib import Path
 from socket import socket
-from types import FrameType
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -25,14 +25,16 @@ from comps.core.generator import TextGenerator
 from comps.core.ports import Loads, ModelServer
 from comps.core.sockets import notice_silence
 from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
-from comps.listening import is_reachable, listening_sockets, raise_file_limit
+from comps.exit_codes import CUT_OFF, FAILED, INTERRUPTED, WRONG_SETTINGS, ended_at_once
+from comps.listening import is_reachable, listening_sockets, raise_file_limit, sockets_of_workers
 from comps.preview import ModelPreview, show
 from comps.server import Server, ServerProtocol
 from comps.settings import Settings, read_text
-from comps.telemetry import start_log
+from comps.telemetry import drop_gauges, start_log
+from comps.workers import END_AT_ONCE, Worker, Workers
 
-WRONG_SETTINGS, FAILED, INTERRUPTED = 2, 1, 130
-"""Exit codes."""
+_LONGEST_WAIT = 1.0
+"""Seconds that connections wait for a worker that is started again. If it takes longer, they are the other workers'."""
 
 cli = typer.Typer(
     name="opea-llm",
@@ -60,15 +62,56 @@ MaxTokens = Annotated[int, typer.Option(min=1, help="The longest answer, in toke
 
 
 @cli.command()
-def serve(config: ConfigFile = None) -> None:
-    """Run the service until it is told to stop (Ctrl-C, or TERM; running answers are finished first)."""
+def serve(
+    config: ConfigFile = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-w", min=1, help="How many processes answer, instead of the setting.")
+    ] = None,
+) -> None:
+    """Run the service until it is told to end (Ctrl-C, or TERM): running answers are finished first.
+
+    At a second signal it ends at once. The exit code is 0 if all running answers were finished, 4 if some were cut off
+    at drain_seconds, 143 or 130 after a second signal, 2 for wrong settings, and 1 for any other failure.
+    """
     with _exit_on_error():
         settings = _settings(config)
+        if workers:
+            settings = replace(settings, microservice=settings.microservice.model_copy(update={"workers": workers}))
         start_log(settings.logging.log_level, settings.logging.log_path)
         service = _Service(settings)
-        service.run()
-        if service.failed:
-            raise service.failed
+        code = _run_workers(service, settings) if settings.microservice.workers > 1 else service.run_until_end(None)
+    if code:
+        raise typer.Exit(code)
+
+
+def _run_workers(service: _Service, settings: Settings) -> int:
+    """Run the service in several processes; returns the exit code."""
+    sockets = sockets_of_workers(settings)
+
+    def work(worker: Worker) -> int:
+        try:
+            with _exit_on_error():
+                own = sockets.pop(worker.number)
+                close()
+                service.be(worker, Path(folder))
+                return service.run_until_end(own or listening_sockets(settings, shared=True))
+        except typer.Exit as failed:
+            return failed.exit_code
+
+    def on_end(number: int, pause: float) -> None:
+        drop_gauges(Path(folder), number)
+        if pause > _LONGEST_WAIT:
+            close(number)
+
+    def close(*numbers: int) -> None:
+        for number in numbers or range(len(sockets)):
+            while sockets[number]:
+                sockets[number].pop().close()
+
+    microservice = settings.microservice
+    seconds = microservice.pre_stop_seconds + microservice.drain_seconds
+    with TemporaryDirectory(prefix="opea-llm-") as folder:
+        return Workers(microservice.workers, work, seconds, service.tell, on_end, close).run()
 
 
 class _Service(Server):
@@ -76,15 +119,18 @@ class _Service(Server):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.failed: LLMError | None = None
+        self._failed: LLMError | None = None
+        self._worker: Worker | None = None
+        self._signals: list[int] = []
         microservice = settings.microservice
         app = make_app(
             settings,
             on_loaded=self._on_loaded,
-            on_state=lambda silent: _message(_state(settings, silent)),
-            shut_down=lambda: self.handle_exit(signal.SIGTERM, None),
+            on_state=lambda silent: self._say(_state(settings, silent)),
+            shut_down=self._shut_down,
         )
         self._routes = direct(app)
+        self._service = app.state.service
         config = uvicorn.Config(
             self._routes,
             host=microservice.host,
@@ -101,23 +147,50 @@ class _Service(Server):
         )
         super().__init__(config)
 
+    def be(self, worker: Worker, folder: Path) -> None:
+        """Be one of several workers.
+
+        Args:
+            worker: Which one.
+            folder: Where the workers write their metrics.
+        """
+        self._worker = worker
+        self._service.telemetry.share(folder, worker.number)
+        self.config.callback_notify, self.config.timeout_notify = self._publish, 0
+        worker.handle_signals(self.handle_exit)
+
+    def run_until_end(self, sockets: list[socket] | None) -> int:
+        """Run the service; returns the exit code.
+
+        Raises:
+            LLMError: No model could be loaded, or there is nothing to listen on.
+        """
+        self.run(sockets)
+        if self._failed:
+            raise self._failed
+        if self.force_exit:
+            return ended_at_once(self._signals[-1])
+        return CUT_OFF if self.cut_off else 0
+
     async def startup(self, sockets: list[socket] | None = None) -> None:
         try:
             sockets = sockets or listening_sockets(self._settings)
         except LLMError as error:
-            self.failed = error
+            self._failed = error
             self.end()
             return
         self._make_room()
         for listening in sockets:
             notice_silence(listening, self._settings.microservice.stalled_client_seconds)
-        name, models = self._settings.microservice.name, _models(self._settings)
-        _message(f"{name}: loading {models} …; requests get status 503 until it is ready")
+        if self._worker:
+            asyncio.get_running_loop().add_reader(self._worker.lifeline, self._end_without_parent)
+        self._say(f"loading {_models(self._settings)} …; requests get status 503 until it is ready", named=True)
         service = self._settings.microservice
         if not (service.needs_key or service.tls_client_ca) and is_reachable(sockets):
-            _message(
-                f"{name}: warning: all who reach {service.host}:{service.port} may ask, since no API key is set; "
-                "USVC_API_KEYS_FILE names a file of keys"
+            self._say(
+                f"warning: all who reach {service.host}:{service.port} may ask, since no API key is set; "
+                "USVC_API_KEYS_FILE names a file of keys",
+                named=True,
             )
         await super().startup(sockets)
 
@@ -126,26 +199,72 @@ class _Service(Server):
         connections, warning = raise_file_limit(self._settings)
         self._routes.limits = replace(self._routes.limits, max_connections=connections)
         if warning:
-            _message(f"{self._settings.microservice.name}: warning: {warning}")
+            self._say(f"warning: {warning}", named=True)
+
+    async def pre_stop(self) -> None:
+        self._say(f"not ready any more; it still accepts requests for {self.pre_stop_seconds:g} s", named=True)
+        await super().pre_stop()
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        name, seconds = self._settings.microservice.name, self._settings.microservice.drain_seconds
+        seconds = self._settings.microservice.drain_seconds
         if self.server_state.tasks:
-            _message(f"{name}: ending when all running answers have ended, at the latest in {seconds} s")
+            self._say(f"ending when all running answers have ended, at the latest in {seconds} s", named=True)
         await super().shutdown(sockets)
+        if self.cut_off:
+            self.tell(f"{self.cut_off} answers were cut off")
+        self._service.telemetry.publish()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Exit after the running requests; on a second signal, if it is Ctrl-C, at once. The exit code is 0."""
-        self.force_exit = self.should_exit and sig == signal.SIGINT
+    def end(self) -> None:
+        self._service.withdraw()
+        super().end()
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """Handle a signal: end after the running requests, at a second one at once, at a third one without any cleanup.
+
+        A worker is told what to do by its parent alone: a signal may be sent to all processes.
+        """
+        if self._worker and sig in (signal.SIGTERM, signal.SIGINT):
+            return
+        self._signals.append(sig)
+        if len(self._signals) == 1 and sig != END_AT_ONCE:
+            self.end()
+        elif self.force_exit:
+            os._exit(ended_at_once(sig))
+        else:
+            self.end_at_once()
+
+    def _shut_down(self) -> None:
+        if self._worker:
+            self._worker.end_all()
+        else:
+            self.end()
+
+    def _end_without_parent(self) -> None:
+        assert self._worker
+        asyncio.get_running_loop().remove_reader(self._worker.lifeline)
         self.end()
 
+    async def _publish(self) -> None:
+        self._service.telemetry.publish()
+
     def _on_loaded(self, failed: LLMError | None) -> None:
-        self.failed = failed
+        self._failed = failed
         # What is there by now stays: to look through all of it each time would hold up every stream for 0.1 s.
         gc.collect()
         gc.freeze()
         if failed:
             self.end()
+        else:
+            self.pre_stop_seconds = self._settings.microservice.pre_stop_seconds
+
+    def tell(self, text: str) -> None:
+        """Say something of this service to the operator."""
+        _message(f"{self._settings.microservice.name}: {text}")
+
+    def _say(self, text: str, *, named: bool = False) -> None:
+        """Say what is the same for all workers, once."""
+        if self._worker is None or self._worker.is_first:
+            _message(f"{self._settings.microservice.name}: {text}" if named else text)
 
 
 def _state(settings: Settings, silent: Mapping[str, LLMError]) -> str:

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from comps.access import CALLER
 from comps.admission import Admission, RequestSlots
-from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, Unreachable, for_operator
+from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, for_operator, shutting_down
 from comps.core.generator import Preview, TextGenerator
 from comps.core.models import Models
 from comps.core.tasks import at_once
@@ -87,7 +87,7 @@ class Handler:
             except ClientGone:
                 exchange.outcome = "gone"
             except asyncio.CancelledError:  # The service ends before the answer does.
-                self._fail(Unreachable("the service is shutting down"), style, call, reply, exchange)
+                self._fail(shutting_down(), style, call, reply, exchange)
             except RequestError as request_error:
                 self._fail(request_error.error, request_error.style, None, reply, exchange)
             except LLMError as error:

@@ -36,8 +36,19 @@ def raise_file_limit(settings: Settings) -> tuple[int, str]:
     return fitting, warning
 
 
-def listening_sockets(settings: Settings) -> list[socket]:
+def sockets_of_workers(settings: Settings) -> list[list[socket]]:
+    """Returns the listening sockets of each worker; see `listening_sockets` for the errors."""
+    for one in listening_sockets(settings):  # Sockets that share a port would share it with another service as well.
+        one.close()
+    return [listening_sockets(settings, shared=True) for _ in range(settings.microservice.workers)]
+
+
+def listening_sockets(settings: Settings, *, shared: bool = False) -> list[socket]:
     """Returns a listening socket for each address of the host that the settings name.
+
+    Args:
+        settings: The settings.
+        shared: Whether other processes listen on the same port (SO_REUSEPORT).
 
     Raises:
         SettingsError: The host is none of this machine.
@@ -48,7 +59,7 @@ def listening_sockets(settings: Settings) -> list[socket]:
     sockets: list[socket] = []
     try:
         for family, _, _, _, address in getaddrinfo(host, port, type=SOCK_STREAM, flags=AI_PASSIVE):
-            sockets.append(create_server(address[:2], family=family))
+            sockets.append(create_server(address[:2], family=family, reuse_port=shared))
     except OSError as error:
         for one in sockets:
             one.close()

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comps.access import CALLER, Caller, Keys
 from comps.admission import Admission
-from comps.core.errors import InvalidRequest, LLMError, for_operator
+from comps.core.errors import InvalidRequest, LLMError, for_operator, shutting_down
 from comps.core.generator import TextGenerator
 from comps.core.models import Models
 from comps.core.request_id import REQUEST_ID
@@ -141,6 +141,7 @@ class Service:
         self._watched = watched
         self.refusal = Refusals([*dialects, *others])
         self.guard = Guard(keys, _open_routes(settings), self.refusal, self.telemetry) if keys else None
+        self._ending = False
         self.version = _version()
         self.started = int(time())
 
@@ -160,6 +161,10 @@ class Service:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(*(generator.server.aclose() for generator in self.models))
+
+    def withdraw(self) -> None:
+        """From now on, the service is not ready. It still answers."""
+        self._ending = True
 
     async def _load(
         self,
@@ -223,12 +228,15 @@ class Service:
         states: list[tuple[ModelInfo, LLMError | None]] = [(ModelInfo(one.model), None) for one in models]
         if asks_models:
             states = await asyncio.gather(*(_state(generator) for generator in models))
+        not_ready = states[0][1] if all(error for _, error in states) else None
+        if asks_models and self._ending:
+            not_ready = shutting_down()
         return ServiceStatus(
             name=self.settings.microservice.name,
             version=self.version,
             started=self.started,
             models=[info for info, _ in states],
-            not_ready=states[0][1] if all(error for _, error in states) else None,
+            not_ready=not_ready,
             statistics=self.telemetry.statistics(),
             queue_length=sum(one.running + one.waiting for one in self.admissions.values()),
             path=path,
@@ -339,6 +347,8 @@ class Service:
                 content = await content
         except LLMError as error:
             failed = error
+        except asyncio.CancelledError:  # The service ends before the model servers answer.
+            failed = shutting_down()
         except Exception:  # A fault of ours: the log gets the details, the caller none.
             log.exception("while answering %s", name)
             failed = LLMError("internal error; the service's log has it")
@@ -357,8 +367,11 @@ class Service:
         return await self._respond("GET /", request)
 
     async def _ready(self) -> Response:
-        status = await self.describe(asks_models=True, path={})
-        return Response() if status.not_ready is None else self._failure(status.not_ready, 503)
+        try:
+            not_ready = shutting_down() if self._ending else (await self.describe(asks_models=True, path={})).not_ready
+        except asyncio.CancelledError:  # The service ends before the model servers answer.
+            not_ready = shutting_down()
+        return Response() if not_ready is None else self._failure(not_ready, 503)
 
     def _failure(self, error: LLMError, status: int) -> Response:
         """Returns the error response of a route of our own, in the style of the first dialect."""

@@ -8,8 +8,14 @@ It adds to uvicorn's protocol:
 - no chunked coding for HTTP/1.0 clients, which do not support it;
 - the limits of `connections`.
 
-And to uvicorn's server, that it sleeps until it is told to end, that it accepts connections as fast as they come, and
-that it looks at the deadlines of all connections.
+And to uvicorn's server, that it accepts connections as fast as they come, that it looks at the deadlines of all
+connections, that it sleeps until it is told to end, and then ends in these steps:
+1. It is not ready, and still accepts for `pre_stop_seconds`. Responses say `connection: close`, so that clients open
+   their next connections elsewhere.
+2. The listening sockets and the idle connections are closed. Running requests have `drain_seconds` to end.
+3. Those that have not ended are cancelled, which the handler answers with an error in the form of the dialect.
+4. The models are closed.
+Told to end at once, it goes to the third step.
 """
 
 from __future__ import annotations
@@ -17,12 +23,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from socket import socket
 from typing import Any
 
 import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from comps.connections import LimitedConnection
 from comps.limits import Limits
@@ -34,24 +42,40 @@ _ACCEPTED_AT_ONCE = 16
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
 
+_ERROR_SECONDS = 2.0
+"""Seconds that cancelled requests have to send their errors."""
+
+
+class State(ServerState):
+    """What the connections of a server share."""
+
+    ending = False
+    """Whether the server was told to end: responses say `connection: close`."""
+
+
 class Server(uvicorn.Server):
-    """uvicorn's server, which is told to end by `end`. uvicorn itself looks ten times a second whether it shall."""
+    """uvicorn's server, with an end of our own. uvicorn itself looks ten times a second whether it shall end.
+
+    Args:
+        config: uvicorn's configuration; `timeout_graceful_shutdown` is `drain_seconds`.
+    """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
+        self.server_state: State = State()
+        self.pre_stop_seconds = 0.0
+        """Seconds between being not ready and accepting no more."""
+        self.cut_off = 0
+        """The number of requests that were cancelled at the end."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
         self._sweeping: asyncio.TimerHandle | None = None
         self._memory = Memory()
+        self._ending_at_once = asyncio.Event()
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets and [one for first in sockets for one in (first, *_copies(first))])
         self._sweep()
-
-    async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        await super().shutdown(sockets)
-        if self._sweeping:
-            self._sweeping.cancel()
 
     def _sweep(self) -> None:
         """Look at the deadlines of all connections, and again after a while; no request sets a timer."""
@@ -68,15 +92,65 @@ class Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         self._loop = asyncio.get_running_loop()
-        while not await self.on_tick(0):  # Once a second, for the header `date`.
+        if not self.should_exit:
+            await self._tick_until(self._ending)
+        if self.pre_stop_seconds and not self.force_exit:
+            await self.pre_stop()
+
+    async def pre_stop(self) -> None:
+        """Go on answering for `pre_stop_seconds`."""
+        await self._tick_until(self._ending_at_once, self.pre_stop_seconds)
+
+    async def _tick_until(self, event: asyncio.Event, seconds: float = inf) -> None:
+        """Wait for an event, or until some seconds have passed. Each second, the header `date` is renewed."""
+        now = asyncio.get_running_loop().time
+        until = now() + seconds
+        while not event.is_set() and (left := until - now()) > 0:
+            await self.on_tick(0)
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), 1)
+                await asyncio.wait_for(event.wait(), min(left, 1))
 
     def end(self) -> None:
         """End after the running requests. It may be called by a signal handler and by other threads."""
-        self.should_exit = True
+        self.should_exit = self.server_state.ending = True
         if self._loop:
             self._loop.call_soon_threadsafe(self._ending.set)
+
+    def end_at_once(self) -> None:
+        """End without waiting for running requests: they get an error. It may be called from where `end` may be."""
+        self.force_exit = True
+        self.end()
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._ending_at_once.set)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Close all, from the listening sockets to the models."""
+        state = self.server_state
+        await asyncio.sleep(0)  # What has arrived by now is accepted,
+        for server in self.servers:
+            server.close()
+        for one in sockets or ():
+            one.close()
+        await asyncio.sleep(0)  # and read.
+        for connection in list(state.connections):
+            connection.shutdown()
+        await self._until_idle(self.config.timeout_graceful_shutdown or 0, lambda: self.force_exit)
+        if state.tasks:
+            self.cut_off = len(state.tasks)
+            for task in state.tasks:
+                task.cancel()
+            await self._until_idle(_ERROR_SECONDS)
+        if self._sweeping:
+            self._sweeping.cancel()
+        await self.lifespan.shutdown()
+
+    async def _until_idle(self, seconds: float, unless: Callable[[], bool] = lambda: False) -> None:
+        """Wait until no connection and no request is left, some seconds have passed, or `unless` says so."""
+        state, now = self.server_state, asyncio.get_running_loop().time
+        until, pause = now() + seconds, 0.0
+        while (state.connections or state.tasks) and now() < until and not unless():
+            await asyncio.sleep(pause)
+            pause = min(pause + 0.001, 0.05)
 
 
 def _copies(listening: socket) -> list[socket]:
@@ -92,6 +166,8 @@ def _copies(listening: socket) -> list[socket]:
 class ServerProtocol(LimitedConnection):
     """One client connection."""
 
+    server_state: State
+
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():  # The head is parsed once more, without what asks for an upgrade.
             return
@@ -103,6 +179,8 @@ class ServerProtocol(LimitedConnection):
         self.responses.append(response)
         extensions: dict[Any, Any] = cycle.scope.setdefault("extensions", {})
         extensions[EXTENSION] = response
+        if self.server_state.ending:
+            cycle.keep_alive = False
         if cycle.scope["http_version"] == "1.0":
             cycle.send = _without_chunks(cycle)  # type: ignore[assignment, method-assign]
 

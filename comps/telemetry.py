@@ -8,7 +8,7 @@ import subprocess
 import time
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import ceil, nan
 from pathlib import Path
@@ -26,6 +26,7 @@ from comps.core.request_id import REQUEST_ID
 from comps.core.types import GPU, Usage
 from comps.core.unread import UNREAD
 from comps.limits import CONNECTIONS
+from comps.shared_metrics import SharedMetrics, Snapshot
 
 log = logging.getLogger("opea_llm")
 
@@ -126,6 +127,7 @@ class Telemetry(Collector):
         """The number of tokens by the name of the key and kind."""
         self._latencies: deque[float] = deque(maxlen=_KEPT)
         self._first_latencies: deque[float] = deque(maxlen=_KEPT)
+        self._shared: SharedMetrics | None = None
 
     def collect(self) -> Iterator[Metric]:
         """Yields all metrics; see prometheus_client's `Collector`."""
@@ -226,19 +228,43 @@ class Telemetry(Collector):
             log.log(level, "%s %s id=%s%s reason=%s tokens=%s %.3f s%s", *said)
 
     def metrics(self) -> bytes:
-        """Returns all metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        """Returns all metrics in Prometheus' text format, of all workers if there are several."""
+        return generate_latest(self._whole() if self._shared else self._registry)
 
     def statistics(self) -> dict[str, float | None]:
-        """Returns OPEA's statistics: latencies of the last 1000 answers in seconds, or None before the first."""
+        """Returns OPEA's statistics: latencies of the last 1000 answers in seconds, or None before the first.
+
+        With several workers, they are those of the last 1000 answers of each.
+        """
+        latencies: Sequence[float] = self._latencies
+        first: Sequence[float] = self._first_latencies
+        if self._shared:
+            whole = self._whole()
+            latencies, first = whole.latencies, whole.first_latencies
         return {
-            "p50_latency": _percentile(self._latencies, 0.50),
-            "p99_latency": _percentile(self._latencies, 0.99),
-            "average_latency": fmean(self._latencies) if self._latencies else None,
-            "p50_latency_first_token": _percentile(self._first_latencies, 0.50),
-            "p99_latency_first_token": _percentile(self._first_latencies, 0.99),
-            "average_latency_first_token": fmean(self._first_latencies) if self._first_latencies else None,
+            "p50_latency": _percentile(latencies, 0.50),
+            "p99_latency": _percentile(latencies, 0.99),
+            "average_latency": fmean(latencies) if latencies else None,
+            "p50_latency_first_token": _percentile(first, 0.50),
+            "p99_latency_first_token": _percentile(first, 0.99),
+            "average_latency_first_token": fmean(first) if first else None,
         }
+
+    def share(self, folder: Path, number: int) -> None:
+        """Count for a service of several workers, of which this one has a number; see `SharedMetrics`."""
+        self._shared = SharedMetrics(folder, number, _KEPT)
+
+    def publish(self) -> None:
+        """Let the other workers know what was counted here."""
+        if self._shared:
+            self._shared.publish(self._snapshot())
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(list(self._registry.collect()), list(self._latencies), list(self._first_latencies))
+
+    def _whole(self) -> Snapshot:
+        assert self._shared
+        return self._shared.whole(self._snapshot())
 
 
 def _counters(
@@ -251,7 +277,12 @@ def _counters(
     return family
 
 
-def _percentile(values: deque[float], share: float) -> float | None:
+def drop_gauges(folder: Path, number: int) -> None:
+    """Keep only the counters of a worker that has ended."""
+    SharedMetrics(folder, number, _KEPT).publish(Snapshot())
+
+
+def _percentile(values: Sequence[float], share: float) -> float | None:
     """Returns the percentile (nearest rank) for a share from 0 to 1; None if there are no values."""
     ordered = sorted(values)
     return ordered[ceil(share * len(ordered)) - 1] if ordered else None

@@ -42,6 +42,11 @@ def free_port() -> int:
         return port
 
 
+def children(process: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 class Running:
     """A service in a process of its own, as `opea-llm serve` runs it."""
 
@@ -50,16 +55,28 @@ class Running:
         self.port = port
         self.said: list[str] = []
         self.ready = threading.Event()
+        self._news = threading.Condition()
         self.reading = threading.Thread(target=self._read)
         self.reading.start()
 
     def _read(self) -> None:
         assert self.process.stderr
         for line in self.process.stderr:
-            self.said.append(line)
+            with self._news:
+                self.said.append(line)
+                self._news.notify_all()
             if "answering with" in line or "not ready" in line:
                 self.ready.set()
         self.ready.set()
+
+    def until_said(self, what: str) -> None:
+        """Wait until it has said something."""
+        with self._news:
+            assert self._news.wait_for(lambda: any(what in line for line in self.said), PATIENCE)
+
+    def children(self) -> list[int]:
+        """The processes that it has started."""
+        return children(self.process.pid)
 
     @contextmanager
     def posting(self, body: object, path: str = PATH) -> Iterator[http.client.HTTPResponse]:

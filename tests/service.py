@@ -99,7 +99,7 @@ class Connection:
 
 
 class Announced(Server):
-    """The server, with an event that says that it listens, and no pauses before its end."""
+    """The server, with an event that says that it listens."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -108,18 +108,6 @@ class Announced(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.listening.set()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
-        await asyncio.sleep(0)  # In which idle connections are lost.
-        if self.server_state.connections or self.server_state.tasks:
-            await super().shutdown(sockets)
-            return
-        for server in self.servers:
-            server.close()
-            await server.wait_closed()
-        await self.lifespan.shutdown()
 
 
 class Service:

@@ -186,7 +186,10 @@ def test_ctrl_c_ends_it_without_a_traceback() -> None:
     assert "Traceback" not in said
 
 
-def test_ctrl_c_while_the_model_loads_ends_it_and_its_engine() -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)], ids=str
+)
+def test_a_signal_while_the_model_loads_ends_it_and_its_engine(number: signal.Signals, code: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     process = subprocess.Popen(
@@ -200,9 +203,9 @@ def test_ctrl_c_while_the_model_loads_ends_it_and_its_engine() -> None:
     for line in process.stderr:
         if ": loading " in line:
             break
-    os.killpg(process.pid, signal.SIGINT)  # To all that the terminal runs, as Ctrl-C is.
+    os.killpg(process.pid, number)  # To all that the terminal runs, as Ctrl-C is.
     rest = process.stderr.read()  # Ends only when the engine, which has inherited it, has ended as well.
-    assert process.wait(PATIENCE) == 0
+    assert process.wait(PATIENCE) == code
     process.stderr.close()
     assert "Traceback" not in rest
 

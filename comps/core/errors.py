@@ -250,6 +250,11 @@ def told_at(error: Failure, address: str) -> Failure:
     return error
 
 
+def shutting_down() -> Unreachable:
+    """Returns the error of requests that the end of the service cuts off, and of its readiness from then on."""
+    return Unreachable("the service is shutting down")
+
+
 def no_room(prompt_tokens: int, most: int, at_least: bool = False) -> InvalidRequest:
     """Returns the request error of a prompt that fills `Sampling.max_total_tokens`.
 

@@ -116,6 +116,12 @@ class Microservice(Section):
     name: str = key_of("opea_service@llm", "how the service calls itself", "USVC_NAME", min_length=1)
     host: str = key_of("0.0.0.0", "the address it listens on", "USVC_HOST", min_length=1)
     port: int = key_of(9000, "the port it listens on", "USVC_PORT", "LLM_USVC_PORT", ge=1, le=65535)
+    workers: int = key_of(
+        1,
+        "how many processes answer on the port; more than 1 only if no model runs here; all limits are those of each",
+        "USVC_WORKERS",
+        ge=1,
+    )
     tls_certificate: ExistingFile = key_of(
         "",
         "a PEM file with the service's own certificate, and those between it and its authority; empty: no TLS",
@@ -216,6 +222,13 @@ class Microservice(Section):
         "out yet; not in streams of data: b'…'; 0: no comments",
         "USVC_KEEPALIVE_SECONDS",
         ge=0,
+    )
+    pre_stop_seconds: float = key_of(
+        0.0,
+        "how long it still accepts requests when told to end, already not ready; for those who watch its readiness",
+        "USVC_PRE_STOP_SECONDS",
+        ge=0,
+        allow_inf_nan=False,
     )
     drain_seconds: int = key_of(60, "how long running answers may take to end at shutdown", "USVC_DRAIN_SECONDS", ge=0)
 

@@ -525,10 +525,11 @@ def test_the_check_sees_what_the_service_will_see(trees: Iterator[Tree]) -> None
 
 def test_a_pod_has_time_to_be_forgotten_and_to_finish_its_answers(trees: Iterator[Tree], here: Here) -> None:
     for tree in trees:
-        forgotten = the_container(tree)["lifecycle"]["preStop"]["sleep"]["seconds"]
-        assert forgotten >= 5
-        drain = settings_of(tree, here).microservice.drain_seconds
-        assert pod(tree.microservice)["terminationGracePeriodSeconds"] >= forgotten + drain + 5
+        service = settings_of(tree, here).microservice
+        assert service.pre_stop_seconds >= 5
+        assert "lifecycle" not in the_container(tree)
+        grace = pod(tree.microservice)["terminationGracePeriodSeconds"]
+        assert grace >= service.pre_stop_seconds + service.drain_seconds + 5
         for server in tree.model_servers:
             (container,) = containers(server)
             sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]

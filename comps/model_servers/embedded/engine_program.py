@@ -30,6 +30,7 @@ import json
 import os
 import select
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import BinaryIO, Protocol, TypeAlias, runtime_checkable
@@ -169,12 +170,23 @@ def serve(load: Callable[..., Engine]) -> None:
     # A signal may be sent to all processes; the service decides when its engine ends, by closing its input.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    reader, writer = MessageReader(0), PartWriter()
+    reader, writer, loaded = MessageReader(0), PartWriter(), threading.Event()
+    threading.Thread(target=_end_with_input, args=(loaded,), daemon=True).start()
     with suppress(BrokenPipeError):  # The service is gone.
         while (messages := reader.read(wait=True)) == []:
             pass
         if messages and (engine := _loaded(load, messages.pop(0), writer)):
+            loaded.set()
             _serve(engine, messages, reader, writer)
+
+
+def _end_with_input(loaded: threading.Event) -> None:
+    """End the process if its input ends before the model is loaded: until then, nobody reads it."""
+    hang_up = select.poll()
+    hang_up.register(0, 0)
+    hang_up.poll()
+    if not loaded.is_set():
+        os._exit(1)
 
 
 def _loaded(load: Callable[..., Engine], message: dict[str, JSON], writer: PartWriter) -> Engine | None:
