@@ -90,6 +90,12 @@ async def refusal(service: Service, context: ssl.SSLContext) -> str:
     return ""
 
 
+async def until_trusted(service: Service, files: Files) -> None:
+    """Ask until the service has read the files that are there now."""
+    while await refusal(service, trusting(files.authority, files.clients)):
+        pass
+
+
 @each_loop
 def test_answers_come_whole_and_streamed_to_a_slow_reader_too(
     new_loop: Callable[[], asyncio.AbstractEventLoop], files: Files, monkeypatch: pytest.MonkeyPatch
@@ -177,8 +183,7 @@ async def test_certificates_are_read_again_when_they_change(files: Files, monkey
                 pass
             assert (await post(service, trusting(before, clients))).status == 200
             files.authority, files.clients = files.issue(), files.trust_clients()
-            while await refusal(service, trusting(files.authority, files.clients)):
-                pass
+            await asyncio.wait_for(until_trusted(service, files), 60)
             for authority, client in ((before, clients), (before, files.clients), (files.authority, clients)):
                 assert await refusal(service, trusting(authority, client))
             await connection.send("POST", PATH, QUERY)  # A connection that is there stays.
