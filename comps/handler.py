@@ -73,6 +73,7 @@ class Handler:
                 style = endpoint.style
                 call = endpoint.read(await read_body(response, scope, receive, self._max_body), variables)
                 style = call.style
+                exchange.window = "queued"
                 await _unless_gone(response, self._answer(call, endpoint, reply, exchange))
                 exchange.outcome = "200"
             except ClientGone:
@@ -118,6 +119,7 @@ class Handler:
         info = await model.info()
         headers = self._ignored(call, info)
         async with slots.slot():
+            exchange.window = "whole"
             if isinstance(call, EmbeddingCall):
                 embeddings = await model.embed(call.texts())
                 if embeddings.prompt_tokens is not None:
@@ -130,7 +132,7 @@ class Handler:
     async def _generate(self, call: GenerationCall, slots: RequestSlots, reply: Reply, exchange: Exchange) -> None:
         model, info, requests = await self._asked(call)
         headers = self._ignored(call, info)
-        requests = [_honoured(request, info) for request in requests]
+        exchange.asked = requests = [_honoured(request, info) for request in requests]
         response = Responder(call, info, len(requests), reply, headers, exchange, self._keepalive_seconds)
         if call.streamed:
             choices = requests[0].options.get("n", 1) if "n" in info.capabilities else 1
@@ -193,6 +195,7 @@ class PromptHandler(Handler):
 
         async def previewed(request: GenerationRequest) -> Preview:
             async with slots.slot():
+                exchange.window = "whole"
                 return await model.preview(_honoured(request, info))
 
         previews = await at_once([previewed(request) for request in requests])

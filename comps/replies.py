@@ -110,6 +110,7 @@ class Responder:
         self, slots: RequestSlots, model: TextGenerator, request: GenerationRequest, number: int
     ) -> Generation:
         async with slots.slot():
+            self._exchange.window = "whole"
             plan = await model.plan(request)
             self._reports[number] = plan.report
             generation = await model.complete(plan)
@@ -159,6 +160,8 @@ class Responder:
         answer: _StreamedAnswer | Part,
     ) -> None:
         async with slots.slot():
+            if self._exchange.window == "queued":  # No other answer of this stream has begun.
+                self._exchange.window = "first_token"
             plan = await model.plan(request)
             self._reports[number] = plan.report
             await model.answer(plan, answer)

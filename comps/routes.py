@@ -104,7 +104,7 @@ class Service:
         self.models = models
         self.dialects = dialects
         self.admission = Admission(settings.microservice.max_running, settings.microservice.max_waiting)
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(models)
         self.shut_down = shut_down if settings.microservice.allow_shutdown else None
         self.version = _version()
         self.started = int(time())

@@ -15,12 +15,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from errno import ETIMEDOUT
 from typing import Any
 
 import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from comps.core.tallies import TIMEOUTS
 from comps.responses import EXTENSION, Headers
 
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
@@ -107,7 +109,10 @@ class ServerProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        stalled = isinstance(exc, OSError) and exc.errno == ETIMEDOUT  # See `notice_silence`.
         for response in self._responses:
+            if stalled and not response.complete:
+                TIMEOUTS["client"] += 1
             response.left()
 
 

@@ -37,7 +37,7 @@ INTERNAL: dict[str, set[str]] = {
     "keep_alive": set(),
     "responses": set(),
     "requests": {"core", "responses"},
-    "server": {"responses"},
+    "server": {"core", "responses"},
     "telemetry": {"core"},
     "replies": {"core", "dialects.*", "admission", "telemetry", "keep_alive", "requests", "responses"},
     "handler": {"core", "dialects.*", "admission", "telemetry", "requests", "responses", "replies"},
