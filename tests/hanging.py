@@ -34,6 +34,8 @@ class Hanging:
     """Whether a stream begins with one event."""
     counts: bool = True
     """Whether tokens are counted; otherwise, that never ends either."""
+    lists: bool = True
+    """Whether models are listed; otherwise, that never ends."""
     not_ready: bytes = b""
     """Headers of the response 503 to each question; empty: there is none."""
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -70,7 +72,8 @@ class Held(asyncio.Protocol):
             return
         self._data = b""
         if head.startswith(b"GET"):
-            self._transport.write(response(LISTED))
+            if self._server.lists:
+                self._transport.write(response(LISTED))
             return
         path, asked = head.split()[1].decode(), json.loads(body)
         said = self._server.answer(path, asked)
