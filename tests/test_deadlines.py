@@ -7,7 +7,6 @@ import json
 import socket
 from collections import Counter
 from collections.abc import Collection, Iterator
-from typing import Any
 
 import pytest
 
@@ -25,7 +24,7 @@ from tests.service import PATIENCE, Answer, Service, until_idle
 from tests.test_backpressure import Flood, slow_client
 
 
-def everywhere(deadline: str, dialects: Collection[str]) -> Any:
+def everywhere(deadline: str, dialects: Collection[str]) -> pytest.MarkDecorator:
     """The parameters of a test: a deadline in these dialects, and the deadline of the whole answer in one of them."""
     cases = [(deadline, dialect) for dialect in dialects] + [("total", "openai")]
     return pytest.mark.parametrize(
