@@ -20,6 +20,7 @@ from comps.core.models import Models
 from comps.core.ordering import Ordering
 from comps.core.ports import ChecksSettings, Loads, ModelServer
 from comps.core.prompts import Templates
+from comps.core.retries import Retries
 from comps.core.types import JSON
 from comps.dialects import DIALECTS, opea, open_dialect, openai
 from comps.dialects.llm_api import dialect as llm_api
@@ -42,7 +43,7 @@ from comps.model_servers.target import Access, Target
 from comps.pages import app_with_pages
 from comps.relevance import by_relevance
 from comps.routes import DirectRoutes, Service
-from comps.settings import CONVERSATION, ServedModel, Settings, gather_settings, read_templates, read_text
+from comps.settings import CONVERSATION, Model, ServedModel, Settings, gather_settings, read_templates, read_text
 from comps.tls import read_tls
 
 
@@ -127,9 +128,11 @@ def _open_model(name: str, served: ServedModel, servers: Mapping[str, ModelServe
     model, problems = served.model, SettingsProblems()
     server, templates, native = servers.get(name), Templates(), False
     with problems.caught():
-        opened = [server] if server else _open_replicas(served)
+        endpoints = _endpoints(model)
+        access = _access(model, repeats=len(endpoints) == 1)
+        opened = [server] if server else _open_replicas(served, endpoints, access)
         replicas = [_as_set(one, served) for one in opened]
-        server = replicas[0] if len(replicas) == 1 else Replicas(replicas, model=name)
+        server = _as_one(replicas, name, model, access)
     with problems.caught():
         templates = read_templates(model.prompt_templates, model.model_name)
     with problems.caught():
@@ -151,12 +154,19 @@ def _open_model(name: str, served: ServedModel, servers: Mapping[str, ModelServe
     )
 
 
-def _open_replicas(served: ServedModel) -> list[ModelServer]:
-    """Returns one model server for each endpoint of a model; `model_server_endpoint` may list several URLs."""
-    model = served.model
+def _endpoints(model: Model) -> list[str]:
+    """Returns the endpoints of a model; `model_server_endpoint` may list several URLs, of replicas."""
     endpoint = model.model_server_endpoint
     endpoints = [one.strip() for one in endpoint.split(",")] if "://" in endpoint else [endpoint]
-    access = Access(
+    if "" in endpoints[1:] or (not endpoints[0] and endpoint):
+        raise SettingsError(f"model_server_endpoint = {endpoint}: a comma has no URL on one of its sides")
+    if len(set(endpoints)) < len(endpoints):
+        raise SettingsError("model_server_endpoint: it names the same replica twice")
+    return endpoints
+
+
+def _access(model: Model, repeats: bool) -> Access:
+    return Access(
         api_key=model.api_key.get_secret_value(),
         token_url=model.token_url,
         client_id=model.client_id,
@@ -170,12 +180,14 @@ def _open_replicas(served: ServedModel) -> list[ModelServer]:
         between_tokens_seconds=model.between_tokens_seconds,
         total_seconds=model.total_seconds,
         whole_answers=model.whole_answers,
+        retries=Retries(model.retry_budget, model.retries_per_request),
+        repeats=repeats,
     )
-    if "" in endpoints[1:] or (not endpoints[0] and endpoint):
-        raise SettingsError(f"model_server_endpoint = {endpoint}: a comma has no URL on one of its sides")
-    if len(set(endpoints)) < len(endpoints):
-        raise SettingsError("model_server_endpoint: it names the same replica twice")
-    problems, opened = SettingsProblems(), []
+
+
+def _open_replicas(served: ServedModel, endpoints: Sequence[str], access: Access) -> list[ModelServer]:
+    """Returns one model server for each endpoint of a model."""
+    model, problems, opened = served.model, SettingsProblems(), []
     for one in endpoints:
         target = Target(model.model_name, one, access, model.context_window or None, model.device, served.engine)
         with problems.caught():
@@ -185,6 +197,13 @@ def _open_replicas(served: ServedModel) -> list[ModelServer]:
             opened.append(server)
     problems.raise_if_any()
     return opened
+
+
+def _as_one(replicas: Sequence[ModelServer], name: str, model: Model, access: Access) -> ModelServer:
+    if len(replicas) == 1:
+        return replicas[0]
+    failures, longest = model.breaker_failures, model.breaker_seconds
+    return Replicas(replicas, model=name, retries=access.retries, failures=failures, longest_pause=longest)
 
 
 def _as_set(server: ModelServer, served: ServedModel) -> ModelServer:

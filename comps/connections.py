@@ -10,6 +10,7 @@ Requests that are refused here never get to a handler. The application gives the
 from __future__ import annotations
 
 import logging
+from errno import ETIMEDOUT
 from math import inf
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from comps.core.errors import InvalidHTTP, LLMError, Unreachable
+from comps.core.tallies import TIMEOUTS
 from comps.limits import CONNECTIONS, Limits
 
 log = logging.getLogger("opea_llm")
@@ -98,7 +100,10 @@ class LimitedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         CONNECTIONS.open -= 1
         super().connection_lost(exc)
+        stalled = isinstance(exc, OSError) and exc.errno == ETIMEDOUT  # See `notice_silence`.
         for response in self.responses:
+            if stalled and not response.complete:
+                TIMEOUTS["client"] += 1
             response.left()
 
     # What comes in.
@@ -253,6 +258,7 @@ class LimitedConnection(HttpToolsProtocol):
     def give_up(self) -> None:
         """End a connection whose client takes nothing."""
         CONNECTIONS.ended["stalled"] += 1
+        TIMEOUTS["client"] += 1
         self.transport.abort()
 
     def refuse_malformed(self, said: str) -> None:

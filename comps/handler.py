@@ -82,6 +82,7 @@ class Handler:
                     raise admission.refusal(caller)
                 call = endpoint.read(body, variables)
                 style = call.style
+                exchange.window = "queued"
                 await _unless_gone(response, self._answer(call, endpoint, reply, exchange, caller))
                 exchange.outcome = "200"
             except ClientGone:
@@ -151,6 +152,7 @@ class Handler:
         info = await _info(call, model, slots)
         headers = self._ignored(call, info)
         await slots.enter()
+        exchange.window = "whole"
         if isinstance(call, EmbeddingCall):
             embeddings = await model.embed(call.texts())
             if embeddings.prompt_tokens is not None:
@@ -164,6 +166,7 @@ class Handler:
         self, call: GenerationCall, model: TextGenerator, slots: RequestSlots, reply: Reply, exchange: Exchange
     ) -> None:
         info, requests = await _requests(call, model, slots)
+        exchange.asked = requests
         headers = self._ignored(call, info)
         response = Responder(call, info, len(requests), reply, headers, exchange, self._keepalive_seconds)
         if call.streamed:
@@ -223,6 +226,7 @@ class PromptHandler(Handler):
 
         async def previewed(request: GenerationRequest) -> Preview:
             await slots.take()
+            exchange.window = "whole"
             try:
                 return await model.preview(request)
             finally:

@@ -111,6 +111,7 @@ class Responder:
         self, slots: RequestSlots, model: TextGenerator, request: GenerationRequest, number: int
     ) -> Generation:
         await slots.take()
+        self._exchange.window = "whole"
         try:
             plan = await model.plan(request)
             self._reports[number] = plan.report
@@ -164,6 +165,8 @@ class Responder:
         answer: _StreamedAnswer | Part,
     ) -> None:
         await slots.take()
+        if self._exchange.window == "queued":  # No other answer of this stream has begun.
+            self._exchange.window = "first_token"
         try:
             plan = await model.plan(request)
             self._reports[number] = plan.report

@@ -128,7 +128,7 @@ class Service:
         self.settings = settings
         self.models = models
         self.dialects = dialects
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(models)
         limits = settings.microservice
         self.admissions = {
             generator.model: Admission(

@@ -317,8 +317,12 @@ class DirectResponse:
 
     def on_leave(self, leave: Callable[[], None] | None) -> None:
         self._leave = leave
-        if leave and self._cycle.disconnected:
+        if not leave:
+            return
+        if self._cycle.disconnected:
             self.left()
+        elif self._flow.read_paused:  # uvicorn pauses within large bodies, and a paused connection tells no end.
+            self._flow.resume_reading()
 
     @property
     def complete(self) -> bool:

@@ -8,7 +8,7 @@ import subprocess
 import time
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import ceil, nan
 from pathlib import Path
@@ -22,8 +22,11 @@ from prometheus_client.registry import Collector
 from comps.access import Caller
 from comps.admission import Admission
 from comps.core.errors import LLMError
+from comps.core.generator import TextGenerator
+from comps.core.ports import CIRCUIT_STATES, HasCircuitBreakers
 from comps.core.request_id import REQUEST_ID
-from comps.core.types import GPU, Usage
+from comps.core.tallies import RETRIES, TIMEOUTS
+from comps.core.types import GPU, GenerationRequest, Usage
 from comps.core.unread import UNREAD
 from comps.limits import CONNECTIONS
 from comps.shared_metrics import SharedMetrics, Snapshot
@@ -69,6 +72,11 @@ class Exchange:
         """The HTTP status, `gone` if the client disconnected before the end, or `broken` if a stream is incomplete."""
         self.first_token_after: float | None = None
         """DurationHistogram from the request to the first event; None for whole answers."""
+        self.window = "body"
+        """Where a cancelled request was: `body` (it was not read completely), `queued` (for a slot), `first_token`
+        (its prompt was planned, or its stream had not begun), `stream`, or `whole` (its answer is not streamed)."""
+        self.asked: Sequence[GenerationRequest] = ()
+        """What was asked of the model; empty before that is known, and if nothing is to be generated."""
         self.usage: Usage | None = None
         self.reason: str | None = None
         self.failure = ""
@@ -86,6 +94,7 @@ class Exchange:
     def first_token(self) -> None:
         """Record the time of the first event of a stream."""
         self.first_token_after = time.monotonic() - self.started
+        self.window = "stream"
 
 
 class DurationHistogram:
@@ -108,13 +117,21 @@ class DurationHistogram:
 
 
 class Telemetry(Collector):
-    """Counters, histograms and statistics of one service."""
+    """Counters, histograms and statistics of one service.
 
-    def __init__(self) -> None:
+    Args:
+        models: The models whose circuit breakers are shown.
+    """
+
+    def __init__(self, models: Iterable[TextGenerator] = ()) -> None:
+        self._models = models
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._exchanges: defaultdict[tuple[str, str], int] = defaultdict(int)
         """The number of requests by path and outcome."""
+        self._cancelled: defaultdict[str, int] = defaultdict(int)
+        """The number of cancelled requests by window."""
+        self._saved_tokens = 0
         self._in_flight = 0
         self._admissions: Mapping[str, Admission] = {}
         self._queue = DurationHistogram()
@@ -143,16 +160,39 @@ class Telemetry(Collector):
         yield tokens
         yield _counters("opea_llm_key_requests", "Requests, by API key and outcome", ("key", "outcome"), self._of_keys)
         yield _counters("opea_llm_key_tokens", "Tokens, by API key and kind", ("key", "kind"), self._tokens_of_keys)
-        left_out = "Parts of model servers' answers that were not understood, and left out"
-        unread = CounterMetricFamily("opea_llm_unread_parts", left_out, labels=("part",))
-        for part, count in UNREAD.items():
-            unread.add_metric((part,), count)
-        yield unread
         yield GaugeMetricFamily("opea_llm_connections", "Open connections of clients", CONNECTIONS.open)
-        ended = CounterMetricFamily("opea_llm_connections_ended", "Connections ended by a limit", labels=("reason",))
-        for reason, count in CONNECTIONS.ended.items():
-            ended.add_metric((reason,), count)
-        yield ended
+        ended = "Connections ended by a limit"
+        yield _counter("opea_llm_connections_ended", ended, "reason", CONNECTIONS.ended)
+        yield from self._of_cancelled()
+        yield _counter("opea_llm_retries", "Requests sent to a model server again, by reason", "reason", RETRIES)
+        yield _counter("opea_llm_timeouts", "Missed deadlines of model servers and clients", "deadline", TIMEOUTS)
+        yield self._circuits()
+        left_out = "Parts of model servers' answers that were not understood, and left out"
+        yield _counter("opea_llm_unread_parts", left_out, "part", UNREAD)
+
+    def _of_cancelled(self) -> Iterator[Metric]:
+        """Yields the metrics of requests whose client left.
+
+        The saved tokens are those that a cancelled request allowed and that were not generated, where that is known:
+        the limits of all its answers (`max_tokens`), if the client left before anything of them was generated, which is
+        in the windows `queued` and `first_token`. Nothing counts the tokens of a stream or of a whole answer on their
+        way, so what is saved in the windows `stream` and `whole` is not known, and not counted.
+        """
+        gone = "Requests whose client left before the end, by where they were"
+        yield _counter("opea_llm_cancelled_requests", gone, "window", self._cancelled)
+        saved = "Tokens that cancelled requests allowed, of answers that had not begun"
+        yield CounterMetricFamily("opea_llm_saved_tokens", saved, self._saved_tokens)
+
+    def _circuits(self) -> Metric:
+        """Returns the states of all circuit breakers: 1 for the state that a replica has."""
+        labels = ("model", "replica", "state")
+        circuits = GaugeMetricFamily("opea_llm_replica_circuit", "Circuit breakers of replicas", labels=labels)
+        for generator in self._models:
+            if isinstance(generator.server, HasCircuitBreakers):
+                for number, now in enumerate(generator.server.circuit_states(), 1):
+                    for state in CIRCUIT_STATES:
+                        circuits.add_metric((generator.model, str(number), state), float(state == now))
+        return circuits
 
     def _admission_families(self) -> Iterator[Metric]:
         running = GaugeMetricFamily("opea_llm_requests_running", "Slots that are taken, by model", labels=("model",))
@@ -215,6 +255,10 @@ class Telemetry(Collector):
         caller = exchange.caller
         if caller:
             self._count_for(caller, exchange)
+        if exchange.outcome == "gone":
+            self._cancelled[exchange.window] += 1
+            if exchange.window in ("queued", "first_token"):
+                self._saved_tokens += sum(map(_most_tokens, exchange.asked))
         if exchange.outcome == "200":
             self._latencies.append(took)
         if exchange.first_token_after is not None:
@@ -280,6 +324,20 @@ def _counters(
 def drop_gauges(folder: Path, number: int) -> None:
     """Keep only the counters of a worker that has ended."""
     SharedMetrics(folder, number, _KEPT).publish(Snapshot())
+
+
+def _most_tokens(request: GenerationRequest) -> int:
+    """Returns the number of tokens that the answers to a request may have; 0 if there is no limit."""
+    choices = request.options.get("n")
+    return (request.sampling.max_tokens or 0) * (choices if isinstance(choices, int) else 1)
+
+
+def _counter(name: str, documentation: str, label: str, counts: Mapping[str, int]) -> Metric:
+    """Returns the metric of counts by one label."""
+    counter = CounterMetricFamily(name, documentation, labels=(label,))
+    for value, count in counts.items():
+        counter.add_metric((value,), count)
+    return counter
 
 
 def _percentile(values: Sequence[float], share: float) -> float | None:

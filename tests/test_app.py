@@ -13,6 +13,7 @@ import comps.routes
 from comps.app import make_app, open_models, read_settings
 from comps.core.errors import LLMError, ModelServerError, SettingsError, Unreachable
 from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
+from comps.core.retries import Retries
 from comps.core.types import ModelInfo
 from comps.dialects import DIALECTS
 from comps.model_servers.replicas import Replicas
@@ -399,13 +400,16 @@ def test_what_is_set_reaches_the_model_server(tmp_path: Path, monkeypatch: pytes
         "LLM_BETWEEN_TOKENS_SECONDS": "3",
         "LLM_TOTAL_SECONDS": "4",
         "LLM_WHOLE_ANSWERS": "stream",
+        "LLM_RETRY_BUDGET": "0.1",
+        "LLM_RETRIES_PER_REQUEST": "1",
         "LLM_CONTEXT_WINDOW": "5",
         "LLM_DEVICE": "GPU",
     }
     opened(monkeypatch, **environment)
-    access = Access("key", "https://login", "me", "hush", False, pem, pem, pem, 1, 2, 3, 4, "stream")
+    access = Access("key", "https://login", "me", "hush", False, pem, pem, pem, 1, 2, 3, 4, "stream", Retries(0.1, 1))
     default = Access()
-    assert all(getattr(access, name) != getattr(default, name) for name in Access.__dataclass_fields__)
+    alike = [name for name in Access.__dataclass_fields__ if getattr(access, name) == getattr(default, name)]
+    assert alike == ["repeats"]  # There is no other replica.
     assert opened_with == [("vllm", Target("m", "https://one:1", access, 5, "GPU", {}))]
 
 

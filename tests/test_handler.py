@@ -108,46 +108,6 @@ async def check_that_small_packets_are_sent_at_once(monkeypatch: pytest.MonkeyPa
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-@pytest.mark.parametrize("framework", ["native", "langchain"])
-@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-async def test_a_client_that_leaves_before_the_first_token_stops_the_model(
-    monkeypatch: pytest.MonkeyPatch, stream: bool, framework: str
-) -> None:
-    scripted = Scripted([[asyncio.Event(), "never"]])
-    async with running(scripted, monkeypatch, {"FRAMEWORK": framework}) as service:
-        async with service.connect() as client:
-            await client.send("POST", PATH, json.dumps({**QUERY, "stream": stream}).encode())
-            await asyncio.wait_for(scripted.reached.wait(), PATIENCE)
-        await asyncio.wait_for(scripted.closed.wait(), PATIENCE)
-        await until_idle(service)
-
-
-@pytest.mark.parametrize("framework", ["native", "langchain"])
-async def test_a_client_that_leaves_in_the_middle_of_a_stream_stops_the_model(
-    monkeypatch: pytest.MonkeyPatch, framework: str
-) -> None:
-    scripted = Scripted([["one", asyncio.Event(), "never"]])
-    async with running(scripted, monkeypatch, {"FRAMEWORK": framework}) as service:
-        async with service.connect() as client:
-            await client.send("POST", PATH, json.dumps(QUERY).encode())
-            await client.head()
-            await client.chunk()
-        await asyncio.wait_for(scripted.closed.wait(), PATIENCE)
-        await until_idle(service)
-        assert 'outcome="gone"' in (await service.get("/metrics")).body.decode()
-
-
-async def test_a_client_that_leaves_while_its_whole_answer_is_made_stops_the_model(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    scripted = Scripted([["one", asyncio.Event(), "never"]])
-    async with running(scripted, monkeypatch) as service:
-        async with service.connect() as client:
-            await client.send("POST", PATH, json.dumps({**QUERY, "stream": False}).encode())
-            await asyncio.wait_for(scripted.reached.wait(), PATIENCE)
-        await asyncio.wait_for(scripted.closed.wait(), PATIENCE)
-
-
 async def test_a_client_that_leaves_the_queue_never_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = asyncio.Event()
     scripted = Scripted([["one", go_on, "two"]])

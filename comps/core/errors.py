@@ -168,12 +168,15 @@ class Unreachable(ModelServerError):
         message: What is wrong.
         retry_after: Seconds after which a retry may succeed.
         operator_text: See `LLMError`.
+        passes: Whether a new connection may succeed within seconds: this one was refused or reset. A wrong certificate
+            does not pass.
     """
 
-    def __init__(self, message: str, retry_after: int = 1, operator_text: str = "") -> None:
+    def __init__(self, message: str, retry_after: int = 1, operator_text: str = "", passes: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
         self.operator_text = operator_text
+        self.passes = passes
 
 
 class Timeout(ModelServerError):

@@ -214,6 +214,19 @@ class Embeds(Protocol):
         ...
 
 
+CIRCUIT_STATES = ("closed", "open", "half-open")
+"""The states of a circuit breaker: requests pass, none does, or one does as a probe."""
+
+
+@runtime_checkable
+class HasCircuitBreakers(Protocol):
+    """Optional ability of a model server that is several replicas: tell the states of their circuit breakers."""
+
+    def circuit_states(self) -> Sequence[str]:
+        """Returns one of `CIRCUIT_STATES` for each replica, in their order."""
+        ...
+
+
 ABILITIES = (
     "complete",
     "load",

@@ -12,53 +12,39 @@ from itertools import count
 from typing import Any
 
 from comps.core.answers import Forwarding
-from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, Refused, Unreachable, for_operator
+from comps.core.errors import (
+    InvalidRequest,
+    LLMError,
+    ModelServerError,
+    Overloaded,
+    Refused,
+    Timeout,
+    Unreachable,
+    for_operator,
+)
 from comps.core.ports import Answer, Loads, ModelServer
+from comps.core.retries import Retries
+from comps.core.tallies import RETRIES
 from comps.core.types import JSON, Finished, ModelInfo, Prompt, Sampling, TextDelta
+from comps.model_servers.circuit_breaker import Call, CircuitBreaker
 
 log = logging.getLogger("opea_llm")
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
-"""Seconds for which a failed replica is set aside: after the first failure, and at most."""
 _PREPARING = ("count_tokens", "count_texts", "token_ends", "count_prompt", "render", "translated")
 """The abilities that prepare a prompt. A replica that fails at one may still generate answers."""
 
 
 class _Replica:
-    """A model server with its load and its health."""
+    """A model server with its load and its circuit breaker."""
 
-    def __init__(self, number: int, server: ModelServer) -> None:
+    def __init__(self, number: int, server: ModelServer, breaker: CircuitBreaker) -> None:
         self.number = number
         self.server = server
+        self.breaker = breaker
         self.outstanding = 0
         """The number of running requests."""
         self.turn = 0
         """The number of its last request. Of replicas with equal load, the one with the lowest number is next."""
-        self.failures = 0
-        """The number of consecutive failures."""
-        self.setbacks = 0
-        """How often it was set aside. The result of a call that began before the last time is ignored."""
-        self.aside_until: float | None = None
-        """The time until which it is set aside; None: it is healthy. After that time, one call is sent as a probe."""
-        self.tried = False
-        """Whether a probe is running."""
-
-    def usable(self, now: float) -> bool:
-        return self.aside_until is None or (self.aside_until <= now and not self.tried)
-
-    def answers(self) -> None:
-        """Mark it as healthy."""
-        self.failures = 0
-        self.aside_until = None
-        self.tried = False
-
-    def fails(self, now: float) -> float:
-        """Set it aside; returns the duration in seconds."""
-        pause = min(_FIRST_PAUSE * 2.0 ** min(self.failures, 10), _LONGEST_PAUSE)
-        self.failures += 1
-        self.setbacks += 1
-        self.aside_until = now + pause
-        return pause
 
 
 class _Begun(Forwarding):
@@ -97,11 +83,15 @@ class _Begun(Forwarding):
 class Replicas:
     """Model server that balances requests over replicas.
 
-    A replica that fails is set aside: for 1 s after the first failure, then for twice as long each time, up to 30 s.
-        Then
-    one call is sent as a probe. A request is retried on another replica only if nothing of its answer has been written.
-    If all replicas are set aside, a request goes to the one whose time ends first. A failure to count tokens or to
-    render a prompt sets a replica aside only if it was unreachable.
+    Each replica has a circuit breaker: if it fails, it is set aside for 1 s, then for twice as long each time, up to
+    `longest_pause`. Then one call is sent as a probe. If all replicas are set aside, a request goes to the one whose
+    time ends first. A failure to count tokens or to render a prompt sets a replica aside only if it was unreachable.
+
+    A request moves to another replica only if nothing of its answer has been written:
+
+    - if it was not begun, since the replica was unreachable or busy, to any of the others;
+    - if the replica failed, within the budget of `retries`, since it may have begun;
+    - never after a timeout or a refusal: the one may still be running there, the other would be the same elsewhere.
 
     It has each optional ability that at least one replica has.
 
@@ -109,15 +99,28 @@ class Replicas:
         servers: The replicas, at least one.
         clock: A monotonic clock, in seconds.
         model: The model's name, for the log.
+        retries: The budget of retries.
+        failures: Consecutive failures after which a replica is set aside; one is enough if it is unreachable.
+        longest_pause: The longest time for which it is set aside, in seconds.
     """
 
     def __init__(
-        self, servers: Sequence[ModelServer], clock: Callable[[], float] = time.monotonic, model: str = "the model"
+        self,
+        servers: Sequence[ModelServer],
+        clock: Callable[[], float] = time.monotonic,
+        model: str = "the model",
+        retries: Retries | None = None,
+        failures: int = 1,
+        longest_pause: float = 30.0,
     ) -> None:
         self.servers = tuple(servers)
-        self._replicas = [_Replica(number, server) for number, server in enumerate(servers, 1)]
         self._clock = clock
         self._model = model
+        self._retries = retries or Retries()
+        self._replicas = [
+            _Replica(number, server, CircuitBreaker(partial(self._tell, number), failures, longest_pause))
+            for number, server in enumerate(servers, 1)
+        ]
         self._turns = count(1)
         # An ability is detected by its method, so a method is set only if a replica has the ability.
         if self._with("load"):
@@ -125,6 +128,10 @@ class Replicas:
         for ability in (*_PREPARING, "complete", "embed"):
             if self._with(ability):
                 self.__dict__[ability] = partial(self._ask, ability)
+
+    def circuit_states(self) -> Sequence[str]:
+        """See `HasCircuitBreakers`."""
+        return [replica.breaker.state for replica in self._replicas]
 
     def _with(self, ability: str) -> list[_Replica]:
         return [replica for replica in self._replicas if getattr(replica.server, ability, None)]
@@ -138,12 +145,11 @@ class Replicas:
         failures: dict[int, LLMError] = {}
         for replica in self._in_turn(self._replicas, all_of_them=True):
             try:
-                setbacks = replica.setbacks
-                with self._health_of(replica):
+                with self._health_of(replica) as call:
                     info = await replica.server.describe()
-                if setbacks == replica.setbacks:
-                    # The count of failures is kept: only the next request shows whether the replica can generate.
-                    replica.aside_until = None
+                if call.is_of_now:
+                    # The failures are kept: only the next request shows whether the replica can generate.
+                    replica.breaker.close()
                 return info
             except (ModelServerError, Overloaded) as error:
                 failures[replica.number] = error
@@ -154,14 +160,17 @@ class Replicas:
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         failures: list[LLMError] = []
+        self._retries.add_request()
         for replica in self._in_turn(self._replicas):
-            begun = _Begun(answer, replica.answers)
+            if failures:
+                await self._before_moving(failures)
+            begun = _Begun(answer, replica.breaker.answers)
             try:
                 with self._busy(replica), self._health_of(replica):
                     await replica.server.generate(prompt, sampling, options, begun)
                 return
             except (ModelServerError, Overloaded) as error:
-                if begun.begun or _is_its_answer(error):
+                if begun.begun or _is_its_answer(error) or isinstance(error, Timeout):
                     raise
                 failures.append(error)
         raise _summed_up(failures)
@@ -169,17 +178,37 @@ class Replicas:
     async def _ask(self, ability: str, *arguments: Any) -> Any:
         """Returns the result of an ability, from one of the replicas that have it."""
         failures: list[LLMError] = []
+        preparing = ability in _PREPARING
+        self._retries.add_request()
         for replica in self._in_turn(self._with(ability)):
+            if failures:
+                await self._before_moving(failures)
             try:
-                with self._busy(replica), self._health_of(replica, preparing=ability in _PREPARING):
+                with self._busy(replica), self._health_of(replica, preparing=preparing):
                     answer = await getattr(replica.server, ability)(*arguments)
-                replica.answers()
+                replica.breaker.answers()
                 return answer
             except (ModelServerError, Overloaded) as error:
-                if _is_its_answer(error):
+                if _is_its_answer(error) or (isinstance(error, Timeout) and not preparing):
                     raise
                 failures.append(error)
         raise _summed_up(failures)
+
+    async def _before_moving(self, failures: Sequence[LLMError]) -> None:
+        """Wait before a request that has failed is sent to another replica.
+
+        Raises:
+            LLMError: It must not be sent again.
+        """
+        last = failures[-1]
+        if isinstance(last, Unreachable | Overloaded):  # It was not begun, so that this is no load in addition.
+            RETRIES["unreachable" if isinstance(last, Unreachable) else "overloaded"] += 1
+            return
+        begun_before = sum(not isinstance(error, Unreachable | Overloaded) for error in failures[:-1])
+        pause = self._retries.pause(begun_before, "failed")
+        if pause is None:
+            raise _summed_up(failures)
+        await asyncio.sleep(pause)
 
     async def _load(self) -> None:
         """Load the replicas concurrently. It fails only if all replicas fail."""
@@ -190,7 +219,7 @@ class Replicas:
             raise failures[0]
         for (replica, _), result in zip(loading, results, strict=True):
             if isinstance(result, BaseException):
-                self._set_aside(replica, result)
+                replica.breaker.open(self._clock(), for_operator(result))
 
     async def aclose(self) -> None:
         await asyncio.gather(*(replica.server.aclose() for replica in self._replicas))
@@ -205,12 +234,12 @@ class Replicas:
         last = False
         while left and not last:
             now = self._clock()
-            usable = [replica for replica in left if replica.usable(now)]
+            usable = [replica for replica in left if replica.breaker.allows(now)]
             last = not usable and not all_of_them
             if usable:
-                chosen = min(usable, key=lambda one: (one.aside_until is None, one.outstanding, one.turn))
+                chosen = min(usable, key=lambda one: (one.breaker.open_until is None, one.outstanding, one.turn))
             else:
-                chosen = min(left, key=lambda one: one.aside_until or now)
+                chosen = min(left, key=lambda one: one.breaker.open_until or now)
             left.remove(chosen)
             yield chosen
 
@@ -224,31 +253,27 @@ class Replicas:
             replica.outstanding -= 1
 
     @contextmanager
-    def _health_of(self, replica: _Replica, *, preparing: bool = False) -> Iterator[None]:
-        """Update a replica's health by the result of a call. After a `preparing` call, only Unreachable counts."""
-        trying = replica.aside_until is not None
-        early = replica.aside_until is not None and self._clock() < replica.aside_until
-        replica.tried |= trying
-        setbacks = replica.setbacks
+    def _health_of(self, replica: _Replica, *, preparing: bool = False) -> Iterator[Call]:
+        """Tell a replica's circuit breaker the result of a call. After a `preparing` call, only Unreachable counts."""
+        breaker = replica.breaker
+        call = breaker.begin(self._clock())
         try:
-            yield
+            yield call
         except (InvalidRequest, Overloaded):
-            replica.answers()
+            breaker.answers()
             raise
         except ModelServerError as error:
+            unreachable = isinstance(error, Unreachable)
             if _is_its_answer(error):
-                replica.answers()
-            elif setbacks == replica.setbacks and not early and (not preparing or isinstance(error, Unreachable)):
-                self._set_aside(replica, error)
+                breaker.answers()
+            elif unreachable or not preparing:
+                call.fails(self._clock(), for_operator(error), at_once=unreachable)
             raise
         finally:
-            if trying:
-                replica.tried = False
+            call.end()
 
-    def _set_aside(self, replica: _Replica, error: BaseException) -> None:
-        pause = replica.fails(self._clock())
-        where = (replica.number, len(self._replicas), self._model)
-        log.warning("replica %d of %d of %s is set aside for %.0f s: %s", *where, pause, for_operator(error))
+    def _tell(self, number: int, level: int, what: str) -> None:
+        log.log(level, "replica %d of %d of %s %s", number, len(self.servers), self._model, what)
 
 
 def _is_its_answer(error: LLMError) -> bool:

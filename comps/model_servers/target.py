@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from comps.core.errors import SettingsError
+from comps.core.retries import Retries
 from comps.core.types import JSON
 
 
@@ -39,6 +40,10 @@ class Access:
     whole_answers: Literal["auto", "whole", "stream"] = "auto"
     """How to request a whole answer: `whole`; `stream`, for a proxy in between that closes idle connections; `auto`:
     whole if the kind of model server stops generating when the connection of such a request closes."""
+    retries: Retries = field(default_factory=Retries, repr=False)
+    """The budget of retries, which all replicas of a model share."""
+    repeats: bool = True
+    """Whether a request that the server has not begun is sent to it again; if not, another replica is asked."""
 
 
 @dataclass(frozen=True, slots=True)

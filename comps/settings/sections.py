@@ -301,6 +301,33 @@ class Model(Section):
     total_seconds: float = key_of(
         0, "how long an answer may take as a whole; 0: no limit", "LLM_TOTAL_SECONDS", ge=0, allow_inf_nan=False
     )
+    retries_per_request: int = key_of(
+        2,
+        "how often a request may be sent again that the model server did not begin, or that a replica lost before its "
+        "answer began; 0: never",
+        "LLM_RETRIES_PER_REQUEST",
+        ge=0,
+    )
+    retry_budget: float = key_of(
+        0.2,
+        "retries per request, over all requests of the model, so that retries are no load of their own; 0: none",
+        "LLM_RETRY_BUDGET",
+        ge=0,
+        le=1,
+    )
+    breaker_failures: int = key_of(
+        1,
+        "failures in a row after which a replica is set aside; one is enough if it cannot be reached",
+        "LLM_BREAKER_FAILURES",
+        gt=0,
+    )
+    breaker_seconds: float = key_of(
+        30,
+        "how long a replica that goes on failing is set aside at most, between one request and the next that tries it",
+        "LLM_BREAKER_SECONDS",
+        gt=0,
+        allow_inf_nan=False,
+    )
     whole_answers: Annotated[Literal["auto", "whole", "stream"], BeforeValidator(_lowered)] = key_of(
         "auto",
         "how a whole answer is requested: whole, stream (for a proxy that cuts idle connections), or auto: whole where "

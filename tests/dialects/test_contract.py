@@ -41,7 +41,7 @@ from comps.dialects.shared.fields import matters
 from comps.model_servers.scripted import Scripted
 from tests.dialects.kinds import KINDS, Kind, dialects
 from tests.dialects.written import written
-from tests.service import PATIENCE, Able, Connection, Service, running, until_idle, until_in_flight
+from tests.service import PATIENCE, Able, Connection, Service, running, until_in_flight
 from tests.service import Answer as Response
 
 WORDS = ["Deep", " learning", " ."]
@@ -587,35 +587,6 @@ class Waiting(Able):
         except asyncio.CancelledError:
             self.closed.set()
             raise
-
-
-@pytest.mark.parametrize("script", [("never",), ("one", "never")], ids=["before the first token", "later"])
-@pytest.mark.parametrize(
-    ("kind", "stream"),
-    [
-        pytest.param(kind, stream, id=f"{kind}-{'streamed' if stream else 'whole'}")
-        for kind in KINDS
-        for stream in (True, False)
-        if kind.bodies(stream)
-    ],
-)
-async def test_a_client_that_leaves_stops_the_model(
-    monkeypatch: pytest.MonkeyPatch, kind: Kind, stream: bool, script: tuple[str, ...]
-) -> None:
-    server = Waiting(*script[:-1], asyncio.Event(), script[-1])
-    async with running(server, monkeypatch, only(kind.dialect)) as service:
-        async with service.connect() as client:
-            await client.send("POST", kind.path, json.dumps(kind.bodies(stream)[0]).encode())
-            await asyncio.wait_for(server.reached.wait(), PATIENCE)
-            if stream and len(script) > 1:
-                assert b"one" in await first_chunk(client)
-        await asyncio.wait_for(server.closed.wait(), PATIENCE)
-        await until_idle(service)
-
-
-async def first_chunk(client: Connection) -> bytes:
-    await client.head()
-    return await client.chunk()
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not issubclass(kind.call, TokenCountCall)], ids=str)

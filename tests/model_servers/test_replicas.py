@@ -16,13 +16,16 @@ from comps.core.errors import (
     Overloaded,
     PromptTooLong,
     Refused,
+    Timeout,
     Unreachable,
 )
 from comps.core.ports import Answer, Completes
+from comps.core.retries import Retries
+from comps.core.tallies import RETRIES
 from comps.core.types import JSON, Finished, Generation, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.scripted import Scripted
-from tests.model_servers.replica_group import FAILURES, Completing, Group, Replica
+from tests.model_servers.replica_group import FAILURES, Clock, Completing, Group, Replica
 from tests.service import PATIENCE
 
 # Who is asked
@@ -107,8 +110,10 @@ async def test_what_is_asked_arrives_and_what_is_answered_comes_back_as_it_is() 
 
 # What moves to another one
 
+MOVING = [error for error in FAILURES if not isinstance(error, Timeout)]
 
-@pytest.mark.parametrize("error", FAILURES, ids=repr)
+
+@pytest.mark.parametrize("error", MOVING, ids=repr)
 async def test_a_request_moves_on_while_nothing_of_its_answer_has_come(error: LLMError) -> None:
     group = Group(2)
     group.each[0].error = error
@@ -116,7 +121,7 @@ async def test_a_request_moves_on_while_nothing_of_its_answer_has_come(error: LL
     assert [one.times for one in group.each] == [1, 3]
 
 
-@pytest.mark.parametrize("error", [*FAILURES, Overloaded("busy", 5)], ids=repr)
+@pytest.mark.parametrize("error", [*MOVING, Overloaded("busy", 5)], ids=repr)
 async def test_a_request_for_a_whole_answer_moves_on(error: LLMError) -> None:
     group = Group(2, kind=Completing)
     group.each[0].error = error
@@ -160,6 +165,48 @@ async def test_a_refusal_is_not_retried_and_sets_no_replica_aside(
         assert caught.value is error
         assert await ask(group) == "b"
     assert [one.times for one in group.each] == [2, 2]
+
+
+@pytest.mark.parametrize("ask", [Group.ask, Group.ask_whole])
+async def test_a_request_that_timed_out_may_be_running_and_is_not_sent_to_another_replica(
+    ask: Callable[[Group], Awaitable[str]],
+) -> None:
+    group = Group(2, kind=Completing)
+    group.each[0].error = Timeout("slow")
+    with pytest.raises(Timeout):
+        await ask(group)
+    assert [await ask(group) for _ in range(2)] == ["b", "b"]
+    assert [one.times for one in group.each] == [1, 2]
+
+
+async def test_requests_that_failed_move_within_the_budget_and_those_that_were_not_begun_always_do() -> None:
+    RETRIES.clear()
+    a, b = Replica("a"), Replica("b")
+    replicas = Replicas([a, b], Clock(), retries=Retries(0.1), failures=1000)
+    a.error = Refused(500, "oops")
+    failed = 0
+    for _ in range(100):
+        with suppress(Refused):
+            await collect(replicas.generate, "?", Sampling(), {})
+            continue
+        failed += 1
+    moved = RETRIES["failed"]
+    assert (a.times, b.times, failed) == (moved + failed, 100 - failed, 100 - b.times)
+    assert 10 <= moved <= 10 + 0.1 * 100
+    a.error = Overloaded("busy")
+    for _ in range(20):
+        await collect(replicas.generate, "?", Sampling(), {})
+    assert RETRIES["overloaded"] > 0
+
+
+async def test_a_request_moves_no_more_often_than_set_after_replicas_that_failed() -> None:
+    each = [Replica(name) for name in "abcd"]
+    replicas = Replicas(each, Clock(), retries=Retries(most=1))
+    for replica in each:
+        replica.error = Refused(500, "oops")
+    with pytest.raises(Refused):
+        await collect(replicas.generate, "?", Sampling(), {})
+    assert [one.times for one in each] == [1, 1, 0, 0]
 
 
 async def test_who_has_too_much_to_do_is_not_set_aside() -> None:

@@ -81,6 +81,12 @@ def field_of(kind: type[BaseChatModel], name: str) -> str | None:
     return None
 
 
+def _settings_without_argument(access: Access) -> set[str]:
+    """Returns the settings that a chat model cannot be given; over replicas, retries are not its own."""
+    names = {setting.name for setting in fields(Access)} - {"api_key", "repeats"}
+    return names if access.repeats else names - {"retries"}
+
+
 def arguments_of(kind: type[BaseChatModel], path: str, given: Mapping[str, JSON], target: Target) -> dict[str, Any]:
     """What the class is made with, by the names that it takes."""
     by_field: dict[str, Any] = {}
@@ -101,9 +107,11 @@ def arguments_of(kind: type[BaseChatModel], path: str, given: Mapping[str, JSON]
         by_field.setdefault(field, SecretStr(target.access.api_key))
     _keep_keys_of_environment(kind, by_field)
     _share_no_client(kind, by_field)
-    for setting in fields(Access):
-        if setting.name != "api_key" and getattr(target.access, setting.name) != setting.default:
-            raise SettingsError(f"{setting.name}: not known to a LangChain class; set an argument of {path} instead")
+    default = Access()
+    for name in _settings_without_argument(target.access):
+        if getattr(target.access, name) != getattr(default, name):
+            shown = "retry_budget, retries_per_request" if name == "retries" else name
+            raise SettingsError(f"{shown}: not known to a LangChain class; set an argument of {path} instead")
     infos = kind.model_fields
     return {(field in infos and infos[field].alias) or field: value for field, value in by_field.items()}
 

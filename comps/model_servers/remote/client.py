@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 import orjson
 
-from comps.core.errors import ModelServerError, SettingsError, told_at
+from comps.core.errors import ModelServerError, SettingsError, Unreachable, told_at
 from comps.core.types import JSON
 from comps.model_servers.remote.addresses import checked_url, tls_context
 from comps.model_servers.remote.deadlines import Deadlines
@@ -17,6 +20,8 @@ from comps.model_servers.remote.oauth import NAME as TOKEN_SERVER
 from comps.model_servers.remote.oauth import ClientCredentials
 from comps.model_servers.remote.site import Site
 from comps.model_servers.target import Access
+
+E = TypeVar("E", bound=Exchange)
 
 _FACTS_SECONDS = 5.0
 """The deadline for GET requests, which need no generation, in seconds."""
@@ -39,7 +44,7 @@ class HTTP:
             raise SettingsError("api_key (LLM_API_KEY): it has a line break in it, or something else that no key has")
         self._access = access
         tls = tls_context(access) if _needs_tls(access, url) else None
-        self._site = Site(url, tls, access.connect_seconds)
+        self._site = Site(url, tls, access.connect_seconds, retries=access.retries)
         self._oauth: ClientCredentials | None = None
         if access.token_url:
             tokens = Site(checked_url(access.token_url, "token_url"), tls, access.connect_seconds, TOKEN_SERVER)
@@ -58,21 +63,28 @@ class HTTP:
             ModelServerError: The connection broke.
             ValueError: The body is not JSON; see `checked_answer`.
         """
-        return _document(await self._whole("GET", path, b"", lambda: Deadlines(_FACTS_SECONDS)))
+        return _document(await self._succeeded(partial(self._whole, "GET", path, b""), _deadlines_of_facts))
 
-    async def post(self, path: str, body: JSON) -> JSON:
-        """Returns the JSON response to a POST request; see `get`."""
-        return _document(await self.response(path, body))
+    async def post(self, path: str, body: JSON, *, repeats: bool = False) -> JSON:
+        """Returns the JSON response to a POST request; see `get`.
 
-    async def response(self, path: str, body: JSON) -> Exchange:
-        """Returns the response to a POST request, with headers and body; see `get` for errors."""
-        return await self._whole("POST", path, orjson.dumps(body), lambda: Deadlines.of_whole(self._access))
+        Args:
+            path: The path below the base URL.
+            body: The JSON body of the request.
+            repeats: Whether the request is sent again if the server has not begun it.
+        """
+        return _document(await self.response(path, body, repeats=repeats))
+
+    async def response(self, path: str, body: JSON, *, repeats: bool = True) -> Exchange:
+        """Returns the response to a POST request, with headers and body; see `post`, and `get` for errors."""
+        ask = partial(self._whole, "POST", path, orjson.dumps(body))
+        return await self._succeeded(ask, partial(Deadlines.of_whole, self._access), repeats)
 
     async def stream(self, path: str, body: JSON, reader: Reader) -> None:
         """Send a POST request and pass the data of each server-sent event to `reader`.
 
         It ends at `[DONE]`, at the end of the body, or when the reader returns True. Cancellation closes the
-        connection.
+        connection. The request is sent again if the server has not begun it.
 
         Args:
             path: The path below the base URL.
@@ -85,18 +97,11 @@ class HTTP:
         """
         data = orjson.dumps(body)
 
-        def exchange(credentials: bytes) -> StreamExchange:
+        def ask(credentials: bytes, deadlines: Deadlines) -> StreamExchange:
             request = self._site.request("POST", path, data, credentials)
-            return StreamExchange(request, Deadlines.of_stream(self._access), reader, self._unread)
+            return StreamExchange(request, deadlines, reader, self._unread)
 
-        credentials = await self._credentials()
-        asked = exchange(credentials)
-        await self._run(asked)
-        if asked.status == 401 and self._oauth:
-            asked = exchange(await self._credentials(refused=credentials))
-            await self._run(asked)
-        if not has_succeeded(asked.status):
-            raise told_at(failure(asked.status, asked.headers, asked.body), self._site.address)
+        asked = await self._succeeded(ask, partial(Deadlines.of_stream, self._access), repeats=True)
         if asked.is_json and asked.body:  # Some servers and proxies answer whole, whatever is asked.
             reader.event(asked.body)
         elif not asked.streams:
@@ -111,17 +116,57 @@ class HTTP:
         if self._oauth:
             self._oauth.close()
 
-    async def _whole(self, method: str, path: str, data: bytes, deadlines: Callable[[], Deadlines]) -> Exchange:
-        credentials = await self._credentials()
-        asked = Exchange(self._site.request(method, path, data, credentials), deadlines(), unread=self._unread)
-        await self._run(asked)
-        if asked.status == 401 and self._oauth:
-            credentials = await self._credentials(refused=credentials)
-            asked = Exchange(self._site.request(method, path, data, credentials), deadlines(), unread=self._unread)
-            await self._run(asked)
-        if not has_succeeded(asked.status):
-            raise told_at(failure(asked.status, asked.headers, asked.body), self._site.address)
-        return asked
+    def _whole(self, method: str, path: str, data: bytes, credentials: bytes, deadlines: Deadlines) -> Exchange:
+        return Exchange(self._site.request(method, path, data, credentials), deadlines, unread=self._unread)
+
+    async def _succeeded(
+        self, ask: Callable[[bytes, Deadlines], E], deadlines_of: Callable[[], Deadlines], repeats: bool = False
+    ) -> E:
+        """Returns a request's exchange after a response with a status of success; see `get` for errors.
+
+        A request is sent again with a new token if the token is refused, and, if it `repeats`, after a pause if the
+        server has not begun it. The deadlines hold for all of these together.
+
+        Args:
+            ask: Returns an exchange of the request, given the credentials and the deadlines.
+            deadlines_of: Returns the deadlines, which begin then.
+            repeats: Whether the request is sent again.
+        """
+        credentials, number = await self._credentials(), 0
+        deadlines = deadlines_of()
+        repeats = repeats and self._access.repeats
+        if repeats:
+            self._access.retries.add_request()
+        while True:
+            asked = ask(credentials, deadlines)
+            try:
+                await self._run(asked)
+                if asked.status == 401 and self._oauth:
+                    credentials = await self._credentials(refused=credentials)
+                    deadlines.restart()
+                    asked = ask(credentials, deadlines)
+                    await self._run(asked)
+                if has_succeeded(asked.status):
+                    return asked
+                raise told_at(failure(asked.status, asked.headers, asked.body), self._site.address)
+            except Unreachable as error:
+                pause = self._pause(error, asked, deadlines, number) if repeats else None
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+            deadlines.restart()
+            number += 1
+
+    def _pause(self, error: Unreachable, asked: Exchange, deadlines: Deadlines, number: int) -> float | None:
+        """Returns the pause before a request is sent again, in seconds; None if it must not be.
+
+        It is sent again only if it cannot have been begun: no connection could be opened, or the server answered 503.
+        """
+        if not (error.passes or asked.status == 503):
+            return None
+        is_told = b"retry-after" in asked.headers or b"retry-after-ms" in asked.headers
+        least = float(error.retry_after or 0) if is_told else 0.0
+        return self._access.retries.pause(number, "unreachable", least, deadlines.left)
 
     async def _run(self, exchange: Exchange) -> None:
         try:
@@ -146,6 +191,10 @@ def _needs_tls(access: Access, url: SplitResult) -> bool:
     """Returns whether a TLS context is needed: for https, and to check certificate files at start-up."""
     https = "https" in (url.scheme, urlsplit(access.token_url).scheme)
     return https or bool(access.ca_file or access.client_certificate)
+
+
+def _deadlines_of_facts() -> Deadlines:
+    return Deadlines(_FACTS_SECONDS)
 
 
 def _document(exchange: Exchange) -> JSON:

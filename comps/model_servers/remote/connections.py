@@ -13,7 +13,9 @@ from urllib.parse import SplitResult, unquote
 from aiohappyeyeballs import AddrInfoType, start_connection
 
 from comps.core.errors import Unreachable, told_at
+from comps.core.retries import Retries
 from comps.core.sockets import notice_silence
+from comps.core.tallies import RETRIES, TIMEOUTS
 from comps.model_servers.remote.addresses import shown
 from comps.model_servers.remote.connection import MOST_OF_HEAD, Connection, IdleConnections
 from comps.model_servers.remote.deadlines import NEVER, Deadlines
@@ -41,6 +43,7 @@ class Connections:
         tls: The TLS context; None for plain HTTP.
         connect_seconds: The deadline for a new connection, in seconds; 0: no limit.
         name: What the server is, for the errors.
+        retries: The budget of POST requests that are sent again on another connection; None: no limit.
     """
 
     def __init__(
@@ -50,9 +53,11 @@ class Connections:
         tls: ssl.SSLContext | None,
         connect_seconds: float,
         name: str,
+        retries: Retries | None = None,
     ) -> None:
         self._target = target
         self._name = name
+        self._retries = retries
         self._proxy = proxy
         self._tls = tls
         self._connect_seconds = connect_seconds
@@ -78,12 +83,18 @@ class Connections:
                     return
                 except Broken as broken:
                     # The server may have closed the idle connection just before it was used.
-                    if not broken.unanswered:
+                    if not (broken.unanswered and self._may_repeat(exchange)):
                         raise
                 exchange.reset()
             await self._run_on(await self._made(self._idle, exchange.deadlines), exchange)
         finally:
             exchange.close()
+
+    def _may_repeat(self, exchange: Exchange) -> bool:
+        if self._retries is None or exchange.request.startswith(b"GET"):
+            RETRIES["kept_connection"] += 1
+            return True
+        return self._retries.take("kept_connection")
 
     async def _run_on(self, connection: Connection, exchange: Exchange) -> None:
         self._open.add(connection)
@@ -108,25 +119,28 @@ class Connections:
         except asyncio.TimeoutError as error:
             if seconds == left:
                 raise told_at(deadlines.missed(), self._at) from error
+            TIMEOUTS["connect"] += 1
             raise self._unreachable(f"no connection within {seconds:g} s") from error
         except OSError as error:
             reset = isinstance(error, ConnectionResetError) and self._tls
             why, further = ("no TLS connection could be made", "connection reset") if reset else why_unreachable(error)
-            raise self._unreachable(why, further, tls=isinstance(error, ssl.SSLError)) from error
+            passes = not isinstance(error, ssl.SSLError | socket.gaierror)
+            raise self._unreachable(why, further, tls=isinstance(error, ssl.SSLError), passes=passes) from error
 
-    def _unreachable(self, why: str, further: str = "", tls: bool = False) -> Unreachable:
+    def _unreachable(self, why: str, further: str = "", tls: bool = False, passes: bool = False) -> Unreachable:
         """Returns the error of a connection that cannot be opened.
 
         Args:
             why: The reason, without an address.
             further: What only the operator is told.
             tls: Whether TLS failed; through a proxy it is end to end.
+            passes: See `Unreachable`.
         """
         if self._proxy and not tls:
             why = f"the proxy before it does not answer: {why}"
         said = f"{self._name} cannot be reached: "
         told = f"{why} ({further})" if further else why
-        return Unreachable(said + why, operator_text=f"{said}{self._at}: {told}")
+        return Unreachable(said + why, operator_text=f"{said}{self._at}: {told}", passes=passes)
 
     @property
     def _at(self) -> str:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from comps.core.errors import Timeout as ServerTimeout
+from comps.core.tallies import TIMEOUTS
 from comps.model_servers.target import Access
 
 NEVER = float("inf")
@@ -50,6 +51,13 @@ class Deadlines:
         """Call `late` with a timeout error if a deadline is missed before `stop`."""
         self._late = late
 
+    def restart(self) -> None:
+        """Watch the same deadlines again, after `stop`, for a request that is sent again."""
+        self.stop()
+        self.last_event = NEVER
+        self._suspended = False
+        self._start_timer(self.loop.time())
+
     def suspend(self) -> None:
         """Suspend the deadline between events while the reader makes the server wait; the total remains."""
         self._suspended = True
@@ -71,8 +79,10 @@ class Deadlines:
         return min(self._first if self.last_event == NEVER else self.last_event + self._between, self._end)
 
     def missed(self) -> ServerTimeout:
-        """The error of a deadline that was missed."""
-        return ServerTimeout(f"the model server did not {'begin' if self.last_event == NEVER else 'go on'} in time")
+        """Counts a deadline that was missed, and returns the error."""
+        begun = self.last_event != NEVER
+        TIMEOUTS["total" if self._due == self._end else "between_tokens" if begun else "first_token"] += 1
+        return ServerTimeout(f"the model server did not {'go on' if begun else 'begin'} in time")
 
     def stop(self) -> None:
         """Cancel the timer."""

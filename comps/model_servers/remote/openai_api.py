@@ -248,7 +248,7 @@ class OpenAIAPI:
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         body = {"model": self.model_name, "input": list(texts), "encoding_format": "float"}
         with checked_answer():
-            answer = await self.http.post(f"{self._api}/embeddings", body)
+            answer = await self.http.post(f"{self._api}/embeddings", body, repeats=True)
             items = sorted(answer["data"], key=lambda item: int(item["index"]))
             vectors = tuple(_vector(item["embedding"]) for item in items)
             if len(vectors) != len(texts):

@@ -6,6 +6,7 @@ import ssl
 from urllib.parse import SplitResult, quote
 
 from comps.core.request_id import REQUEST_ID
+from comps.core.retries import Retries
 from comps.model_servers.remote.addresses import proxy_for, shown
 from comps.model_servers.remote.connections import Connections, proxy_credentials
 
@@ -18,10 +19,16 @@ class Site:
         tls: The TLS context; None for plain HTTP.
         connect_seconds: The deadline for a new connection, in seconds; 0: no limit.
         name: What the server is, for the errors.
+        retries: See `Connections`.
     """
 
     def __init__(
-        self, url: SplitResult, tls: ssl.SSLContext | None, connect_seconds: float, name: str = "the model server"
+        self,
+        url: SplitResult,
+        tls: ssl.SSLContext | None,
+        connect_seconds: float,
+        name: str = "the model server",
+        retries: Retries | None = None,
     ) -> None:
         self.address = shown(url)
         """The URL as the operator sees it, without credentials."""
@@ -43,7 +50,7 @@ class Site:
         self._constant = (
             f" HTTP/1.1\r\nHost: {host}\r\nAccept: */*\r\nAccept-Encoding: identity\r\nUser-Agent: opea-llm\r\n"
         ).encode("latin-1") + further
-        self.connections = Connections(url, proxy, tls, connect_seconds, name)
+        self.connections = Connections(url, proxy, tls, connect_seconds, name, retries)
 
     def request(
         self, method: str, path: str, data: bytes, credentials: bytes, kind: bytes = b"application/json"
