@@ -60,13 +60,13 @@ class HTTP:
         """
         return _document(await self._whole("GET", path, b"", lambda: Deadlines(_FACTS_SECONDS)))
 
-    async def post(self, path: str, body: JSON) -> JSON:
-        """Returns the JSON response to a POST request; see `get`."""
-        return _document(await self.response(path, body))
+    async def post(self, path: str, body: JSON, most: int = 0) -> JSON:
+        """Returns the JSON response to a POST request, of at most `most` bytes, or as an answer; see `get`."""
+        return _document(await self.response(path, body, most))
 
-    async def response(self, path: str, body: JSON) -> Exchange:
-        """Returns the response to a POST request, with headers and body; see `get` for errors."""
-        return await self._whole("POST", path, orjson.dumps(body), lambda: Deadlines.of_whole(self._access))
+    async def response(self, path: str, body: JSON, most: int = 0) -> Exchange:
+        """Returns the response to a POST request, with headers and body; see `post`, and `get` for errors."""
+        return await self._whole("POST", path, orjson.dumps(body), lambda: Deadlines.of_whole(self._access), most)
 
     async def stream(self, path: str, body: JSON, reader: Reader) -> None:
         """Send a POST request and pass the data of each server-sent event to `reader`.
@@ -111,13 +111,15 @@ class HTTP:
         if self._oauth:
             self._oauth.close()
 
-    async def _whole(self, method: str, path: str, data: bytes, deadlines: Callable[[], Deadlines]) -> Exchange:
+    async def _whole(
+        self, method: str, path: str, data: bytes, deadlines: Callable[[], Deadlines], most: int = 0
+    ) -> Exchange:
         credentials = await self._credentials()
-        asked = Exchange(self._site.request(method, path, data, credentials), deadlines(), unread=self._unread)
+        asked = Exchange(self._site.request(method, path, data, credentials), deadlines(), most, self._unread)
         await self._run(asked)
         if asked.status == 401 and self._oauth:
             credentials = await self._credentials(refused=credentials)
-            asked = Exchange(self._site.request(method, path, data, credentials), deadlines(), unread=self._unread)
+            asked = Exchange(self._site.request(method, path, data, credentials), deadlines(), most, self._unread)
             await self._run(asked)
         if not has_succeeded(asked.status):
             raise told_at(failure(asked.status, asked.headers, asked.body), self._site.address)

@@ -18,8 +18,8 @@ from comps.model_servers.remote.sse import BLANK, BRACE, EVENTS, EventStream, JS
 
 MOST_OF_FAILURE = 4000
 """The maximum size of a body that is an error, in bytes."""
-MOST_OF_WHOLE = 1_000_000_000
-"""The maximum size of a whole answer, in bytes."""
+MOST_OF_WHOLE = 64_000_000
+"""The maximum size of a whole answer, in bytes, as of an event in a stream; vectors may have more."""
 _REST_SECONDS = 0.05
 """The deadline for the end of the body after the last event, in seconds."""
 _PIECE = 65536
@@ -52,8 +52,13 @@ class Reader(Protocol):
         """The answer to which it writes."""
         ...
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing but the end of the body follows the answer. It is asked for when `event` returns True."""
+        ...
+
     def event(self, data: bytes, name: bytes = b"") -> bool:
-        """Read the data of an event; returns True to end the stream.
+        """Read the data of an event; returns True if the rest of the stream is not wanted.
 
         Args:
             data: The data, not empty.
@@ -77,11 +82,12 @@ class Exchange:
     Args:
         request: The bytes of the request.
         deadlines: The deadlines of the response.
-        most: The maximum size of the body, in bytes; the rest is not read.
+        most: The maximum size of the body, in bytes; 0: `MOST_OF_WHOLE`. More is an error; of a body that is an error
+            itself, the rest is not read.
         unread: A status at which the exchange ends without reading the body; 0: none.
     """
 
-    def __init__(self, request: bytes, deadlines: Deadlines, most: int = MOST_OF_WHOLE, unread: int = 0) -> None:
+    def __init__(self, request: bytes, deadlines: Deadlines, most: int = 0, unread: int = 0) -> None:
         self.request = request
         self.deadlines = deadlines
         self.status = 0
@@ -91,7 +97,7 @@ class Exchange:
         """Whether the exchange is over."""
         self.is_done = False
         """Whether the response is complete except for the end of its body."""
-        self._most = most
+        self._most = most or MOST_OF_WHOLE
         self._unread = unread
         self._pieces: list[bytes] = []
         self._length = 0
@@ -165,8 +171,11 @@ class Exchange:
         """Read decompressed bytes of the body."""
         self._pieces.append(data)
         self._length += len(data)
-        if self._length > self._most:
-            self.end()
+        if self._length <= self._most:
+            return
+        if self._most > MOST_OF_FAILURE:
+            raise ModelServerError(f"the model server's answer has more than {self._most:,} bytes")
+        self.end()
 
     def complete(self) -> None:
         """Called at the end of the body."""
@@ -286,7 +295,10 @@ class StreamExchange(Exchange):
             return
         self.deadlines.last_event = self._now()
         if self._reader.event(data, name):
-            self.end()
+            if self._reader.is_complete:
+                self.is_done = True
+            else:  # The model is stopped.
+                self.end()
 
     def await_rest(self) -> None:
         """Set a deadline for the end of the body, after which the connection can be reused."""

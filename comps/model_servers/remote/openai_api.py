@@ -38,6 +38,8 @@ _FRESH_SECONDS = 2.0
 _NEWER_NAME = re.compile(r"max_completion_tokens\W* instead")
 """OpenAI's error about max_tokens for its reasoning models. The newer name is used only after this error, because many
 servers ignore it and answer without a limit."""
+_MOST_OF_VECTOR = 1_000_000
+"""The maximum size of a vector in JSON, in bytes, on the average of a response."""
 _VERSION = re.compile(r"v\d+\w*")
 _ROUTE = re.compile(r"((/chat)?/completions|/generate(_stream)?)/?$")
 """An endpoint's path at the end of a configured URL, which should not be there."""
@@ -248,7 +250,7 @@ class OpenAIAPI:
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         body = {"model": self.model_name, "input": list(texts), "encoding_format": "float"}
         with checked_answer():
-            answer = await self.http.post(f"{self._api}/embeddings", body)
+            answer = await self.http.post(f"{self._api}/embeddings", body, len(texts) * _MOST_OF_VECTOR)
             items = sorted(answer["data"], key=lambda item: int(item["index"]))
             vectors = tuple(_vector(item["embedding"]) for item in items)
             if len(vectors) != len(texts):

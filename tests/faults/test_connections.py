@@ -1,0 +1,163 @@
+"""Faults of connections that are not those of a reply: none can be made, none is read, TLS fails, a server restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import pytest
+import trustme
+
+from comps.model_servers.remote import exchange, sse
+from tests.faults.model_server import Fault, FaultyServer, Reply, Script, Then, nothing_wrong
+from tests.faults.outcomes import Outcome, both, check, outcome
+from tests.faults.test_replies import KINDS, deadlines, every_framework, served
+from tests.process import free_port
+from tests.service import Service, until_idle
+
+
+async def all_outcomes(service: Service) -> list[Outcome]:
+    """Streamed and whole, of each kind."""
+    return [one for pair in await asyncio.gather(*(both(service, kind) for kind in KINDS)) for one in pair]
+
+
+@every_framework
+async def test_a_connection_that_is_refused_is_a_503_with_the_reason(
+    framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    async with served(url, monkeypatch, tmp_path, framework) as service:
+        told = {(got.status, got.error) for got in await all_outcomes(service)}
+    assert told == {(503, "the model server cannot be reached: connection refused")}
+
+
+@every_framework
+async def test_a_name_that_cannot_be_resolved_is_a_503_with_the_reason(
+    framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with served("http://no-such-host.invalid", monkeypatch, tmp_path, framework) as service:
+        told = {(got.status, got.error) for got in await all_outcomes(service)}
+    assert told == {(503, "the model server cannot be reached: its name cannot be resolved")}
+
+
+@every_framework
+@pytest.mark.parametrize("name", ["127.0.0.1", "elsewhere.example"])
+async def test_a_certificate_that_is_not_trusted_or_for_another_host_is_a_503_with_the_reason(
+    framework: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority = trustme.CA()
+    authority.issue_cert(name).configure_cert(context)
+    trusted = authority if name != "127.0.0.1" else trustme.CA()
+    trusted.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    settings = {f"LLM_CA_FILE{end}": str(tmp_path / "ca.pem") for end in ("", "__VLLM", "__TGI")}
+    async with (
+        FaultyServer().listening(context) as server,
+        served(server.url.replace("http", "https"), monkeypatch, tmp_path, framework, **settings) as service,
+    ):
+        told = {(got.status, got.error) for got in await all_outcomes(service)}
+    assert told == {(503, "the model server cannot be reached: its certificate is not trusted here")}
+    assert server.answers == 0
+
+
+@every_framework
+@pytest.mark.parametrize("first", [[Then.RESET], [Then.CLOSE], [b"SSH-2.0-OpenSSH_9.6\r\n", Then.HANG]], ids=str)
+async def test_a_server_that_resets_closes_or_speaks_before_it_has_read_anything_is_an_error(
+    framework: str, first: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with (
+        FaultyServer().listening() as server,
+        served(server.url, monkeypatch, tmp_path, framework, LLM_CONTEXT_WINDOW="1000") as service,
+    ):
+        server.on_accept = first
+        for _ in range(5):  # It depends on the moment whether the request has been written.
+            for got in await all_outcomes(service):
+                assert got.status == 502
+                assert got.error.startswith("the connection to the model server broke: ")
+        await until_idle(service)
+
+
+@every_framework
+async def test_a_peer_that_stops_reading_is_given_up_after_the_time_for_the_first_token(
+    framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with (
+        FaultyServer().listening() as server,
+        served(server.url, monkeypatch, tmp_path, framework, **deadlines(1)) as service,
+    ):
+        server.reads = False
+        question = "word " * 1_500_000  # More than the buffers of two sockets hold.
+        got = await outcome(service, "openai_api", True, question)
+        assert (got.status, got.error) == (504, "the model server did not begin in time")
+        await until_idle(service)
+
+
+@every_framework
+async def test_a_fault_on_every_path_is_an_error_too(
+    framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A server whose description, counts and templates break off as well."""
+
+    def broken(reply: Reply) -> Script:
+        yield reply.head(b"Content-Length: 1000")
+        yield reply.body[:3]
+        yield Then.RESET
+
+    async with (
+        FaultyServer(broken).listening() as server,
+        served(server.url, monkeypatch, tmp_path, framework) as service,
+    ):
+        server.everywhere = True
+        for got in await all_outcomes(service):
+            assert (got.status, got.text) == (502, "")
+            assert got.error.startswith("the connection to the model server broke: ")
+
+
+@every_framework
+async def test_a_line_of_100_000_characters_passes_whole(
+    framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with (
+        FaultyServer().listening() as server,
+        served(server.url, monkeypatch, tmp_path, framework) as service,
+    ):
+        server.tokens = ["€" * 100_000, " 1€"]
+        for got in await all_outcomes(service):
+            assert (got.text == "".join(server.tokens), got.ended, got.error) == (True, True, "")
+
+
+@every_framework
+async def test_a_line_or_a_body_without_an_end_is_read_up_to_a_limit(
+    framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sse, "_LONGEST", 1_000_000)
+    monkeypatch.setattr(exchange, "MOST_OF_WHOLE", 1_000_000)
+    async with (
+        FaultyServer(endless_line(10_000_000)).listening() as server,
+        served(server.url, monkeypatch, tmp_path, framework) as service,
+    ):
+        for kind in KINDS:
+            for got in await both(service, kind):
+                check(got, server.tokens)
+                assert got.error.startswith(
+                    ("the model server sent an event without an end", "the model server's answer has more than")
+                )
+        server.fault = nothing_wrong
+        for got in await all_outcomes(service):
+            check(got, server.tokens)
+            assert got.ended
+
+
+def endless_line(size: int) -> Fault:
+    """A fault: the last piece has a text of that many bytes."""
+
+    def fault(reply: Reply) -> Script:
+        yield reply.head(b"Connection: close")
+        yield from reply.pieces[:2]
+        yield b'data: {"choices":[{"delta":{"content":"' if reply.media_type != b"application/json" else b""
+        for _ in range(size // 100_000):
+            yield b"x" * 100_000
+        yield Then.HANG
+
+    return fault
