@@ -33,7 +33,8 @@ class Pause:
     seconds: float
 
 
-Step: TypeAlias = bytes | Then | Pause
+Step: TypeAlias = bytes | Then | Pause | asyncio.Event
+"""Bytes to write, an end, a pause, or an event to wait for."""
 Script: TypeAlias = Iterable[Step]
 
 
@@ -190,6 +191,8 @@ class FaultyServer:
                 await writer.drain()
             elif isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
+            elif isinstance(step, asyncio.Event):
+                await step.wait()
             else:
                 await _end(step, reader, writer)
                 return False

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import pytest
 import trustme
 
 from comps.model_servers.remote import exchange, sse
-from tests.faults.model_server import Fault, FaultyServer, Reply, Script, Then, nothing_wrong
-from tests.faults.outcomes import Outcome, both, check, outcome
+from tests.faults.model_server import Fault, FaultyServer, Pause, Reply, Script, Then, nothing_wrong
+from tests.faults.outcomes import Outcome, body, both, check, outcome
 from tests.faults.test_replies import KINDS, deadlines, every_framework, served
-from tests.process import free_port
-from tests.service import Service, until_idle
+from tests.process import Running, free_port, serving
+from tests.service import PATIENCE, Service, until_idle
 
 
 async def all_outcomes(service: Service) -> list[Outcome]:
@@ -161,3 +162,64 @@ def endless_line(size: int) -> Fault:
         yield Then.HANG
 
     return fault
+
+
+@every_framework
+async def test_a_model_server_that_restarts_under_load_breaks_what_it_had_begun_and_answers_again(
+    framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def slowly(reply: Reply) -> Script:
+        yield reply.head()
+        for one in reply.chunks:
+            yield one
+            yield Pause(0.005)
+        yield b"0\r\n\r\n"
+
+    server, outcomes, done = FaultyServer(slowly), asyncio.Queue[Outcome](), asyncio.Event()
+
+    async def client(number: int, service: Service) -> None:
+        while not done.is_set():
+            got = await outcome(service, KINDS[number % 3], streamed=number % 2 > 0)
+            check(got, server.tokens)
+            outcomes.put_nowait(got)
+
+    async def until(number: int, ended: bool) -> None:
+        while number:
+            number -= (await asyncio.wait_for(outcomes.get(), PATIENCE)).ended is ended
+
+    async with AsyncExitStack() as up:
+        await up.enter_async_context(server.listening())
+        async with served(server.url, monkeypatch, tmp_path, framework) as service:
+            clients = [asyncio.ensure_future(client(number, service)) for number in range(12)]
+            await until(30, ended=True)
+            await up.aclose()
+            await until(30, ended=False)
+            async with server.listening():
+                await until(30, ended=True)
+                done.set()
+                await asyncio.gather(*clients)
+                await until_idle(service)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_gigabyte_in_one_line_is_read_up_to_a_limit_and_its_memory_given_back(kind: str) -> None:
+    async with FaultyServer(endless_line(1_000_000_000)).listening() as server:
+        settings = {"MODEL_SERVER": kind, "LLM_NAME": kind, "LLM_MODEL_SERVER_ENDPOINT": server.url}
+        with ExitStack() as stack:
+            service = await asyncio.to_thread(stack.enter_context, serving(**settings))
+            before = memory(service, "VmRSS")
+            for streamed in (True, False):
+                with await asyncio.to_thread(stack.enter_context, service.posting(body(kind, streamed))) as response:
+                    said = (await asyncio.to_thread(response.read)).decode()
+                assert "an event without an end" in said or "has more than 64,000,000 bytes" in said
+            highest, after = memory(service, "VmHWM"), memory(service, "VmRSS")
+            print(f"{kind}: {before} MB before, at most {highest} MB, {after} MB after")
+            assert highest < before + 300
+            assert after < before + 50
+
+
+def memory(service: Running, name: str) -> int:
+    """A figure of a process's memory, in MB; `VmHWM` is the highest so far."""
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return int(status.partition(f"{name}:")[2].split()[0]) // 1000
