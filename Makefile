@@ -48,8 +48,9 @@ bench-sizing: $(BIN)/.tested ## Measure what one core carries: requests, tokens,
 live: $(BIN)/.tested ## Run the contract against real model servers; one of them: make live SERVER=vllm
 	@$(BIN)/python -m tests.live $(SERVER)
 
-soak: $(BIN)/.tested ## Run the tests that take minutes: faults, hostile input and load for long
+soak: $(BIN)/.tested ## Run the tests that take minutes: faults (docs/faults.md), hostile input and load for long
 	$(BIN)/pytest -m soak -n 0 -rs -vv tests
+	$(BIN)/python -m tests.faults
 
 image-test: $(BIN)/.tested ## Build the images and run them: with Docker, or as root with podman and debootstrap
 	$(BIN)/pytest -m live -n 0 -rs -vv tests/docker/test_images.py

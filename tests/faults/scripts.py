@@ -286,3 +286,17 @@ def endless_chunk_extension(reply: Reply) -> Script:
     yield from begun(reply)
     yield b"5;more="
     yield from until_it_leaves(_FILLING)
+
+
+def endless_line(size: int) -> Fault:
+    """A fault: the last piece has a text of that many bytes."""
+
+    def fault(reply: Reply) -> Script:
+        yield reply.head(b"Connection: close")
+        yield from reply.pieces[:2]
+        yield b'data: {"choices":[{"delta":{"content":"' if reply.media_type != b"application/json" else b""
+        for _ in range(size // 100_000):
+            yield b"x" * 100_000
+        yield Then.HANG
+
+    return fault

@@ -129,8 +129,8 @@ class HTTP:
         try:
             await self._site.connections.run(exchange)
         except Broken as error:
-            broken = ModelServerError(f"the connection to the model server broke: {error}")
-            raise told_at(broken, self._site.address) from error
+            broken = f"the connection to the model server broke: {error}"
+            raise told_at(ModelServerError(broken), self._site.address) from error
         except ModelServerError as error:
             told_at(error, self._site.address)
             raise

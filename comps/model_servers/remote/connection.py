@@ -6,6 +6,8 @@ Responses are parsed by httptools, which is Node.js's parser: https://github.com
 from __future__ import annotations
 
 import asyncio
+import os
+import ssl
 from errno import ETIMEDOUT
 from typing import cast
 
@@ -158,10 +160,11 @@ class Connection(asyncio.Protocol):
             exchange.complete()  # A body without a length ends with the connection.
             return
         vanished = isinstance(error, OSError) and error.errno == ETIMEDOUT
-        said = type(error).__name__ if error else "it was closed"
         # After that time, the server has probably read the request.
         at_once = exchange.deadlines.loop.time() - self._sent_at < _STALE_SECONDS
-        exchange.fail(Broken(said, unanswered=self.used and not self._has_begun and at_once and not vanished))
+        exchange.fail(
+            Broken(_why_lost(error), unanswered=self.used and not self._has_begun and at_once and not vanished)
+        )
 
     # --- httptools' callbacks ---
 
@@ -204,6 +207,14 @@ class Connection(asyncio.Protocol):
             self._has_ended, self._in_body = True, False
             self._can_stay = self._parser.should_keep_alive()
             self._exchange.complete()
+
+
+def _why_lost(error: Exception | None) -> str:
+    """Returns why an open connection is lost, without an address."""
+    number = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
+    if number:
+        return os.strerror(number).lower()
+    return type(error).__name__ if error else "it was closed"
 
 
 class IdleConnections:

@@ -126,8 +126,15 @@ class Exchange:
         while not self.ended:
             self._waiter = self.deadlines.loop.create_future()
             await self._waiter
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        """Raise the error with which it ended, and forget it: its traceback refers to the exchange, and to its data."""
         if self._failure:
-            raise self._failure
+            try:
+                raise self._failure
+            finally:
+                self._failure = None
 
     def head(self, status: int, headers: dict[bytes, bytes]) -> None:
         """Called when the status line and the headers have arrived."""
@@ -331,8 +338,7 @@ class StreamExchange(Exchange):
             await self._waiter
             if self.resume and not self.ended:
                 await self._drain()
-        if self._failure:
-            raise self._failure
+        self._raise_failure()
 
     async def _drain(self) -> None:
         """Wait until the reader has drained, or the exchange has ended meanwhile, and read on."""
