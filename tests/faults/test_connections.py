@@ -12,9 +12,11 @@ import pytest
 import trustme
 
 from comps.model_servers.remote import exchange, sse
+from comps.model_servers.remote.client import HTTP
+from comps.model_servers.target import Access
 from tests.faults.model_server import FaultyServer, Pause, Reply, Script, Then, nothing_wrong
 from tests.faults.outcomes import Outcome, body, both, check, outcome
-from tests.faults.scripts import closed_in_a_chunk, endless_line
+from tests.faults.scripts import closed_in_a_chunk, endless_line, until_it_leaves
 from tests.faults.test_replies import KINDS, deadlines, every_framework, served
 from tests.process import Running, free_port, serving
 from tests.service import PATIENCE, Service, until_idle
@@ -190,6 +192,26 @@ async def test_a_model_server_that_restarts_under_load_breaks_what_it_had_begun_
 
 
 @every_framework
+async def test_a_whole_answer_without_an_end_is_read_up_to_a_limit(
+    framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Token after token, each in time, where the service collects them."""
+
+    def endless(reply: Reply) -> Script:
+        yield reply.head()
+        yield from until_it_leaves(b"".join(reply.chunks[:2]))
+
+    monkeypatch.setattr(exchange, "MOST_OF_COLLECTED", 100_000)
+    async with (
+        FaultyServer(endless).listening() as server,
+        served(server.url, monkeypatch, tmp_path, framework) as service,
+    ):
+        got = await outcome(service, "openai_api", streamed=False)
+        assert (got.status, got.error) == (502, "the model server's answer has more than 100,000 bytes")
+        await until_idle(service)
+
+
+@every_framework
 async def test_what_a_broken_answer_held_is_freed_at_once(
     framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -233,3 +255,23 @@ def memory(service: Running, name: str) -> int:
     """A figure of a process's memory, in MB; `VmHWM` is the highest so far."""
     status = Path(f"/proc/{service.process.pid}/status").read_text()
     return int(status.partition(f"{name}:")[2].split()[0]) // 1000
+
+
+async def test_a_name_service_that_hangs_is_asked_once_by_all_requests_and_each_gives_up_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A look-up takes a thread until it ends, of which there are few."""
+    looked_up = 0
+
+    async def hanging(*_: object, **__: object) -> list[object]:
+        nonlocal looked_up
+        looked_up += 1
+        await asyncio.Event().wait()
+        return []
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", hanging)
+    http = HTTP("http://hangs.invalid", Access(connect_seconds=0.1))
+    told = await asyncio.gather(*(http.response("/ask", {}) for _ in range(40)), return_exceptions=True)
+    assert {str(error) for error in told} == {"the model server cannot be reached: no connection within 0.1 s"}
+    assert looked_up == 1
+    await http.aclose()

@@ -68,7 +68,7 @@ class HTTP:
         """Returns the response to a POST request, with headers and body; see `post`, and `get` for errors."""
         return await self._whole("POST", path, orjson.dumps(body), lambda: Deadlines.of_whole(self._access), most)
 
-    async def stream(self, path: str, body: JSON, reader: Reader) -> None:
+    async def stream(self, path: str, body: JSON, reader: Reader, is_collected: bool = False) -> None:
         """Send a POST request and pass the data of each server-sent event to `reader`.
 
         It ends at `[DONE]`, at the end of the body, or when the reader returns True. Cancellation closes the
@@ -78,6 +78,7 @@ class HTTP:
             path: The path below the base URL.
             body: The JSON body of the request.
             reader: Reads the events.
+            is_collected: Whether the answer is kept in memory, so that its length has a limit.
 
         Raises:
             InvalidRequest, Overloaded, Refused, Unreachable, Timeout: See `failure`.
@@ -87,7 +88,7 @@ class HTTP:
 
         def exchange(credentials: bytes) -> StreamExchange:
             request = self._site.request("POST", path, data, credentials)
-            return StreamExchange(request, Deadlines.of_stream(self._access), reader, self._unread)
+            return StreamExchange(request, Deadlines.of_stream(self._access), reader, self._unread, is_collected)
 
         credentials = await self._credentials()
         asked = exchange(credentials)

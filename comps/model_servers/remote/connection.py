@@ -14,7 +14,7 @@ from typing import cast
 import httptools
 
 from comps.core.errors import ModelServerError
-from comps.model_servers.remote.exchange import Broken, Exchange, StreamExchange
+from comps.model_servers.remote.exchange import Broken, Exchange, StreamExchange, too_long
 
 _IDLE_SECONDS = 4.0
 """Seconds after which idle connections are closed; less than the 5 s after which uvicorn does it."""
@@ -114,11 +114,14 @@ class Connection(asyncio.Protocol):
             self._check(exchange)
 
     def _check(self, exchange: Exchange) -> None:
-        """Check now and then whether the reader keeps up, and whether what arrives is a body."""
+        """Check now and then whether the reader keeps up, and whether what arrives is a body, and not too long."""
         self._without_body += self._unchecked
+        exchange.arrived += self._unchecked
         self._unchecked = 0
         if self._without_body > MOST_OF_HEAD:
             exchange.fail(ModelServerError(_ENDLESS))
+        elif exchange.arrived > exchange.most_arriving:
+            exchange.fail(too_long(exchange.most_arriving))
         elif exchange.full:
             self._pause(exchange)
 

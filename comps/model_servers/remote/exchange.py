@@ -13,9 +13,11 @@ from typing import Protocol
 
 from comps.core.errors import ModelServerError
 from comps.core.ports import Answer
-from comps.model_servers.remote.deadlines import Deadlines
+from comps.model_servers.remote.deadlines import NEVER, Deadlines
 from comps.model_servers.remote.sse import BLANK, BRACE, EVENTS, EventStream, JSONLines, is_done, media_type, parser_for
 
+MOST_OF_COLLECTED = 256_000_000
+"""The maximum size of a stream that is collected to a whole answer, in bytes: about a million tokens."""
 MOST_OF_FAILURE = 4000
 """The maximum size of a body that is an error, in bytes."""
 MOST_OF_WHOLE = 64_000_000
@@ -71,6 +73,11 @@ class Reader(Protocol):
         ...
 
 
+def too_long(most: float) -> ModelServerError:
+    """Returns the error of an answer with more than that many bytes."""
+    return ModelServerError(f"the model server's answer has more than {most:,} bytes")
+
+
 def has_succeeded(status: int) -> bool:
     """Returns whether an HTTP status is one of success."""
     return 200 <= status < 300
@@ -97,6 +104,10 @@ class Exchange:
         """Whether the exchange is over."""
         self.is_done = False
         """Whether the response is complete except for the end of its body."""
+        self.arrived = 0
+        """The bytes of the response so far, as of the connection's last check."""
+        self.most_arriving = NEVER
+        """The maximum of `arrived`."""
         self._most = most or MOST_OF_WHOLE
         self._unread = unread
         self._pieces: list[bytes] = []
@@ -181,7 +192,7 @@ class Exchange:
         if self._length <= self._most:
             return
         if self._most > MOST_OF_FAILURE:
-            raise ModelServerError(f"the model server's answer has more than {self._most:,} bytes")
+            raise too_long(self._most)
         self.end()
 
     def complete(self) -> None:
@@ -227,10 +238,15 @@ class StreamExchange(Exchange):
         deadlines: The deadlines of the response.
         reader: The reader of the events.
         unread: A status at which the exchange ends without reading the body; 0: none.
+        is_collected: Whether the answer is kept in memory, so that its length has a limit.
     """
 
-    def __init__(self, request: bytes, deadlines: Deadlines, reader: Reader, unread: int = 0) -> None:
+    def __init__(
+        self, request: bytes, deadlines: Deadlines, reader: Reader, unread: int = 0, is_collected: bool = False
+    ) -> None:
         super().__init__(request, deadlines, MOST_OF_FAILURE, unread)
+        if is_collected:
+            self.most_arriving = MOST_OF_COLLECTED
         self._reader = reader
         self._now = deadlines.loop.time
         self.streams = False

@@ -7,6 +7,7 @@ import re
 import time
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from math import isfinite
 from struct import iter_unpack
 from typing import Any, ClassVar, TypeVar
@@ -189,18 +190,18 @@ class OpenAIAPI:
         path, body = self.request(prompt, sampling, options)
         return await self.whole(path, body)
 
-    async def stream(self, path: str, body: dict[str, JSON], answer: Answer) -> None:
-        """Send a body from `request` or `asking` as a streaming request, and write the answer."""
+    async def stream(self, path: str, body: dict[str, JSON], answer: Answer, is_collected: bool = False) -> None:
+        """Send a body from `request` or `asking` as a streaming request, and write the answer; see `HTTP.stream`."""
         reader = ChunkReader(answer)
         streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
         with checked_answer():
-            await self._with_limit(streamed, lambda asked: self.http.stream(path, asked, reader))
+            await self._with_limit(streamed, lambda asked: self.http.stream(path, asked, reader, is_collected))
             reader.close()
 
     async def whole(self, path: str, body: dict[str, JSON]) -> Generation:
         """Returns the whole answer to such a body, streamed and collected unless `asks_whole`."""
         if not self.asks_whole:
-            return await collect(self.stream, path, body)
+            return await collect(partial(self.stream, is_collected=True), path, body)
         with checked_answer():
             return whole_answer(await self._with_limit(body, lambda asked: self.http.response(path, asked)))
 
