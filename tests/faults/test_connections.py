@@ -17,7 +17,7 @@ from comps.model_servers.target import Access
 from tests.faults.model_server import FaultyServer, Pause, Reply, Script, Then, nothing_wrong
 from tests.faults.outcomes import Outcome, body, both, check, outcome
 from tests.faults.scripts import closed_in_a_chunk, endless_line, until_it_leaves
-from tests.faults.test_replies import KINDS, deadlines, every_framework, served
+from tests.faults.test_replies import KINDS, at_the_connection, deadlines, every_framework, served
 from tests.process import Running, free_port, serving
 from tests.service import PATIENCE, Service, until_idle
 
@@ -37,7 +37,7 @@ async def test_a_connection_that_is_refused_is_a_503_with_the_reason(
     assert told == {(503, "the model server cannot be reached: connection refused")}
 
 
-@every_framework
+@at_the_connection
 async def test_a_name_that_cannot_be_resolved_is_a_503_with_the_reason(
     framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -46,7 +46,7 @@ async def test_a_name_that_cannot_be_resolved_is_a_503_with_the_reason(
     assert told == {(503, "the model server cannot be reached: its name cannot be resolved")}
 
 
-@every_framework
+@at_the_connection
 @pytest.mark.parametrize("name", ["127.0.0.1", "elsewhere.example"])
 async def test_a_certificate_that_is_not_trusted_or_for_another_host_is_a_503_with_the_reason(
     framework: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -66,7 +66,7 @@ async def test_a_certificate_that_is_not_trusted_or_for_another_host_is_a_503_wi
     assert server.answers == 0
 
 
-@every_framework
+@at_the_connection
 @pytest.mark.parametrize("first", [[Then.RESET], [Then.CLOSE], [b"SSH-2.0-OpenSSH_9.6\r\n", Then.HANG]], ids=str)
 async def test_a_server_that_resets_closes_or_speaks_before_it_has_read_anything_is_an_error(
     framework: str, first: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -83,7 +83,7 @@ async def test_a_server_that_resets_closes_or_speaks_before_it_has_read_anything
         await until_idle(service)
 
 
-@every_framework
+@at_the_connection
 async def test_a_peer_that_stops_reading_is_given_up_after_the_time_for_the_first_token(
     framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -119,7 +119,7 @@ async def test_a_fault_on_every_path_is_an_error_too(
             assert got.error.startswith("the connection to the model server broke: ")
 
 
-@every_framework
+@at_the_connection
 async def test_a_line_of_100_000_characters_passes_whole(
     framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -154,7 +154,7 @@ async def test_a_line_or_a_body_without_an_end_is_read_up_to_a_limit(
             assert got.ended
 
 
-@every_framework
+@at_the_connection
 async def test_a_model_server_that_restarts_under_load_breaks_what_it_had_begun_and_answers_again(
     framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -191,7 +191,7 @@ async def test_a_model_server_that_restarts_under_load_breaks_what_it_had_begun_
                 await until_idle(service)
 
 
-@every_framework
+@at_the_connection
 async def test_a_whole_answer_without_an_end_is_read_up_to_a_limit(
     framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -211,7 +211,7 @@ async def test_a_whole_answer_without_an_end_is_read_up_to_a_limit(
         await until_idle(service)
 
 
-@every_framework
+@at_the_connection
 async def test_what_a_broken_answer_held_is_freed_at_once(
     framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -228,7 +228,8 @@ async def test_what_a_broken_answer_held_is_freed_at_once(
             try:
                 await all_outcomes(service)
                 await until_idle(service)
-                held = [one for one in gc.get_objects() if isinstance(one, exchange.Exchange)]
+                found = [one for one in gc.get_objects() if isinstance(one, exchange.Exchange)]
+                held = [one for one in found if one.deadlines.loop is asyncio.get_running_loop()]
             finally:
                 gc.enable()
             assert held == []

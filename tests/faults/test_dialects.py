@@ -8,15 +8,15 @@ import pytest
 
 from comps.dialects import DIALECTS
 from comps.dialects.shared.base import GenerationCall
-from comps.model_servers import FRAMEWORKS
 from tests.dialects.kinds import KINDS
 from tests.dialects.test_contract import check_error, only, streamed
 from tests.faults.model_server import FaultyServer
 from tests.faults.scripts import closed_in_a_chunk, ended_early, reset_before_headers
+from tests.faults.test_replies import at_the_connection
 from tests.service import running
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@at_the_connection
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_every_client_gets_an_error_in_its_dialects_shape(
     dialect: str, framework: str, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,10 @@ from tests.service import Service, running, until_idle
 KINDS = ("openai_api", "vllm", "tgi")
 """Of openai_api, a whole answer is streamed and collected; of the others it is requested whole."""
 every_framework = pytest.mark.parametrize("framework", FRAMEWORKS)
+at_the_connection = pytest.mark.parametrize("framework", ["native", pytest.param("langchain", marks=pytest.mark.soak)])
+"""For faults that a framework cannot see: the one is tested always, the other by `make soak`."""
+TELLING = ("reset before headers", "closed in a chunk", "ended early", "reset behind the answer", "silent after tokens")
+"""The faults that a framework sees, one of each sort."""
 
 
 @asynccontextmanager
@@ -44,8 +48,15 @@ def deadlines(seconds: float) -> dict[str, str]:
     return {"LLM_FIRST_TOKEN_SECONDS": f"{seconds}", "LLM_BETWEEN_TOKENS_SECONDS": f"{seconds}"}
 
 
-@every_framework
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("case", "framework"),
+    [
+        pytest.param(case, name, marks=() if name == "native" or case.name in TELLING else pytest.mark.soak)
+        for case in CASES
+        for name in FRAMEWORKS
+    ],
+    ids=lambda value: value.name if isinstance(value, Case) else value,
+)
 async def test_a_client_gets_the_whole_answer_or_an_error_and_the_next_one_a_good_answer(
     case: Case, framework: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
