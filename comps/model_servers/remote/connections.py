@@ -167,14 +167,13 @@ class Connections:
             return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=numeric)
         except socket.gaierror:
             pass
-        loop = asyncio.get_running_loop()
-        if self._look_up is None or self._look_up.get_loop() is not loop:
-            asked = loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-            self._look_up = asyncio.ensure_future(asked)
-            self._look_up.add_done_callback(self._looked_up)
-        return await asyncio.shield(self._look_up)
+        look_up = self._look_up
+        if look_up is None or look_up.get_loop() is not asyncio.get_running_loop():
+            look_up = self._look_up = asyncio.ensure_future(_looked_up(host, port))
+            look_up.add_done_callback(self._forget)
+        return await asyncio.shield(look_up)
 
-    def _looked_up(self, ended: asyncio.Future[Sequence[AddrInfoType]]) -> None:
+    def _forget(self, ended: asyncio.Future[Sequence[AddrInfoType]]) -> None:
         if self._look_up is ended:
             self._look_up = None
         if not ended.cancelled():
@@ -241,6 +240,12 @@ def proxy_credentials(proxy: SplitResult) -> str | None:
         return None
     said = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
     return f"Basic {b64encode(said.encode()).decode()}"
+
+
+async def _looked_up(host: str, port: int) -> Sequence[AddrInfoType]:
+    """Returns the addresses of a host's name, by the system's resolver, in a thread."""
+    loop = asyncio.get_running_loop()
+    return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
 
 
 def _socket(info: AddrInfoType) -> socket.socket:
