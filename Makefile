@@ -48,8 +48,9 @@ bench-sizing: $(BIN)/.tested ## Measure what one core carries: requests, tokens,
 live: $(BIN)/.tested ## Run the contract against real model servers; one of them: make live SERVER=vllm
 	@$(BIN)/python -m tests.live $(SERVER)
 
-soak: $(BIN)/.tested .venv-bench/plot/.installed ## Run the tests that take minutes, and half an hour of load (docs/soak.md)
+soak: $(BIN)/.tested .venv-bench/plot/.installed ## Run the tests that take minutes, and half an hour of load (docs/faults.md, docs/soak.md)
 	$(BIN)/pytest -m soak -n 0 -rs -vv tests
+	$(BIN)/python -m tests.faults
 	$(BIN)/python -m tests.benchmarks.soak --save
 
 image-test: $(BIN)/.tested ## Build the images and run them: with Docker, or as root with podman and debootstrap

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
@@ -513,4 +513,5 @@ def _exit_on_error() -> Iterator[None]:
 
 
 def _message(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # A full disk, or a reader that has left, ends no service.
+        print(text, file=sys.stderr, flush=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import subprocess
+import sys
 import time
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from math import ceil, nan
 from pathlib import Path
@@ -33,6 +35,8 @@ from comps.shared_metrics import SharedMetrics, Snapshot
 
 log = logging.getLogger("opea_llm")
 
+_TELL_AGAIN_SECONDS = 60.0
+"""Seconds between two lines on standard error about a log file that cannot be written."""
 _KEPT = 1000
 """The number of most recent answers in the statistics."""
 _ANSWERED = ("200", "gone", "broken")
@@ -388,7 +392,7 @@ def start_log(level: str, path: str) -> None:
     handler: logging.Handler = logging.StreamHandler()
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(_Formatter())
     # Fields that the format does not use are not collected: https://docs.python.org/3/howto/logging.html#optimization.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
@@ -399,6 +403,19 @@ def start_log(level: str, path: str) -> None:
     log.setLevel(level)
     # uvicorn's lines about its own start say that it runs while the model still loads; ours say when it is ready.
     logging.getLogger("uvicorn").setLevel(max(log.level, logging.WARNING))
+
+
+class _LogFile(logging.FileHandler):
+    """The log file. If it cannot be written, as on a full disk, standard error tells so, and requests go on."""
+
+    _told = -_TELL_AGAIN_SECONDS
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        now = time.monotonic()
+        if now - self._told >= _TELL_AGAIN_SECONDS:
+            self._told = now
+            with suppress(OSError):
+                print(f"the log cannot be written: {self.baseFilename}: {sys.exc_info()[1]}", file=sys.stderr)
 
 
 class _Formatter(logging.Formatter):

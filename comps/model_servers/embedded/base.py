@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import ClassVar, TypeVar
 
@@ -50,6 +51,8 @@ log = logging.getLogger("opea_llm")
 
 Kind = TypeVar("Kind", bound="Embedded")
 
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+"""Seconds between two attempts to start an engine again: after the first one that failed, and at most."""
 _OF_TOOLS = frozenset(
     (
         *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
@@ -155,7 +158,7 @@ class Embedded:
             await self._end()
             self._not_loaded = f"the model {self._model_name} could not be loaded; the service's log has the reason"
             model = await _in_daemon_thread(lambda: self.find(self._model_name, self._local_dir))
-            self._engine = await asyncio.to_thread(EngineProcess, self.program)
+            self._engine = await asyncio.to_thread(EngineProcess, self.program, self._called_at_its_end())
             loaded = await self._engine.ask({"load": {"model": model, **self._load_options}})
             if "setting" in loaded:
                 raise SettingsError(f"model_server = {self.kind}: {loaded['error']}")
@@ -189,7 +192,7 @@ class Embedded:
         return self._info
 
     def _loaded_engine(self) -> EngineProcess:
-        """The engine with its model loaded. If its process has ended, it is started again in the background.
+        """The engine with its model loaded. If its process has ended, it is being started again in the background.
 
         Raises:
             Unreachable: It is loading, has ended, or was closed.
@@ -199,15 +202,42 @@ class Embedded:
         if not self._loaded_once:
             failed = self._not_loaded and not self._loading.locked()
             raise Unreachable(self._not_loaded if failed else f"the model {self._model_name} is still loading")
-        if not self._closed and (self._reloading is None or self._reloading.done()):
-            self._reloading = asyncio.ensure_future(self._load_again())
+        self._start_again()
         raise Unreachable(f"the process of the model {self._model_name} has ended; it is being started again", 5)
 
+    def _called_at_its_end(self) -> Callable[[], None]:
+        """Returns what the engine's process calls at its end, in a thread; if it ended by itself, it is restarted."""
+        loop = asyncio.get_running_loop()
+
+        def restart() -> None:
+            if self._loaded_once and self._engine and self._engine.ended:
+                log.error("the process of the model %s has ended; it is started again", self._model_name)
+                self._start_again()
+
+        def ended() -> None:
+            with suppress(RuntimeError):  # The loop is closed: nobody asks any more.
+                loop.call_soon_threadsafe(restart)
+
+        return ended
+
+    def _start_again(self) -> None:
+        """Start the engine again in the background, unless that is under way."""
+        if not self._closed and (self._reloading is None or self._reloading.done()):
+            self._reloading = asyncio.ensure_future(self._load_again())
+
     async def _load_again(self) -> None:
-        try:
-            await self.load()
-        except LLMError as error:  # The next request tries again.
-            log.error("the model could not be started again: %s", for_operator(error))
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await self.load()
+            except Exception as error:  # Whatever it is, the next attempt may succeed.
+                again = "the model %s could not be started again, next attempt in %.0f s: %s"
+                log.error(again, self._model_name, pause, for_operator(error) or type(error).__name__)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                log.warning("the model %s has been started again", self._model_name)
+                return
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         engine = self._loaded_engine()

@@ -101,9 +101,11 @@ class EngineProcess:
 
     Args:
         module: The module that is the engine's program.
+        on_end: Called in a thread when the process is gone, after all its requests have been told.
     """
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, on_end: Callable[[], None] = lambda: None) -> None:
+        self._on_end = on_end
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, module, *_search_path()],
             stdin=subprocess.PIPE,
@@ -199,6 +201,7 @@ class EngineProcess:
             with self._lock:
                 waiting = list(self._requests)
             self._deliver([{"id": number, "gone": True, "last": True} for number in waiting])
+            self._on_end()
 
     def _deliver(self, parts: Sequence[Part]) -> None:
         """Wake each event loop that asked once, with all that is for its requests."""

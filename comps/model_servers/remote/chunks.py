@@ -52,6 +52,8 @@ class ChunkReader:
         answer: The answer to write to.
     """
 
+    is_complete = False
+
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self._seen: set[int] = set()

@@ -63,24 +63,25 @@ class HTTP:
             ModelServerError: The connection broke.
             ValueError: The body is not JSON; see `checked_answer`.
         """
-        return _document(await self._succeeded(partial(self._whole, "GET", path, b""), _deadlines_of_facts))
+        return _document(await self._succeeded(partial(self._whole, "GET", path, b"", 0), _deadlines_of_facts))
 
-    async def post(self, path: str, body: JSON, *, repeats: bool = False) -> JSON:
+    async def post(self, path: str, body: JSON, most: int = 0, *, repeats: bool = False) -> JSON:
         """Returns the JSON response to a POST request; see `get`.
 
         Args:
             path: The path below the base URL.
             body: The JSON body of the request.
+            most: The maximum number of bytes of the response; 0: as many as an answer may have.
             repeats: Whether the request is sent again if the server has not begun it.
         """
-        return _document(await self.response(path, body, repeats=repeats))
+        return _document(await self.response(path, body, most, repeats=repeats))
 
-    async def response(self, path: str, body: JSON, *, repeats: bool = True) -> Exchange:
+    async def response(self, path: str, body: JSON, most: int = 0, *, repeats: bool = True) -> Exchange:
         """Returns the response to a POST request, with headers and body; see `post`, and `get` for errors."""
-        ask = partial(self._whole, "POST", path, orjson.dumps(body))
+        ask = partial(self._whole, "POST", path, orjson.dumps(body), most)
         return await self._succeeded(ask, partial(Deadlines.of_whole, self._access), repeats)
 
-    async def stream(self, path: str, body: JSON, reader: Reader) -> None:
+    async def stream(self, path: str, body: JSON, reader: Reader, is_collected: bool = False) -> None:
         """Send a POST request and pass the data of each server-sent event to `reader`.
 
         It ends at `[DONE]`, at the end of the body, or when the reader returns True. Cancellation closes the
@@ -90,6 +91,7 @@ class HTTP:
             path: The path below the base URL.
             body: The JSON body of the request.
             reader: Reads the events.
+            is_collected: Whether the answer is kept in memory, so that its length has a limit.
 
         Raises:
             InvalidRequest, Overloaded, Refused, Unreachable, Timeout: See `failure`.
@@ -99,7 +101,7 @@ class HTTP:
 
         def ask(credentials: bytes, deadlines: Deadlines) -> StreamExchange:
             request = self._site.request("POST", path, data, credentials)
-            return StreamExchange(request, deadlines, reader, self._unread)
+            return StreamExchange(request, deadlines, reader, self._unread, is_collected)
 
         asked = await self._succeeded(ask, partial(Deadlines.of_stream, self._access), repeats=True)
         if asked.is_json and asked.body:  # Some servers and proxies answer whole, whatever is asked.
@@ -116,8 +118,10 @@ class HTTP:
         if self._oauth:
             self._oauth.close()
 
-    def _whole(self, method: str, path: str, data: bytes, credentials: bytes, deadlines: Deadlines) -> Exchange:
-        return Exchange(self._site.request(method, path, data, credentials), deadlines, unread=self._unread)
+    def _whole(
+        self, method: str, path: str, data: bytes, most: int, credentials: bytes, deadlines: Deadlines
+    ) -> Exchange:
+        return Exchange(self._site.request(method, path, data, credentials), deadlines, most, self._unread)
 
     async def _succeeded(
         self, ask: Callable[[bytes, Deadlines], E], deadlines_of: Callable[[], Deadlines], repeats: bool = False
@@ -172,8 +176,8 @@ class HTTP:
         try:
             await self._site.connections.run(exchange)
         except Broken as error:
-            broken = ModelServerError(f"the connection to the model server broke: {error}")
-            raise told_at(broken, self._site.address) from error
+            broken = f"the connection to the model server broke: {error}"
+            raise told_at(ModelServerError(broken), self._site.address) from error
         except ModelServerError as error:
             told_at(error, self._site.address)
             raise

@@ -6,20 +6,23 @@ Responses are parsed by httptools, which is Node.js's parser: https://github.com
 from __future__ import annotations
 
 import asyncio
+import os
+import ssl
 from errno import ETIMEDOUT
 from typing import cast
 
 import httptools
 
 from comps.core.errors import ModelServerError
-from comps.model_servers.remote.exchange import Broken, Exchange, StreamExchange
+from comps.model_servers.remote.exchange import Broken, Exchange, StreamExchange, too_long
 
 _IDLE_SECONDS = 4.0
 """Seconds after which idle connections are closed; less than the 5 s after which uvicorn does it."""
 MOST_OF_HEAD = 262_144
-"""The maximum size of status line and headers, in bytes."""
+"""The maximum size of status line and headers, and of what else is no body: trailers, chunk extensions; in bytes."""
 _STALE_SECONDS = 0.5
 """Seconds after a request within which a closed connection counts as one that was closed while it was idle."""
+_ENDLESS = "the model server sent headers without an end"
 _CHECKED = 4096
 """Bytes between two checks for backpressure."""
 
@@ -44,9 +47,11 @@ class Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._head_length = 0
         self._unchecked = 0
+        self._without_body = 0
         self._has_begun = False
         self._has_head = False
         self._has_ended = False
+        self._in_body = False
         self._can_stay = False
 
     def start(self, exchange: Exchange) -> None:
@@ -106,9 +111,19 @@ class Connection(asyncio.Protocol):
             exchange.await_rest()
         self._unchecked += len(data)
         if self._unchecked > _CHECKED:
-            self._unchecked = 0
-            if exchange.full:
-                self._pause(exchange)
+            self._check(exchange)
+
+    def _check(self, exchange: Exchange) -> None:
+        """Check now and then whether the reader keeps up, and whether what arrives is a body, and not too long."""
+        self._without_body += self._unchecked
+        exchange.arrived += self._unchecked
+        self._unchecked = 0
+        if self._without_body > MOST_OF_HEAD:
+            exchange.fail(ModelServerError(_ENDLESS))
+        elif exchange.arrived > exchange.most_arriving:
+            exchange.fail(too_long(exchange.most_arriving))
+        elif exchange.full:
+            self._pause(exchange)
 
     def _drop_surplus(self) -> None:
         """Handle data after a response: the connection is not reused."""
@@ -124,7 +139,7 @@ class Connection(asyncio.Protocol):
     def _limit_head(self, size: int, exchange: Exchange) -> None:
         self._head_length += size
         if self._head_length > MOST_OF_HEAD:
-            exchange.fail(ModelServerError("the model server sent headers without an end"))
+            exchange.fail(ModelServerError(_ENDLESS))
 
     def _pause(self, exchange: Exchange) -> None:
         """Backpressure: pause reading until the reader has drained."""
@@ -148,10 +163,11 @@ class Connection(asyncio.Protocol):
             exchange.complete()  # A body without a length ends with the connection.
             return
         vanished = isinstance(error, OSError) and error.errno == ETIMEDOUT
-        said = type(error).__name__ if error else "it was closed"
         # After that time, the server has probably read the request.
         at_once = exchange.deadlines.loop.time() - self._sent_at < _STALE_SECONDS
-        exchange.fail(Broken(said, unanswered=self.used and not self._has_begun and at_once and not vanished))
+        exchange.fail(
+            Broken(_why_lost(error), unanswered=self.used and not self._has_begun and at_once and not vanished)
+        )
 
     # --- httptools' callbacks ---
 
@@ -173,15 +189,16 @@ class Connection(asyncio.Protocol):
         if status < 200:  # An interim response: the final one follows.
             self._headers = {}
             return
-        self._has_head = True
+        self._has_head = self._in_body = True
         if self._exchange:
             self._exchange.head(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
         """Called with each part of the body or of a chunk."""
         exchange = self._exchange
-        if exchange is None or exchange.ended or not self._has_head or self._has_ended:
+        if exchange is None or exchange.ended or not self._in_body:
             return
+        self._without_body = 0
         try:
             exchange.take(data)
         except Exception as error:
@@ -190,9 +207,17 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Called after the body."""
         if self._has_head and self._exchange and not self._has_ended:
-            self._has_ended = True
+            self._has_ended, self._in_body = True, False
             self._can_stay = self._parser.should_keep_alive()
             self._exchange.complete()
+
+
+def _why_lost(error: Exception | None) -> str:
+    """Returns why an open connection is lost, without an address."""
+    number = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
+    if number:
+        return os.strerror(number).lower()
+    return type(error).__name__ if error else "it was closed"
 
 
 class IdleConnections:

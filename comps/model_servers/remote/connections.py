@@ -63,6 +63,8 @@ class Connections:
         self._connect_seconds = connect_seconds
         self._idle: IdleConnections | None = None
         self._open: set[Connection] = set()
+        self._look_up: asyncio.Future[Sequence[AddrInfoType]] | None = None
+        """The look-up of the host's addresses that is under way."""
 
     async def run(self, exchange: Exchange) -> None:
         """Run an exchange to its end. Cancellation closes the connection.
@@ -150,7 +152,7 @@ class Connections:
     async def _connect(self, to: SplitResult, idle: IdleConnections) -> Connection:
         loop = asyncio.get_running_loop()
         assert to.hostname
-        addresses = await _resolved(to.hostname, to.port or _PORTS[to.scheme])
+        addresses = await self._resolved(to.hostname, to.port or _PORTS[to.scheme])
         connected = await start_connection(
             addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1, socket_factory=_socket
         )
@@ -167,6 +169,29 @@ class Connections:
             connected.close()
             raise
         return await self._tunnel(transport, connection, idle) if isinstance(connection, _Tunnel) else connection
+
+    async def _resolved(self, host: str, port: int) -> Sequence[AddrInfoType]:
+        """Returns the addresses of a host.
+
+        Numeric addresses are parsed without a thread, of which there are few. A look-up takes one until it ends, so
+        concurrent connections share it; it goes on if one of them is given up.
+        """
+        try:
+            numeric = socket.AI_NUMERICHOST
+            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=numeric)
+        except socket.gaierror:
+            pass
+        look_up = self._look_up
+        if look_up is None or look_up.get_loop() is not asyncio.get_running_loop():
+            look_up = self._look_up = asyncio.ensure_future(_looked_up(host, port))
+            look_up.add_done_callback(self._forget)
+        return await asyncio.shield(look_up)
+
+    def _forget(self, ended: asyncio.Future[Sequence[AddrInfoType]]) -> None:
+        if self._look_up is ended:
+            self._look_up = None
+        if not ended.cancelled():
+            ended.exception()  # asyncio logs exceptions that are never retrieved.
 
     async def _tunnel(self, transport: asyncio.Transport, tunnel: _Tunnel, idle: IdleConnections) -> Connection:
         """Opens a TLS connection through a proxy, with CONNECT; TLS is end to end."""
@@ -197,6 +222,8 @@ class Connections:
         if self._idle and self._idle.loop is asyncio.get_running_loop():
             self._idle.close()
         self._idle = None
+        if self._look_up and self._look_up.get_loop() is asyncio.get_running_loop():
+            self._look_up.cancel()
         for connection in list(self._open):
             connection.close()
 
@@ -229,14 +256,10 @@ def proxy_credentials(proxy: SplitResult) -> str | None:
     return f"Basic {b64encode(said.encode()).decode()}"
 
 
-async def _resolved(host: str, port: int) -> Sequence[AddrInfoType]:
-    """Returns the addresses of a host. Numeric addresses are parsed without a thread, of which there are few."""
-    try:
-        numeric = socket.AI_NUMERICHOST
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=numeric)
-    except socket.gaierror:
-        loop = asyncio.get_running_loop()
-        return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+async def _looked_up(host: str, port: int) -> Sequence[AddrInfoType]:
+    """Returns the addresses of a host's name, by the system's resolver, in a thread."""
+    loop = asyncio.get_running_loop()
+    return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
 
 
 def _socket(info: AddrInfoType) -> socket.socket:

@@ -13,13 +13,15 @@ from typing import Protocol
 
 from comps.core.errors import ModelServerError
 from comps.core.ports import Answer
-from comps.model_servers.remote.deadlines import Deadlines
+from comps.model_servers.remote.deadlines import NEVER, Deadlines
 from comps.model_servers.remote.sse import BLANK, BRACE, EVENTS, EventStream, JSONLines, is_done, media_type, parser_for
 
+MOST_OF_COLLECTED = 256_000_000
+"""The maximum size of a stream that is collected to a whole answer, in bytes: about a million tokens."""
 MOST_OF_FAILURE = 4000
 """The maximum size of a body that is an error, in bytes."""
-MOST_OF_WHOLE = 1_000_000_000
-"""The maximum size of a whole answer, in bytes."""
+MOST_OF_WHOLE = 64_000_000
+"""The maximum size of a whole answer, in bytes, as of an event in a stream; vectors may have more."""
 _REST_SECONDS = 0.05
 """The deadline for the end of the body after the last event, in seconds."""
 _PIECE = 65536
@@ -52,8 +54,13 @@ class Reader(Protocol):
         """The answer to which it writes."""
         ...
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing but the end of the body follows the answer. It is asked for when `event` returns True."""
+        ...
+
     def event(self, data: bytes, name: bytes = b"") -> bool:
-        """Read the data of an event; returns True to end the stream.
+        """Read the data of an event; returns True if the rest of the stream is not wanted.
 
         Args:
             data: The data, not empty.
@@ -64,6 +71,11 @@ class Reader(Protocol):
             ModelServerError: The data is invalid.
         """
         ...
+
+
+def too_long(most: float) -> ModelServerError:
+    """Returns the error of an answer with more than that many bytes."""
+    return ModelServerError(f"the model server's answer has more than {most:,} bytes")
 
 
 def has_succeeded(status: int) -> bool:
@@ -77,11 +89,12 @@ class Exchange:
     Args:
         request: The bytes of the request.
         deadlines: The deadlines of the response.
-        most: The maximum size of the body, in bytes; the rest is not read.
+        most: The maximum size of the body, in bytes; 0: `MOST_OF_WHOLE`. More is an error; of a body that is an error
+            itself, the rest is not read.
         unread: A status at which the exchange ends without reading the body; 0: none.
     """
 
-    def __init__(self, request: bytes, deadlines: Deadlines, most: int = MOST_OF_WHOLE, unread: int = 0) -> None:
+    def __init__(self, request: bytes, deadlines: Deadlines, most: int = 0, unread: int = 0) -> None:
         self.request = request
         self.deadlines = deadlines
         self.status = 0
@@ -91,7 +104,11 @@ class Exchange:
         """Whether the exchange is over."""
         self.is_done = False
         """Whether the response is complete except for the end of its body."""
-        self._most = most
+        self.arrived = 0
+        """The bytes of the response so far, as of the connection's last check."""
+        self.most_arriving = NEVER
+        """The maximum of `arrived`."""
+        self._most = most or MOST_OF_WHOLE
         self._unread = unread
         self._pieces: list[bytes] = []
         self._length = 0
@@ -120,8 +137,15 @@ class Exchange:
         while not self.ended:
             self._waiter = self.deadlines.loop.create_future()
             await self._waiter
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        """Raise the error with which it ended, and forget it: its traceback refers to the exchange, and to its data."""
         if self._failure:
-            raise self._failure
+            try:
+                raise self._failure
+            finally:
+                self._failure = None
 
     def head(self, status: int, headers: dict[bytes, bytes]) -> None:
         """Called when the status line and the headers have arrived."""
@@ -165,8 +189,11 @@ class Exchange:
         """Read decompressed bytes of the body."""
         self._pieces.append(data)
         self._length += len(data)
-        if self._length > self._most:
-            self.end()
+        if self._length <= self._most:
+            return
+        if self._most > MOST_OF_FAILURE:
+            raise too_long(self._most)
+        self.end()
 
     def complete(self) -> None:
         """Called at the end of the body."""
@@ -211,10 +238,15 @@ class StreamExchange(Exchange):
         deadlines: The deadlines of the response.
         reader: The reader of the events.
         unread: A status at which the exchange ends without reading the body; 0: none.
+        is_collected: Whether the answer is kept in memory, so that its length has a limit.
     """
 
-    def __init__(self, request: bytes, deadlines: Deadlines, reader: Reader, unread: int = 0) -> None:
+    def __init__(
+        self, request: bytes, deadlines: Deadlines, reader: Reader, unread: int = 0, is_collected: bool = False
+    ) -> None:
         super().__init__(request, deadlines, MOST_OF_FAILURE, unread)
+        if is_collected:
+            self.most_arriving = MOST_OF_COLLECTED
         self._reader = reader
         self._now = deadlines.loop.time
         self.streams = False
@@ -286,7 +318,10 @@ class StreamExchange(Exchange):
             return
         self.deadlines.last_event = self._now()
         if self._reader.event(data, name):
-            self.end()
+            if self._reader.is_complete:
+                self.is_done = True
+            else:  # The model is stopped.
+                self.end()
 
     def await_rest(self) -> None:
         """Set a deadline for the end of the body, after which the connection can be reused."""
@@ -319,8 +354,7 @@ class StreamExchange(Exchange):
             await self._waiter
             if self.resume and not self.ended:
                 await self._drain()
-        if self._failure:
-            raise self._failure
+        self._raise_failure()
 
     async def _drain(self) -> None:
         """Wait until the reader has drained, or the exchange has ended meanwhile, and read on."""

@@ -193,9 +193,18 @@ def _retry_after(headers: Mapping[bytes, bytes]) -> int:
     seconds = _number(said.removesuffix("s").encode("latin-1"))
     if seconds is not None:
         return min(max(ceil(seconds), 0), _LONGEST_WAIT)
-    with suppress(ValueError, OverflowError):
-        return max(ceil(parsedate_to_datetime(said).timestamp() - time.time()), 1)
+    if until := _time(said):
+        # Both dates are by the server's clock, which may not be ours.
+        now = _time(headers.get(b"date", b"").decode("latin-1")) or time.time()
+        return min(max(ceil(until - now), 1), _LONGEST_WAIT)
     return 1
+
+
+def _time(date: str) -> float | None:
+    """Returns the time of an HTTP date, in seconds since 1970; None if it is none."""
+    with suppress(ValueError, OverflowError):
+        return parsedate_to_datetime(date).timestamp()
+    return None
 
 
 def _number(said: bytes) -> float | None:

@@ -7,6 +7,7 @@ import re
 import time
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from math import isfinite
 from struct import iter_unpack
 from typing import Any, ClassVar, TypeVar
@@ -38,6 +39,8 @@ _FRESH_SECONDS = 2.0
 _NEWER_NAME = re.compile(r"max_completion_tokens\W* instead")
 """OpenAI's error about max_tokens for its reasoning models. The newer name is used only after this error, because many
 servers ignore it and answer without a limit."""
+_MOST_OF_VECTOR = 1_000_000
+"""The maximum size of a vector in JSON, in bytes, on the average of a response."""
 _VERSION = re.compile(r"v\d+\w*")
 _ROUTE = re.compile(r"((/chat)?/completions|/generate(_stream)?)/?$")
 """An endpoint's path at the end of a configured URL, which should not be there."""
@@ -187,18 +190,18 @@ class OpenAIAPI:
         path, body = self.request(prompt, sampling, options)
         return await self.whole(path, body)
 
-    async def stream(self, path: str, body: dict[str, JSON], answer: Answer) -> None:
-        """Send a body from `request` or `asking` as a streaming request, and write the answer."""
+    async def stream(self, path: str, body: dict[str, JSON], answer: Answer, is_collected: bool = False) -> None:
+        """Send a body from `request` or `asking` as a streaming request, and write the answer; see `HTTP.stream`."""
         reader = ChunkReader(answer)
         streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
         with checked_answer():
-            await self._with_limit(streamed, lambda asked: self.http.stream(path, asked, reader))
+            await self._with_limit(streamed, lambda asked: self.http.stream(path, asked, reader, is_collected))
             reader.close()
 
     async def whole(self, path: str, body: dict[str, JSON]) -> Generation:
         """Returns the whole answer to such a body, streamed and collected unless `asks_whole`."""
         if not self.asks_whole:
-            return await collect(self.stream, path, body)
+            return await collect(partial(self.stream, is_collected=True), path, body)
         with checked_answer():
             return whole_answer(await self._with_limit(body, lambda asked: self.http.response(path, asked)))
 
@@ -248,7 +251,7 @@ class OpenAIAPI:
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         body = {"model": self.model_name, "input": list(texts), "encoding_format": "float"}
         with checked_answer():
-            answer = await self.http.post(f"{self._api}/embeddings", body, repeats=True)
+            answer = await self.http.post(f"{self._api}/embeddings", body, len(texts) * _MOST_OF_VECTOR, repeats=True)
             items = sorted(answer["data"], key=lambda item: int(item["index"]))
             vectors = tuple(_vector(item["embedding"]) for item in items)
             if len(vectors) != len(texts):

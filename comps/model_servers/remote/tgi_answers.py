@@ -66,7 +66,11 @@ class TokenReader:
             self.answer.text(str(text))
         if said.get("details") or said.get("generated_text") is not None:
             self._end(details_of(said) or {})
-        return self.answer.stops.hit and not self.reason
+        return self.answer.stops.hit or self.is_complete
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.reason)
 
     def _end(self, details: Mapping[str, JSON]) -> None:
         self.reason = finish_reason(details.get("finish_reason"))

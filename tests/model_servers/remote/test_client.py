@@ -48,6 +48,8 @@ ANSWER = sse({"n": 1}, b"data: [DONE]\n\n")
 class Events(Collector):
     """Reads the data of events, and can be told to wait."""
 
+    is_complete = False
+
     def __init__(self) -> None:
         super().__init__()
         self.answer = self

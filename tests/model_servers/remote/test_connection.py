@@ -23,6 +23,8 @@ Serve = Callable[[int, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[No
 class Texts(Collector):
     """Reads the data of events as texts."""
 
+    is_complete = False
+
     def __init__(self) -> None:
         super().__init__()
         self.answer = self
