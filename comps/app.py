@@ -20,6 +20,7 @@ from comps.core.models import Models
 from comps.core.ordering import Ordering
 from comps.core.ports import ChecksSettings, ModelServer
 from comps.core.prompts import Templates
+from comps.core.redaction import Redactor
 from comps.core.types import JSON
 from comps.dialects import DIALECTS, opea, open_dialect, openai
 from comps.dialects.llm_api import dialect as llm_api
@@ -36,6 +37,7 @@ from comps.model_servers import (
     with_chat_template,
     with_tokenizer,
 )
+from comps.model_servers.redacted import Redacted
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
 from comps.relevance import by_relevance
@@ -75,18 +77,24 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
     generators = []
     for name, served in settings.models.items():
         with problems.caught(f"[{served.section}] "):
-            generators.append(_open_model(name, served, servers))
+            generators.append(_open_model(name, served, servers, settings.logging.log_prompts))
     problems.raise_if_any()
     return Models(generators)
 
 
-def _open_model(name: str, served: ServedModel, servers: Mapping[str, ModelServer]) -> TextGenerator:
+def _open_model(
+    name: str, served: ServedModel, servers: Mapping[str, ModelServer], logs_prompts: bool
+) -> TextGenerator:
     """Returns one model; see `open_models`. The errors do not name its section."""
     model, problems = served.model, SettingsProblems()
     server, templates, native = servers.get(name), Templates(), False
+    redactor = Redactor(
+        (model.api_key.get_secret_value(), model.client_secret.get_secret_value()),
+        (*model.model_server_endpoint.split(","), model.token_url),
+    )
     with problems.caught():
         opened = [server] if server else _open_replicas(served)
-        replicas = [_as_set(one, served) for one in opened]
+        replicas = [Redacted(_as_set(one, served), redactor, logs_prompts=logs_prompts) for one in opened]
         server = replicas[0] if len(replicas) == 1 else Replicas(replicas, model=name)
     with problems.caught():
         templates = read_templates(model.prompt_templates, model.model_name)

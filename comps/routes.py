@@ -34,7 +34,7 @@ from comps.openapi import describe_bodies
 from comps.requests import REQUEST_ID_HEADER, plain_path, request_id, with_request_id, without_body
 from comps.responses import EXTENSION
 from comps.settings import Model, Settings
-from comps.telemetry import Telemetry, gpus, log
+from comps.telemetry import Telemetry, gpus, log, log_unhandled
 
 MEGABYTE = 1_000_000
 PROMPT = "/v1/prompt"
@@ -116,6 +116,9 @@ class Service:
         on_state: Callable[[Mapping[str, LLMError]], None] | None,
     ) -> AsyncIterator[None]:
         """Lifespan: load all models concurrently, in the background, and close them at the end; see `make_app`."""
+        asyncio.get_running_loop().set_exception_handler(log_unhandled)
+        if self.settings.logging.log_prompts:
+            log.warning("log_prompts = true: the log gets every prompt, with all questions and documents")
         loading = asyncio.ensure_future(self._load(on_loaded, on_state))
         try:
             yield
