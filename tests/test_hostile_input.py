@@ -163,7 +163,7 @@ async def test_a_template_of_a_caller_is_not_rendered_here(monkeypatch: pytest.M
     scripted = Scripted([["Hi"]])
     async with running(scripted, monkeypatch) as service:
         for kind in KINDS:
-            for body in [*everywhere(kind.examples[0], opening), {**kind.examples[0], "chat_template": opening}]:
+            for body in [*everywhere(kind.examples[0], opening)[:3], kind.examples[0] | {"chat_template": opening}]:
                 answer = await service.post(body, kind.path)
                 assert answer.status < 500
                 assert b"1337" not in answer.body.replace(opening.encode(), b"")

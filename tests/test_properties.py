@@ -33,7 +33,7 @@ from comps.model_servers.remote.sse import EventStream
 from comps.model_servers.remote.tgi_answers import TokenReader
 from tests.dialects.kinds import KINDS, Kind
 
-FEW = settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 TEXT = st.text(st.characters(codec="utf-8"))
 JSONS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
