@@ -20,6 +20,7 @@ from comps.core.models import Models
 from comps.core.ordering import Ordering
 from comps.core.ports import ChecksSettings, Loads, ModelServer
 from comps.core.prompts import Templates
+from comps.core.redaction import Redactor
 from comps.core.retries import Retries
 from comps.core.types import JSON
 from comps.dialects import DIALECTS, opea, open_dialect, openai
@@ -38,6 +39,7 @@ from comps.model_servers import (
     with_chat_template,
     with_tokenizer,
 )
+from comps.model_servers.redacted import Redacted
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
 from comps.pages import app_with_pages
@@ -100,7 +102,7 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
     generators = []
     for name, served in settings.models.items():
         with problems.caught(f"[{served.section}] "):
-            generators.append(_open_model(name, served, servers))
+            generators.append(_open_model(name, served, servers, settings.logging.log_prompts))
     for generator in generators:
         with problems.caught(f"[{settings.models[generator.model].section}] "):
             _check_workers(generator, settings)
@@ -123,15 +125,21 @@ def _check_workers(generator: TextGenerator, settings: Settings) -> None:
         )
 
 
-def _open_model(name: str, served: ServedModel, servers: Mapping[str, ModelServer]) -> TextGenerator:
+def _open_model(
+    name: str, served: ServedModel, servers: Mapping[str, ModelServer], logs_prompts: bool
+) -> TextGenerator:
     """Returns one model; see `open_models`. The errors do not name its section."""
     model, problems = served.model, SettingsProblems()
     server, templates, native = servers.get(name), Templates(), False
+    redactor = Redactor(
+        (model.api_key.get_secret_value(), model.client_secret.get_secret_value()),
+        (*model.model_server_endpoint.split(","), model.token_url),
+    )
     with problems.caught():
         endpoints = _endpoints(model)
         access = _access(model, repeats=len(endpoints) == 1)
         opened = [server] if server else _open_replicas(served, endpoints, access)
-        replicas = [_as_set(one, served) for one in opened]
+        replicas = [Redacted(_as_set(one, served), redactor, logs_prompts=logs_prompts) for one in opened]
         server = _as_one(replicas, name, model, access)
     with problems.caught():
         templates = read_templates(model.prompt_templates, model.model_name)

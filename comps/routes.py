@@ -39,7 +39,7 @@ from comps.refusals import Refusals
 from comps.requests import REQUEST_ID_HEADER, plain_path, request_id, with_request_id, without_body
 from comps.responses import EXTENSION
 from comps.settings import Model, Settings
-from comps.telemetry import Telemetry, gpus, log
+from comps.telemetry import Telemetry, gpus, log, log_unhandled
 from comps.watched_files import WatchedFiles
 
 MEGABYTE = 1_000_000
@@ -152,6 +152,9 @@ class Service:
         on_state: Callable[[Mapping[str, LLMError]], None] | None,
     ) -> AsyncIterator[None]:
         """Lifespan: load all models concurrently, in the background, and close them at the end; see `make_app`."""
+        asyncio.get_running_loop().set_exception_handler(log_unhandled)
+        if self.settings.logging.log_prompts:
+            log.warning("log_prompts = true: the log gets every prompt, with all questions and documents")
         watching = (files.watch() for files in self._watched)
         tasks = [asyncio.ensure_future(one) for one in (self._load(on_loaded, on_state), *watching)]
         try:

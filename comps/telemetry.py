@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import time
+import traceback
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from math import ceil, nan
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -49,6 +51,8 @@ _NVIDIA_SMI = (
     "--query-gpu=index,name,utilization.gpu,temperature.gpu,memory.used,memory.total",
     "--format=csv,noheader,nounits",
 )
+_MOST_LINES, _LONGEST_MESSAGE = 200, 1000
+"""Of a traceback in the log, and of the message of an error in it."""
 _NVIDIA_SECONDS = 10
 """The deadline for nvidia-smi, in seconds; it wakes a suspended GPU."""
 
@@ -418,14 +422,46 @@ class _LogFile(logging.FileHandler):
                 print(f"the log cannot be written: {self.baseFilename}: {sys.exc_info()[1]}", file=sys.stderr)
 
 
+def log_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what an event loop reports, such as the error of a task that nobody awaits, without its `repr`."""
+    log.error("%s", context["message"], exc_info=context.get("exception"))
+
+
 class _Formatter(logging.Formatter):
-    """Formats `[time] [level] logger: message`, each second only once. There is a line for every request."""
+    """Formats `[time] [level] logger: message`, each second only once. There is a line for every request.
+
+    No text of a caller's or a model server's begins a line or moves a terminal's cursor: what is not displayed is
+    escaped. A traceback has the places and the types of the errors, but their messages at the level DEBUG only, since
+    they may quote prompts.
+    """
 
     _second = 0
     _text = ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.message = record.getMessage()
+        line = self.formatMessage(record)
+        if not line.isprintable():
+            line = _displayed(line)
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        error, lines = ei[1], list[str]()
+        while error is not None and len(lines) < _MOST_LINES:
+            places = traceback.extract_tb(error.__traceback__)
+            told = f": {error}"[:_LONGEST_MESSAGE] if log.isEnabledFor(logging.DEBUG) else ""
+            lines.append(_displayed(f"  {type(error).__qualname__}{told}"))
+            lines += [f"    {one.filename}:{one.lineno} in {one.name}" for one in places]
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        return "\n".join(lines)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         second = int(record.created)
         if second != self._second:
             self._second, self._text = second, time.strftime(self.default_time_format, self.converter(record.created))
         return f"[{self._text},{int(record.msecs):03d}] [{record.levelname:>8}] {record.name}: {record.message}"
+
+
+def _displayed(text: str) -> str:
+    """Returns text with the characters that are not displayed, such as line breaks, as Python's escapes."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from comps.core.answers import Collector
-from comps.core.types import Event, Finished, Generation
+from comps.core.redaction import texts_of
+from comps.core.types import Event, Finished, Generation, Prompt
 
 
 def gathered(events: Iterable[Event]) -> Generation:
@@ -17,3 +18,8 @@ def gathered(events: Iterable[Event]) -> Generation:
         else:
             collector.delta(event)
     return collector.generation()
+
+
+def texts(prompt: Prompt) -> str:
+    """All texts in a prompt, a line each."""
+    return "\n".join(texts_of(prompt))

@@ -15,6 +15,7 @@ from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, Prom
 from comps.core.ports import Answer
 from comps.core.types import JSON, ModelInfo, Prompt, Sampling
 from comps.model_servers.scripted import Scripted
+from tests.events import texts
 from tests.service import PATH, PATIENCE, running, until_idle, until_in_flight
 
 WORDS = ["Deep", " learning", " is", " fun", "."]
@@ -400,7 +401,7 @@ async def test_what_does_not_fit_the_window_is_reported_by_a_header_and_in_the_a
     assert [use["fate"] for use in whole.json["report"]["documents"]] == ["kept", "kept", "kept", "cut"]
     assert whole.json["report"] == chat.json["report"]
     assert whole.json["report"]["max_tokens"] == sampling.max_tokens == 20
-    assert "Where is lantern 2?" in str(prompt)
+    assert "Where is lantern 2?" in texts(prompt)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +35,38 @@ async def test_every_answer_is_one_that_the_openapi_document_tells(monkeypatch: 
         wrong, operations = await asyncio.to_thread(broken, service.url)
     assert wrong == {}
     assert operations > 20
+
+
+CASES = 20_000
+PHASES = ("examples", "coverage", "fuzzing", "stateful")
+CHECKS = (
+    *("not_a_server_error", "status_code_conformance", "content_type_conformance"),
+    *("response_headers_conformance", "response_schema_conformance"),
+)
+
+
+@pytest.mark.soak
+async def test_twenty_thousand_valid_and_invalid_requests_get_answers_that_the_document_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All phases of schemathesis; without links in the document, the stateful one has nothing to do."""
+    async with running(Able([["Deep", " learning"]]), monkeypatch) as service:
+        command = [
+            str(Path(sys.executable).with_name("schemathesis")),
+            "run",
+            f"{service.url}/openapi.json",
+            "--no-color",
+        ]
+        options = ["--phases", ",".join(PHASES), "--checks", ",".join(CHECKS), "--mode", "all", "--continue-on-failure"]
+        further = ["--max-examples", str(CASES // 10), "--request-timeout", "60", "--suppress-health-check", "all"]
+        running_it = await asyncio.create_subprocess_exec(
+            *command, *options, *further, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        told = (await running_it.communicate())[0].decode()
+    assert running_it.returncode == 0, told
+    found = re.search(r"([\d,]+) generated", told)
+    assert found
+    assert int(found[1].replace(",", "")) >= CASES, told
 
 
 def checking(operation: Any, checks: list[Any]) -> Callable[[], None]:

@@ -17,7 +17,7 @@ from comps.core.errors import PromptTooLong
 LEAST_PIECE = 16
 """In tokens: a shorter piece of a document is of no use."""
 
-_SENTENCE = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）]*|\n")
+_SENTENCE = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』）]*|\n")
 _ZERO_WIDTH_JOINER = "\u200d"
 _SKIN_TONES = "🏻🏼🏽🏾🏿"
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -53,13 +53,13 @@ class Preview:
     """Preview: what the model server would receive for a request."""
 
     plan: Plan
-    prompt: Prompt
+    prompt: Prompt = field(repr=False)
     """The prompt as it would be sent; a conversation, unless the plan's prompt is text."""
-    rendered: str | None
+    rendered: str | None = field(repr=False)
     """The rendered prompt; None if the model's chat template is unknown."""
     sampling: Sampling
-    options: Mapping[str, JSON]
-    answer: str | None
+    options: Mapping[str, JSON] = field(repr=False)
+    answer: str | None = field(repr=False)
     """The answer that would be given without the model server; None: the model server would answer."""
 
 

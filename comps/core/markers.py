@@ -36,7 +36,7 @@ _OPEN_TURN = re.compile(
 )
 _LONGEST_LABEL = 80
 """The most characters of a line that is the label of an open turn, or the end of a line that ends with one."""
-_ROLE = re.compile(r"(?:#+ ?)?\w+:(?=\s*$)")
+_ROLE = re.compile(r"(?<!#)(?:#+ ?)?(?<!\w)\w+:(?=\s*$)")
 
 
 def tag_at(text: str) -> str | None:

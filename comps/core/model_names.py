@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from functools import cache
 
 _SEPARATORS = re.compile(r"[/\\:]|--")
-_ENDING = re.compile(r"([.-](bin|safetensors|i?q\d[\w-]*|hf|gguf|ggml\w*|gptq|awq|fp\d+|b?f16|int\d|\d+bit))+$")
-"""The endings of files, and what says how the weights are stored."""
+_ENDING = re.compile(r"([.-](bin|safetensors|i?q\d(?=([\w-]*))\3|hf|gguf|ggml\w*|gptq|awq|fp\d+|b?f16|int\d|\d+bit))+$")
+"""The endings of files, and what says how the weights are stored. What follows the digit of `q4-k-m` is matched in one
+way only (a lookahead with a back-reference is an atomic group), since `-q4` repeated has too many."""
+_LONGEST = 1000
+"""The most characters of a name or path that are read, the last ones: a model server may say any."""
 
 
 def _words(*words: str) -> re.Pattern[str]:
@@ -38,7 +41,7 @@ def name_parts(name: str) -> Iterator[str]:
 
     A folder of Hugging Face's cache (`models--owner--name/snapshots/…`) has the owner and the name as parts.
     """
-    for part in reversed(_SEPARATORS.split(name.lower().replace("_", "-"))):
+    for part in reversed(_SEPARATORS.split(name[-_LONGEST:].lower().replace("_", "-"))):
         if shortened := _ENDING.sub("", part):
             yield shortened
 

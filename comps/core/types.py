@@ -1,4 +1,7 @@
-"""Value types that are passed between the packages. They do no I/O."""
+"""Value types that are passed between the packages. They do no I/O.
+
+What a caller or a model says is in no `repr`, and so in no log that has one by accident.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ class Message:
     """
 
     role: str
-    content: str | list[JSON]
-    extra: Mapping[str, JSON] = field(default_factory=dict)
+    content: str | list[JSON] = field(repr=False)
+    extra: Mapping[str, JSON] = field(default_factory=dict, repr=False)
     """The other fields of an OpenAI message: name, tool_calls, tool_call_id …"""
 
 
@@ -38,9 +41,9 @@ Prompt: TypeAlias = str | tuple[Message, ...]
 class Document:
     """A document to answer from. Requests list documents in reranked order: the best comes first."""
 
-    text: str
-    title: str = ""
-    metadata: Mapping[str, JSON] = field(default_factory=dict)
+    text: str = field(repr=False)
+    title: str = field(default="", repr=False)
+    metadata: Mapping[str, JSON] = field(default_factory=dict, repr=False)
     number: int | None = None
     """The citation number, at least 1, in the prompt and in the answer's citation marks; None: not assigned."""
     left_out: str = ""
@@ -65,7 +68,7 @@ class Sampling:
     presence_penalty: float | None = None
     seed: int | None = None
     """The random seed: with the same one, the same model server gives the same answer. None: a new seed each time."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = field(default=(), repr=False)
     """Stop strings. Generation ends before the first of them; it is not part of the answer."""
     max_total_tokens: int | None = None
     """The maximum number of tokens of prompt (with its chat template) and answer together, at least 1."""
@@ -85,10 +88,10 @@ def only(sampling: Sampling, names: AbstractSet[str]) -> Sampling:
 class GenerationRequest:
     """A generation request, independent of the dialect in which it came."""
 
-    prompt: Prompt
+    prompt: Prompt = field(repr=False)
     documents: tuple[Document, ...] | None = None
     """None: the request has no documents. Empty: a search found none."""
-    template: str | None = None
+    template: str | None = field(default=None, repr=False)
     """A prompt template with `{context}` and `{question}`; None: the template of `language`."""
     language: str = "auto"
     """The language whose template is used if `template` is None; `auto` detects it from the documents."""
@@ -106,7 +109,7 @@ class GenerationRequest:
     total_without_template: bool = False
     """Whether `max_total_tokens` counts of the prompt only the contents of its messages."""
     model: str | None = None
-    options: Mapping[str, JSON] = field(default_factory=dict)
+    options: Mapping[str, JSON] = field(default_factory=dict, repr=False)
     """Options of OpenAI's API that are not sampling: tools, response_format, logprobs, n …"""
     citations: str | None = None
     """How the answer cites its documents: `auto`, `on`, `off` or `matched`; see `CITATION_MODES`. None: as set."""
@@ -175,9 +178,9 @@ class Report:
 class TextDelta:
     """A text delta: the next piece of an answer, in valid Unicode, with whole characters only."""
 
-    text: str
+    text: str = field(repr=False)
     choice: int = 0
-    extra: Mapping[str, JSON] | None = None
+    extra: Mapping[str, JSON] | None = field(default=None, repr=False)
     """The other fields of an OpenAI delta (tool_calls, reasoning, logprobs), unchanged."""
 
 
@@ -229,11 +232,11 @@ Event: TypeAlias = TextDelta | Finished
 class Generation:
     """A complete answer, collected from its events."""
 
-    text: str
+    text: str = field(repr=False)
     reason: str
     usage: Usage | None = None
     """The usage of all choices together."""
-    extra: Mapping[str, JSON] | None = None
+    extra: Mapping[str, JSON] | None = field(default=None, repr=False)
     """The extra fields of the deltas (see `TextDelta.extra`), joined."""
     further: tuple[Generation, ...] = ()
     """The other choices, if the answer has several."""
@@ -248,7 +251,7 @@ class Generation:
 class Embeddings:
     """Embeddings: one vector for each text, all of the same length."""
 
-    vectors: tuple[Sequence[float], ...]
+    vectors: tuple[Sequence[float], ...] = field(repr=False)
     prompt_tokens: int | None = None
     """The tokens of all texts together; None if the model server does not say."""
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 from comps.core.types import Document
 
 _LINE_BREAK = re.compile(r"\r\n?")
-_BLANK_LINES = re.compile(r" *\n(?:[ \t]*\n)+")
-_TRAILING = re.compile(r" +(?=\n)")
+# A run of spaces is looked at from its first one only: from each of them, that would take quadratic time.
+_BLANK_LINES = re.compile(r"(?<! ) *\n(?:[ \t]*\n)+")
+_TRAILING = re.compile(r"(?<! ) +(?=\n)")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})(.*)$", re.MULTILINE)
 
 

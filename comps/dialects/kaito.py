@@ -6,7 +6,7 @@ Nothing is streamed. A body of Llama's holds several prompts or dialogs, which a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -30,8 +30,9 @@ from comps.dialects.shared.llama import (
     shut_down,
 )
 
-_LONGEST_INPUT = 1000
-"""The most bytes of a wrong value that an error echoes."""
+_LONGEST_INPUT, _LONGEST_TEXT = 1000, 16
+"""The most bytes of a wrong value that an error echoes, and the most characters of a text in it: longer ones may be
+prompts."""
 
 
 def _error(error: LLMError) -> JSON:
@@ -52,9 +53,18 @@ def _problem(problem: Mapping[str, Any]) -> JSON:
     return {**item, "url": f"https://errors.pydantic.dev/{version_short()}/v/{kind}"}
 
 
+def _texts(value: JSON) -> Iterator[str]:
+    """Yields the texts in a value, and the names of its fields."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _texts(one)
+
+
 def _can_be_echoed(value: JSON) -> bool:
     try:
-        return len(orjson.dumps(value)) <= _LONGEST_INPUT
+        return len(orjson.dumps(value)) <= _LONGEST_INPUT and all(len(text) <= _LONGEST_TEXT for text in _texts(value))
     except TypeError:  # Half a character, or a number of more than 64 bits.
         return False
 

@@ -19,7 +19,7 @@ class Access:
 
     api_key: str = field(default="", repr=False)
     """The API key, sent as a bearer token."""
-    token_url: str = ""
+    token_url: str = field(default="", repr=False)
     """The OAuth 2.0 token endpoint that gives a bearer token for `client_id` and `client_secret` (RFC 6749, 4.4)."""
     client_id: str = ""
     client_secret: str = field(default="", repr=False)
@@ -51,7 +51,7 @@ class Target:
     """The settings of one model for its model server. A kind uses those that apply to it."""
 
     model_name: str
-    endpoint: str = ""
+    endpoint: str = field(default="", repr=False)
     """A URL for a server, a file for `scripted`, empty for a model in this service."""
     access: Access = Access()
     context_window: int | None = None

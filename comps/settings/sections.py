@@ -6,12 +6,15 @@ descriptions of the fields.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from comps.core.redaction import without_keys
 
 
 def unquoted(value: Any) -> Any:
@@ -94,6 +97,11 @@ class Section(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", case_sensitive=True, loc_by_alias=False)
 
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Yields the settings without what looks like a key, such as the password in a URL."""
+        for name, value in super().__repr_args__():
+            yield name, without_keys(value) if isinstance(value, str) else value
+
     @field_validator("*", mode="before")
     @classmethod
     def _without_quotes(cls, value: Any) -> Any:
@@ -108,6 +116,9 @@ class Logging(Section):
         BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
     ] = key_of("INFO", "DEBUG, INFO, WARNING, ERROR or CRITICAL", "LOG_LEVEL", "OPEA_LOGGER_LEVEL")
     log_path: str = key_of("", "the log file; empty: standard error", "LOG_PATH")
+    log_prompts: bool = key_of(
+        False, "write every prompt to the log, with its documents, but without what looks like a key", "LOG_PROMPTS"
+    )
 
 
 class Microservice(Section):

@@ -11,6 +11,7 @@ from comps.core.generator import TextGenerator
 from comps.core.matching import Matcher
 from comps.core.types import Document, GenerationRequest, Message
 from comps.model_servers.scripted import Scripted
+from tests.events import texts
 
 GIVEN = {
     1: Document("The harbour bridge of Velmora was opened in 1931. Its pylons are green.", "Harbour Bridge"),
@@ -79,4 +80,4 @@ async def test_an_answer_is_matched_where_that_is_asked_for_and_the_documents_ha
     assert extra
     (found,) = extra["annotations"]
     assert found["document_citation"]["number"] == 1
-    assert "[1]" not in str(server.asked[0][0])
+    assert "[1]" not in texts(server.asked[0][0])

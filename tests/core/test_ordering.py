@@ -15,6 +15,7 @@ from comps.core.words import words
 from comps.dialects.shared.bodies import DocumentBody
 from comps.model_servers.scripted import Scripted
 from comps.relevance import by_relevance
+from tests.events import texts
 
 ORDERING = Ordering(by_relevance=by_relevance)
 QUESTION = "When was the harbour bridge of Velmora opened?"
@@ -168,7 +169,7 @@ async def test_documents_that_nobody_has_ranked_come_by_relevance_and_the_report
     assert [(use.number, use.position) for use in plan.report.documents] == [(1, 4), (2, 3), (3, 1), (4, 2)]
     assert plan.report.order == "relevance"
     assert [source.number for source in plan.sources] == [1, 2, 3, 4]
-    places = [str(plan.prompt[-1]).index(text) for text in (TEXTS[2], TEXTS[3], TEXTS[1], TEXTS[0])]
+    places = [texts(plan.prompt[-1:]).index(text) for text in (TEXTS[2], TEXTS[3], TEXTS[1], TEXTS[0])]
     assert places == sorted(places)
 
 
@@ -221,7 +222,7 @@ async def test_only_the_best_few_are_used_and_the_others_are_told() -> None:
 async def test_documents_are_called_by_the_callers_numbers_in_whatever_order() -> None:
     documents = [Document(text, metadata={"citation_id": 10 + place}) for place, text in enumerate(TEXTS)]
     plan = await planned(documents, ranked=False, citations="on")
-    assert str(plan.prompt[-1]).index("[12] The harbour") < str(plan.prompt[-1]).index("[10] Herring")
+    assert texts(plan.prompt[-1:]).index("[12] The harbour") < texts(plan.prompt[-1:]).index("[10] Herring")
 
 
 # Whitespace

@@ -5,7 +5,7 @@ A `Call` is pure: it turns a body into requests and events into bytes, and never
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -110,6 +110,10 @@ class Call(BaseModel):
     """
 
     model: str | None = Field(None, description="The served model's name, where several are served.")
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Returns the names of the fields alone, without prompts and documents; see pydantic's `Representation`."""
+        return [("fields", sorted({*self.model_fields_set, *(self.model_extra or ())}))]
 
     def model_post_init(self, context: Any) -> None:
         if context is not None:

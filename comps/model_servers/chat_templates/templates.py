@@ -42,6 +42,8 @@ _ONLY_IN_CHATS = frozenset(
     )
 )
 """Options that only a conversation can have."""
+_WRONG = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, MemoryError, RecursionError)
+"""What a template raises that does not take a conversation."""
 _MARGIN = 8
 """Tokens left for those that a model server adds to a text, such as BOS."""
 
@@ -103,7 +105,7 @@ class ChatTemplate:
         messages = [self._as_dict(message) for message in conversation]
         try:
             text = self._rendered(messages, add_generation_prompt)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except _WRONG as error:
             raise InvalidRequest(f"the chat template {self.name} does not take it: {error}", "messages") from None
         return text.removeprefix(next((bos for bos in _BOS if text.startswith(bos)), ""))
 
@@ -128,7 +130,7 @@ class ChatTemplate:
         for conversation in ([("system", _SYSTEM), *turns], turns):
             try:
                 return self._rendered([{"role": role, "content": content} for role, content in conversation], True)
-            except (jinja2.TemplateError, TypeError, ValueError):
+            except _WRONG:
                 continue
         return ""
 

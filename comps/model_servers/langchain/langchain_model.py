@@ -29,9 +29,10 @@ from comps.model_servers.langchain.class_arguments import (
 )
 from comps.model_servers.langchain.failures import translated
 from comps.model_servers.langchain.messages import FOR_MESSAGES, to_langchain
+from comps.model_servers.remote.failures import brief
 from comps.model_servers.target import Target
 
-_URL = re.compile(r"\w+://[^\s'\"<>)]+")
+_URL = re.compile(r"(?<!\w)\w+://[^\s'\"<>)]+")
 
 
 class LangChainModel:
@@ -181,7 +182,7 @@ class LangChainModel:
 
     def _brief(self, error: object) -> str:
         """What it says, shortened, without URLs and the secrets that the chat model has."""
-        said = " ".join(str(error).split())
+        said = brief(str(error))
         for secret in (*secrets_in(self._arguments), *secrets_in(vars(self._model) if self._model else {})):
             said = said.replace(secret, "***")
         return _URL.sub("***", said)[:300]

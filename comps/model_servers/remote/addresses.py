@@ -7,6 +7,7 @@ from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from comps.core.errors import SettingsError
+from comps.core.redaction import without_keys
 from comps.model_servers.target import Access
 
 
@@ -35,7 +36,7 @@ def checked_url(url: str, key: str) -> SplitResult:
             raise ValueError("no host, or no port, in this URL")
         parts.hostname.encode("idna")
     except ValueError as error:  # urlsplit and port raise it as well.
-        raise SettingsError(f"{key} = {url}: {error}") from None
+        raise SettingsError(f"{key} = {without_keys(url)}: {error}") from None
     return parts
 
 

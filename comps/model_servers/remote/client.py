@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -19,8 +20,10 @@ from comps.model_servers.remote.failures import brief, failure
 from comps.model_servers.remote.oauth import NAME as TOKEN_SERVER
 from comps.model_servers.remote.oauth import ClientCredentials
 from comps.model_servers.remote.site import Site
+from comps.model_servers.remote.sse import media_type
 from comps.model_servers.target import Access
 
+log = logging.getLogger("opea_llm")
 E = TypeVar("E", bound=Exchange)
 
 _FACTS_SECONDS = 5.0
@@ -107,9 +110,11 @@ class HTTP:
         if asked.is_json and asked.body:  # Some servers and proxies answer whole, whatever is asked.
             reader.event(asked.body)
         elif not asked.streams:
-            kind = asked.headers.get(b"content-type", b"").partition(b";")[0].decode("latin-1").strip()
-            said = brief(asked.body.decode("utf-8", "replace")) or "nothing"
-            error = ModelServerError(f"the model server answered with {kind}, no event stream: {said}")
+            kind = media_type(asked.headers).decode("latin-1")  # One of a few.
+            # What the body says may be an answer, which is in no error.
+            log.debug("no event stream, but: %s", brief(asked.body.decode("utf-8", "replace")))
+            size = f"{len(asked.body)} bytes" if asked.body else "nothing"
+            error = ModelServerError(f"the model server answered with {kind}, no event stream: {size}")
             raise told_at(error, self._site.address)
 
     async def aclose(self) -> None:

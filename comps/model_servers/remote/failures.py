@@ -28,6 +28,8 @@ from comps.core.types import JSON
 from comps.model_servers.remote.parsing import parse_json
 
 _LONGEST_WAIT = 86_400
+_LOOKED_AT = 4000
+"""Characters of a server's message that are looked at; an answer that is an error may have any number."""
 _NAME = re.compile(r"[\w.\[\]-]{1,100}", re.ASCII)
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error", "context_window_exceeded")
@@ -224,8 +226,9 @@ def error_message(error: JSON) -> str:
 
 
 def brief(text: str) -> str:
-    """Returns text in one line, cut to 500 characters."""
-    return " ".join(text.split())[:500]
+    """Returns text in one line, cut to 500 characters. Control characters, and others that are not displayed, become
+    spaces."""
+    return " ".join("".join(one if one.isprintable() else " " for one in text[:_LOOKED_AT]).split())[:500]
 
 
 def why_unreachable(error: BaseException) -> tuple[str, str]:

@@ -1,0 +1,73 @@
+"""A model server whose errors show neither its keys and addresses nor the prompt."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from comps.core.errors import LLMError
+from comps.core.ports import ABILITIES, Answer, ModelServer
+from comps.core.redaction import Redactor, without_keys
+from comps.core.request_id import REQUEST_ID
+from comps.core.types import JSON, ModelInfo, Prompt, Sampling
+
+log = logging.getLogger("opea_llm")
+
+_ASKS = ("complete",)
+"""The abilities that ask the model, besides `generate`."""
+
+
+class Redacted:
+    """A model server whose errors are redacted before anything else sees them. It has its optional abilities.
+
+    Args:
+        server: The model server.
+        redactor: Knows its keys and addresses.
+        logs_prompts: Whether each prompt is written to the log, with what looks like a key redacted.
+    """
+
+    def __init__(self, server: ModelServer, redactor: Redactor, *, logs_prompts: bool = False) -> None:
+        self._server = server
+        self._redactor = redactor
+        self._logs_prompts = logs_prompts
+        for ability in ABILITIES:
+            if method := getattr(server, ability, None):
+                setattr(self, ability, self._redacted(method, ability in _ASKS))
+
+    def _redacted(self, method: Callable[..., Awaitable[Any]], asks: bool) -> Callable[..., Awaitable[Any]]:
+        async def call(*arguments: Any) -> Any:
+            if asks and self._logs_prompts:
+                _log_prompt(arguments[0])
+            try:
+                return await method(*arguments)
+            except LLMError as error:
+                self._redactor.redact(error, *arguments[:1])
+                raise
+
+        return call
+
+    async def describe(self) -> ModelInfo:
+        try:
+            return await self._server.describe()
+        except LLMError as error:
+            self._redactor.redact(error)
+            raise
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
+        if self._logs_prompts:
+            _log_prompt(prompt)
+        try:
+            await self._server.generate(prompt, sampling, options, answer)
+        except LLMError as error:
+            self._redactor.redact(error, prompt)
+            raise
+
+    async def aclose(self) -> None:
+        await self._server.aclose()
+
+
+def _log_prompt(prompt: Prompt) -> None:
+    asked = prompt if isinstance(prompt, str) else [{"role": one.role, "content": one.content} for one in prompt]
+    log.info("prompt id=%s: %s", REQUEST_ID.get() or "-", without_keys(json.dumps(asked, ensure_ascii=False)))
