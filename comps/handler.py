@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 from urllib.parse import parse_qs, quote
 
 from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from comps.admission import Admission, RequestSlots
+from comps.core.beside import LONG, MANY, beside
 from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, Unreachable, for_operator
 from comps.core.generator import Preview, TextGenerator
 from comps.core.models import Models
@@ -28,6 +30,8 @@ from comps.replies import Reply, Responder, metadata_of, shortened
 from comps.requests import ClientGone, read_body
 from comps.responses import Response, response_to
 from comps.telemetry import Exchange, Telemetry, log
+
+_Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 
 class Handler:
@@ -71,7 +75,12 @@ class Handler:
             try:
                 endpoint, variables = self._endpoint_for(scope)
                 style = endpoint.style
-                call = endpoint.read(await read_body(response, scope, receive, self._max_body), variables)
+                body = await read_body(response, scope, receive, self._max_body)
+                if len(body) > LONG or body.count(b",") > MANY:
+                    call = await beside(endpoint.read, body, variables)
+                    call.mark_large()
+                else:
+                    call = endpoint.read(body, variables)
                 style = call.style
                 await _unless_gone(response, self._answer(call, endpoint, reply, exchange))
                 exchange.outcome = "200"
@@ -122,15 +131,14 @@ class Handler:
                 embeddings = await model.embed(call.texts())
                 if embeddings.prompt_tokens is not None:
                     exchange.usage = Usage(embeddings.prompt_tokens, 0)
-                document = call.reply(embeddings, metadata_of(info))
+                encoded = partial(_encoded, call, embeddings, metadata_of(info))
             else:
-                document = call.reply(await model.count_tokens(call.text()))
-        reply.whole(200, call.style.encode(document), headers)
+                encoded = partial(_encoded, call, await model.count_tokens(call.text()))
+        reply.whole(200, await beside(encoded) if call.is_large else encoded(), headers)
 
     async def _generate(self, call: GenerationCall, slots: RequestSlots, reply: Reply, exchange: Exchange) -> None:
-        model, info, requests = await self._asked(call)
-        headers = self._ignored(call, info)
-        requests = [_honoured(request, info) for request in requests]
+        model, info = await self._asked(call)
+        headers, requests = await beside(self._meant, call, info) if call.is_large else self._meant(call, info)
         response = Responder(call, info, len(requests), reply, headers, exchange, self._keepalive_seconds)
         if call.streamed:
             choices = requests[0].options.get("n", 1) if "n" in info.capabilities else 1
@@ -138,18 +146,22 @@ class Handler:
         else:
             await response.whole(slots, model, requests)
 
-    async def _asked(self, call: GenerationCall) -> tuple[TextGenerator, ModelInfo, Sequence[GenerationRequest]]:
-        """Returns the model that is asked, its description, and what is asked of it."""
+    async def _asked(self, call: GenerationCall) -> tuple[TextGenerator, ModelInfo]:
+        """Returns the model that is asked, and its description."""
         try:
             model = self._models.named(call.wanted_model, call.any_model)
             info = await model.info()
         except LLMError:
             call.requests()  # What is wrong with the body is told first.
             raise
-        call.answered_by(info)
-        return model, info, call.requests()
+        return model, info
 
-    def _ignored(self, call: Call, info: ModelInfo) -> list[tuple[bytes, bytes]]:
+    def _meant(self, call: GenerationCall, info: ModelInfo) -> tuple[_Headers, list[GenerationRequest]]:
+        """Returns what is asked of a model, and the headers about what is ignored of that."""
+        requests = _requests(call, info)
+        return self._ignored(call, info), requests
+
+    def _ignored(self, call: Call, info: ModelInfo) -> _Headers:
         """Returns the header `x-ignored-params` with the fields that have no effect, if there are any."""
         names = _ignored_names(call, info)
         if not names:
@@ -188,12 +200,13 @@ class PromptHandler(Handler):
 
     async def _answer(self, call: Call, endpoint: Endpoint, reply: Reply, exchange: Exchange) -> None:
         assert isinstance(call, GenerationCall)
-        model, info, requests = await self._asked(call)
+        model, info = await self._asked(call)
+        requests = await beside(_requests, call, info) if call.is_large else _requests(call, info)
         slots = RequestSlots(self._admission)
 
         async def previewed(request: GenerationRequest) -> Preview:
             async with slots.slot():
-                return await model.preview(_honoured(request, info))
+                return await model.preview(request)
 
         previews = await at_once([previewed(request) for request in requests])
         owner = endpoint.owner(call) if isinstance(endpoint, PreviewEndpoint) else endpoint
@@ -203,9 +216,23 @@ class PromptHandler(Handler):
             "dialect": next(dialect.name for kind, dialect in owner.calls if kind is type(call)),
             "route": next(shown for endpoint, _, shown, _ in self._routes if endpoint is owner),
             "stream": call.streamed,
-            "ignored": _ignored_names(call, info),
         }
-        reply.whole(200, preview_document(of_all, previews), [])
+
+        def document() -> bytes:
+            return preview_document({**of_all, "ignored": _ignored_names(call, info)}, previews)
+
+        reply.whole(200, await beside(document) if call.is_large else document(), [])
+
+
+def _encoded(call: EmbeddingCall | TokenCountCall, *computed: Any) -> bytes:
+    return call.style.encode(call.reply(*computed))
+
+
+def _requests(call: GenerationCall, info: ModelInfo) -> list[GenerationRequest]:
+    """Returns what is asked of a model, without the options that it does not support."""
+    call.answered_by(info)
+    requests = [_honoured(request, info) for request in call.requests()]
+    return [replace(request, is_large=True) for request in requests] if call.is_large else requests
 
 
 def _ignored_names(call: Call, info: ModelInfo) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import zlib
+from functools import partial
 from random import getrandbits
 
 from starlette.types import Message, Receive, Scope, Send
 
+from comps.core.beside import beside
 from comps.core.errors import BodyTooLarge, Malformed, UnsupportedEncoding
 from comps.responses import Response
 
@@ -18,6 +20,11 @@ _AUTOMATIC, _RAW = 47, -15
 """zlib's window bits: for gzip and zlib headers, and for deflate without a header, which some clients send."""
 _WINDOWS = {b"gzip": (_AUTOMATIC,), b"x-gzip": (_AUTOMATIC,), b"deflate": (_AUTOMATIC, _RAW)}
 """The content encodings that are read, with their window bits."""
+
+
+_PIECE = 65_536
+_SOON_DECODED = 10_000
+"""In bytes; the rest is decompressed beside the event loop. zlib makes at most a thousand bytes of one."""
 
 
 class ClientGone(Exception):
@@ -83,7 +90,8 @@ async def read_body(response: Response, scope: Scope, receive: Receive, most: in
     for name, value in scope["headers"]:
         if name == b"content-encoding":
             for encoding in reversed(value.lower().split(b",")):
-                body = _decoded(body, encoding.strip(), most)
+                decode = partial(_decoded, body, encoding.strip(), most)
+                body = decode() if len(body) <= _SOON_DECODED else await beside(decode)
     return body
 
 
@@ -120,17 +128,34 @@ def _decoded(body: bytes, encoding: bytes, most: int) -> bytes:
     if encoding not in _WINDOWS:
         raise UnsupportedEncoding(encoding.decode("latin-1"), "gzip, deflate")
     for window in _WINDOWS[encoding]:
-        unpacked, rest, is_whole = b"", body, False
         try:
-            while rest:  # gzip may have several members.
-                unpacker = zlib.decompressobj(window)
-                unpacked += unpacker.decompress(rest, most + 1 - len(unpacked))
-                if len(unpacked) > most:
-                    raise _too_large(most)
-                rest, is_whole = unpacker.unused_data, unpacker.eof
+            unpacked = _unpacked(body, window, most)
         except zlib.error:
             continue
-        if is_whole:
+        if unpacked is not None:
             return unpacked
     message = f"not {encoding.decode()}, as its content-encoding says"
     raise Malformed(message, "body", [{"type": "json_invalid", "loc": (), "msg": message}])
+
+
+def _unpacked(body: bytes, window: int, most: int) -> bytes | None:
+    """Returns a body decompressed, all members of gzip's; None if its end is missing.
+
+    It is read in pieces: zlib copies what follows a member, which of a large body with many takes quadratic time.
+
+    Raises:
+        BodyTooLarge: It has more than `most` bytes.
+        zlib.error: It has another form.
+    """
+    unpacked = bytearray()
+    unpacker = zlib.decompressobj(window)
+    for start in range(0, len(body), _PIECE):
+        rest = body[start : start + _PIECE]
+        while rest:
+            if unpacker.eof:
+                unpacker = zlib.decompressobj(window)
+            unpacked += unpacker.decompress(rest, most + 1 - len(unpacked))
+            if len(unpacked) > most:
+                raise _too_large(most)
+            rest = unpacker.unused_data
+    return bytes(unpacked) if unpacker.eof else None
