@@ -116,12 +116,14 @@ class Service:
         on_state: Callable[[Mapping[str, LLMError]], None] | None,
     ) -> AsyncIterator[None]:
         """Lifespan: load all models concurrently, in the background, and close them at the end; see `make_app`."""
-        loading = asyncio.ensure_future(self._load(on_loaded, on_state))
+        tasks = [asyncio.ensure_future(self._load(on_loaded, on_state))]
+        tasks.append(asyncio.ensure_future(self.telemetry.watch_loop()))
         try:
             yield
         finally:
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(*(generator.server.aclose() for generator in self.models))
 
     async def _load(

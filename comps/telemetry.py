@@ -28,6 +28,8 @@ log = logging.getLogger("opea_llm")
 
 _KEPT = 1000
 """The number of most recent answers in the statistics."""
+_LAG_SECONDS = 1.0
+"""How often the event loop's lag is measured."""
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 _NVIDIA_SMI = (
     "nvidia-smi",
@@ -104,6 +106,7 @@ class Telemetry(Collector):
         self._in_flight = 0
         self._seconds = DurationHistogram()
         self._first = DurationHistogram()
+        self._lags = DurationHistogram()
         self._tokens = {"prompt": 0, "completion": 0}
         self._latencies: deque[float] = deque(maxlen=_KEPT)
         self._first_latencies: deque[float] = deque(maxlen=_KEPT)
@@ -119,6 +122,8 @@ class Telemetry(Collector):
         yield self._seconds.family("opea_llm_request_seconds", "From request to the end of its answer")
         first = "From request to the first event of a streamed answer"
         yield self._first.family("opea_llm_first_token_seconds", first)
+        lag = "How much later than asked for the event loop calls a timer; measured once a second"
+        yield self._lags.family("opea_llm_event_loop_lag_seconds", lag)
         tokens = CounterMetricFamily("opea_llm_tokens", "Tokens, as the model server counted them", labels=("kind",))
         for kind, count in self._tokens.items():
             tokens.add_metric((kind,), count)
@@ -128,6 +133,14 @@ class Telemetry(Collector):
         for part, count in UNREAD.items():
             unread.add_metric((part,), count)
         yield unread
+
+    async def watch_loop(self) -> None:
+        """Record the lag of the running event loop, until this is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _LAG_SECONDS
+            await asyncio.sleep(_LAG_SECONDS)
+            self._lags.observe(max(loop.time() - due, 0.0))
 
     def exchange(self, path: str) -> Exchange:
         """Returns the context manager that records a request."""
