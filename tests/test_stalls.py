@@ -84,6 +84,13 @@ USUAL: dict[str, tuple[Callable[[], bytes], str, dict[str, str], int]] = {
     "half of control tokens": (lambda: chat(documents=["<|" * (MEGABYTE // 5)]), PATH, {}, 200),
     "a preview": (lambda: chat(documents=documents(3_000, 200)), "/v1/prompt", {}, 200),
 }
+USUAL["blanks before a word"] = (lambda: chat(documents=["a" + " " * MEGABYTE + "b\n"]), PATH, {}, 200)
+USUAL["a template that repeats the documents"] = (
+    lambda: chat(documents=[words(40_000)], chat_template="{context}" * 5_000),
+    PATH,
+    {},
+    400,
+)
 SIZE = 15 * MEGABYTE
 LARGEST: dict[str, tuple[Callable[[], bytes], str, dict[str, str], int]] = {
     "one question": (lambda: chat(messages=words(SIZE)), PATH, {}, 200),
@@ -127,7 +134,6 @@ LARGEST: dict[str, tuple[Callable[[], bytes], str, dict[str, str], int]] = {
     "gzip": (lambda: gzip.compress(chat(documents=[words(SIZE)]), 1), PATH, {"content-encoding": "gzip"}, 200),
     "a gzip bomb": (lambda: gzip.compress(bytes(200 * MEGABYTE)), PATH, {"content-encoding": "gzip"}, 413),
     "halves of control tokens": (lambda: chat(documents=["<|" * (SIZE // 2)]), PATH, {}, 200),
-    "blanks": (lambda: chat(documents=["a" + " " * MEGABYTE + "b\n" * 10]), PATH, {}, 200),
     "blank lines": (lambda: chat(documents=["a\n\n\n" * (MEGABYTE // 4)]), PATH, {}, 200),
     "a title": (lambda: chat(documents=[{"text": "a", "title": words(SIZE)}]), PATH, {}, 200),
     "a report": (lambda: chat(documents=documents(10_000, 10), include_report=True), PATH, {}, 200),
