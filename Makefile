@@ -5,6 +5,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install
 LOCK   := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-find-links --no-emit-index-url \
           --no-annotate --custom-compile-command "make lock" --python-version
 CHECKOUT := impl/microservice/requirements.txt
+SHIPPED := $(CHECKOUT) $(wildcard docker/requirements/*.txt)
 EXTRAS := --extra langchain --extra openvino --extra build
 IMAGE_LOCK := $(LOCK) 3.13 --upgrade --constraints $(CHECKOUT) --output-file docker/requirements
 BENCH  := $(patsubst tests/benchmarks/relay/%.txt,.venv-bench/%/.installed,$(wildcard tests/benchmarks/relay/*.txt))
@@ -63,7 +64,7 @@ lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and 
 	$(PIP) --quiet uv
 	$(LOCK) 3.10 setup.cfg $(EXTRAS) --upgrade --output-file $(CHECKOUT)
 	$(LOCK) 3.10 setup.cfg $(EXTRAS) --extra test --constraints $(CHECKOUT) --output-file tests/requirements.txt
-	for client in tests/clients/*.in tests/benchmarks/relay/*.in; do $(LOCK) 3.10 --upgrade --output-file $${client%.in}.txt $$client || exit; done
+	for client in tests/supply.in tests/clients/*.in tests/benchmarks/relay/*.in; do $(LOCK) 3.10 --upgrade --output-file $${client%.in}.txt $$client || exit; done
 	for client in tests/clients/*/package.json; do (cd $${client%/*} && npm update --package-lock-only --omit-lockfile-registry-resolved) || exit; done
 	$(IMAGE_LOCK)/native.txt setup.cfg
 	$(IMAGE_LOCK)/langchain.txt setup.cfg --extra langchain
@@ -71,8 +72,16 @@ lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and 
 	$(IMAGE_LOCK)/ray.txt setup.cfg --extra openvino impl/model_server/ray/requirements.txt
 	echo setuptools | $(IMAGE_LOCK)/build.txt -
 
+audit: .venv-supply/.installed ## Look for known vulnerabilities in all packages that are pinned here
+	for pinned in $(SHIPPED) tests/requirements.txt; do .venv-supply/bin/pip-audit --require-hashes --disable-pip -r $$pinned || exit; done
+
+sbom: .venv-supply/.installed ## Write software bills of materials (CycloneDX) of what is installed, to build/sbom
+	@mkdir -p build/sbom
+	for pinned in $(SHIPPED); do .venv-supply/bin/cyclonedx-py requirements $$pinned --output-reproducible \
+	  --output-file build/sbom/$$(basename $$pinned .txt).cdx.json || exit; done
+
 clean: ## Remove the environments and all caches
-	rm -rf .venv .venv-clients .venv-live .venv-bench .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .venv .venv-supply .venv-clients .venv-live .venv-bench .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -97,6 +106,12 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --no-deps --require-hashes -r $<
 	@touch $@
 
+.venv-supply/.installed: tests/supply.txt | $(BIN)/.installed
+	@echo "Setting up .venv-supply, which looks at the pinned packages."
+	@$(BIN)/python -m venv --clear --without-pip $(@D)
+	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $<
+	@touch $@
+
 # Clients in JavaScript; without npm they are left out, and their tests skipped.
 .venv-clients/%/.installed: tests/clients/%/package-lock.json
 	@echo "Setting up .venv-clients/$*, a client to test with."
@@ -111,4 +126,4 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $< \
 	  && touch $@ || { rm -rf $(@D); echo "$* cannot be installed here, and is left out."; }
 
-.PHONY: help run install test format bench bench-compare bench-answers bench-sizing live soak image-test hosts-test lock clean
+.PHONY: help run install test format bench bench-compare bench-answers bench-sizing live soak image-test hosts-test lock audit sbom clean

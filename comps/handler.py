@@ -9,7 +9,8 @@ import asyncio
 import sys
 from collections.abc import Collection, Coroutine, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 from urllib.parse import parse_qs, quote
 
 from starlette.routing import compile_path
@@ -17,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from comps.access import CALLER
 from comps.admission import Admission, RequestSlots
+from comps.core.beside import LONG, MANY, beside
 from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, for_operator, shutting_down
 from comps.core.generator import Preview, TextGenerator
 from comps.core.models import Models
@@ -29,6 +31,8 @@ from comps.replies import Reply, Responder, metadata_of, shortened
 from comps.requests import ClientGone, read_body
 from comps.responses import Response, response_to
 from comps.telemetry import Exchange, Telemetry, log
+
+_Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 
 class Handler:
@@ -78,9 +82,13 @@ class Handler:
                 caller = exchange.caller.name if exchange.caller else ""
                 admission = self._only_admission
                 if admission and admission.running == admission.max_running and not admission.has_place(caller):
-                    style = endpoint.style_of(body)
+                    style = await beside(endpoint.style_of, body) if _is_large(body) else endpoint.style_of(body)
                     raise admission.refusal(caller)
-                call = endpoint.read(body, variables)
+                if _is_large(body):
+                    call = await beside(endpoint.read, body, variables)
+                    call.mark_large()
+                else:
+                    call = endpoint.read(body, variables)
                 style = call.style
                 exchange.window = "queued"
                 await _unless_gone(response, self._answer(call, endpoint, reply, exchange, caller))
@@ -157,17 +165,17 @@ class Handler:
             embeddings = await model.embed(call.texts())
             if embeddings.prompt_tokens is not None:
                 exchange.usage = Usage(embeddings.prompt_tokens, 0)
-            document = call.reply(embeddings, metadata_of(info))
+            encoded = partial(_encoded, call, embeddings, metadata_of(info))
         else:
-            document = call.reply(await model.count_tokens(call.text()))
-        reply.whole(200, call.style.encode(document), headers)
+            encoded = partial(_encoded, call, await model.count_tokens(call.text()))
+        reply.whole(200, await beside(encoded) if call.is_large else encoded(), headers)
 
     async def _generate(
         self, call: GenerationCall, model: TextGenerator, slots: RequestSlots, reply: Reply, exchange: Exchange
     ) -> None:
-        info, requests = await _requests(call, model, slots)
+        info = await _info(call, model, slots)
+        headers, requests = await beside(self._meant, call, info) if call.is_large else self._meant(call, info)
         exchange.asked = requests
-        headers = self._ignored(call, info)
         response = Responder(call, info, len(requests), reply, headers, exchange, self._keepalive_seconds)
         if call.streamed:
             choices = requests[0].options.get("n", 1) if "n" in info.capabilities else 1
@@ -175,7 +183,12 @@ class Handler:
         else:
             await response.whole(slots, model, requests)
 
-    def _ignored(self, call: Call, info: ModelInfo) -> list[tuple[bytes, bytes]]:
+    def _meant(self, call: GenerationCall, info: ModelInfo) -> tuple[_Headers, list[GenerationRequest]]:
+        """Returns what is asked of a model, and the headers about what is ignored of that."""
+        requests = _requests(call, info)
+        return self._ignored(call, info), requests
+
+    def _ignored(self, call: Call, info: ModelInfo) -> _Headers:
         """Returns the header `x-ignored-params` with the fields that have no effect, if there are any."""
         names = _ignored_names(call, info)
         if not names:
@@ -222,7 +235,8 @@ class PromptHandler(Handler):
         exchange: Exchange,
     ) -> None:
         assert isinstance(call, GenerationCall)
-        info, requests = await _requests(call, model, slots)
+        info = await _info(call, model, slots)
+        requests = await beside(_requests, call, info) if call.is_large else _requests(call, info)
 
         async def previewed(request: GenerationRequest) -> Preview:
             await slots.take()
@@ -241,24 +255,33 @@ class PromptHandler(Handler):
             "dialect": next(dialect.name for kind, dialect in owner.calls if kind is type(call)),
             "route": next(shown for endpoint, _, shown, _ in self._routes if endpoint is owner),
             "stream": call.streamed,
-            "ignored": _ignored_names(call, info),
         }
-        reply.whole(200, preview_document(of_all, previews), [])
+
+        def document() -> bytes:
+            return preview_document({**of_all, "ignored": _ignored_names(call, info)}, previews)
+
+        reply.whole(200, await beside(document) if call.is_large else document(), [])
+
+
+def _encoded(call: EmbeddingCall | TokenCountCall, *computed: Any) -> bytes:
+    return call.style.encode(call.reply(*computed))
+
+
+def _requests(call: GenerationCall, info: ModelInfo) -> list[GenerationRequest]:
+    """Returns what is asked of a model, without the options that it does not support."""
+    call.answered_by(info)
+    requests = [_honoured(request, info) for request in call.requests()]
+    return [replace(request, is_large=True) for request in requests] if call.is_large else requests
+
+
+def _is_large(body: bytes) -> bool:
+    return len(body) > LONG or body.count(b",") > MANY
 
 
 def _ignored_names(call: Call, info: ModelInfo) -> list[str]:
     """Returns the names of the fields that were sent and have no effect."""
     misnamed = ["model"] if call.wanted_model not in (None, "", info.name) else []
     return misnamed + call.ignored(info.capabilities)
-
-
-async def _requests(
-    call: GenerationCall, model: TextGenerator, slots: RequestSlots
-) -> tuple[ModelInfo, list[GenerationRequest]]:
-    """Returns the model's description, and what is asked of the model."""
-    info = await _info(call, model, slots)
-    call.answered_by(info)
-    return info, [_honoured(request, info) for request in call.requests()]
 
 
 async def _info(call: Call, model: TextGenerator, slots: RequestSlots) -> ModelInfo:

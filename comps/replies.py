@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from random import getrandbits
 from time import time
 from types import MappingProxyType
 
 from comps.admission import RequestSlots
 from comps.core.answers import Part, Parts, broken_off
+from comps.core.beside import beside
 from comps.core.generator import TextGenerator
 from comps.core.reports import settled
 from comps.core.request_id import REQUEST_ID
@@ -103,9 +104,12 @@ class Responder:
         self._exchange.usage = total(generation.usage for generation in generations)
         reasons = self._call.ends(generations)
         self._exchange.reason = reasons[0]
-        self._headers.append((b"x-finish-reason", ",".join(reasons).encode()))
-        document = self._call.reply(generations, self._metadata)
-        self._reply.whole(200, self._call.style.encode(document), self._all_headers())
+        self._headers.append((b"x-finish-reason", shortened(",".join(reasons))))
+        body = await beside(self._encoded, generations) if self._call.is_large else self._encoded(generations)
+        self._reply.whole(200, body, self._all_headers())
+
+    def _encoded(self, generations: Sequence[Generation]) -> bytes:
+        return self._call.style.encode(self._call.reply(generations, self._metadata))
 
     async def _complete(
         self, slots: RequestSlots, model: TextGenerator, request: GenerationRequest, number: int
@@ -281,7 +285,7 @@ def _reported(reports: Mapping[int, Report], prompts: int) -> list[tuple[bytes, 
         headers.append((b"x-documents-used", shortened(";".join(used if len(set(used)) > 1 else used[:1]))))
     dropped = [report.turns_dropped for report in told]
     if any(dropped):
-        headers.append((b"x-turns-dropped", ",".join(map(str, dropped)).encode()))
+        headers.append((b"x-turns-dropped", shortened(",".join(map(str, dropped)))))
     return headers
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import zlib
+from functools import partial
 from random import getrandbits
 
 from starlette.types import Message, Receive, Scope, Send
 
+from comps.core.beside import beside
 from comps.core.errors import BodyTooLarge, Malformed, UnsupportedEncoding
 from comps.responses import Response
 
@@ -24,6 +26,8 @@ _MOST_MEMBERS = 2000
 microseconds."""
 _PIECE = 16384
 """Bytes that are decompressed at once: what follows a member is copied."""
+_SOON_DECODED = 10_000
+"""In bytes; the rest is decompressed beside the event loop. zlib makes at most a thousand bytes of one."""
 
 
 class ClientGone(Exception):
@@ -92,7 +96,8 @@ async def read_body(response: Response, scope: Scope, receive: Receive, most: in
         if len(applied) > _MOST_ENCODINGS:
             raise UnsupportedEncoding(f"{len(applied)} encodings, one within the other", f"{_MOST_ENCODINGS} at most")
         for encoding in reversed(applied):
-            body = _decoded(body, encoding.strip(), most)
+            decode = partial(_decoded, body, encoding.strip(), most)
+            body = decode() if len(body) <= _SOON_DECODED else await beside(decode)
     return body
 
 

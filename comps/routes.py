@@ -155,7 +155,7 @@ class Service:
         asyncio.get_running_loop().set_exception_handler(log_unhandled)
         if self.settings.logging.log_prompts:
             log.warning("log_prompts = true: the log gets every prompt, with all questions and documents")
-        watching = (files.watch() for files in self._watched)
+        watching = [self.telemetry.watch_loop(), *(files.watch() for files in self._watched)]
         tasks = [asyncio.ensure_future(one) for one in (self._load(on_loaded, on_state), *watching)]
         try:
             yield

@@ -45,6 +45,8 @@ _ANSWERED = ("200", "gone", "broken")
 """The outcomes of requests that a model may have begun to answer."""
 _BYTES_PER_TOKEN = 4
 """By which the tokens of a body are estimated where the model server has not counted them."""
+_LAG_SECONDS = 1.0
+"""How often the event loop's lag is measured."""
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 _NVIDIA_SMI = (
     "nvidia-smi",
@@ -145,6 +147,7 @@ class Telemetry(Collector):
         self._queue = DurationHistogram()
         self._seconds = DurationHistogram()
         self._first = DurationHistogram()
+        self._lags = DurationHistogram()
         self._tokens = {"prompt": 0, "completion": 0}
         self._of_keys: defaultdict[tuple[str, str], int] = defaultdict(int)
         """The number of requests by the name of the key and outcome."""
@@ -162,6 +165,8 @@ class Telemetry(Collector):
         yield self._seconds.family("opea_llm_request_seconds", "From request to the end of its answer")
         first = "From request to the first event of a streamed answer"
         yield self._first.family("opea_llm_first_token_seconds", first)
+        lag = "How much later than asked for the event loop calls a timer; measured once a second"
+        yield self._lags.family("opea_llm_event_loop_lag_seconds", lag)
         tokens = CounterMetricFamily("opea_llm_tokens", "Tokens, as the model server counted them", labels=("kind",))
         for kind, count in self._tokens.items():
             tokens.add_metric((kind,), count)
@@ -220,6 +225,14 @@ class Telemetry(Collector):
     def watch(self, admissions: Mapping[str, Admission]) -> None:
         """Have the metrics tell the state of these admissions, which have their models' names."""
         self._admissions = admissions
+
+    async def watch_loop(self) -> None:
+        """Record the lag of the running event loop, until this is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _LAG_SECONDS
+            await asyncio.sleep(_LAG_SECONDS)
+            self._lags.observe(max(loop.time() - due, 0.0))
 
     def waited(self, seconds: float) -> None:
         """Record how long a request was in the queue before it got a slot."""

@@ -10,10 +10,12 @@ import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from types import MappingProxyType
 from typing import TypeAlias
 
 from comps.core.answers import Forwarding
+from comps.core.beside import beside
 from comps.core.deltas import join_extra
 from comps.core.ports import Answer
 from comps.core.prompts import own_number
@@ -245,10 +247,15 @@ class Cited(Forwarding):
         answer: The answer to write to.
         find: Returns the fields for a text from an offset on, such as `citations`.
         echoed: The echoed prompt with which the answer may begin. What is in it is skipped.
+        most: The characters of a choice up to which its citations are found at once, where there is only little to
+            search; the end of a longer choice is written by `finish`.
     """
 
-    def __init__(self, answer: Answer, find: Find, echoed: str = "") -> None:
+    def __init__(self, answer: Answer, find: Find, echoed: str = "", most: float = inf) -> None:
         super().__init__(answer)
+        self.late: list[tuple[str, Finished]] = []
+        """The texts and the ends that `finish` writes."""
+        self._most = most
         self._find = find
         self._echoed = echoed
         self._pieces: defaultdict[int, list[str]] = defaultdict(list)
@@ -263,7 +270,18 @@ class Cited(Forwarding):
 
     def finished(self, end: Finished) -> None:
         text = "".join(self._pieces.pop(end.choice, ()))
-        if found := _found_in(text, self._find, self._echoed):
+        if len(text) > self._most:
+            self.late.append((text, end))
+        else:
+            self._finish(end, _found_in(text, self._find, self._echoed))
+
+    async def finish(self) -> None:
+        """Write the citations and the ends of long choices. To find citations in them would hold the event loop."""
+        for text, end in self.late:
+            self._finish(end, await beside(_found_in, text, self._find, self._echoed))
+
+    def _finish(self, end: Finished, found: Mapping[str, JSON]) -> None:
+        if found:
             self._answer.delta(TextDelta("", end.choice, found))
         self._answer.finished(end)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from comps.core.answers import collect
+from comps.core.beside import FromBeside, beside, run_beside
 from comps.core.budget import DEFAULT_SHARING, Sharing
 from comps.core.citations import Cited, Find, by_number, citations, with_citations
 from comps.core.counting import NO_SUCH_ROUTE, estimate
@@ -43,6 +45,8 @@ from comps.core.types import (
 
 T = TypeVar("T")
 
+_LONG_ANSWER = 10_000
+"""The characters of an answer from which on its citations are found beside the event loop."""
 _TOTAL = "max_total_tokens"
 _OTHER_NAMES = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens"}
 """Other names of sampling fields in the errors of model servers."""
@@ -97,7 +101,11 @@ class TextGenerator:
         self._info: ModelInfo | None = None
         self._keeps_total = False
         """Whether the model server supports `max_total_tokens`."""
-        self._planner = Planner(server, sharing, templates, escape, native, ordering, citations)
+        settings = (sharing, templates, escape, native, ordering, citations)
+        self._planner = Planner(server, *settings)
+        self._beside: tuple[asyncio.AbstractEventLoop, Planner] | None = None
+        """The planner of large requests, and the event loop from which it was made."""
+        self._make_planner: Callable[[Any], Planner] = lambda server: Planner(server, *settings)
         self._nothing_found = nothing_found
 
     async def load(self) -> None:
@@ -133,11 +141,26 @@ class TextGenerator:
         if request.total_without_template:
             request = await self._with_answer_limit(request)
         window = (await self.info()).context_window
-        plan = await self._planner.plan(request, window, to_the_token=to_the_token)
+        if request.is_large:
+            plan = await self._plan_beside(request, window, to_the_token)
+        else:
+            plan = await self._planner.plan(request, window, to_the_token=to_the_token)
         if request.max_total_tokens is None or self._keeps_total:
             return plan
         tokens, exact = await self._tokens_of(plan.prompt)
         return plan if exact else replace(plan, report=replace(plan.report, counted="estimate", prompt_tokens=tokens))
+
+    async def _plan_beside(self, request: GenerationRequest, window: int | None, to_the_token: bool) -> Plan:
+        """Returns the plan of a large request; the model server is still called in its own event loop."""
+        loop, ours = asyncio.get_running_loop(), self._planner
+        if self._beside is None or self._beside[0] is not loop:
+            self._beside = loop, self._make_planner(FromBeside(self.server, loop))
+        planner = self._beside[1]
+        if ours.takes_system is not None:
+            planner.takes_system = ours.takes_system
+        plan = await run_beside(planner.plan(request, window, to_the_token=to_the_token))
+        ours.takes_system = planner.takes_system
+        return plan
 
     async def answer(self, plan: Plan, answer: Answer) -> None:
         """Write the answer to a plan, with citations. Cancelling the task stops the model.
@@ -149,10 +172,13 @@ class TextGenerator:
             answer.text(text)
             answer.finished(Finished("stop", Usage(0, 0)))
             return
+        cited = None
         if find := _finder(plan):
-            answer = Cited(answer, find, _echoed(plan))
+            answer = cited = Cited(answer, find, _echoed(plan), 0 if plan.request.is_large else _LONG_ANSWER)
         generate, to = self.server.generate, answer
         await self._ask(plan, lambda prompt, sampling, options: generate(prompt, sampling, options, to))
+        if cited and cited.late:
+            await cited.finish()
 
     async def complete(self, plan: Plan) -> Generation:
         """Returns the complete answer to a plan; see `answer`.
@@ -164,7 +190,11 @@ class TextGenerator:
             return Generation(text, "stop", Usage(0, 0))
         generation = await self._ask(plan, self._complete or partial(collect, self.server.generate))
         find = _finder(plan)
-        return with_citations(generation, find, _echoed(plan)) if find else generation
+        if find is None:
+            return generation
+        if plan.request.is_large or len(generation.text) > _LONG_ANSWER:
+            return await beside(with_citations, generation, find, _echoed(plan))
+        return with_citations(generation, find, _echoed(plan))
 
     async def _ask(self, plan: Plan, ask: Callable[[Prompt, Sampling, Mapping[str, JSON]], Awaitable[T]]) -> T:
         """Call `ask` with the plan, without those defaults that the model server refuses."""

@@ -26,6 +26,8 @@ _SPECIAL = rf"[|｜]{_INNER}(?:[|｜]{_ANY_INVISIBLE})?>"
 _SPECIAL_END = rf"{_INNER}[|｜]{_ANY_INVISIBLE}>"
 """What follows the `<` of Gemma 4's `<turn|>`."""
 _SPECIALS = ("<s>", "</s>", "<bos>", "<eos>", "<unk>", "<pad>")
+_LONG = 100_000
+"""The characters of a text up to which it is searched in one piece."""
 _SPARSE = 512
 """A character is rare in a text if it occurs less than once in so many characters, on average."""
 
@@ -86,16 +88,31 @@ def control_token_escape(markers: Collection[str]) -> Callable[[str], str]:
     def escaped(text: str) -> str:
         for first, pattern, broken in patterns:
             if first in text and _may_occur(pattern, first, text):
-                text = pattern.sub(broken, text)
+                text = _substituted(pattern, first, broken, text)
         if not at_lines:
             return text
         lines = f"\n{text}"  # The start of a text is the start of a line.
         for first, pattern, broken in at_lines:
             if first in lines and _may_occur(pattern, first, lines):
-                lines = pattern.sub(broken, lines)
+                lines = _substituted(pattern, first, broken, lines)
         return lines[1:] if len(lines) > len(text) + 1 else text
 
     return escaped
+
+
+def _substituted(pattern: re.Pattern[str], first: str, broken: str, text: str) -> str:
+    """`pattern.sub`, for a pattern that begins with this character. For a long text `sub` would hold the interpreter's
+    lock for seconds."""
+    if len(text) <= _LONG:
+        return pattern.sub(broken, text)
+    pieces: list[str] = []
+    end, place = 0, text.find(first)
+    while place >= 0:
+        if found := pattern.match(text, place):
+            pieces += (text[end:place], found.expand(broken))
+            end = found.end()
+        place = text.find(first, max(place + 1, end))
+    return "".join([*pieces, text[end:]]) if pieces else text
 
 
 def _may_occur(pattern: re.Pattern[str], first: str, text: str) -> bool:

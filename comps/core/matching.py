@@ -54,17 +54,19 @@ class Matcher:
 
     def _best(self, sentence: set[str], having: Mapping[str, list[int]]) -> tuple[int, float] | None:
         """Returns the document that a sentence comes from, and its score; None if that is not clear."""
-        scores: dict[int, float] = dict.fromkeys(self._given, 0.0)
+        scores: dict[int, float] = {}
         whole = 0.0
         for word in sentence:
             numbers = having.get(word, ())
             weight = log(1 + len(self._given) / len(numbers)) if numbers else _UNKNOWN
             whole += weight
             for number in numbers:
-                scores[number] += weight
+                scores[number] = scores.get(number, 0.0) + weight
+        if not scores:
+            return None
         best = max(scores, key=lambda number: scores[number])
         second = max((score for number, score in scores.items() if number != best), default=0.0)
-        is_clear = len(scores) == 1 or scores[best] - second >= _LEAST_LEAD * whole
+        is_clear = len(self._given) == 1 or scores[best] - second >= _LEAST_LEAD * whole
         return (best, scores[best] / whole) if whole and is_clear and scores[best] >= LEAST_SCORE * whole else None
 
 

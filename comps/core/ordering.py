@@ -115,7 +115,7 @@ def _all_tidied(documents: Sequence[Document]) -> list[Document]:
     result = []
     read = 0
     for document in documents:
-        read += len(document.text)
+        read += len(document.text) + len(document.title)
         result.append(tidied(document) if read <= _TIDIED else document)
     return result
 

@@ -40,6 +40,8 @@ DOCUMENT_TEMPLATE = "{title}: {text}"
 _NUMBER = "[{number}] "
 
 _PLACEHOLDER = re.compile(r"\{(context|question)\}")
+_REPEATED = 1_000_000
+"""The characters that a caller's template may make of short texts by repeating them."""
 _FIELD = re.compile(r"\{(\w+)\}(: (?=\{))?")
 """A field, and the colon between it and the next one."""
 _CJK = re.compile("[\u4e00-\u9fff]")
@@ -273,7 +275,19 @@ def fill(template: str, context: str, question: str) -> str:
     if "{question}" not in template:
         template += "\n\n{question}"
     values = {"context": context, "question": question}
+    _check_filled(template, len(context), len(question), "chat_template")
     return _PLACEHOLDER.sub(lambda found: values[found[1]], template)
+
+
+def _check_filled(template: str, context: int, question: int, field: str) -> None:
+    """Refuse a template that would repeat long texts, of so many characters, until they fill the memory."""
+    most = _REPEATED + 4 * (context + question)
+    if len(template) * (context + question) <= most:
+        return
+    times = template.count("{context}"), template.count("{question}")
+    if times[0] * context + times[1] * question > most:
+        said = f"{times[0]} times {{context}} and {times[1]} times {{question}}"
+        raise InvalidRequest(f"it has {said}, which is too much for texts as long as these", field)
 
 
 def chosen_language(request: GenerationRequest, templates: Templates = DEFAULT_TEMPLATES) -> str | None:
@@ -328,6 +342,7 @@ def asks_for_context(message: Message) -> bool:
 
 def _with_context(message: Message, context: str, templates: Templates) -> Message:
     assert isinstance(message.content, str)
+    _check_filled(message.content, len(context), 0, "messages")
     return replace(message, content=templates.escape(message.content.replace("{context}", context)))
 
 

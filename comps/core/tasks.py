@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_BEGUN_AT_ONCE = 100
+"""How many coroutines begin in one turn of the event loop, which thousands would hold for too long."""
+
 
 async def at_once(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Runs coroutines concurrently and returns their results, in the same order.
@@ -19,10 +22,16 @@ async def at_once(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """
     if len(work) <= 1:
         return [await one for one in work]
-    tasks = [asyncio.ensure_future(one) for one in work]
+    tasks: list[asyncio.Task[T]] = []
     try:
+        for one in work:
+            tasks.append(asyncio.ensure_future(one))
+            if len(tasks) % _BEGUN_AT_ONCE == 0:
+                await asyncio.sleep(0)
         return await asyncio.gather(*tasks)
     finally:
+        for one in work[len(tasks) :]:
+            one.close()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

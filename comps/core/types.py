@@ -119,6 +119,8 @@ class GenerationRequest:
     """Whether the documents were reranked, the best first."""
     quoted: tuple[Document, ...] = ()
     """Documents that the prompt already contains, numbered by their `citation_id`s."""
+    is_large: bool = field(default=False, compare=False)
+    """Whether it is planned beside the event loop, since its texts are long or many; see `core.beside`."""
 
 
 @value_type(frozen=True, slots=True)

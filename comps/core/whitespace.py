@@ -9,9 +9,7 @@ from dataclasses import replace
 from comps.core.types import Document
 
 _LINE_BREAK = re.compile(r"\r\n?")
-# A run of spaces is looked at from its first one only: from each of them, that would take quadratic time.
-_BLANK_LINES = re.compile(r"(?<! ) *\n(?:[ \t]*\n)+")
-_TRAILING = re.compile(r"(?<! ) +(?=\n)")
+_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})(.*)$", re.MULTILINE)
 
 
@@ -54,7 +52,8 @@ def _code_blocks(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _without_blank_lines(text: str) -> str:
-    return _TRAILING.sub("", _BLANK_LINES.sub(_break, text))
+    # A pattern with spaces before a line break takes quadratic time where many spaces are followed by something else.
+    return _BLANK_LINES.sub(_break, "\n".join([line.rstrip(" ") for line in text.split("\n")]))
 
 
 def _break(found: re.Match[str]) -> str:

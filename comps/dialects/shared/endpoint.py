@@ -63,6 +63,8 @@ class Endpoint:
         Raises:
             RequestError: It is not valid.
         """
+        if too_much := _certain_excess(body):
+            raise RequestError(too_much, self.style)
         try:
             return self._from_document(orjson.loads(body), body, path)
         except orjson.JSONDecodeError as error:
@@ -74,6 +76,8 @@ class Endpoint:
     def _explain_invalid_value(self, body: bytes, path: Mapping[str, str]) -> None:
         """Raise the error of a field with a value that only Python's JSON parser accepts, such as NaN or half of a
         surrogate pair; return if there is no such field."""
+        if not json.detect_encoding(body).startswith("utf-8"):
+            return  # Of UTF-16, only what could not be converted comes here.
         try:
             document = json.loads(body)
         except (ValueError, RecursionError):
@@ -189,6 +193,36 @@ def _is_small(body: bytes) -> bool:
     brackets and commas."""
     opened = body.count(b"[") + body.count(b"{")
     return opened <= _DEEPEST and opened + body.count(b",") <= MOST
+
+
+_CERTAIN_EXCESS = 4 * _MOST_VALUES
+"""The separators of a body that is not even parsed: for millions of values, the parser holds the interpreter's lock for
+half a second."""
+_PIECE = 65_536
+_ESCAPED = re.compile(rb"\\.", re.DOTALL)
+
+
+def _certain_excess(body: bytes) -> Malformed | None:
+    """The error of a body with so many brackets and commas outside of strings that it is not parsed; None if it is."""
+    if len(body) <= _CERTAIN_EXCESS or _separators(body) <= _CERTAIN_EXCESS:
+        return None
+    separators, is_text, start = 0, 0, 0
+    while start < len(body) and separators <= _CERTAIN_EXCESS:
+        end = start + _PIECE
+        while body[end - 1 : end] == b"\\":  # No escape is taken apart.
+            end += 1
+        pieces = _ESCAPED.sub(b"", body[start:end]).split(b'"')
+        separators += _separators(b"".join(pieces[is_text::2]))
+        is_text ^= len(pieces) % 2 == 0
+        start = end
+    if separators <= _CERTAIN_EXCESS:
+        return None
+    problem = {"type": "too_long", "loc": (), "msg": f"Value should have at most {_MOST_VALUES} values in all"}
+    return Malformed(f"it has too many values; at most {_MOST_VALUES} values in all are read", "body", [problem])
+
+
+def _separators(text: bytes) -> int:
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 def _limit_exceeded(document: JSON) -> Malformed | None:

@@ -157,7 +157,9 @@ class DocumentsCall(SampledCall):
     reranked_docs: Documents | None = None
     top_n: int | None = Field(None, gt=0, description="How many of retrieved_docs are taken; 1 if left out.")
     data: DataBody | None = Field(None, description="Enterprise-RAG 2: may hold reranked_docs.")
-    chat_template: str | None = Field(None, description="A prompt template with {context} and {question}.")
+    chat_template: str | None = Field(
+        None, max_length=100_000, description="A prompt template with {context} and {question}."
+    )
     language: str | None = Field(
         None, description="Of the default prompt template: auto (by the documents), en, zh, or another of the settings."
     )

@@ -1,0 +1,68 @@
+"""What setup.cfg declares is what the code imports: nothing more, and nothing less."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+EXTRAS = ("langchain", "openvino", "llama_cpp", "transformers")
+"""The extras that comps needs; the others are for tests and for building."""
+NAMES = {"llama_cpp": "llama-cpp-python", "yaml": "pyyaml"}
+"""Import names that are not the distribution's."""
+NOT_IMPORTED = {
+    "accelerate": "transformers loads a model onto a device with it",
+    "gguf": "transformers reads GGUF files with it",
+    "langchain": "nothing imports it; to be left out when the versions are locked anew",
+    "langchain-community": "`class` of the settings may name its chat models",
+    "uvloop": "uvicorn imports it by its name, in cli.py",
+}
+"""Declared distributions that are used without an import, with the reason."""
+BY_OTHERS = {"click": "typer", "ray": "impl/model_server/ray/requirements.txt"}
+"""Imports that another declaration brings."""
+
+
+def declared() -> set[str]:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", "utf-8")
+    lists = [parser["options"]["install_requires"]]
+    lists += [parser["options.extras_require"][extra] for extra in EXTRAS]
+    lines = [line.strip() for text in lists for line in text.splitlines()]
+    return {canonicalize_name(Requirement(line).name) for line in lines if line and not line.startswith("#")}
+
+
+def imported() -> Iterator[str]:
+    """The distributions that the code imports, by the names of their packages."""
+    for folder in ("comps", "impl"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+                names: list[str] = []
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    names = [node.module]
+                for package in {name.partition(".")[0] for name in names}:
+                    if package not in sys.stdlib_module_names and package not in ("comps", "impl"):
+                        yield NAMES.get(package, canonicalize_name(package))
+
+
+IMPORTED = frozenset(imported())
+DECLARED = frozenset(declared())
+
+
+def test_no_declared_dependency_is_unused() -> None:
+    assert DECLARED - IMPORTED - NOT_IMPORTED.keys() == set()
+
+
+def test_nothing_is_imported_that_is_not_declared() -> None:
+    assert IMPORTED - DECLARED - BY_OTHERS.keys() == set()
+
+
+def test_the_exceptions_are_declared_and_not_imported() -> None:
+    assert NOT_IMPORTED.keys() <= DECLARED - IMPORTED

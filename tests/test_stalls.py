@@ -1,0 +1,180 @@
+"""No request holds the service's event loop for long, whatever its size; see `watchdog`."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.service import PATH, Able
+from tests.watchdog import LIMIT, WatchedService, watched
+
+pytestmark = pytest.mark.xdist_group("stalls")
+
+MEGABYTE = 1_000_000
+WORDS = "the memory of Gaudi 2 is large, and paper needs no power; "
+CHAT = {"messages": "How much memory does Gaudi 2 have?", "max_tokens": 3}
+
+
+def words(size: int) -> str:
+    return (WORDS * (size // len(WORDS) + 1))[:size]
+
+
+def documents(number: int, size: int) -> list[str]:
+    """Different documents."""
+    return [f"{place} {words(size)}" for place in range(number)]
+
+
+def chat(**fields: Any) -> bytes:
+    return json.dumps({**CHAT, **fields}).encode()
+
+
+class Quick(Able):
+    """It does not look at the prompt, which is not to be measured."""
+
+    async def generate(self, prompt: Any, sampling: Any, options: Any, answer: Any) -> None:
+        await super().generate("", sampling, options, answer)
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[WatchedService]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        answer = ("This ", "is [1]. ", f"{words(8000)} ")
+        with watched(lambda: Quick([answer]), monkeypatch, {}) as running:
+            yield running
+
+
+USUAL: dict[str, tuple[Callable[[], bytes], str, dict[str, str], int]] = {
+    "ten thousand documents": (lambda: chat(documents=documents(10_000, 10)), PATH, {}, 200),
+    "a long document": (lambda: chat(documents=[words(4 * MEGABYTE)]), PATH, {}, 200),
+    "ten thousand messages": (
+        lambda: json.dumps({**CHAT, "messages": [{"role": "user", "content": "Hi"}] * 10_000}).encode(),
+        PATH,
+        {},
+        200,
+    ),
+    "thousands of prompts": (
+        lambda: json.dumps({"prompt": ["a"] * 2_000, "max_tokens": 1}).encode(),
+        "/v1/completions",
+        {},
+        200,
+    ),
+    "documents matched with the answer": (
+        lambda: chat(documents=documents(1500, 300), citations="matched"),
+        PATH,
+        {},
+        200,
+    ),
+    "millions of values": (lambda: b'{"messages":"q","x":[' + b"{}," * 2 * MEGABYTE + b"1]}", PATH, {}, 400),
+    "wrong messages": (
+        lambda: json.dumps({"messages": [{"role": "boss", "content": words(400)}] * 9_000}).encode(),
+        PATH,
+        {},
+        400,
+    ),
+    "many members of gzip": (
+        lambda: gzip.compress(b"") * 100_000,
+        PATH,
+        {"content-encoding": "gzip"},
+        400,
+    ),
+    "half of control tokens": (lambda: chat(documents=["<|" * (MEGABYTE // 5)]), PATH, {}, 200),
+    "a preview": (lambda: chat(documents=documents(3_000, 200)), "/v1/prompt", {}, 200),
+}
+USUAL["blanks before a word"] = (lambda: chat(documents=["a" + " " * MEGABYTE + "b\n"]), PATH, {}, 200)
+USUAL["a template that repeats the documents"] = (
+    lambda: chat(documents=[words(40_000)], chat_template="{context}" * 5_000),
+    PATH,
+    {},
+    400,
+)
+SIZE = 15 * MEGABYTE
+LARGEST: dict[str, tuple[Callable[[], bytes], str, dict[str, str], int]] = {
+    "one question": (lambda: chat(messages=words(SIZE)), PATH, {}, 200),
+    "one document": (lambda: chat(documents=[words(SIZE)]), PATH, {}, 200),
+    "a document that is not ASCII": (
+        lambda: json.dumps({**CHAT, "documents": ["жук " * (SIZE // 8)]}, ensure_ascii=False).encode(),
+        PATH,
+        {},
+        200,
+    ),
+    "ten thousand documents": (lambda: chat(documents=documents(10_000, 1480)), PATH, {}, 200),
+    "ten thousand documents by relevance": (
+        lambda: chat(documents=documents(10_000, 800), order="relevance"),
+        PATH,
+        {},
+        200,
+    ),
+    "ten thousand documents matched": (
+        lambda: chat(documents=documents(10_000, 400), citations="matched"),
+        PATH,
+        {},
+        200,
+    ),
+    "a hundred thousand messages": (
+        lambda: json.dumps({"messages": [{"role": "user", "content": "Hi"}] * 100_000}).encode(),
+        PATH,
+        {},
+        400,
+    ),
+    "fields": (lambda: chat(**{f"f{number}": words(1500) for number in range(9_900)}), PATH, {}, 200),
+    "numbers": (lambda: b'{"messages":"q","x":[' + b"1," * (SIZE // 2) + b"1]}", PATH, {}, 400),
+    "objects": (lambda: b'{"messages":"q","x":[' + b'{"a":1},' * (SIZE // 8) + b"1]}", PATH, {}, 400),
+    "lists in lists": (lambda: b'{"messages":"q","x":' + b"[" * SIZE + b"}", PATH, {}, 400),
+    "an infinite number at the end": (
+        lambda: b'{"messages":"' + b"x" * SIZE + b'","temperature":NaN}',
+        PATH,
+        {},
+        400,
+    ),
+    "no text": (lambda: b"\xff\xfe" + bytes(range(256)) * (SIZE // 256), PATH, {}, 400),
+    "gzip": (lambda: gzip.compress(chat(documents=[words(SIZE)]), 1), PATH, {"content-encoding": "gzip"}, 200),
+    "a gzip bomb": (lambda: gzip.compress(bytes(200 * MEGABYTE)), PATH, {"content-encoding": "gzip"}, 413),
+    "halves of control tokens": (lambda: chat(documents=["<|" * (SIZE // 2)]), PATH, {}, 200),
+    "blank lines": (lambda: chat(documents=["a\n\n\n" * (MEGABYTE // 4)]), PATH, {}, 200),
+    "a title": (lambda: chat(documents=[{"text": "a", "title": words(SIZE)}]), PATH, {}, 200),
+    "a report": (lambda: chat(documents=documents(10_000, 10), include_report=True), PATH, {}, 200),
+    "a preview": (lambda: chat(documents=documents(10_000, 1480)), "/v1/prompt", {}, 200),
+    "embeddings": (lambda: json.dumps({"input": documents(10_000, 1480)}).encode(), "/v1/embeddings", {}, 200),
+    "prompts": (lambda: json.dumps({"prompt": ["a"] * 10_000, "max_tokens": 1}).encode(), "/v1/completions", {}, 200),
+    "opea": (lambda: json.dumps({"query": words(SIZE), "max_tokens": 2}).encode(), PATH, {}, 200),
+    "opea's documents": (
+        lambda: json.dumps(
+            {"initial_query": "q", "retrieved_docs": [{"text": one} for one in documents(10_000, 1400)]}
+        ).encode(),
+        PATH,
+        {},
+        200,
+    ),
+    "kaito": (lambda: json.dumps({"prompt": words(SIZE)}).encode(), "/generate", {}, 200),
+    "llm_api": (lambda: json.dumps({"prompt": words(SIZE)}).encode(), "/agenerate", {}, 200),
+}
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_a_large_request_does_not_hold_the_event_loop(name: str, service: WatchedService) -> None:
+    make, path, headers, status = USUAL[name]
+    found = service.post_until_quick(make(), path, headers)
+    assert found.status == status, found.body[:300]
+    assert found.seconds < LIMIT
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", LARGEST)
+def test_the_largest_requests_do_not_hold_the_event_loop(name: str, service: WatchedService) -> None:
+    make, path, headers, status = LARGEST[name]
+    found = service.post_until_quick(make(), path, headers)
+    print(f"{name}: {found.seconds * 1000:.0f} ms")
+    assert found.status == status, found.body[:300]
+    assert found.seconds < LIMIT
+    if status >= 400:
+        assert len(found.body) < 1000
+
+
+def test_the_watchdog_sees_what_holds_the_loop(service: WatchedService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comps.handler.LONG", 10**9)
+    monkeypatch.setattr("comps.handler.MANY", 10**9)
+    assert service.post(chat(documents=documents(10_000, 10))).seconds > LIMIT
