@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from starlette.routing import compile_path
 
-from comps.core.errors import InvalidHTTP, LLMError
+from comps.core.errors import LLMError
 from comps.dialects.shared.base import Style
 from comps.dialects.shared.endpoint import Endpoint
 
@@ -31,5 +31,4 @@ class Refusals:
             path: The path of the request, as it was sent; perhaps not all of it.
         """
         style = next((style for pattern, style in self._styles if pattern.match(path)), self._first)
-        status = error.status if isinstance(error, InvalidHTTP) else style.status(error)
-        return status, style.encode(style.error(error))
+        return style.status(error), style.encode(style.error(error))

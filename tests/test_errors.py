@@ -12,6 +12,7 @@ from comps.core import errors
 from comps.core.errors import (
     BodyTooLarge,
     Forbidden,
+    InvalidHTTP,
     InvalidRequest,
     LLMError,
     Malformed,
@@ -37,6 +38,7 @@ EXPECTED: list[tuple[LLMError, int]] = [
     (UnknownModel("this", "that"), 404),
     (BodyTooLarge("wrong", "body"), 413),
     (UnsupportedEncoding("br", "gzip"), 415),
+    (InvalidHTTP("wrong", 431), 431),
     (Forbidden("wrong"), 403),
     (Overloaded("wrong"), 429),
     (ModelServerError("wrong"), 502),
