@@ -7,6 +7,7 @@ from comps.core.answers import collect, read
 from comps.core.errors import (
     BodyTooLarge,
     Forbidden,
+    InvalidHTTP,
     InvalidRequest,
     LLMError,
     Malformed,
@@ -53,6 +54,7 @@ __all__ = [
     "Forbidden",
     "Generation",
     "GenerationRequest",
+    "InvalidHTTP",
     "InvalidRequest",
     "LLMError",
     "Loads",

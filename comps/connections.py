@@ -348,8 +348,8 @@ class LimitedConnection(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
         elif self._last_words is not None:
             self._say_last_words()
-        elif self._phase == _BODY and not self.cycle.keep_alive:
-            self.close_gently()
+        elif self._phase == _BODY and (not self.cycle.keep_alive or (self.expect_100_continue and not self._body_size)):
+            self.close_gently()  # A client that was not told to continue may send no body, but its next request.
         elif self._phase == _BETWEEN:
             self.deadline = self.loop.time() + self.limits.idle_seconds
         if self._held is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from starlette.routing import compile_path
 
-from comps.core.errors import InvalidHTTP, LLMError
+from comps.core.errors import LLMError
 from comps.dialects.shared.base import Dialect, Style
 from comps.dialects.shared.endpoint import Endpoint
 from comps.dialects.shared.framing import openai_error
@@ -33,7 +33,7 @@ class Refusals:
             path: The path of the request, as it was sent; perhaps not all of it.
         """
         style = next((style for pattern, style in self._styles if pattern.match(path)), None)
-        status = error.status if isinstance(error, InvalidHTTP) else (style or self._first).status(error)
+        status = (style or self._first).status(error)
         return status, style.encode(style.error(error)) if style else self.of_no_route(error, path)
 
     def of_no_route(self, error: LLMError, path: str) -> bytes:

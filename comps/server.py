@@ -251,7 +251,7 @@ class DirectResponse:
         if cycle.disconnected:
             return
         cycle.response_started = True
-        if status == 413 and cycle.more_body:  # The rest of a large body is not worth the connection.
+        if cycle.more_body and (status == 413 or cycle.waiting_for_100_continue):  # The body is not waited for.
             cycle.keep_alive = False
         cycle.waiting_for_100_continue = False
         has_length = any(name == b"content-length" for name, _ in headers)

@@ -91,11 +91,15 @@ async def test_what_comes_too_late_is_told_so_and_the_connection_ends(service: S
 
 @pytest.mark.parametrize("service", [QUICK], indirect=True)
 async def test_a_connection_without_a_request_is_closed_without_a_word(service: Service) -> None:
-    empty, after_an_answer, after_line_breaks = await asyncio.gather(
-        said(service), said(service, GET), said(service, *[b"\r\n"] * 100, pause=0.01)
+    empty, after_an_answer, after_line_breaks, after_a_late_body = await asyncio.gather(
+        said(service),
+        said(service, GET),
+        said(service, *[b"\r\n"] * 100, pause=0.01),
+        said(service, post(b"{", path="/nowhere", length=2), b"}", pause=0.05),
     )
     assert empty == after_line_breaks == ([], b"")
     assert [answer.status for answer in after_an_answer[0]] == [200]
+    assert [answer.status for answer in after_a_late_body[0]] == [404]
 
 
 @pytest.mark.parametrize("service", [QUICK], indirect=True)
@@ -168,6 +172,8 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_there(service: S
         said(service, CHUNKED, *[b"10000\r\n" + b" " * 65_536 + b"\r\n"] * 20),
         said(service, b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", *[b" " * 65_536] * 40),
     )
+    refused, _ = await said(service, post(b"", "Expect: 100-continue", path="/nowhere", length=9))
+    assert [answer.status for answer in refused] == [404]  # The connection ends: a body may come, or the next request.
     for answers, rest in (declared, expected, streamed):
         assert (only(answers).status, rest) == (413, b"")
     assert [answer.status for answer in on_another_path[0]] == [200]
@@ -190,9 +196,11 @@ async def test_connections_beyond_the_most_are_told_so(service: Service) -> None
         assert (await service.get("/health")).status == 200
         await one.send("POST", PATH, BODY)
         assert (await one.answer()).status == 200
+        ended_before = CONNECTIONS.ended["connections"]
         many = [await asyncio.open_connection("127.0.0.1", service.port) for _ in range(80)]
         ended = await asyncio.gather(*(reader.read() for reader, _ in many[70:]), return_exceptions=True)
         assert all(not one or isinstance(one, ConnectionError) for one in ended)
+        assert CONNECTIONS.ended["connections"] - ended_before >= 10
         for _, writer in many:
             writer.close()
 

@@ -12,6 +12,7 @@ from comps.core import errors
 from comps.core.errors import (
     BodyTooLarge,
     Forbidden,
+    InvalidHTTP,
     InvalidRequest,
     LLMError,
     Malformed,
@@ -38,6 +39,7 @@ EXPECTED: list[tuple[LLMError, int]] = [
     (UnknownModel("this", "that"), 404),
     (BodyTooLarge("wrong", "body"), 413),
     (UnsupportedEncoding("br", "gzip"), 415),
+    (InvalidHTTP("wrong", 431), 431),
     (Forbidden("wrong"), 403),
     (Unauthorized("wrong"), 401),
     (Overloaded("wrong"), 429),

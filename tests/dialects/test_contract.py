@@ -18,6 +18,7 @@ from comps.core.answers import Forwarding
 from comps.core.errors import (
     BodyTooLarge,
     Forbidden,
+    InvalidHTTP,
     InvalidRequest,
     LLMError,
     Malformed,
@@ -172,6 +173,7 @@ def test_every_class_of_error_is_among_these() -> None:
     others = {
         Malformed,
         BodyTooLarge,
+        InvalidHTTP,
         UnsupportedEncoding,
         SettingsError,
     }  # Of what comes before a model server is asked.

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from comps.core.errors import (
     BodyTooLarge,
     Forbidden,
+    InvalidHTTP,
     InvalidRequest,
     LLMError,
     ModelServerError,
@@ -61,6 +62,8 @@ class Style:
 
     def status(self, error: LLMError) -> int:
         """The HTTP status of an error."""
+        if isinstance(error, InvalidHTTP):
+            return error.status
         known = {**STATUS, **self.statuses}
         return next(known[kind] for kind in type(error).__mro__ if kind in known)
 
