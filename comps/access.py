@@ -26,7 +26,7 @@ log = logging.getLogger("opea_llm")
 CALLER: Final = "opea_llm.caller"
 """The key of ASGI's scope with the `Caller`. It is absent if no keys are set, and on open routes."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_SEPARATOR = re.compile(rf"[,\n](?=\s*{_NAME.pattern}\s*=)")
+_SEPARATOR = re.compile(rf"[,\n](?=[ \t]*{_NAME.pattern}[ \t]*=)")
 _KEY = re.compile(r"[!#-&(-+\--:<-~]+")
 """Visible ASCII without quotes, `,` and `;`."""
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")

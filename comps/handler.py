@@ -80,11 +80,12 @@ class Handler:
                 body = await read_body(response, scope, receive, self._max_body)
                 exchange.body_size = len(body)
                 caller = exchange.caller.name if exchange.caller else ""
+                is_large = len(body) > LONG or body.count(b",") > MANY
                 admission = self._only_admission
                 if admission and admission.running == admission.max_running and not admission.has_place(caller):
-                    style = await beside(endpoint.style_of, body) if _is_large(body) else endpoint.style_of(body)
+                    style = await beside(endpoint.style_of, body) if is_large else endpoint.style_of(body)
                     raise admission.refusal(caller)
-                if _is_large(body):
+                if is_large:
                     call = await beside(endpoint.read, body, variables)
                     call.mark_large()
                 else:
@@ -272,10 +273,6 @@ def _requests(call: GenerationCall, info: ModelInfo) -> list[GenerationRequest]:
     call.answered_by(info)
     requests = [_honoured(request, info) for request in call.requests()]
     return [replace(request, is_large=True) for request in requests] if call.is_large else requests
-
-
-def _is_large(body: bytes) -> bool:
-    return len(body) > LONG or body.count(b",") > MANY
 
 
 def _ignored_names(call: Call, info: ModelInfo) -> list[str]:

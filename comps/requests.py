@@ -90,9 +90,12 @@ async def read_body(response: Response, scope: Scope, receive: Receive, most: in
         ClientGone: The client left before the end of the body.
     """
     body = await _received(response, scope, receive, most)
-    encodings = [value for name, value in scope["headers"] if name == b"content-encoding"]
+    encodings = b""
+    for name, value in scope["headers"]:
+        if name == b"content-encoding":
+            encodings += b"," + value
     if encodings:
-        applied = b",".join(encodings).lower().split(b",")
+        applied = encodings[1:].lower().split(b",")
         if len(applied) > _MOST_ENCODINGS:
             raise UnsupportedEncoding(f"{len(applied)} encodings, one within the other", f"{_MOST_ENCODINGS} at most")
         for encoding in reversed(applied):

@@ -29,6 +29,7 @@ from typing import Any
 
 import httptools
 import uvicorn
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -321,7 +322,7 @@ class DirectResponse:
             return
         if self._cycle.disconnected:
             self.left()
-        elif self._flow.read_paused:  # uvicorn pauses within large bodies, and a paused connection tells no end.
+        elif len(self._cycle.body) > HIGH_WATER_LIMIT:  # It pauses reading, and a paused connection tells no end.
             self._flow.resume_reading()
 
     @property

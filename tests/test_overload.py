@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comps import app as composition
+from comps.access import Caller
 from comps.core.errors import ModelServerError, Overloaded
 from comps.core.types import ModelInfo
 from comps.model_servers.scripted import Script, Scripted
@@ -38,7 +38,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
         async def serve(scope: Scope, receive: Receive, send: Send) -> None:
             name = dict(scope.get("headers", ())).get(KEY.lower().encode())
             if name:
-                scope["opea_llm.caller"] = SimpleNamespace(name=name.decode())
+                scope["opea_llm.caller"] = Caller(name.decode())
             await served(scope, receive, send)
 
         return serve

@@ -79,7 +79,7 @@ USUAL: dict[str, tuple[Callable[[], bytes], str, dict[str, str], int]] = {
         lambda: gzip.compress(b"") * 100_000,
         PATH,
         {"content-encoding": "gzip"},
-        400,
+        413,
     ),
     "half of control tokens": (lambda: chat(documents=["<|" * (MEGABYTE // 5)]), PATH, {}, 200),
     "a preview": (lambda: chat(documents=documents(3_000, 200)), "/v1/prompt", {}, 200),

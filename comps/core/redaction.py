@@ -18,10 +18,10 @@ _KEY = re.compile(
     r"|(?<![A-Za-z0-9])(?:sk|pk|rk|hf|gh[oprsu]|github_pat|glpat|xox[a-z]|AKIA|ASIA|AIza|ya29|eyJ)[-_.A-Za-z0-9]{12,}"
     r"|(?i:(?<=key)|(?<=_token)|(?<=secret)|(?<=password)|(?<=passwd)|(?<=passphrase))[\"']?\s?[:=]\s?[\"']?"
     r"[^\s\"',;{}]{4,}"
-    r"|(?<![-\w+/])(?=[-A-Za-z_+/]{0,40}[0-9])(?=[-0-9_+/]{0,40}[A-Za-z])[-\w+/]{32,}"
+    r"|(?<![-\w+/])(?!/)(?=[-A-Za-z_+/]{0,40}[0-9])(?=[-0-9_+/]{0,40}[A-Za-z])[-\w+/]{32,}"
 )
 """What looks like a key: a PEM block, the credentials of a URL or of a header, a vendor's prefix, a value behind the
-name of a secret, and 32 or more characters with digits and letters."""
+name of a secret, and 32 or more characters with digits and letters that are no absolute path."""
 _URL = re.compile(r"(?<!\w)\w{1,20}://[^\s'\"<>)]+|(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?::\d{1,5})?(?![\d.])")
 """A URL, or an IPv4 address."""
 _LEAST_QUOTE, _SURE_QUOTE = 12, 24

@@ -112,8 +112,8 @@ class Call(BaseModel):
     read.
     """
 
-    _is_large: ClassVar[bool] = False
-    """See `is_large`, and `_switches`."""
+    is_large: ClassVar[bool] = False
+    """Whether the body is so large, or has so many items, that work on it is done beside the event loop."""
 
     model: str | None = Field(None, description="The served model's name, where several are served.")
 
@@ -125,14 +125,9 @@ class Call(BaseModel):
         if context is not None:
             self.__dict__["_switches"] = context
 
-    @property
-    def is_large(self) -> bool:
-        """Whether the body is so large, or has so many items, that work on it is done beside the event loop."""
-        return self._is_large
-
     def mark_large(self) -> None:
         """Say that the body is large."""
-        self.__dict__["_is_large"] = True
+        self.__dict__["is_large"] = True
 
     @property
     def wanted_model(self) -> str | None:
