@@ -25,10 +25,11 @@ from comps.core.generator import TextGenerator
 from comps.core.ports import Loads, ModelServer
 from comps.core.sockets import notice_silence
 from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
+from comps.document_files import KINDS, UnreadableDocument, text_of_file
 from comps.listening import listening_sockets
 from comps.preview import ModelPreview, show
 from comps.server import Server, ServerProtocol
-from comps.settings import Settings, read_text
+from comps.settings import Settings
 from comps.telemetry import start_log
 
 WRONG_SETTINGS, FAILED, INTERRUPTED = 2, 1, 130
@@ -53,7 +54,7 @@ Question = Annotated[str, typer.Argument(help="What to ask.")]
 Documents = Annotated[
     list[Path] | None,
     typer.Option(
-        "--document", "-d", help="A text file to answer from, or a folder of .txt and .md files; may be repeated."
+        "--document", "-d", help=f"A file to answer from ({', '.join(KINDS)}), or a folder of them; may be repeated."
     ),
 ]
 MaxTokens = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
@@ -190,22 +191,28 @@ def _request(question: str, document: list[Path] | None, max_tokens: int, temper
 
 
 def _documents_of(path: Path) -> Iterator[Document]:
-    """Yields a text file, or the text files of a folder and its folders, by name; hidden ones are left out."""
+    """Yields a document, or those of a folder and its folders, by name; hidden ones are left out."""
     if not path.is_dir():
-        yield Document(read_text(path, f"--document {path}"), path.name)
+        yield Document(_text_of(path), path.name)
         return
-    names = [file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in (".txt", ".md")]
+    names = [file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in KINDS]
     names = sorted(name for name in names if not any(part.startswith(".") for part in name.parts))
     if not names:
-        raise SettingsError(f"--document {path}: this folder has no .txt or .md file")
+        raise SettingsError(f"--document {path}: this folder has no file that ends in {', '.join(KINDS)}")
     for name in names:
         try:
-            text = read_text(path / name, f"--document {path / name}")
+            yield Document(_text_of(path / name), str(name))
         except SettingsError as error:
             _message(f"[left out: {error}]")
-            continue
-        if text.strip():
-            yield Document(text, str(name))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return text_of_file(path.name, path.read_bytes())
+    except OSError as error:
+        raise SettingsError(f"--document {path}: cannot be read: {error.strerror}") from None
+    except UnreadableDocument as error:
+        raise SettingsError(f"--document {path}: cannot be read: {error}") from None
 
 
 async def _ask(settings: Settings, request: GenerationRequest) -> None:

@@ -35,6 +35,7 @@ from comps.requests import REQUEST_ID_HEADER, plain_path, request_id, with_reque
 from comps.responses import EXTENSION
 from comps.settings import Model, Settings
 from comps.telemetry import Telemetry, gpus, log
+from comps.ui import page_routes
 
 MEGABYTE = 1_000_000
 PROMPT = "/v1/prompt"
@@ -212,6 +213,8 @@ class Service:
         for handler in self.handlers:
             app.router.routes.append(Route(handler.endpoint.path, handler, methods=["POST"]))
         self._add_get_routes(app)
+        if self.settings.microservice.ui:
+            self._add_page(app)
         app.add_exception_handler(HTTPException, self._no_such_route)
         self._routes = app.router.routes
         describe_bodies(app, endpoints, preview)
@@ -252,6 +255,13 @@ class Service:
                     responses=_described(403, 404, 500, 502, 503, 504),
                 )
 
+    def _add_page(self, app: FastAPI) -> None:
+        """Add the page for browsers."""
+        microservice = self.settings.microservice
+        names = [generator.model for generator in self.models], [dialect.name for dialect in self.dialects]
+        most = microservice.max_body_mb * MEGABYTE
+        app.router.routes += page_routes(microservice.name, self.version, *names, most, self._refused)
+
     def _has(self, route: str) -> bool:
         return any(route in dialect.routes for dialect in self.dialects)
 
@@ -286,7 +296,7 @@ class Service:
 
     async def _root(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", "") or not self._has("GET /"):
-            return RedirectResponse("docs")
+            return RedirectResponse("ui" if self.settings.microservice.ui else "docs")
         return await self._respond("GET /", request)
 
     async def _ready(self) -> Response:
@@ -297,6 +307,9 @@ class Service:
         """Returns the error response of a route of our own, in the style of the first dialect."""
         style = self.dialects[0].style
         return Response(style.encode(style.error(error)), status, _retry(error), "application/json")
+
+    def _refused(self, error: LLMError) -> Response:
+        return self._failure(error, self.dialects[0].style.status(error))
 
     async def _metrics(self, request: Request) -> Response:
         otherwise = f"GET /metrics?{request.url.query}"

@@ -52,12 +52,15 @@ INTERNAL: dict[str, set[str]] = {
         "openapi",
         "requests",
         "responses",
+        "ui",
     },
     "app": {"core", "dialects", "dialects.*", "model_servers", "model_servers.*", "settings", "routes", "relevance"},
     "preview": {"core"},
+    "document_files": set(),
+    "ui": {"core", "document_files"},
     "relevance": {"core"},
     "listening": {"core", "settings"},
-    "cli": {"app", "listening", "settings", "core", "telemetry", "preview", "server"},
+    "cli": {"app", "document_files", "listening", "settings", "core", "telemetry", "preview", "server"},
     "__main__": {"cli"},
 }
 
@@ -78,6 +81,8 @@ EXTERNAL: dict[str, set[str]] = {
     "routes": {"fastapi", "starlette"},
     "app": {"fastapi", "fastapi_offline"},
     "preview": {"rich"},
+    "document_files": {"bs4", "docx", "pypdf"},
+    "ui": {"starlette"},
     "cli": {"typer", "uvicorn"},
 }
 

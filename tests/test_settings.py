@@ -59,6 +59,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "max_running": ("3", 3),
     "max_waiting": ("0", 0),
     "cors_origins": ("https://one.example, https://two.example", ("https://one.example", "https://two.example")),
+    "ui": ("false", False),
     "allow_shutdown": ("true", True),
     "show_endpoints": ("true", True),
     "stalled_client_seconds": ("30", 30),

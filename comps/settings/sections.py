@@ -103,6 +103,7 @@ class Microservice(Section):
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)] = key_of(
         ("*",), "the origins whose web pages may ask, separated by commas; *: any, empty: none", "USVC_CORS_ORIGINS"
     )
+    ui: bool = key_of(True, "a page at /ui to try the service in a browser", "USVC_UI")
     allow_shutdown: bool = key_of(False, "let POST /shutdown end the service", "USVC_ALLOW_SHUTDOWN")
     show_endpoints: bool = key_of(
         False, "let POST /v1/prompt tell its callers the model server's URL", "USVC_SHOW_ENDPOINTS"
