@@ -57,6 +57,10 @@ soak: $(BIN)/.tested .venv-bench/plot/.installed ## Run the tests that take minu
 image-test: $(BIN)/.tested ## Build the images and run them: with Docker, or as root with podman and debootstrap
 	$(BIN)/pytest -m live -n 0 -rs -vv tests/docker/test_images.py
 
+page-test: $(BIN)/.tested .venv-page/.installed ## Try the page at /ui in headless Chromium (installed as root, by apt, if it is not there)
+	@command -v chromium >/dev/null || apt-get install --yes --quiet chromium || true
+	.venv-page/bin/python -m pytest -m live -n 0 -rs -vv tests/ui
+
 hosts-test: $(BIN)/.tested ## Try it on several hosts (network namespaces, as root) and behind nginx
 	$(BIN)/pytest -m live -n 0 -rs -vv tests/hosts
 
@@ -64,7 +68,7 @@ lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and 
 	$(PIP) --quiet uv
 	$(LOCK) 3.10 setup.cfg $(EXTRAS) --upgrade --output-file $(CHECKOUT)
 	$(LOCK) 3.10 setup.cfg $(EXTRAS) --extra test --constraints $(CHECKOUT) --output-file tests/requirements.txt
-	for client in tests/supply.in tests/clients/*.in tests/benchmarks/relay/*.in; do $(LOCK) 3.10 --upgrade --output-file $${client%.in}.txt $$client || exit; done
+	for client in tests/supply.in tests/ui/requirements.in tests/clients/*.in tests/benchmarks/relay/*.in; do $(LOCK) 3.10 --upgrade --output-file $${client%.in}.txt $$client || exit; done
 	for client in tests/clients/*/package.json; do (cd $${client%/*} && npm update --package-lock-only --omit-lockfile-registry-resolved) || exit; done
 	$(IMAGE_LOCK)/native.txt setup.cfg
 	$(IMAGE_LOCK)/langchain.txt setup.cfg --extra langchain
@@ -81,7 +85,7 @@ sbom: .venv-supply/.installed ## Write software bills of materials (CycloneDX) o
 	  --output-file build/sbom/$$(basename $$pinned .txt).cdx.json || exit; done
 
 clean: ## Remove the environments and all caches
-	rm -rf .venv .venv-supply .venv-clients .venv-live .venv-bench .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .venv .venv-supply .venv-clients .venv-page .venv-live .venv-bench .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -119,6 +123,14 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@cd $(@D) && npm ci --ignore-scripts --no-audit --no-fund --silent && touch .installed \
 	  || echo "$* cannot be installed here, and is left out."
 
+# The page's tests import the project's packages, behind Playwright.
+.venv-page/.installed: tests/ui/requirements.txt | $(BIN)/.tested
+	@$(BIN)/python -m venv --clear --without-pip $(@D)
+	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --require-hashes -r $<
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz-project.pth
+	@touch $@
+
 # `make bench` leaves out what cannot be installed, and says so.
 .venv-bench/%/.installed: tests/benchmarks/relay/%.txt | $(BIN)/.installed
 	@echo "Setting up .venv-bench/$*, which the benchmark compares with or draws with."
@@ -126,4 +138,4 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $< \
 	  && touch $@ || { rm -rf $(@D); echo "$* cannot be installed here, and is left out."; }
 
-.PHONY: help run install test format bench bench-compare bench-answers bench-sizing live soak image-test hosts-test lock audit sbom clean
+.PHONY: help run install test format bench bench-compare bench-answers bench-sizing live soak image-test page-test hosts-test lock audit sbom clean

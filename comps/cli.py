@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from json import dumps
 from pathlib import Path
-from socket import socket
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
-import uvicorn
 
-from comps.app import direct, example, make_app, open_models, read_settings, replicas_of
+from comps.app import open_models, read_settings, replicas_of
 from comps.core.errors import LLMError, SettingsError, for_operator
 from comps.core.generator import TextGenerator
 from comps.core.ports import Loads, ModelServer
-from comps.core.sockets import notice_silence
 from comps.core.types import Document, Finished, GenerationRequest, Message, Sampling, TextDelta
-from comps.exit_codes import CUT_OFF, FAILED, INTERRUPTED, WRONG_SETTINGS, ended_at_once
-from comps.listening import is_reachable, listening_sockets, raise_file_limit, sockets_of_workers
+from comps.document_files import KINDS, UnreadableDocument, text_of_file
+from comps.exit_codes import FAILED, INTERRUPTED, WRONG_SETTINGS
+from comps.listening import listening_sockets, sockets_of_workers
 from comps.preview import ModelPreview, show
-from comps.server import Server, ServerProtocol
-from comps.settings import Settings, read_text
+from comps.serving import ServiceProcess, message, model_with_server
+from comps.settings import Settings
 from comps.telemetry import drop_gauges, start_log
-from comps.workers import END_AT_ONCE, Worker, Workers
+from comps.workers import Worker, Workers
 
 _LONGEST_WAIT = 1.0
 """Seconds that connections wait for a worker that is started again. If it takes longer, they are the other workers'."""
@@ -55,7 +51,7 @@ Question = Annotated[str, typer.Argument(help="What to ask.")]
 Documents = Annotated[
     list[Path] | None,
     typer.Option(
-        "--document", "-d", help="A text file to answer from, or a folder of .txt and .md files; may be repeated."
+        "--document", "-d", help=f"A file to answer from ({', '.join(KINDS)}), or a folder of them; may be repeated."
     ),
 ]
 MaxTokens = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
@@ -78,13 +74,13 @@ def serve(
         if workers:
             settings = replace(settings, microservice=settings.microservice.model_copy(update={"workers": workers}))
         start_log(settings.logging.log_level, settings.logging.log_path)
-        service = _Service(settings)
+        service = ServiceProcess(settings)
         code = _run_workers(service, settings) if settings.microservice.workers > 1 else service.run_until_end(None)
     if code:
         raise typer.Exit(code)
 
 
-def _run_workers(service: _Service, settings: Settings) -> int:
+def _run_workers(service: ServiceProcess, settings: Settings) -> int:
     """Run the service in several processes; returns the exit code."""
     sockets = sockets_of_workers(settings)
 
@@ -112,192 +108,6 @@ def _run_workers(service: _Service, settings: Settings) -> int:
     seconds = microservice.pre_stop_seconds + microservice.drain_seconds
     with TemporaryDirectory(prefix="opea-llm-") as folder:
         return Workers(microservice.workers, work, seconds, service.tell, on_end, close).run()
-
-
-class _Service(Server):
-    """The uvicorn server. It prints that it loads, and whether the models answer, and exits if none can be loaded."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._failed: LLMError | None = None
-        self._worker: Worker | None = None
-        self._signals: list[int] = []
-        microservice = settings.microservice
-        app = make_app(
-            settings,
-            on_loaded=self._on_loaded,
-            on_state=lambda silent: self._say(_state(settings, silent)),
-            shut_down=self._shut_down,
-        )
-        self._routes = direct(app)
-        self._service = app.state.service
-        config = uvicorn.Config(
-            self._routes,
-            host=microservice.host,
-            port=microservice.port,
-            loop="uvloop",
-            http=ServerProtocol,
-            ws="none",
-            proxy_headers=bool(microservice.trusted_proxies),
-            forwarded_allow_ips=list(microservice.trusted_proxies),
-            ssl_context_factory=(lambda *_: app.state.tls.context) if app.state.tls else None,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=microservice.drain_seconds,
-        )
-        super().__init__(config)
-
-    def be(self, worker: Worker, folder: Path) -> None:
-        """Be one of several workers.
-
-        Args:
-            worker: Which one.
-            folder: Where the workers write their metrics.
-        """
-        self._worker = worker
-        self._service.telemetry.share(folder, worker.number)
-        self.config.callback_notify, self.config.timeout_notify = self._publish, 0
-        worker.handle_signals(self.handle_exit)
-
-    def run_until_end(self, sockets: list[socket] | None) -> int:
-        """Run the service; returns the exit code.
-
-        Raises:
-            LLMError: No model could be loaded, or there is nothing to listen on.
-        """
-        self.run(sockets)
-        if self._failed:
-            raise self._failed
-        if self.force_exit:
-            return ended_at_once(self._signals[-1])
-        return CUT_OFF if self.cut_off else 0
-
-    async def startup(self, sockets: list[socket] | None = None) -> None:
-        try:
-            sockets = sockets or listening_sockets(self._settings)
-        except LLMError as error:
-            self._failed = error
-            self.end()
-            return
-        self._make_room()
-        for listening in sockets:
-            notice_silence(listening, self._settings.microservice.stalled_client_seconds)
-        if self._worker:
-            asyncio.get_running_loop().add_reader(self._worker.lifeline, self._end_without_parent)
-        self._say(f"loading {_models(self._settings)} …; requests get status 503 until it is ready", named=True)
-        service = self._settings.microservice
-        if not (service.needs_key or service.tls_client_ca) and is_reachable(sockets):
-            self._say(
-                f"warning: all who reach {service.host}:{service.port} may ask, since no API key is set; "
-                "USVC_API_KEYS_FILE names a file of keys",
-                named=True,
-            )
-        await super().startup(sockets)
-
-    def _make_room(self) -> None:
-        """Let so many files be open that there is one for each connection, or serve fewer connections."""
-        connections, warning = raise_file_limit(self._settings)
-        self._routes.limits = replace(self._routes.limits, max_connections=connections)
-        if warning:
-            self._say(f"warning: {warning}", named=True)
-
-    async def pre_stop(self) -> None:
-        self._say(f"not ready any more; it still accepts requests for {self.pre_stop_seconds:g} s", named=True)
-        await super().pre_stop()
-
-    async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        seconds = self._settings.microservice.drain_seconds
-        if self.server_state.tasks:
-            self._say(f"ending when all running answers have ended, at the latest in {seconds} s", named=True)
-        await super().shutdown(sockets)
-        if self.cut_off:
-            self.tell(f"{self.cut_off} answers were cut off")
-        self._service.telemetry.publish()
-
-    def end(self) -> None:
-        self._service.withdraw()
-        super().end()
-
-    def handle_exit(self, sig: int, frame: object) -> None:
-        """Handle a signal: end after the running requests, at a second one at once, at a third one without any cleanup.
-
-        A worker is told what to do by its parent alone: a signal may be sent to all processes.
-        """
-        if self._worker and sig in (signal.SIGTERM, signal.SIGINT):
-            return
-        self._signals.append(sig)
-        if len(self._signals) == 1 and sig != END_AT_ONCE:
-            self.end()
-        elif self.force_exit:
-            os._exit(ended_at_once(sig))
-        else:
-            self.end_at_once()
-
-    def _shut_down(self) -> None:
-        if self._worker:
-            self._worker.end_all()
-        else:
-            self.end()
-
-    def _end_without_parent(self) -> None:
-        assert self._worker
-        asyncio.get_running_loop().remove_reader(self._worker.lifeline)
-        self.end()
-
-    async def _publish(self) -> None:
-        self._service.telemetry.publish()
-
-    def _on_loaded(self, failed: LLMError | None) -> None:
-        self._failed = failed
-        # What is there by now stays: to look through all of it each time would hold up every stream for 0.1 s.
-        gc.collect()
-        gc.freeze()
-        if failed:
-            self.end()
-        else:
-            self.pre_stop_seconds = self._settings.microservice.pre_stop_seconds
-
-    def tell(self, text: str) -> None:
-        """Say something of this service to the operator."""
-        _message(f"{self._settings.microservice.name}: {text}")
-
-    def _say(self, text: str, *, named: bool = False) -> None:
-        """Say what is the same for all workers, once."""
-        if self._worker is None or self._worker.is_first:
-            _message(f"{self._settings.microservice.name}: {text}" if named else text)
-
-
-def _state(settings: Settings, silent: Mapping[str, LLMError]) -> str:
-    """Returns what the service says of its models: that they answer, or which of them do not, and how to try it."""
-    service = settings.microservice
-    host = "localhost" if service.host in ("0.0.0.0", "::") else service.host
-    scheme = "https" if service.tls_certificate else "http"
-    address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{service.port}"
-    key = ' -H "Authorization: Bearer $KEY"' if service.needs_key else ""
-    read_on = f"  Read on: {address}/docs\n" if service.serve_docs else ""
-    where = f"{address} (listening on {service.host}:{service.port})"
-    answering = [name for name in settings.models if name not in silent]
-    away = "; ".join(
-        f"{_model(settings, name)} does not answer: {for_operator(error)}" for name, error in silent.items()
-    )
-    if not answering:
-        return f"{service.name}: started at {where}, but not ready: {away}; requests fail until it does"
-    path, body = example(settings)
-    return (
-        f"{service.name}: ready at {where}, answering with {_models(settings, answering)}"
-        f"{f'; {away}' if away else ''}\n\n"
-        f"  Try it:  curl {address}{path}{key} -H 'Content-Type: application/json' -d '{dumps(body)}'\n"
-        f"{read_on}"
-    )
-
-
-def _models(settings: Settings, names: Iterable[str] = ()) -> str:
-    return ", ".join(_model(settings, name) for name in names or settings.models)
-
-
-def _model(settings: Settings, name: str) -> str:
-    model = settings.models[name].model
-    return f"{name} ({model.model_server}, {model.framework})"
 
 
 @cli.command()
@@ -329,22 +139,28 @@ def _request(question: str, document: list[Path] | None, max_tokens: int, temper
 
 
 def _documents_of(path: Path) -> Iterator[Document]:
-    """Yields a text file, or the text files of a folder and its folders, by name; hidden ones are left out."""
+    """Yields a document, or those of a folder and its folders, by name; hidden ones are left out."""
     if not path.is_dir():
-        yield Document(read_text(path, f"--document {path}"), path.name)
+        yield Document(_text_of(path), path.name)
         return
-    names = [file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in (".txt", ".md")]
+    names = [file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in KINDS]
     names = sorted(name for name in names if not any(part.startswith(".") for part in name.parts))
     if not names:
-        raise SettingsError(f"--document {path}: this folder has no .txt or .md file")
+        raise SettingsError(f"--document {path}: this folder has no file that ends in {', '.join(KINDS)}")
     for name in names:
         try:
-            text = read_text(path / name, f"--document {path / name}")
+            yield Document(_text_of(path / name), str(name))
         except SettingsError as error:
-            _message(f"[left out: {error}]")
-            continue
-        if text.strip():
-            yield Document(text, str(name))
+            message(f"[left out: {error}]")
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return text_of_file(path.name, path.read_bytes())
+    except OSError as error:
+        raise SettingsError(f"--document {path}: cannot be read: {error.strerror}") from None
+    except UnreadableDocument as error:
+        raise SettingsError(f"--document {path}: cannot be read: {error}") from None
 
 
 async def _ask(settings: Settings, request: GenerationRequest) -> None:
@@ -355,7 +171,7 @@ async def _ask(settings: Settings, request: GenerationRequest) -> None:
         for use in plan.report.documents:
             if use.fate != "kept":
                 title = (request.documents or ())[use.number - 1].title
-                _message(f"[document {use.number} ({title}) was {use.fate}: {use.reason}]")
+                message(f"[document {use.number} ({title}) was {use.fate}: {use.reason}]")
         await generator.answer(plan, _PrintedAnswer(request.sampling.max_tokens))
     finally:
         await generator.server.aclose()
@@ -383,7 +199,7 @@ class _PrintedAnswer:
         print(flush=True)
         if end.reason != "stop":
             reached = end.usage and end.usage.completion_tokens == self._most
-            _message(f"[cut short: {end.reason}{'; --max-tokens allows more' if reached else ''}]")
+            message(f"[cut short: {end.reason}{'; --max-tokens allows more' if reached else ''}]")
 
     async def drain(self) -> None:
         """Returns at once."""
@@ -417,13 +233,13 @@ async def _preview(settings: Settings, request: GenerationRequest, names: Sequen
             preview = await generator.preview(request)
         finally:
             await generator.server.aclose()
-        shown.append(ModelPreview(_model(settings, generator.model), request.documents or (), preview))
+        shown.append(ModelPreview(model_with_server(settings, generator.model), request.documents or (), preview))
     show(shown)
 
 
 async def _load(settings: Settings, generator: TextGenerator) -> None:
     if isinstance(generator.server, Loads):
-        _message(f"Loading {_model(settings, generator.model)} …")
+        message(f"Loading {model_with_server(settings, generator.model)} …")
     await generator.load()
 
 
@@ -468,7 +284,7 @@ async def _check(settings: Settings) -> None:
 
 async def _described(settings: Settings, model: str, server: ModelServer) -> str:
     if isinstance(server, Loads):
-        _message(f"Loading {_model(settings, model)} …")
+        message(f"Loading {model_with_server(settings, model)} …")
         await server.load()
     info = await server.describe()
     window = f"{info.context_window} tokens" if info.context_window else "of unknown size"
@@ -478,7 +294,7 @@ async def _described(settings: Settings, model: str, server: ModelServer) -> str
 def _settings(config: Path | None) -> Settings:
     settings = read_settings(config)
     for sentence in settings.without_effect:
-        _message(sentence)
+        message(sentence)
     return settings
 
 
@@ -499,19 +315,14 @@ def _exit_on_error() -> Iterator[None]:
         yield
     except SettingsError as error:
         for problem in error.problems:
-            _message(f"opea-llm: {problem}")
+            message(f"opea-llm: {problem}")
         raise typer.Exit(WRONG_SETTINGS) from None
     except LLMError as error:
-        _message(f"opea-llm: {for_operator(error)}")
+        message(f"opea-llm: {for_operator(error)}")
         raise typer.Exit(FAILED) from None
     except BrokenPipeError:  # The reader has closed the pipe; at exit, Python would report that once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(FAILED) from None
     except OSError as error:
-        _message(f"opea-llm: {error}")
+        message(f"opea-llm: {error}")
         raise typer.Exit(FAILED) from None
-
-
-def _message(text: str) -> None:
-    with suppress(OSError):  # A full disk, or a reader that has left, ends no service.
-        print(text, file=sys.stderr, flush=True)

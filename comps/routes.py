@@ -40,6 +40,7 @@ from comps.requests import REQUEST_ID_HEADER, plain_path, request_id, with_reque
 from comps.responses import EXTENSION
 from comps.settings import Model, Settings
 from comps.telemetry import Telemetry, gpus, log, log_unhandled
+from comps.ui import PAGE, page_files, page_routes
 from comps.watched_files import WatchedFiles
 
 MEGABYTE = 1_000_000
@@ -285,6 +286,8 @@ class Service:
         for handler in self.handlers:
             app.router.routes.append(Route(handler.endpoint.path, handler, methods=["POST"]))
         self._add_get_routes(app)
+        if self.settings.microservice.serve_ui:
+            self._add_page(app)
         app.add_exception_handler(HTTPException, self._no_such_route)
         self._routes = app.router.routes
         describe_bodies(app, endpoints, preview if prompt else None, needs_key=self.guard is not None)
@@ -326,6 +329,13 @@ class Service:
                     responses=_described(403, 404, 500, 502, 503, 504),
                 )
 
+    def _add_page(self, app: FastAPI) -> None:
+        """Add the page for browsers."""
+        microservice = self.settings.microservice
+        names = [generator.model for generator in self.models], [dialect.name for dialect in self.dialects]
+        most = microservice.max_body_mb * MEGABYTE
+        app.router.routes += page_routes(microservice.name, self.version, *names, most, self._refused)
+
     def _has(self, route: str) -> bool:
         return any(route in dialect.routes for dialect in self.dialects)
 
@@ -362,9 +372,10 @@ class Service:
         return Response(style.encode(style.error(failed)), style.status(failed), _retry(failed), "application/json")
 
     async def _root(self, request: Request) -> Response:
-        serves_docs, has_answer = self.settings.microservice.serve_docs, self._has("GET /")
-        if serves_docs and (not has_answer or "text/html" in request.headers.get("accept", "")):
-            return RedirectResponse("docs")
+        microservice, has_answer = self.settings.microservice, self._has("GET /")
+        page = "ui" if microservice.serve_ui else "docs" if microservice.serve_docs else ""
+        if page and (not has_answer or "text/html" in request.headers.get("accept", "")):
+            return RedirectResponse(page)
         if not has_answer:
             raise HTTPException(404)
         return await self._respond("GET /", request)
@@ -380,6 +391,9 @@ class Service:
         """Returns the error response of a route of our own, in the style of the first dialect."""
         style = self.dialects[0].style
         return Response(style.encode(style.error(error)), status, _retry(error), "application/json")
+
+    def _refused(self, error: LLMError) -> Response:
+        return self._failure(error, self.dialects[0].style.status(error))
 
     async def _metrics(self, request: Request) -> Response:
         otherwise = f"GET /metrics?{request.url.query}"
@@ -410,7 +424,7 @@ class Service:
 def _open_routes(settings: Settings) -> list[str]:
     """Returns the paths that need no key."""
     paths = settings.microservice.open_routes
-    return [*paths, *DOCS_ROUTES] if DOCS in paths else list(paths)
+    return [*paths, *(DOCS_ROUTES if DOCS in paths else ()), *(page_files() if PAGE in paths else ())]
 
 
 def _described(*statuses: int) -> dict[int | str, dict[str, Any]]:

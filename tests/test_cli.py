@@ -22,6 +22,7 @@ import trustme
 import typer
 
 import comps.cli
+import comps.serving
 from comps.app import read_settings
 from comps.core.errors import SettingsError, Unreachable
 from comps.core.generator import TextGenerator
@@ -94,9 +95,9 @@ async def test_it_warns_if_others_reach_it_without_a_key(
         monkeypatch.setenv(variable, "web = s3cret" if variable == "USVC_API_KEYS" else str(file))
     monkeypatch.setenv("MODEL_SERVER", "scripted")
     monkeypatch.setattr(Server, "startup", startup)
-    monkeypatch.setattr(comps.cli, "notice_silence", lambda *_: None)
+    monkeypatch.setattr(comps.serving, "notice_silence", lambda *_: None)
     sockets: Any = [SimpleNamespace(getsockname=lambda one=one: (one, 9000)) for one in addresses]
-    service = await asyncio.to_thread(lambda: comps.cli._Service(read_settings(None)))
+    service = await asyncio.to_thread(lambda: comps.serving.ServiceProcess(read_settings(None)))
     await service.startup(sockets)
     warning = "warning: all who reach 0.0.0.0:9000 may ask, since no API key is set; USVC_API_KEYS_FILE names a file"
     assert (warning in capsys.readouterr().err) is warned
@@ -267,11 +268,11 @@ def test_a_model_server_that_does_not_answer_is_told_at_the_start_instead_of_tha
     (tmp_path / "config.ini").write_text(TWO)
     settings = read_settings(tmp_path / "config.ini")
     away = Unreachable("away", operator_text="http://one:8008: connection refused")
-    none = comps.cli._state(settings, {"one": away, "two": away})
+    none = comps.serving.state(settings, {"one": away, "two": away})
     assert none.startswith("opea_service@llm: started at http://localhost:9012 ")
     assert "not ready: one (scripted, langchain) does not answer: http://one:8008: connection refused" in none
     assert "answering with" not in none
-    one = comps.cli._state(settings, {"one": away})
+    one = comps.serving.state(settings, {"one": away})
     assert "answering with two (scripted, langchain); one (scripted, langchain) does not answer: http://one:8008" in one
 
 
@@ -621,7 +622,10 @@ def test_a_folder_stands_for_its_text_files_of_which_the_most_relevant_comes_fir
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     done = command("prompt", "When was the bridge opened?", "-d", ".", cwd=tmp_path, environment=SCRIPTED)
     assert done.returncode == 0
-    assert done.stderr == "[left out: --document latin.txt: cannot be read: it is not UTF-8 text]\n"
+    reasons = {"e.txt": "it has no text", "latin.txt": "it is not UTF-8 text"}
+    assert done.stderr == "".join(
+        f"[left out: --document {name}: cannot be read: {why}]\n" for name, why in reasons.items()
+    )
     assert "Context:\nb/c.md: The bridge was opened in 1931.\na.txt: Herring is sold on Fridays.\n\nWhen" in done.stdout
 
 
@@ -666,7 +670,7 @@ async def test_a_client_that_takes_nothing_of_its_answer_counts_as_gone_after_th
     for name, value in {"MODEL_SERVER": "scripted", "USVC_HOST": "127.0.0.1", "USVC_PORT": str(free_port())}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("USVC_STALLED_CLIENT_SECONDS", "33")
-    service = await asyncio.to_thread(lambda: comps.cli._Service(read_settings(Path(os.devnull))))
+    service = await asyncio.to_thread(lambda: comps.serving.ServiceProcess(read_settings(Path(os.devnull))))
     service.config.load()
     service.lifespan = service.config.lifespan_class(service.config)
     await service.startup()

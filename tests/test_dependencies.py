@@ -14,14 +14,14 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 EXTRAS = ("langchain", "openvino", "llama_cpp", "transformers")
 """The extras that comps needs; the others are for tests and for building."""
-NAMES = {"llama_cpp": "llama-cpp-python", "yaml": "pyyaml"}
+NAMES = {"bs4": "beautifulsoup4", "docx": "python-docx", "llama_cpp": "llama-cpp-python", "yaml": "pyyaml"}
 """Import names that are not the distribution's."""
 NOT_IMPORTED = {
     "accelerate": "transformers loads a model onto a device with it",
     "gguf": "transformers reads GGUF files with it",
     "langchain": "nothing imports it; to be left out when the versions are locked anew",
     "langchain-community": "`class` of the settings may name its chat models",
-    "uvloop": "uvicorn imports it by its name, in cli.py",
+    "uvloop": "uvicorn imports it by its name, in serving.py",
 }
 """Declared distributions that are used without an import, with the reason."""
 BY_OTHERS = {"click": "typer", "ray": "impl/model_server/ray/requirements.txt"}

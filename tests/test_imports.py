@@ -66,6 +66,7 @@ INTERNAL: dict[str, set[str]] = {
         "pages",
         "requests",
         "responses",
+        "ui",
         "watched_files",
     },
     "app": {
@@ -83,12 +84,26 @@ INTERNAL: dict[str, set[str]] = {
         "tls",
     },
     "preview": {"core"},
+    "document_files": set(),
+    "ui": {"core", "document_files"},
     "relevance": {"core"},
     "listening": {"core", "settings"},
     "tls": {"core", "settings", "watched_files"},
     "exit_codes": set(),
     "workers": {"exit_codes"},
-    "cli": {"app", "listening", "settings", "core", "telemetry", "preview", "server", "workers", "exit_codes"},
+    "serving": {"app", "core", "exit_codes", "listening", "server", "settings", "workers"},
+    "cli": {
+        "app",
+        "core",
+        "document_files",
+        "exit_codes",
+        "listening",
+        "preview",
+        "serving",
+        "settings",
+        "telemetry",
+        "workers",
+    },
     "__main__": {"cli"},
 }
 
@@ -114,7 +129,10 @@ EXTERNAL: dict[str, set[str]] = {
     "pages": {"fastapi", "fastapi_offline", "starlette"},
     "app": {"fastapi"},
     "preview": {"rich"},
-    "cli": {"typer", "uvicorn"},
+    "document_files": {"bs4", "docx", "pypdf"},
+    "ui": {"starlette"},
+    "serving": {"uvicorn"},
+    "cli": {"typer"},
 }
 
 # The packages from outside that only one module may import, such as those of a vendor.

@@ -75,6 +75,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "serve_docs": ("false", False),
     "serve_metrics": ("no", False),
     "serve_prompt": ("off", False),
+    "serve_ui": ("false", False),
     "allow_shutdown": ("true", True),
     "show_endpoints": ("true", True),
     "header_seconds": ("2.5", 2.5),

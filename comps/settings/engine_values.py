@@ -6,7 +6,7 @@ import json
 import re
 
 from comps.core.types import JSON
-from comps.settings.sections import unquoted
+from comps.settings.field_types import unquoted
 
 _SECRET = re.compile("(^|_)(api_?key|(access|auth|hf)_token|secret|password)$|^token$")
 """Keys of secrets. Other engine keys contain `token` without being secret: tokenizer, eos_token."""

@@ -7,89 +7,25 @@ descriptions of the fields.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_network
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, field_validator
+from pydantic import AfterValidator, BeforeValidator, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from comps.core.redaction import without_keys
-
-
-def unquoted(value: Any) -> Any:
-    """Returns text without surrounding quotes, which OPEA's own configuration file has; other values unchanged."""
-    if isinstance(value, str):
-        value = value.strip()
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
-            return value[1:-1].strip()
-    return value
-
-
-def _lowered(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _items(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    return tuple(item.strip() for item in value.lower().split(",") if item.strip())
-
-
-def _words(value: Any) -> Any:
-    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
-
-
-def _path(path: str) -> str:
-    if not path.startswith("/"):
-        raise ValueError(f"'{path}' does not begin with /")
-    return path
-
-
-def _network(network: str) -> str:
-    try:
-        ip_network(network)
-    except ValueError:
-        raise ValueError(f"'{network}' is no IP address and no network, such as 10.0.0.0/8") from None
-    return network
-
-
-def _listed(value: Any) -> Any:
-    items = _items(value)
-    if not items:
-        raise ValueError("must name at least one")
-    return items
-
-
-def _existing(path: str) -> str:
-    if path:
-        try:
-            with Path(path).open("rb"):
-                pass
-        except OSError as error:
-            raise ValueError(f"cannot be read: {error.strerror}") from None
-    return path
-
-
-ExistingFile = Annotated[str, AfterValidator(_existing)]
-"""The path of a file that can be read when the settings are loaded; empty: no file."""
-PromptForm = Annotated[Literal["auto", "text", "messages"], BeforeValidator(_lowered)]
-"""How a text of a body goes to the model."""
-LLMAPIFamily = Annotated[Literal["llama", "huggingface", "gptq_llama", "autoawq"], BeforeValidator(_lowered)]
-"""A model family of llm-api."""
-
-
-def key_of(default: Any, description: str, environment: str, *aliases: str, **bounds: Any) -> Any:
-    """Returns the field of a key.
-
-    Args:
-        default: The default value.
-        description: The description in config.ini and the README.
-        environment: The environment variable.
-        *aliases: Further environment variables, which other deployments use.
-        **bounds: Constraints, as for `pydantic.Field`.
-    """
-    return Field(default, description=description, validation_alias=AliasChoices(environment, *aliases), **bounds)
+from comps.settings.field_types import (
+    ExistingFile,
+    LLMAPIFamily,
+    PromptForm,
+    items_of,
+    key_of,
+    listed,
+    lowered,
+    network,
+    unquoted,
+    url_path,
+    words_of,
+)
 
 
 class Section(BaseSettings):
@@ -147,7 +83,7 @@ class Microservice(Section):
         "USVC_TLS_CLIENT_CA",
     )
     trusted_proxies: Annotated[
-        tuple[Annotated[str, AfterValidator(_network)], ...], NoDecode, BeforeValidator(_words)
+        tuple[Annotated[str, AfterValidator(network)], ...], NoDecode, BeforeValidator(words_of)
     ] = key_of(
         (),
         "the addresses or networks of proxies whose X-Forwarded-For and -Proto are believed, separated by commas",
@@ -161,12 +97,12 @@ class Microservice(Section):
     api_keys: SecretStr = key_of(
         SecretStr(""), "the same keys, separated by commas; never in this file", "USVC_API_KEYS"
     )
-    open_routes: Annotated[tuple[Annotated[str, AfterValidator(_path)], ...], NoDecode, BeforeValidator(_words)] = (
-        key_of(
-            ("/", "/health", "/ready", "/healthz", "/v1/health_check", "/check"),
-            "the paths that need no key, separated by commas; /docs: the page with all that it needs",
-            "USVC_OPEN_ROUTES",
-        )
+    open_routes: Annotated[
+        tuple[Annotated[str, AfterValidator(url_path)], ...], NoDecode, BeforeValidator(words_of)
+    ] = key_of(
+        ("/", "/health", "/ready", "/healthz", "/v1/health_check", "/check", "/ui"),
+        "the paths that need no key, separated by commas; /docs and /ui: the pages with what they load",
+        "USVC_OPEN_ROUTES",
     )
     max_body_mb: int = key_of(16, "the largest request body that is read, in megabytes", "USVC_MAX_BODY_MB", gt=0)
     max_header_kb: int = key_of(
@@ -189,12 +125,13 @@ class Microservice(Section):
     max_wait_seconds: float = key_of(
         60, "how long a request may wait; then 429; 0: no limit", "USVC_MAX_WAIT_SECONDS", ge=0, allow_inf_nan=False
     )
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)] = key_of(
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(items_of)] = key_of(
         (), "the origins whose web pages may ask, separated by commas; *: any, empty: none", "USVC_CORS_ORIGINS"
     )
     serve_docs: bool = key_of(True, "have the pages GET /docs and /openapi.json", "USVC_SERVE_DOCS")
     serve_metrics: bool = key_of(True, "have GET /metrics", "USVC_SERVE_METRICS")
     serve_prompt: bool = key_of(True, "have POST /v1/prompt", "USVC_SERVE_PROMPT")
+    serve_ui: bool = key_of(True, "have the page /ui, to try the service in a browser", "USVC_SERVE_UI")
     allow_shutdown: bool = key_of(False, "let POST /shutdown end the service", "USVC_ALLOW_SHUTDOWN")
     show_endpoints: bool = key_of(
         False, "let POST /v1/prompt tell its callers the model server's URL", "USVC_SHOW_ENDPOINTS"
@@ -262,9 +199,9 @@ class Model(Section):
     )
     framework: Annotated[
         Literal["langchain", "native"],
-        BeforeValidator(lambda value: {"generic": "native"}.get(_lowered(value), _lowered(value))),
+        BeforeValidator(lambda value: {"generic": "native"}.get(lowered(value), lowered(value))),
     ] = key_of("langchain", "langchain or native: how the model server is reached", "FRAMEWORK", "LLM_CONNECTOR")
-    model_server: Annotated[str, BeforeValidator(_lowered)] = key_of(
+    model_server: Annotated[str, BeforeValidator(lowered)] = key_of(
         "openvino",
         "what runs the model: openvino, llama_cpp, transformers, vllm, tgi, ray_serve, openai_api, langchain or "
         "scripted",
@@ -339,7 +276,7 @@ class Model(Section):
         gt=0,
         allow_inf_nan=False,
     )
-    whole_answers: Annotated[Literal["auto", "whole", "stream"], BeforeValidator(_lowered)] = key_of(
+    whole_answers: Annotated[Literal["auto", "whole", "stream"], BeforeValidator(lowered)] = key_of(
         "auto",
         "how a whole answer is requested: whole, stream (for a proxy that cuts idle connections), or auto: whole where "
         "the kind of model server stops when its client leaves",
@@ -374,7 +311,7 @@ class Model(Section):
         "the answer where a search found no documents, for which no model is asked; empty: the model answers",
         "LLM_NOTHING_FOUND",
     )
-    order: Annotated[Literal["auto", "given", "relevance", "ends"], BeforeValidator(_lowered)] = key_of(
+    order: Annotated[Literal["auto", "given", "relevance", "ends"], BeforeValidator(lowered)] = key_of(
         "auto",
         "the order of documents in the prompt: given (as sent; prompts share a prefix), relevance (by the words of the "
         "question), ends (the best first and last) or auto: by their scores, else as sent if reranked, else by "
@@ -382,7 +319,7 @@ class Model(Section):
         "LLM_ORDER",
     )
     top_documents: int = key_of(0, "how many of the best documents are used; 0: all", "LLM_TOP_DOCUMENTS", ge=0)
-    citations: Annotated[Literal["auto", "on", "off", "matched"], BeforeValidator(_lowered)] = key_of(
+    citations: Annotated[Literal["auto", "on", "off", "matched"], BeforeValidator(lowered)] = key_of(
         "auto",
         "how answers cite documents: on (documents are numbered, and the model is told to write marks), off, matched "
         "(each sentence is matched to the document with its words) or auto: numbered if the prompt asks for marks",
@@ -406,26 +343,26 @@ class Model(Section):
 class Dialects(Section):
     """How the service is asked, and how it answers."""
 
-    enabled: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = key_of(
+    enabled: Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)] = key_of(
         ("opea", "openai", "square", "llm_api", "kaito", "llm_on_k8s"),
         "the dialects that are spoken, separated by commas; the first has what several claim",
         "LLM_DIALECTS",
     )
-    opea_stream: Annotated[Literal["bytes", "text", "openai", "text_completion"], BeforeValidator(_lowered)] = key_of(
+    opea_stream: Annotated[Literal["bytes", "text", "openai", "text_completion"], BeforeValidator(lowered)] = key_of(
         "bytes",
         "a query's stream: bytes (data: b'…'), text (data: '…'), openai (chunks of a chat) or text_completion (chunks "
         "of a completion, for GenAIComps 1.3 and later)",
         "LLM_OPEA_STREAM",
     )
-    messages: Annotated[Literal["openai", "enterprise_rag"], BeforeValidator(_lowered)] = key_of(
+    messages: Annotated[Literal["openai", "enterprise_rag"], BeforeValidator(lowered)] = key_of(
         "openai", "a messages body is answered as by openai or enterprise_rag", "LLM_MESSAGES"
     )
-    string_messages: Annotated[Literal["messages", "query"], BeforeValidator(_lowered)] = key_of(
+    string_messages: Annotated[Literal["messages", "query"], BeforeValidator(lowered)] = key_of(
         "messages",
         "messages that are a string are answered like other messages, or like a query, for GenAIComps 1.3 and later",
         "LLM_STRING_MESSAGES",
     )
-    square_prompt: Annotated[Literal["auto", "conversation", "messages"], BeforeValidator(_lowered)] = key_of(
+    square_prompt: Annotated[Literal["auto", "conversation", "messages"], BeforeValidator(lowered)] = key_of(
         "auto",
         "a chat of square goes to the model as text, by the conversation template of model_identifier (conversation), "
         "or as messages, for the model's own template; auto: as text if the model was trained with the template, and "
