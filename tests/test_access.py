@@ -458,7 +458,7 @@ async def test_keys_are_read_again_when_the_file_changes_and_kept_when_it_is_bro
     ],
 )
 async def test_each_page_can_be_switched_off(variable: str, routes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running(Scripted(), monkeypatch, {variable: "false"}) as service:
+    async with running(Scripted(), monkeypatch, {variable: "false", "USVC_SERVE_UI": "false"}) as service:
         for route in routes:
             method, _, path = route.partition(" ")
             answer = await ask(service, method, path)
@@ -472,7 +472,7 @@ async def test_each_page_can_be_switched_off(variable: str, routes: list[str], m
 async def test_where_no_dialect_has_a_root_and_there_is_no_page_there_is_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    environment = {"USVC_SERVE_DOCS": "false", "LLM_DIALECTS": "opea"}
+    environment = {"USVC_SERVE_DOCS": "false", "USVC_SERVE_UI": "false", "LLM_DIALECTS": "opea"}
     async with running(Scripted(), monkeypatch, environment) as service:
         assert (await service.get("/")).status == 404
 

@@ -158,7 +158,7 @@ async def test_where_no_dialect_has_an_answer_at_the_root_everybody_gets_the_pag
 ) -> None:
     async with running(Scripted(), monkeypatch, {"LLM_DIALECTS": "opea,openai"}) as service:
         answer = await service.get("/", Accept=accept)
-    assert (answer.status, answer.headers["location"]) == (307, "docs")
+    assert (answer.status, answer.headers["location"]) == (307, "ui")
 
 
 ORIGIN = "https://chat.example"

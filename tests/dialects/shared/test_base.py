@@ -292,7 +292,7 @@ async def front(service: Service, accept: str) -> tuple[int, str, bytes]:
 async def test_a_browser_gets_a_page_and_a_probe_the_probes_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
     async with running(Scripted(), monkeypatch, further=[ALL]) as service:
-        assert await front(service, browser) == (307, "docs", b"")
+        assert await front(service, browser) == (307, "ui", b"")
         assert await front(service, "*/*") == (200, "", b"here")
 
 
