@@ -138,13 +138,14 @@ def limited(seconds: float) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise TimeoutError
 
-    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.signal(signal.SIGVTALRM, stop)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+        # By default it would end the process, and it may still be on its way to another thread.
+        signal.signal(signal.SIGVTALRM, signal.SIG_IGN)
 
 
 def slow(used: Used, seconds: float) -> str:
