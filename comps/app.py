@@ -29,6 +29,7 @@ from comps.dialects.shared import llama
 from comps.dialects.shared.base import Dialect
 from comps.dialects.square import dialect as square
 from comps.dialects.square.conversations import Conversation, read_conversation
+from comps.direct_routes import DirectRoutes
 from comps.guard import Guarded
 from comps.model_servers import (
     WITHOUT_ENGINE_SETTINGS,
@@ -44,7 +45,7 @@ from comps.model_servers.replicas import Replicas
 from comps.model_servers.target import Access, Target
 from comps.pages import app_with_pages
 from comps.relevance import by_relevance
-from comps.routes import DirectRoutes, Service
+from comps.routes import Service
 from comps.settings import CONVERSATION, Model, ServedModel, Settings, gather_settings, read_templates, read_text
 from comps.tls import read_tls
 

@@ -23,10 +23,11 @@ from comps.core.types import Document, Finished, GenerationRequest, Message, Sam
 from comps.document_files import KINDS, UnreadableDocument, text_of_file
 from comps.exit_codes import FAILED, INTERRUPTED, WRONG_SETTINGS
 from comps.listening import listening_sockets, sockets_of_workers
+from comps.logs import start_log
 from comps.preview import ModelPreview, show
 from comps.serving import ServiceProcess, message, model_with_server
 from comps.settings import Settings
-from comps.telemetry import drop_gauges, start_log
+from comps.telemetry import drop_gauges
 from comps.workers import Worker, Workers
 
 _LONGEST_WAIT = 1.0

@@ -9,7 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comps.access import CALLER, Caller, Keys
 from comps.core.errors import LLMError, Unauthorized
-from comps.telemetry import Telemetry, log
+from comps.logs import log
+from comps.telemetry import Telemetry
 
 _LONGEST_PATH = 200
 """The most characters of a path in the log."""

@@ -27,10 +27,11 @@ from comps.core.types import JSON, GenerationRequest, ModelInfo, Usage
 from comps.dialects.shared.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint, RequestError
 from comps.dialects.shared.framing import preview_document
+from comps.logs import log
 from comps.replies import Reply, Responder, metadata_of, shortened
 from comps.requests import ClientGone, read_body
 from comps.responses import Response, response_to
-from comps.telemetry import Exchange, Telemetry, log
+from comps.telemetry import Exchange, Telemetry
 
 _Headers: TypeAlias = list[tuple[bytes, bytes]]
 

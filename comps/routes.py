@@ -12,34 +12,31 @@ from inspect import isawaitable
 from math import inf
 from time import time
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comps.access import CALLER, Caller, Keys
 from comps.admission import Admission
 from comps.core.errors import InvalidRequest, LLMError, for_operator, shutting_down
 from comps.core.generator import TextGenerator
 from comps.core.models import Models
-from comps.core.request_id import REQUEST_ID
 from comps.core.types import JSON, ModelInfo
 from comps.dialects.shared.base import Dialect, GenerationCall, ServiceStatus, Text
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
+from comps.gpus import gpus
 from comps.guard import Guard
 from comps.handler import Handler, PromptHandler
 from comps.limits import Limits
+from comps.logs import log, log_unhandled
 from comps.openapi import describe_bodies
 from comps.pages import DOCS, DOCS_ROUTES
 from comps.refusals import Refusals
-from comps.requests import REQUEST_ID_HEADER, plain_path, request_id, with_request_id, without_body
-from comps.responses import EXTENSION
 from comps.settings import Model, Settings
-from comps.telemetry import Telemetry, gpus, log, log_unhandled
+from comps.telemetry import Telemetry
 from comps.ui import PAGE, page_files, page_routes
 from comps.watched_files import WatchedFiles
 
@@ -48,59 +45,6 @@ PROMPT = "/v1/prompt"
 _ASK_AGAIN_SECONDS = 3.0
 """Seconds after which a model server that did not answer at the start is asked again."""
 _CREDENTIALS = re.compile(r"//[^/?#]*@")
-
-
-class DirectRoutes:
-    """ASGI application that passes bodies to their handlers directly, past the middlewares and the router of FastAPI.
-
-    Middlewares and router cost as much as all other work on a request. Requests with an `Origin` header, which need the
-    CORS middleware, and all other paths and methods go to the application. Each request gets its id here, and a path
-    with a slash too many is that without it. HEAD is answered as GET, without the body.
-
-    Args:
-        app: The application.
-        handlers: The handlers by path, without path parameters.
-        guard: Checks the requests that are passed on directly; those that it refuses, the application refuses too.
-            None: no keys are needed.
-        refusal: The status and the body of an error, by the error and the path; for the server (`connections`).
-        limits: What the connections of clients may take; for the server as well.
-    """
-
-    def __init__(
-        self, app: ASGIApp, handlers: Mapping[str, ASGIApp], guard: Guard | None, refusal: Refusals, limits: Limits
-    ) -> None:
-        self._app = app
-        self._handlers = handlers
-        self._guard = guard
-        self.refusal = refusal
-        self.limits = limits
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        origin = sent = None
-        for name, value in scope["headers"]:
-            if name == b"origin":
-                origin = value
-            elif name == REQUEST_ID_HEADER:
-                sent = value
-        said = request_id(sent)
-        REQUEST_ID.set(said)
-        path = scope["path"]
-        if path not in self._handlers and plain_path(path) != path:
-            path = plain_path(path)
-            scope = {**scope, "path": path, "raw_path": quote(path).encode()}
-        handler = self._handlers.get(path) if scope["method"] == "POST" else None
-        if handler and origin is None and not scope["root_path"] and not (self._guard and self._guard.check(scope)):
-            await handler(scope, receive, send)
-            return
-        # What follows changes the response in `send`, so the extension that writes past `send` is removed.
-        (scope.get("extensions") or {}).pop(EXTENSION, None)
-        send = with_request_id(send, said)
-        if scope["method"] == "HEAD":
-            scope, send = {**scope, "method": "GET"}, without_body(send)
-        await self._app(scope, receive, send)
 
 
 class Service:

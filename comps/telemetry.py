@@ -1,23 +1,18 @@
-"""Telemetry: Prometheus metrics, OPEA's statistics, the log, and the machine's GPUs. Nothing here runs per token."""
+"""Telemetry: Prometheus metrics, OPEA's statistics, and a line in the log for each request; nothing runs per token."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import subprocess
-import sys
 import time
-import traceback
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import accumulate
-from math import ceil, nan
+from math import ceil
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -25,20 +20,16 @@ from prometheus_client.registry import Collector
 
 from comps.access import Caller
 from comps.admission import Admission
-from comps.core.errors import LLMError
 from comps.core.generator import TextGenerator
 from comps.core.ports import CIRCUIT_STATES, HasCircuitBreakers
 from comps.core.request_id import REQUEST_ID
 from comps.core.tallies import RETRIES, TIMEOUTS
-from comps.core.types import GPU, GenerationRequest, Usage
+from comps.core.types import GenerationRequest, Usage
 from comps.core.unread import UNREAD
 from comps.limits import CONNECTIONS
+from comps.logs import log
 from comps.shared_metrics import SharedMetrics, Snapshot
 
-log = logging.getLogger("opea_llm")
-
-_TELL_AGAIN_SECONDS = 60.0
-"""Seconds between two lines on standard error about a log file that cannot be written."""
 _KEPT = 1000
 """The number of most recent answers in the statistics."""
 _ANSWERED = ("200", "gone", "broken")
@@ -48,15 +39,6 @@ _BYTES_PER_TOKEN = 4
 _LAG_SECONDS = 1.0
 """How often the event loop's lag is measured."""
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
-_NVIDIA_SMI = (
-    "nvidia-smi",
-    "--query-gpu=index,name,utilization.gpu,temperature.gpu,memory.used,memory.total",
-    "--format=csv,noheader,nounits",
-)
-_MOST_LINES, _LONGEST_MESSAGE = 200, 1000
-"""Of a traceback in the log, and of the message of an error in it."""
-_NVIDIA_SECONDS = 10
-"""The deadline for nvidia-smi, in seconds; it wakes a suspended GPU."""
 
 
 class Exchange:
@@ -365,116 +347,3 @@ def _percentile(values: Sequence[float], share: float) -> float | None:
     """Returns the percentile (nearest rank) for a share from 0 to 1; None if there are no values."""
     ordered = sorted(values)
     return ordered[ceil(share * len(ordered)) - 1] if ordered else None
-
-
-async def gpus() -> list[GPU]:
-    """Returns the state of all NVIDIA GPUs; an empty list if nvidia-smi is not installed.
-
-    Raises:
-        LLMError: nvidia-smi failed.
-    """
-    try:
-        done = await asyncio.to_thread(
-            subprocess.run, _NVIDIA_SMI, capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=False
-        )
-        if done.returncode:
-            raise LLMError(f"nvidia-smi: {(done.stdout or done.stderr).strip()}")
-        return [_gpu(line) for line in done.stdout.splitlines()]
-    except FileNotFoundError:
-        return []
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
-        log.warning("nvidia-smi: %s", error)
-        raise LLMError("nvidia-smi: it cannot be asked; the service's log has the reason") from None
-
-
-def _gpu(line: str) -> GPU:
-    index, name, *numbers = line.split(", ")
-    load, temperature, used, total = map(_number, numbers)
-    return GPU(int(index), name, load, temperature, used, total)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:  # Such as [N/A].
-        return nan
-
-
-def start_log(level: str, path: str) -> None:
-    """Write the log to a file, or to standard error if `path` is empty.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    handler: logging.Handler = logging.StreamHandler()
-    if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        handler = _LogFile(path, encoding="utf-8")
-    handler.setFormatter(_Formatter())
-    # Fields that the format does not use are not collected: https://docs.python.org/3/howto/logging.html#optimization.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    log.setLevel(level)
-    # uvicorn's lines about its own start say that it runs while the model still loads; ours say when it is ready.
-    logging.getLogger("uvicorn").setLevel(max(log.level, logging.WARNING))
-
-
-class _LogFile(logging.FileHandler):
-    """The log file. If it cannot be written, as on a full disk, standard error tells so, and requests go on."""
-
-    _told = -_TELL_AGAIN_SECONDS
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        now = time.monotonic()
-        if now - self._told >= _TELL_AGAIN_SECONDS:
-            self._told = now
-            with suppress(OSError):
-                print(f"the log cannot be written: {self.baseFilename}: {sys.exc_info()[1]}", file=sys.stderr)
-
-
-def log_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what an event loop reports, such as the error of a task that nobody awaits, without its `repr`."""
-    log.error("%s", context["message"], exc_info=context.get("exception"))
-
-
-class _Formatter(logging.Formatter):
-    """Formats `[time] [level] logger: message`, each second only once. There is a line for every request.
-
-    No text of a caller's or a model server's begins a line or moves a terminal's cursor: what is not displayed is
-    escaped. A traceback has the places and the types of the errors, but their messages at the level DEBUG only, since
-    they may quote prompts.
-    """
-
-    _second = 0
-    _text = ""
-
-    def format(self, record: logging.LogRecord) -> str:
-        record.message = record.getMessage()
-        line = self.formatMessage(record)
-        if not line.isprintable():
-            line = _displayed(line)
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802
-        error, lines = ei[1], list[str]()
-        while error is not None and len(lines) < _MOST_LINES:
-            places = traceback.extract_tb(error.__traceback__)
-            told = f": {error}"[:_LONGEST_MESSAGE] if log.isEnabledFor(logging.DEBUG) else ""
-            lines.append(_displayed(f"  {type(error).__qualname__}{told}"))
-            lines += [f"    {one.filename}:{one.lineno} in {one.name}" for one in places]
-            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        return "\n".join(lines)
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        second = int(record.created)
-        if second != self._second:
-            self._second, self._text = second, time.strftime(self.default_time_format, self.converter(record.created))
-        return f"[{self._text},{int(record.msecs):03d}] [{record.levelname:>8}] {record.name}: {record.message}"
-
-
-def _displayed(text: str) -> str:
-    """Returns text with the characters that are not displayed, such as line breaks, as Python's escapes."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from comps import telemetry
+from comps import logs
 from comps.app import open_models, read_settings
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused, Timeout, for_operator, told_at
 from comps.core.ports import Answer
@@ -39,9 +39,9 @@ def written(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
     """What the log gets, in the service's own form, at the level of the test's parameter."""
     text = io.StringIO()
     handler = logging.StreamHandler(text)
-    handler.setFormatter(telemetry._Formatter())
+    handler.setFormatter(logs._Formatter())
     logging.getLogger().addHandler(handler)
-    telemetry.log.setLevel(getattr(request, "param", "INFO"))
+    logs.log.setLevel(getattr(request, "param", "INFO"))
     yield text
     logging.getLogger().removeHandler(handler)
 
@@ -112,7 +112,7 @@ async def ask(service: Service, kind: Kind, shown: list[str], hidden: list[str])
 async def test_nothing_private_is_in_an_error_a_metric_or_the_log(
     monkeypatch: pytest.MonkeyPatch, written: io.StringIO, framework: str
 ) -> None:
-    replies, at_debug = Everywhere(), telemetry.log.level == logging.DEBUG
+    replies, at_debug = Everywhere(), logs.log.level == logging.DEBUG
     async with replaying(replies) as replay:
         environment = {
             "FRAMEWORK": framework,
@@ -277,7 +277,7 @@ async def test_no_text_of_others_begins_a_line_of_the_log_or_moves_the_cursor(
         for _ in range(2):
             await service.post({"messages": INJECTED, INJECTED: 1, "model": INJECTED})
         await service.get("/v1/models/%0d%0a%1b[2J", **{"X-Request-Id": "a\x1b[2Jb"})
-    telemetry.log.error("%s", INJECTED, exc_info=caused())
+    logs.log.error("%s", INJECTED, exc_info=caused())
     asyncio.get_running_loop().call_exception_handler({"message": INJECTED, "exception": RuntimeError(PROMPT)})
     lines = written.getvalue().splitlines()
     assert "\\x1b[2J" in written.getvalue()
@@ -301,7 +301,7 @@ def caused() -> ValueError:
 
 @pytest.mark.parametrize("written", ["DEBUG"], indirect=True)
 def test_a_traceback_has_messages_at_debug_in_one_line_each(written: io.StringIO) -> None:
-    telemetry.log.error("failed", exc_info=caused())
+    logs.log.error("failed", exc_info=caused())
     assert [line.strip()[:20] for line in written.getvalue().splitlines()[1:]] == [
         f"ValueError: {PROMPT}"[:20],
         "RuntimeError: x\\r\\n[2"[:20],

@@ -36,8 +36,8 @@ if str(ROOT) not in sys.path:
 # In a checkout that is not installed, these need the line above.
 from comps.app import make_app, read_settings  # noqa: E402
 from comps.core.errors import LLMError, Overloaded, SettingsError, for_operator  # noqa: E402
+from comps.logs import log, start_log  # noqa: E402
 from comps.settings import Settings  # noqa: E402
-from comps.telemetry import log, start_log  # noqa: E402
 
 WRONG_SETTINGS, FAILED = 2, 1
 """Exit codes."""
