@@ -28,6 +28,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """A file is named by its argument: one that holds its time, as DOCX does, would differ from worker to worker."""
+    return argname if isinstance(val, bytes) and len(val) > 100 else None
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer's own reaches a test, and nothing that a test starts looks for a network."""
