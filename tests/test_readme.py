@@ -122,6 +122,9 @@ async def test_the_bundled_model_answers_every_curl_with_sensible_text(
         ran = await asyncio.gather(*asked)  # In one batch.
     assert [(row.command, row.answer.body) for row in ran if row.fault] == []
     assert b"Paris" in ran[-1].answer.body  # llm-api's question, greedily.
+    warranty = [row.answer.body for row in ran if "warranty of the battery" in row.command]
+    assert len(warranty) == 2
+    assert all(b'"The warranty of the battery is 3 years."' in body for body in warranty)  # As it is shown.
 
 
 @pytest.mark.parametrize("block", ASKS)
