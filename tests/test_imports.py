@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -194,8 +195,6 @@ SDKS = {
     "transformers",
 }
 
-every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-
 
 def name_of(file: Path) -> str:
     parts = file.relative_to(ROOT.parent).with_suffix("").parts
@@ -224,8 +223,13 @@ def may(package: str, other: str) -> bool:
     return other in allowed or f"{other.split('.')[0]}.*" in allowed & {f"{one}.*" for one in DIVIDED if "." in other}
 
 
-def imports_of(file: Path) -> Iterator[str]:
+@cache
+def imports_of(file: Path) -> frozenset[str]:
     """All modules that a file imports, anywhere in it, and those of ours that it names in strings to import later."""
+    return frozenset(_imports_of(file))
+
+
+def _imports_of(file: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         match node:
             case ast.Import(names):
@@ -263,16 +267,14 @@ def test_the_rules_name_every_package_and_no_other() -> None:
     assert set(MODULE_EXTERNAL) <= MODULES
 
 
-@every_file
-def test_a_package_imports_only_the_packages_of_comps_that_it_may(file: Path) -> None:
-    package = package_of(name_of(file))
-    assert [module for module in ours(file) if not may(package, package_of(module))] == []
+def test_a_package_imports_only_the_packages_of_comps_that_it_may() -> None:
+    pairs = ((file, module) for file in FILES for module in ours(file))
+    assert [pair for pair in pairs if not may(package_of(name_of(pair[0])), package_of(pair[1]))] == []
 
 
-@every_file
-def test_a_package_imports_only_the_packages_from_outside_that_it_may(file: Path) -> None:
-    module = name_of(file)
-    assert external(file) <= EXTERNAL.get(package_of(module), set()) | MODULE_EXTERNAL.get(module, set())
+def test_a_package_imports_only_the_packages_from_outside_that_it_may() -> None:
+    for module, file in ((name_of(file), file) for file in FILES):
+        assert external(file) <= EXTERNAL.get(package_of(module), set()) | MODULE_EXTERNAL.get(module, set()), module
 
 
 def test_no_package_is_allowed_that_is_not_used() -> None:
@@ -298,14 +300,14 @@ def test_dialects_and_model_servers_do_not_import_each_other() -> None:
             assert not any(package_of(module).startswith(other) for module in ours(file)), file
 
 
-@every_file
-def test_nothing_imports_how_it_is_run_or_tested(file: Path) -> None:
-    assert not {module.split(".")[0] for module in imports_of(file)} & {"impl", "tests"}
+def test_nothing_imports_how_it_is_run_or_tested() -> None:
+    for file in FILES:
+        assert not {module.split(".")[0] for module in imports_of(file)} & {"impl", "tests"}, file
 
 
-@every_file
-def test_every_module_of_ours_that_is_named_exists(file: Path) -> None:
-    assert ours(file) <= MODULES
+def test_every_module_of_ours_that_is_named_exists() -> None:
+    for file in FILES:
+        assert ours(file) <= MODULES, file
 
 
 def test_importing_comps_loads_neither_web_nor_model() -> None:
