@@ -1,7 +1,11 @@
 """An LLM microservice for RAG pipelines. Importing this starts nothing and reads no environment.
 
-These names are the public API, for programs that add a model server or embed the service; see CONTRIBUTING.md.
+These names are the public API: for programs that add a model server or embed the service (docs/extending.md), and for
+those that use LangChain or look at prompts (docs/python.md).
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from comps.core.answers import collect, read
 from comps.core.errors import (
@@ -28,6 +32,7 @@ from comps.core.models import Models
 from comps.core.ports import Answer, Completes, CountsTokens, Embeds, Loads, ModelServer
 from comps.core.types import (
     Document,
+    DocumentUse,
     Embeddings,
     Event,
     Finished,
@@ -36,10 +41,15 @@ from comps.core.types import (
     Message,
     ModelInfo,
     Prompt,
+    Report,
     Sampling,
     TextDelta,
     Usage,
 )
+
+if TYPE_CHECKING:
+    from comps.chat import chat_model
+    from comps.client import Previewed, PreviewedPrompt, PromptClient, reports_of
 
 __all__ = [
     "Answer",
@@ -47,6 +57,7 @@ __all__ = [
     "Completes",
     "CountsTokens",
     "Document",
+    "DocumentUse",
     "Embeddings",
     "Embeds",
     "Event",
@@ -65,9 +76,13 @@ __all__ = [
     "ModelServerError",
     "Models",
     "Overloaded",
+    "Previewed",
+    "PreviewedPrompt",
     "Prompt",
+    "PromptClient",
     "PromptTooLong",
     "Refused",
+    "Report",
     "Sampling",
     "SettingsError",
     "TextDelta",
@@ -79,6 +94,23 @@ __all__ = [
     "Unreachable",
     "UnsupportedEncoding",
     "Usage",
+    "chat_model",
     "collect",
     "read",
+    "reports_of",
 ]
+
+_IMPORTED_LATER = {
+    "chat_model": "comps.chat",
+    "Previewed": "comps.client",
+    "PreviewedPrompt": "comps.client",
+    "PromptClient": "comps.client",
+    "reports_of": "comps.client",
+}
+"""The names whose modules need LangChain or an HTTP client, which are imported when the name is used."""
+
+
+def __getattr__(name: str) -> Any:
+    if module := _IMPORTED_LATER.get(name):
+        return getattr(import_module(module), name)
+    raise AttributeError(f"module 'comps' has no attribute '{name}'")

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = ("langchain", "openvino", "llama_cpp", "transformers")
+EXTRAS = ("client", "langchain", "openvino", "llama_cpp", "transformers")
 """The extras that comps needs; the others are for tests and for building."""
 NAMES = {"bs4": "beautifulsoup4", "docx": "python-docx", "llama_cpp": "llama-cpp-python", "yaml": "pyyaml"}
 """Import names that are not the distribution's."""

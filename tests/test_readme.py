@@ -1,104 +1,100 @@
-"""The README is true: its commands run, its answers come, its tables are the code's own."""
+"""README and documentation are true: their commands run, their answers come, their tables are the code's own."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
+import shlex
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from comps.app import make_dialects, open_models, read_settings
+from comps.app import open_models, read_settings
 from comps.dialects import DIALECTS
-from comps.dialects.shared.endpoint import Endpoint
 from comps.model_servers import MODEL_SERVERS
 from comps.model_servers.embedded.openvino import OpenVINO
 from comps.model_servers.scripted import Scripted
-from comps.settings import SECTIONS, environment_names
 from tests.seeds import Example
 from tests.seeds.__main__ import rows
 from tests.service import running
+from tests.tables import TABLES, settings_table, written
+
+__all__ = ["settings_table"]
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text("utf-8")
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-PYTHON = re.findall(r"```python\n(.*?)```", README + CONTRIBUTING, re.DOTALL)
-INI = re.findall(r"```ini\n(.*?)```", README, re.DOTALL)
-CURLS = [block for block in BASH if block.startswith("curl ")]
-ASKS = [block for block in BASH if ".venv/bin/opea-llm ask" in block]
+PAGES = {
+    str(file.relative_to(ROOT)): file.read_text("utf-8")
+    for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+"""The texts of the README, of CONTRIBUTING and of the documentation, by their paths."""
+FOLDERS = ("docker", "impl")
+"""Further folders with pages, whose commands are tested elsewhere."""
+MOST_LINES = 150
+"""What a newcomer reads."""
 
 
-def settings_table() -> str:
-    """The README's table of settings, as it must stand there."""
-    lines = ["| section | key | environment | default | what it is |", "|---|---|---|---|---|"]
-    for name, section in SECTIONS.items():
-        for key, info in section.model_fields.items():
-            variables = ", ".join(f"`{variable}`" for variable in environment_names(info))
-            default = ", ".join(info.default) if isinstance(info.default, tuple) else str(info.default)
-            shown = f"`{default}`" if default else "empty"
-            lines.append(f"| `{name}` | `{key}` | {variables} | {shown} | {info.description} |")
-    return "\n".join(lines)
+def blocks(language: str) -> list[Any]:
+    """The blocks of code in a language, each a parameter of a test with its page's name."""
+    fence = re.compile(rf"^```{language}\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    return [
+        pytest.param(block, id=f"{page}-{number}")
+        for page, text in PAGES.items()
+        for number, block in enumerate(fence.findall(text), 1)
+    ]
 
 
-def test_the_table_of_settings_is_the_codes_own() -> None:
-    assert settings_table() in README
+def starting(parameters: list[Any], start: str) -> list[str]:
+    """The blocks in which a line begins like that."""
+    found = [str(one.values[0]) for one in parameters]
+    return [block for block in found if re.search(f"^{re.escape(start)}", block, re.MULTILINE)]
 
 
-def clash_table() -> str:
-    """The README's table of what several dialects want, as it must stand there: of the default order."""
-    dialects = make_dialects(read_settings(None))
-    lines = ["| route | body | claimed by | answered by |", "|---|---|---|---|"]
-    for path in dict.fromkeys(path for dialect in dialects for path in dialect.calls):
-        claims = {one.name: [call.marker for call in one.calls[path]] for one in dialects if path in one.calls}
-        if len(claims) > 1:
-            endpoint = Endpoint(path, dialects)
-            for call, owner in endpoint.calls:
-                claiming = [name for name, markers in claims.items() if call.marker in markers]
-                lines.append(_clash(f"POST {path}", f"with `{call.marker}`", claiming, owner.name))
-            lines.append(_clash(f"POST {path}", "none of these: the error", list(claims), endpoint.calls[0][1].name))
-    for route in dict.fromkeys(route for dialect in dialects for route in dialect.routes):
-        facts = {one.name: one.routes[route] for one in dialects if route in one.routes}
-        if len({fact.respond for fact in facts.values()}) > 1:
-            lines.append(_clash(route, "", list(facts), next(iter(facts))))
-    names = [dialect.name for dialect in dialects]
-    return "\n".join([*lines, _clash("", "a route that there is not: the error", names, names[0])])
+CURLS = starting(blocks("bash"), "curl ")
+COMMANDS = starting(blocks("bash"), ".venv/bin/opea-llm ")
+README = PAGES["README.md"]
+CONTRIBUTING = PAGES["CONTRIBUTING.md"]
 
 
-def _clash(route: str, body: str, claiming: list[str], owner: str) -> str:
-    claims = ", ".join(f"`{name}`" for name in claiming)
-    return f"| {f'`{route}`' if route else ''} | {body} | {claims} | `{owner}` |"
+def test_the_readme_is_short_enough_for_a_newcomer() -> None:
+    assert README.count("\n") <= MOST_LINES
 
 
-def test_the_table_of_what_several_dialects_want_is_the_codes_own() -> None:
-    assert clash_table() in README
+@pytest.mark.parametrize("page", TABLES)
+def test_a_table_is_the_codes_own(page: str) -> None:
+    """If it is not: `python -m tests.tables`."""
+    assert written(page) == PAGES[f"docs/{page}"]
 
 
 def test_every_kind_and_dialect_is_named() -> None:
-    for name in (*MODEL_SERVERS, *DIALECTS):
-        assert f"`{name}`" in README
+    for page, names in {"docs/model-servers.md": MODEL_SERVERS, "docs/dialects.md": DIALECTS}.items():
+        assert [name for name in names if f"`{name}`" not in PAGES[page]] == []
 
 
 def test_every_make_target_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z-]+)\b", README + CONTRIBUTING)) - {"it", "sure"} <= targets
+    named = {name for text in PAGES.values() for name in re.findall(r"[`\n]make ([a-z-]+)", text)}
+    assert named - targets == set()
+    assert len(named) > 10
 
 
-@pytest.mark.parametrize("block", CURLS)
-async def test_every_curl_runs_as_printed(monkeypatch: pytest.MonkeyPatch, block: str) -> None:
+async def test_every_curl_runs_as_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(Scripted([["Gaudi 2 has 96 GB", "."]]), monkeypatch) as service:
-        command = block.replace("localhost:9000", f"127.0.0.1:{service.port}")
-        done = await asyncio.to_thread(
-            subprocess.run, ["bash", "-euc", command], capture_output=True, text=True, timeout=60, check=True
-        )
-    assert done.stdout
-    assert '"detail"' not in done.stdout
-    assert '"error"' not in done.stdout
-    assert '"error_message"' not in done.stdout
+
+        def ran(block: str) -> str:
+            command = block.replace("localhost:9000", f"127.0.0.1:{service.port}")
+            done = subprocess.run(["bash", "-euc", command], capture_output=True, text=True, timeout=60, check=True)
+            return done.stdout
+
+        answers = await asyncio.gather(*(asyncio.to_thread(ran, block) for block in CURLS))
+    for block, answer in zip(CURLS, answers, strict=True):
+        assert answer, block
+        for wrong in ('"detail"', '"error"', '"error_message"'):
+            assert wrong not in answer, block
 
 
 class Lent:
@@ -117,39 +113,100 @@ async def test_the_bundled_model_answers_every_curl_with_sensible_text(
     engine: OpenVINO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(Lent(engine), monkeypatch, {"LLM_NAME": "SmolLM2-135M-Instruct"}) as service:
-        examples = [Example("README", 0, block) for block in CURLS]
+        asking = [block for block in CURLS if " -d " in block and "/v1/prompt" not in block]
+        examples = [Example("README", 0, block) for block in asking]
         asked = [asyncio.to_thread(lambda one: next(rows(service.url, [one])), example) for example in examples]
         ran = await asyncio.gather(*asked)  # In one batch.
     assert [(row.command, row.answer.body) for row in ran if row.fault] == []
-    assert b"Paris" in ran[-1].answer.body  # llm-api's question, greedily.
+    (llm_api,) = [row.answer.body for row in ran if "/generate " in row.command]
+    assert b"Paris" in llm_api  # Greedily.
     warranty = [row.answer.body for row in ran if "warranty of the battery" in row.command]
     assert len(warranty) == 2
     assert all(b'"The warranty of the battery is 3 years."' in body for body in warranty)  # As it is shown.
 
 
-@pytest.mark.parametrize("block", ASKS)
-def test_every_ask_runs_as_printed(tmp_path: Path, block: str) -> None:
+@pytest.mark.parametrize("block", COMMANDS)
+async def test_every_command_runs_as_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, block: str) -> None:
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "opea-llm").write_text(f'#!/bin/sh\nexec {sys.executable} -m comps "$@"\n')
-    (tmp_path / ".venv" / "bin" / "opea-llm").chmod(0o755)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MODEL_SERVER": "scripted"}
-    subprocess.run(
-        ["bash", "-euc", block], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
-    )
+    command = tmp_path / ".venv" / "bin" / "opea-llm"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m comps "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MODEL_SERVER", "scripted")
+    monkeypatch.setenv("FRAMEWORK", "native")
+    async with AsyncExitStack() as stack:
+        if "localhost:9000" in block:
+            service = await stack.enter_async_context(running(Scripted(), monkeypatch))
+            block = block.replace("localhost:9000", f"127.0.0.1:{service.port}")
+        how: Any = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 60, "check": False}
+        done: Any = await asyncio.to_thread(lambda: subprocess.run(["bash", "-euc", block], **how))
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("block", PYTHON)
-def test_every_python_example_runs(block: str) -> None:
-    namespace: dict[str, object] = {"__name__": "example"}
-    exec(compile(block, "example", "exec"), namespace)
+def test_every_block_of_bash_is_run_by_one_of_these_tests() -> None:
+    known = {"make run\n", *CURLS, *COMMANDS}
+    assert [one.id for one in blocks("bash") if one.values[0] not in known] == []
 
 
-@pytest.mark.parametrize("block", INI)
+@pytest.mark.parametrize("block", blocks("sh"))
+def test_what_is_only_shown_names_settings_and_files_that_exist(monkeypatch: pytest.MonkeyPatch, block: str) -> None:
+    """Blocks of `sh` are not run: they start services, or need Docker."""
+    for line in block.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["export"]:
+            for word in words[1:]:
+                monkeypatch.setenv(*word.partition("=")[::2])
+            open_models(read_settings(None))
+        for word in words:
+            if word.startswith(("docker/", "impl/")):
+                assert (ROOT / word).exists(), word
+
+
+async def test_every_python_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted([["The warranty is", " three years."]]), monkeypatch) as service:
+
+        def run(block: str) -> str:
+            printed: list[str] = []
+
+            def note(*values: object, end: str = "", flush: bool = False) -> None:
+                printed.extend(map(str, values))
+
+            code = compile(block.replace("localhost:9000", f"127.0.0.1:{service.port}"), "example", "exec")
+            exec(code, {"__name__": "example", "print": note})
+            return "".join(printed)
+
+        for one in blocks("python"):
+            block = str(one.values[0])
+            said = await asyncio.to_thread(run, block)
+            assert bool(said) == ("print(" in block), one.id
+            if "localhost:9000" in block and "chat" in block:
+                assert "three years" in said, one.id
+
+
+@pytest.mark.parametrize("block", blocks("ini"))
 def test_every_file_of_settings_that_is_printed_can_be_served(tmp_path: Path, block: str) -> None:
     file = tmp_path / "config.ini"
     file.write_text(block)
     models = [generator.model for generator in open_models(read_settings(file))]
     assert models[1:] == re.findall(r"\[Model\.(.+)\]", block)
+
+
+async def test_the_echo_dialect_of_the_documentation_answers_from_its_echo_model_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names: dict[str, Any] = {"__name__": "example"}
+    for one in blocks("python"):
+        if str(one.id).startswith("docs/extending.md"):
+            exec(compile(str(one.values[0]), str(one.id), "exec"), names)
+    async with running(names["Echo"](), monkeypatch, further=[names["echo"](None)]) as service:
+        whole = await service.post({"say": "Hello there", "words": 1}, "/echo")
+        streamed = await service.post({"say": "Hello there", "stream": True, "mood": 1}, "/echo")
+        wrong = await service.post({"say": "Hello there", "words": 0}, "/echo")
+    assert (whole.status, whole.json) == (200, {"said": "Hello "})
+    assert streamed.chunks == [b'{"said":"Hello "}\n', b'{"said":"there "}\n', b'{"end":"stop"}\n']
+    assert streamed.headers["x-ignored-params"] == "mood"
+    assert wrong.status == 400
+    assert "words" in wrong.json["error"]
 
 
 async def test_the_answer_printed_has_the_form_of_the_real_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,10 +219,33 @@ async def test_the_answer_printed_has_the_form_of_the_real_one(monkeypatch: pyte
     assert len(answer.json["id"]) == len(printed["id"])
 
 
-def test_links_lead_to_files_that_exist() -> None:
-    for text in (README, CONTRIBUTING):
-        for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-            assert (ROOT / link).exists(), link
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_to_files_and_headings_that_exist() -> None:
+    files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*.md")]
+    for page in [*PAGES, *(str(file.relative_to(ROOT)) for file in files)]:
+        file = ROOT / page
+        for link in re.findall(r"\]\((?!https?:)([^)]+)\)", file.read_text("utf-8")):
+            path, _, anchor = link.partition("#")
+            target = (file.parent / path).resolve() if path else file
+            assert target.exists(), f"{page}: {link}"
+            assert not anchor or anchor in anchors(target.read_text("utf-8")), f"{page}: {link}"
+
+
+def test_every_page_of_the_documentation_can_be_reached_from_the_readme() -> None:
+    reached, waiting = set[Path](), [ROOT / "README.md"]
+    while waiting:
+        file = waiting.pop()
+        if file not in reached:
+            reached.add(file)
+            links = re.findall(r"\]\((?!https?:)([^)#]+\.md)", file.read_text("utf-8"))
+            waiting += [(file.parent / link).resolve() for link in links]
+    assert {ROOT / page for page in PAGES} - reached == set()
 
 
 def test_the_layout_in_contributing_names_every_file() -> None:

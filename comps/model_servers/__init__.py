@@ -100,6 +100,15 @@ def _package(point: EntryPoint) -> str:
     return f"the package {point.dist.name}" if point.dist else f"the module {point.module}"
 
 
+def need_langchain(by: str, otherwise: str = "") -> None:
+    """Check that LangChain's packages are installed; see `need`.
+
+    Raises:
+        SettingsError: One is not.
+    """
+    need(_LANGCHAIN, "langchain", by, otherwise)
+
+
 def through_framework(server: ModelServer, framework: str, model: str = "") -> ModelServer:
     """Returns the model server, natively or behind a LangChain chat model. It keeps its optional abilities.
 
@@ -113,7 +122,7 @@ def through_framework(server: ModelServer, framework: str, model: str = "") -> M
     """
     if framework == "native":
         return server
-    need(_LANGCHAIN, "langchain", "framework = langchain", "; or do without it: FRAMEWORK=native")
+    need_langchain("framework = langchain", "; or do without it: FRAMEWORK=native")
     from comps.model_servers.langchain.through import through_langchain
 
     return through_langchain(server, model)

@@ -83,7 +83,7 @@ def key_of(default: Any, description: str, environment: str, *aliases: str, **bo
 
     Args:
         default: The default value.
-        description: The description in config.ini and the README.
+        description: The description in config.ini and docs/settings.md.
         environment: The environment variable.
         *aliases: Further environment variables, which other deployments use.
         **bounds: Constraints, as for `pydantic.Field`.

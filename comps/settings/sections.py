@@ -1,7 +1,7 @@
 """The sections of the configuration: each section is a class, each key a field.
 
-A field's alias lists its environment variables. config.ini and the README have the docstrings of the sections and the
-descriptions of the fields.
+A field's alias lists its environment variables. config.ini and docs/settings.md have the docstrings of the sections and
+the descriptions of the fields.
 """
 
 from __future__ import annotations

@@ -61,10 +61,10 @@ ENTRY_POINTS = """\
 
 
 def echo() -> str:
-    """The example in CONTRIBUTING, as it stands there."""
-    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    """The example in the documentation, as it stands there."""
+    text = (ROOT / "docs" / "extending.md").read_text("utf-8")
     blocks: list[str] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    return next(block for block in blocks if "class Echo" in block)
+    return next(block for block in blocks if "class Echo:" in block)
 
 
 def package(folder: Path, name: str, module: str, points: str = "") -> Path:

@@ -157,9 +157,9 @@ class ChatModelServer(AnswersChat, BaseChatModel):
     max_total_tokens: int | None = None
 
     @classmethod
-    def over(cls, server: ModelServer, model: str = "") -> ChatModelServer:
-        """The chat model over `server`, under the name `model`."""
-        return cls(server=server, model=model)
+    def over(cls, server: ModelServer, model: str = "", **fields: Any) -> ChatModelServer:
+        """The chat model over `server`, under the name `model`, with further `fields`."""
+        return cls(server=server, model=model, **fields)
 
     @property
     def _llm_type(self) -> str:

@@ -33,9 +33,9 @@ class ChatOpenAIAPI(AnswersChat, BaseChatOpenAI):
     server: SkipValidation[OpenAIAPI]
 
     @classmethod
-    def over(cls, server: OpenAIAPI, model: str = "") -> ChatOpenAIAPI:
-        """The chat model over `server`, under the name `model`."""
-        return cls(server=server, model=model or server.model_name)
+    def over(cls, server: OpenAIAPI, model: str = "", **fields: Any) -> ChatOpenAIAPI:
+        """The chat model over `server`, under the name `model`, with further `fields`."""
+        return cls(server=server, model=model or server.model_name, **fields)
 
     @model_validator(mode="before")
     @classmethod

@@ -25,9 +25,9 @@ class ChatTGI(AnswersChat, ChatHuggingFace):  # type: ignore[misc]  # Its own me
     """What ChatHuggingFace would look for its client in."""
 
     @classmethod
-    def over(cls, server: ModelServer, model: str = "") -> ChatTGI:
-        """LangChain's model over `server`, under the name `model`."""
-        return cls(server=server, model_id=model or "tgi")
+    def over(cls, server: ModelServer, model: str = "", **fields: Any) -> ChatTGI:
+        """LangChain's model over `server`, under the name `model`, with further `fields`."""
+        return cls(server=server, model_id=model or "tgi", **fields)
 
     def validate_llm(self) -> ChatTGI:  # type: ignore[override]  # A validator of pydantic's.
         """LangChain's own imports langchain-community, which warns at once that it is no longer maintained."""

@@ -33,17 +33,27 @@ def through_langchain(server: ModelServer, model: str = "") -> ModelServer:
     """The same model server, reached through LangChain, which calls it `model`; it keeps all its abilities."""
     if isinstance(server, LangChainModel):  # It is LangChain's in any case.
         return server
-    through = ThroughLangChain(_chat_model(server, model), server)
+    through = ThroughLangChain(chat_model_over(server, model), server)
     for ability in ABILITIES:
         if getattr(server, ability, None) and not hasattr(through, ability):
             setattr(through, ability, getattr(server, ability))
     return through
 
 
-def _chat_model(server: ModelServer, model: str) -> AnswersChat:
-    path = next(path for kind, path in CHAT_MODELS.items() if isinstance(server, kind))
+def chat_model_over(
+    server: ModelServer, model: str, classes: Mapping[type[Any], str] = CHAT_MODELS, **fields: Any
+) -> AnswersChat:
+    """Returns the chat model over a model server.
+
+    Args:
+        server: The model server.
+        model: The model's name.
+        classes: See `CHAT_MODELS`.
+        fields: Fields of the class, such as `temperature`.
+    """
+    path = next(path for kind, path in classes.items() if isinstance(server, kind))
     module, _, name = path.partition(":")
-    chat_model: AnswersChat = getattr(import_module(module), name).over(server, model)
+    chat_model: AnswersChat = getattr(import_module(module), name).over(server, model, **fields)
     return chat_model
 
 

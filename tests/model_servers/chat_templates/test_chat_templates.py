@@ -61,8 +61,8 @@ def test_every_golden_file_is_of_a_template() -> None:
     assert {path.stem for path in FOLDER.glob("*.json")} == {*FORMATS, "conversations"}
 
 
-def test_the_readme_names_every_template() -> None:
-    told = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
+def test_the_documentation_names_every_template() -> None:
+    told = (Path(__file__).parents[3] / "docs" / "model-servers.md").read_text("utf-8")
     assert [name for name in FORMATS if f"`{name}`" not in told] == []
 
 
