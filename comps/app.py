@@ -49,6 +49,13 @@ from comps.routes import Service
 from comps.settings import CONVERSATION, Model, ServedModel, Settings, gather_settings, read_templates, read_text
 from comps.tls import read_tls
 
+_ABOUT = """A question and documents in, an answer out, whole or streamed.
+
+Begin with `POST /v1/chat/completions`: it takes a question (`query`) or a conversation (`messages`), with documents.
+The routes are grouped by the API that they belong to. A route of several APIs is in each of their groups; the key in
+the body says which kind of body it is.
+"""
+
 
 def read_settings(file: Path | None) -> Settings:
     """Loads the settings, and checks them against the model servers and dialects that exist.
@@ -315,7 +322,7 @@ def make_app(
         settings.microservice.serve_docs,
         title="OPEA LLM microservice",
         version=service.version,
-        description="A question and documents in, an answer out, whole or streamed.",
+        description=_ABOUT,
         redirect_slashes=False,
         lifespan=lambda _: service.open(on_loaded, on_state),
     )

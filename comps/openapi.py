@@ -1,27 +1,39 @@
-"""OpenAPI document: adds the bodies, which FastAPI does not know because our handler parses them."""
+"""OpenAPI document: adds the bodies, which FastAPI does not know because our handler parses them, and their answers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
 
 from comps.core.types import JSON
-from comps.dialects.shared.base import STATUS, Call, EmbeddingCall, GenerationCall, TokenCountCall
+from comps.dialects.shared.base import STATUS, Call, Dialect, EmbeddingCall, GenerationCall, Style, Text, TokenCountCall
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
+from comps.openapi_examples import error_answers, route_answer, schema_of, stream, whole_answer
+
+_FIRST = ("opea", "openai")
+"""The dialects whose groups come first."""
+_SERVICE = "service"
+_ABOUT_SERVICE = "What the service has whatever dialects are spoken: probes, metrics, and the preview of a prompt."
 
 
 def describe_bodies(
-    app: FastAPI, endpoints: list[Endpoint], preview: PreviewEndpoint | None, *, needs_key: bool = False
+    app: FastAPI,
+    endpoints: Sequence[Endpoint],
+    preview: PreviewEndpoint | None,
+    dialects: Sequence[Dialect],
+    *,
+    needs_key: bool = False,
 ) -> None:
-    """Add the schemas and examples of all bodies to the application's OpenAPI document.
+    """Add all bodies and answers, with examples, to the application's OpenAPI document, grouped by dialect.
 
     Args:
         app: The application.
         endpoints: The endpoints.
         preview: The endpoint of the prompt preview, which accepts all bodies for text; None if there is none.
+        dialects: The enabled dialects, by precedence.
         needs_key: Whether requests need an API key.
     """
     plain: Callable[[], dict[str, Any]] = app.openapi
@@ -29,13 +41,18 @@ def describe_bodies(
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = plain()
-            for endpoint in endpoints:
-                document["paths"].setdefault(_shown(endpoint.path), {})["post"] = _operation(endpoint, document)
+            routes: dict[str, Any] = document["paths"]
+            bodies = {_shown(endpoint.path): {"post": _operation(endpoint, document)} for endpoint in endpoints}
+            for path, operations in routes.items():
+                for method, operation in operations.items():
+                    _describe_route(f"{method.upper()} {path}", operation, dialects)
+            of_service = {preview.path: {"post": _preview(preview, document)}} if preview else {}
+            document["paths"] = _merged(bodies, of_service, routes)
             for path, operations in document["paths"].items():
                 for operation in operations.values():
-                    operation["parameters"] = [_parameter(name) for name in re.findall(r"\{(\w+)\}", path)]
-            if preview:
-                document["paths"][preview.path] = {"post": _preview(preview, document)}
+                    named = [_parameter(name) for name in re.findall(r"\{(\w+)\}", path)]
+                    operation["parameters"] = [*named, *operation.pop("_query", ())]
+            document["tags"] = [*map(_tag, _in_order(dialects)), {"name": _SERVICE, "description": _ABOUT_SERVICE}]
             if needs_key:
                 document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
                 document["security"] = [{"key": []}]
@@ -50,6 +67,23 @@ def _shown(path: str) -> str:
     return re.sub(r":\w+\}", "}", path)
 
 
+def _merged(*several: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns the operations by path, in their order."""
+    merged: dict[str, dict[str, Any]] = {}
+    for paths in several:
+        for path, operations in paths.items():
+            merged[path] = {**merged.get(path, {}), **operations}
+    return merged
+
+
+def _in_order(dialects: Sequence[Dialect]) -> list[Dialect]:
+    return sorted(dialects, key=lambda one: _FIRST.index(one.name) if one.name in _FIRST else len(_FIRST))
+
+
+def _tag(dialect: Dialect) -> JSON:
+    return {"name": dialect.name, "description": dialect.about}
+
+
 def _parameter(name: str) -> JSON:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
@@ -58,42 +92,111 @@ def _preview(preview: PreviewEndpoint, document: dict[str, Any]) -> JSON:
     operation = _operation(preview, document)
     first = _operation(preview.endpoints[0], document)["requestBody"]["content"]["application/json"]
     operation["requestBody"]["content"]["application/json"]["examples"] = first["examples"]
-    said = "The prompts, and all that would be asked with them"
-    operation["responses"]["200"] = {"description": said, "content": {"application/json": {"schema": {}}}}
-    route = {"name": "route", "in": "query", "schema": {"type": "string"}, "description": _ROUTE}
-    return {**operation, "summary": "Show what would be asked of the model, and ask nothing", "parameters": [route]}
+    operation["responses"]["200"] = {"description": _PREVIEWED, "content": {"application/json": {"schema": {}}}}
+    return {
+        **operation,
+        "tags": [_SERVICE],
+        "summary": "Show what would be asked of the model, and ask nothing",
+        "description": "Takes the body of any route that asks for text.",
+        "_query": [{"name": "route", "in": "query", "schema": {"type": "string"}, "description": _ROUTE}],
+    }
 
 
 def _operation(endpoint: Endpoint, document: dict[str, Any]) -> JSON:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    names: dict[str, None] = {}
     for call, _ in endpoint.calls:
         schema = call.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[call.__name__] = schema
-        names[call.__name__] = None
-    examples = {
-        f"{call.__name__}-{number}": {"summary": summary, "value": body}
-        for call, _ in endpoint.calls
-        for number, (summary, body) in enumerate(call.examples.items(), 1)
-    }
+    names = dict.fromkeys(call.__name__ for call, _ in endpoint.calls)
+    examples = {key: example for call, _ in endpoint.calls for key, example in _examples(endpoint, call)}
     content = {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]}, "examples": examples}
-    styles = [call.style.statuses for call, _ in endpoint.calls]
-    statuses = sorted({200, *STATUS.values(), *(status for style in styles for status in style.values())})
     return {
-        "summary": next(said for kind, said in _SUMMARIES.items() if issubclass(endpoint.calls[0][0], kind)),
+        "tags": [one.name for one in _in_order(endpoint.dialects) if endpoint.path in one.calls],
+        "summary": _summary(endpoint),
+        "description": "\n".join(_kinds(endpoint)),
         "operationId": re.sub(r"\W+", "_", _shown(endpoint.path)).strip("_"),
         "requestBody": {"required": True, "content": {"application/json": content}},
-        "responses": {str(status): _response(status, endpoint) for status in statuses},
+        "responses": {"200": _answer(endpoint, schemas), **_errors(call.style for call, _ in endpoint.calls)},
     }
 
 
-def _response(status: int, endpoint: Endpoint) -> JSON:
-    content: dict[str, JSON] = {"application/json": {"schema": {}}}
-    if status == 200:
-        generating = [call for call, _ in endpoint.calls if issubclass(call, GenerationCall)]
-        content |= {call.media_type.partition(";")[0]: {"schema": {}} for call in generating}
-    return {"description": _RESPONSES.get(status, "Error"), "content": content}
+def _summary(endpoint: Endpoint) -> str:
+    said = next(said for kind, said in _SUMMARIES.items() if issubclass(endpoint.calls[0][0], kind))
+    *others, last = dict.fromkeys(str(call.marker) for call, _ in endpoint.calls)
+    return f"{said} from {', '.join(others)} or {last}" if others else said
+
+
+def _examples(endpoint: Endpoint, call: type[Call]) -> Iterator[tuple[str, JSON]]:
+    """Yields the examples of a kind of body, by their names in the document."""
+    before = f"{call.marker}: " if len(endpoint.calls) > 1 else ""
+    for number, (title, body) in enumerate(call.examples.items(), 1):
+        yield f"{call.__name__}-{number}", {"summary": f"{before}{title}", "value": body}
+
+
+def _kinds(endpoint: Endpoint) -> Iterator[str]:
+    """Yields a line of Markdown for each kind of body: its marker, its dialect and what it is."""
+    for call, dialect in endpoint.calls:
+        with_marker = f"with `{call.marker}`" if call.marker and len(endpoint.calls) > 1 else "the body"
+        said = " ".join((call.__doc__ or "").split())
+        yield f"- {with_marker}, answered by `{dialect.name}`: {said}"
+
+
+def _answer(endpoint: Endpoint, schemas: dict[str, Any]) -> JSON:
+    """Returns the response to a body, whole and streamed, with an example for each example of a body."""
+    content: dict[str, Any] = {}
+    for call, dialect in endpoint.calls:
+        media_type = getattr(call, "media_type", "").partition(";")[0]
+        for shown, make in (("application/json", whole_answer), (media_type, stream)):
+            answers = {key: make(call, dialect, example["value"]) for key, example in _examples(endpoint, call)}
+            found = {key: answer for key, answer in answers.items() if answer is not None}
+            if found:
+                told = content.setdefault(shown, {"schema": {}, "examples": {}})
+                if make is whole_answer:
+                    schemas[f"{call.__name__}Answer"] = schema_of(found.values())
+                    schema = {"$ref": f"#/components/schemas/{call.__name__}Answer"}
+                    told["schema"].setdefault("anyOf", []).append(schema)
+                titles = {key: example["summary"] for key, example in _examples(endpoint, call)}
+                told["examples"] |= {key: {"summary": titles[key], "value": one} for key, one in found.items()}
+    streams = [media_type for media_type in content if media_type != "application/json"]
+    said = "The answer" if not streams else "The answer: whole (JSON) or streamed" if len(content) > 1 else "The stream"
+    headers = _HEADERS if issubclass(endpoint.calls[0][0], GenerationCall) else _HEADERS_OF_ALL
+    return {"description": said, "content": content, "headers": headers}
+
+
+def _errors(styles: Iterable[Style]) -> JSON:
+    """Returns the responses with errors by status, with an example in each style."""
+    known = {id(style): style for style in styles}.values()
+    answers = [error_answers(style) for style in known]
+    statuses = sorted({*STATUS.values(), *(status for style in known for status in style.statuses.values())})
+    return {str(status): _error(status, answers) for status in statuses}
+
+
+def _error(status: int, answers: Sequence[Mapping[int, JSON]]) -> JSON:
+    found = [by_status[status] for by_status in answers if status in by_status]
+    examples = {f"error-{number}": {"value": value} for number, value in enumerate(found, 1)}
+    return {
+        "description": _STATUSES.get(status, "Error"),
+        "content": {"application/json": {"schema": {}, **({"examples": examples} if examples else {})}},
+    }
+
+
+def _describe_route(name: str, operation: dict[str, Any], dialects: Sequence[Dialect]) -> None:
+    """Add the group, the answer and the errors to the operation of a route without a body."""
+    owners = [one for one in _in_order(dialects) if name in map(_shown, one.routes)]
+    operation["tags"] = [one.name for one in owners] or [_SERVICE]
+    said = operation["responses"].setdefault("200", {})
+    said["description"] = "The answer"
+    if not owners:
+        return
+    owner = next(one for one in dialects if one in owners)
+    path, route = next((path, route) for path, route in owner.routes.items() if _shown(path) == name)
+    answer = route_answer(route, re.findall(r"\{(\w+)", path))
+    if isinstance(answer, Text):
+        said["content"] = {answer.media_type.partition(";")[0]: {"schema": {"type": "string"}, "example": answer.text}}
+    elif answer is not None:
+        said["content"] = {"application/json": {"schema": {}, "example": answer}}
+    operation["responses"] = {"200": said, **_errors([route.style or owner.style])}
 
 
 _SUMMARIES: dict[type[Call], str] = {
@@ -106,4 +209,37 @@ _ROUTE = (
     "The path at which the body would be posted (/generate, /api/mymodel/worker_generate …); left out: the first that "
     "finds nothing wrong with it, /v1/chat/completions before all others."
 )
-_RESPONSES = {200: "The answer, whole (JSON) or streamed", 429: "Too many requests at once"}
+_PREVIEWED = (
+    "The model, its server, the dialect and the route; `ignored`, the fields without effect; and `prompts`, each with "
+    "its `messages` or `prompt`, the text `rendered` by the chat template, `sampling`, `options` and `report`."
+)
+
+
+def _header(said: str) -> JSON:
+    return {"description": said, "schema": {"type": "string"}}
+
+
+_HEADERS_OF_ALL = {
+    "x-request-id": _header("The id of the request: the client's own, or a new one."),
+    "x-ignored-params": _header("The fields of the body that had no effect."),
+}
+_HEADERS = {
+    **_HEADERS_OF_ALL,
+    "x-documents-used": _header("The places of the documents that are in the prompt, or none."),
+    "x-turns-dropped": _header("How many earlier messages had no room in the prompt."),
+    "x-finish-reason": _header("Of a whole answer that was cut: length."),
+}
+_STATUSES = {
+    400: "The request is wrong; the error names the field",
+    401: "The API key is missing or unknown",
+    403: "The API key, or a setting, does not allow it",
+    404: "There is no such model",
+    413: "The body is larger than max_body_mb",
+    415: "The content encoding is not read",
+    422: "The body is no valid JSON, or a field is missing or has a wrong type",
+    429: "Too many requests at once; Retry-After says when to come again",
+    500: "A fault of the service; its log has it",
+    502: "The model server failed",
+    503: "The model server cannot be reached, or the service ends",
+    504: "The model server did not answer in time",
+}

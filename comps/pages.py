@@ -34,6 +34,7 @@ def app_with_pages(serve_docs: bool, **arguments: Any) -> FastAPI:
             swagger_js_url=f"{root}{_FILES}/swagger-ui-bundle.js",
             swagger_css_url=f"{root}{_FILES}/swagger-ui.css",
             swagger_favicon_url=f"{root}{_FILES}/favicon.png",
+            swagger_ui_parameters={"tryItOutEnabled": True, "defaultModelsExpandDepth": 0},
         )
         page.headers.update(page_headers(bytes(page.body).decode()))
         return page

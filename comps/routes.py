@@ -234,7 +234,8 @@ class Service:
             self._add_page(app)
         app.add_exception_handler(HTTPException, self._no_such_route)
         self._routes = app.router.routes
-        describe_bodies(app, endpoints, preview if prompt else None, needs_key=self.guard is not None)
+        shown = preview if prompt else None
+        describe_bodies(app, endpoints, shown, self.dialects, needs_key=self.guard is not None)
 
     def _add_get_routes(self, app: FastAPI) -> None:
         """Add the routes without a body."""

@@ -56,7 +56,8 @@ INTERNAL: dict[str, set[str]] = {
     "shared_metrics": set(),
     "replies": {"core", "dialects.*", "admission", "telemetry", "keep_alive", "requests", "responses"},
     "handler": {"core", "dialects.*", "access", "admission", "logs", "telemetry", "requests", "responses", "replies"},
-    "openapi": {"core", "dialects.*", "handler"},
+    "openapi": {"core", "dialects.*", "openapi_examples"},
+    "openapi_examples": {"core", "dialects.*"},
     "routes": {
         "gpus",
         "logs",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -22,8 +24,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from comps.openapi_examples import PIECES
 from tests.service import Able, running
 
+MODEL = "SmolLM2-135M-Instruct"
+STREAMS = ("stream", "streaming")
 HELD = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 BEYOND_SCHEMAS = ("/chat", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/prompt")
 """Paths whose bodies have rules that their schema does not tell, such as what a model server takes."""
@@ -35,6 +40,81 @@ async def test_every_answer_is_one_that_the_openapi_document_tells(monkeypatch: 
         wrong, operations = await asyncio.to_thread(broken, service.url)
     assert wrong == {}
     assert operations > 20
+
+
+def alike(text: str) -> list[str]:
+    """The items of a text without what differs from answer to answer: ids, numbers, and whose item comes first."""
+    return sorted(re.sub(r"\d+", "0", re.sub(r"[0-9a-f]{32}", "id", text)).split("\n\n"))
+
+
+def posted(document: Any) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    """Every example of a body: its path, its name, itself, and what the document tells of its answer."""
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if "requestBody" in operation:
+                examples = operation["requestBody"]["content"]["application/json"]["examples"]
+                for name, example in examples.items():
+                    yield (
+                        path.replace("{model}", MODEL),
+                        name,
+                        example["value"],
+                        operation["responses"]["200"]["content"],
+                    )
+
+
+async def test_every_example_of_a_body_gets_the_answer_that_the_document_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Able([PIECES]), monkeypatch, {"LLM_NAME": MODEL}) as service:
+        document = (await service.get("/openapi.json")).json
+        compared = set[tuple[str, str]]()
+        for path, name, body, told in posted(document):
+            asking = [body]
+            if "text/event-stream" in told:
+                asking.append({**body, **dict.fromkeys([key for key in STREAMS if key in body] or ["stream"], True)})
+            for asked in asking:
+                answer = await service.post(asked, path)
+                media_type = answer.headers["content-type"].partition(";")[0]
+                assert answer.status == 200, (path, name, answer.body)
+                assert media_type in told, (path, name)
+                text = answer.body.decode()
+                if media_type == "application/json":
+                    jsonschema.validate(
+                        answer.json, {**told[media_type]["schema"], "components": document["components"]}
+                    )
+                    text = json.dumps(answer.json)
+                if example := told[media_type].get("examples", {}).get(name):
+                    expected = example["value"]
+                    expected = expected if media_type != "application/json" else json.dumps(expected)
+                    if "/embeddings" not in path:  # Their vectors are those of the model.
+                        assert alike(text) == alike(expected), (path, name)
+                    compared.add((path, media_type))
+    assert len(compared) == 15
+    assert len(list(posted(document))) > 40
+
+
+async def test_all_routes_are_grouped_and_told_with_opeas_and_openais_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Able([PIECES]), monkeypatch, {"LLM_DIALECTS": "kaito, openai, llm_api, opea"}) as service:
+        document = (await service.get("/openapi.json")).json
+        page = (await service.get("/docs")).body.decode()
+    groups = [tag["name"] for tag in document["tags"]]
+    assert groups == ["opea", "openai", "kaito", "llm_api", "service"]
+    assert all(tag["description"] for tag in document["tags"])
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert operation["tags"], path
+            assert set(operation["tags"]) <= set(groups), path
+            assert operation["summary"], path
+            assert all(one["description"] for one in operation["responses"].values()), path
+            for media_type, told in operation["responses"]["200"].get("content", {}).items():
+                if media_type == "text/event-stream":
+                    assert all(one["value"].count("data: ") > 1 for one in told["examples"].values()), path
+    assert document["paths"]["/generate"]["post"]["tags"] == ["kaito", "llm_api"]
+    first = {
+        tag: next(path for path, one in document["paths"].items() if tag in next(iter(one.values()))["tags"])
+        for tag in groups
+    }
+    assert first["opea"] == first["openai"] == "/v1/chat/completions"
+    assert first["service"] == "/v1/prompt"
+    assert "http" not in re.sub(r"<!--.*?-->", "", page).replace("http-equiv", "")
 
 
 CASES = 20_000

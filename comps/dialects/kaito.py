@@ -353,4 +353,5 @@ def kaito(switches: Switches) -> Dialect:
             "GET /metrics?format=kaito": Route(_gpus, asks_models=False),
         },
         switches=switches,
+        about="KAITO's presets, for Llama and for transformers' models.",
     )

@@ -76,4 +76,5 @@ def llm_on_k8s(switches: Switches) -> Dialect:
             "POST /shutdown": Route(_shut_down, asks_models=False),
         },
         switches=switches,
+        about="llm-on-k8s, for Llama.",
     )

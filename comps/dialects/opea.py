@@ -382,4 +382,5 @@ def opea(switches: Switches) -> Dialect:
             **MODELS,
         },
         switches=switches,
+        about="OPEA's LLM microservices, GenAIComps and Enterprise-RAG: a question, and documents to answer it from.",
     )

@@ -377,4 +377,5 @@ def openai(switches: Switches) -> Dialect:
         style=OPENAI,
         routes=MODELS,
         switches=switches,
+        about="OpenAI's API, for its clients, LangChain, LlamaIndex and Haystack. A body may have `documents`.",
     )

@@ -181,4 +181,5 @@ def llm_api(switches: Switches) -> Dialect:
         style=STYLE,
         routes={"GET /check": Route(_check)},
         switches=switches,
+        about="1b5d's llm-api.",
     )

@@ -288,6 +288,7 @@ class Dialect:
         style: Encodes the answers of `routes`, and the errors of bodies that are of no kind of `calls`.
         routes: Routes without a body, by method and path (`GET /v1/models`).
         switches: The dialect's settings, which every `Call` gets as pydantic's validation context.
+        about: Whose clients speak it, for the documentation.
     """
 
     name: str
@@ -295,3 +296,4 @@ class Dialect:
     style: Style
     routes: Mapping[str, Route] = field(default_factory=dict)
     switches: Any = None
+    about: str = ""

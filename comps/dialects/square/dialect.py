@@ -395,4 +395,5 @@ def square(switches: Switches) -> Dialect:
         style=SQUARE,
         routes={**routes, "GET /api/models/deployed-models": Route(_deployed)},
         switches=switches,
+        about="UKP-SQuARE's LLM Ops, and FastChat's worker.",
     )

@@ -1,0 +1,163 @@
+"""Examples of answers for the OpenAPI document, made by the dialects themselves, so that they are never out of date."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from inspect import iscoroutine
+
+from comps.core.errors import (
+    BodyTooLarge,
+    Forbidden,
+    InvalidRequest,
+    LLMError,
+    ModelServerError,
+    Overloaded,
+    Timeout,
+    Unauthorized,
+    UnknownModel,
+    Unreachable,
+    UnsupportedEncoding,
+)
+from comps.core.types import GPU, JSON, Embeddings, Finished, Generation, ModelInfo, Usage
+from comps.dialects.shared.base import (
+    Call,
+    Dialect,
+    EmbeddingCall,
+    GenerationCall,
+    Route,
+    ServiceStatus,
+    Style,
+    Text,
+    TokenCountCall,
+)
+from comps.dialects.shared.framing import ResponseMetadata
+
+_MODEL = "SmolLM2-135M-Instruct"
+_CREATED = 1_700_000_000
+_METADATA = ResponseMetadata("77a8ef08bd2a4bf0b4d1d1f2a0b3a7c5", _CREATED, _MODEL)
+PIECES = ("Deep", " learning")
+"""The answer in the examples, token by token."""
+_USAGE = Usage(12, len(PIECES))
+_ERRORS = (
+    InvalidRequest("it is empty", "query"),
+    Unauthorized("a key is needed"),
+    Forbidden("the key may not use this model"),
+    UnknownModel("another", _MODEL),
+    BodyTooLarge("the body has more than 16 MB"),
+    UnsupportedEncoding("zstd", "gzip, deflate"),
+    Overloaded("too many requests"),
+    ModelServerError("the model server failed"),
+    Unreachable("the model server cannot be reached: connection refused"),
+    Timeout("the model server did not begin in time"),
+    LLMError("internal error; the service's log has it"),
+)
+
+
+def whole_answer(kind: type[Call], dialect: Dialect, body: JSON) -> JSON:
+    """Returns the whole answer to a body; None if that is always streamed."""
+    call = _call(kind, dialect, body, streams=False)
+    if isinstance(call, EmbeddingCall):
+        return _plain(kind.style, call.reply(Embeddings(([0.25, -0.5],) * len(call.texts()), 12), _METADATA))
+    if isinstance(call, TokenCountCall):
+        return _plain(kind.style, call.reply(len(PIECES)))
+    assert isinstance(call, GenerationCall)
+    if call.streamed:
+        return None
+    answers = [Generation("".join(PIECES), "stop", _USAGE)] * len(call.requests())
+    return _plain(kind.style, call.reply(answers, _METADATA))
+
+
+def stream(kind: type[Call], dialect: Dialect, body: JSON) -> str | None:
+    """Returns the items of the streamed answer to a body; None if it has no stream."""
+    call, items = _call(kind, dialect, body, streams=True), list[bytes]()
+    if not isinstance(call, GenerationCall) or not call.streamed:
+        return None
+    writer = call.writer(_METADATA, items.append)
+    for number, _ in enumerate(call.requests()):
+        for piece in PIECES:
+            writer.text(piece, number)
+        writer.finished(Finished("stop", _USAGE, number))
+    writer.close()
+    return b"".join(items).decode()
+
+
+def _call(kind: type[Call], dialect: Dialect, body: JSON, *, streams: bool) -> Call:
+    """Returns a body as a call, changed to ask for a stream or for a whole answer."""
+    names = [name for name in ("stream", "streaming") if name in body] or ["stream"]
+    call = kind.model_validate({**body, **dict.fromkeys(names, streams)}, context=dialect.switches)
+    if isinstance(call, GenerationCall):
+        call.answered_by(ModelInfo(_MODEL))
+    return call
+
+
+def _plain(style: Style, answer: JSON) -> JSON:
+    """Returns an answer as its client reads it."""
+    return json.loads(style.encode(answer))
+
+
+def error_answers(style: Style) -> Mapping[int, JSON]:
+    """Returns an error of a dialect's for each status."""
+    return {style.status(error): style.error(error) for error in _ERRORS}
+
+
+async def _no_gpus() -> tuple[GPU, ...]:
+    return ()
+
+
+def route_answer(route: Route, names: Sequence[str]) -> JSON | Text | None:
+    """Returns the answer of a route without a body; None if it does something, or has to wait.
+
+    Args:
+        route: The route.
+        names: The variables in its path.
+    """
+    status = ServiceStatus(
+        name="opea_service@llm",
+        version="0.1.0",
+        started=_CREATED,
+        models=[ModelInfo(_MODEL, 2048, frozenset({"max_tokens", "temperature"}))],
+        not_ready=None,
+        statistics={"p50_latency": 0.5, "p99_latency": 1.5, "average_latency": 0.75},
+        queue_length=0,
+        path=dict.fromkeys(names, _MODEL),
+        shut_down=None,
+        gpus=_no_gpus,
+    )
+    try:
+        answer = route.respond(status)
+    except LLMError:  # It is not allowed here.
+        return None
+    if isinstance(answer, Awaitable):
+        if iscoroutine(answer):
+            answer.close()
+        return None
+    return answer
+
+
+def schema_of(examples: Iterable[JSON]) -> JSON:
+    """Returns a JSON schema for values like one of these, in which any field may be missing or null."""
+    distinct = []
+    for example in examples:
+        if (schema := _schema_of(example)) not in distinct:
+            distinct.append(schema)
+    return distinct[0] if len(distinct) == 1 else {"anyOf": distinct}
+
+
+def _schema_of(value: JSON) -> JSON:
+    match value:
+        case bool():
+            return {"type": "boolean"}
+        case int() | float():
+            return {"type": "number"}
+        case str():
+            return {"type": "string"}
+        case list():
+            return {"type": "array", "items": _schema_of(value[0]) if value else {}}
+        case dict():
+            return {"type": "object", "properties": {name: _or_null(_schema_of(one)) for name, one in value.items()}}
+    return {}
+
+
+def _or_null(schema: JSON) -> JSON:
+    return {**schema, "type": [schema["type"], "null"]} if "type" in schema else schema
