@@ -8,6 +8,7 @@ CHECKOUT := impl/microservice/requirements.txt
 SHIPPED := $(CHECKOUT) $(wildcard docker/requirements/*.txt)
 EXTRAS := --extra langchain --extra openvino --extra build
 IMAGE_LOCK := $(LOCK) 3.13 --upgrade --constraints $(CHECKOUT) --output-file docker/requirements
+FAST   := tests/core tests/dialects $(patsubst %,tests/test_%.py,imports sizes readme settings handler)
 BENCH  := $(patsubst tests/benchmarks/relay/%.txt,.venv-bench/%/.installed,$(wildcard tests/benchmarks/relay/*.txt))
 CLIENTS := $(patsubst tests/clients/%.txt,.venv-clients/%/.installed,$(wildcard tests/clients/*.txt)) \
            $(patsubst tests/clients/%/package-lock.json,.venv-clients/%/.installed,$(wildcard tests/clients/*/package-lock.json))
@@ -23,10 +24,21 @@ run: install ## Set up, then run the service (host, port and model: config.ini)
 install: $(BIN)/.installed ## Only set up: afterwards .venv/bin/opea-llm works
 
 test: $(BIN)/.tested $(CLIENTS) ## Set up, then check style and types and run the tests
+	@echo "On two cores, style and types take a minute and all tests about five; make test-fast takes less than one."
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest -rs $(TESTS)
+
+test-fast: $(BIN)/.tested ## In less than a minute: style, and the tests of what a first patch touches
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest -rs $(FAST) -k 'not bundled'
+
+docs: .venv-docs/.installed ## Build the documentation into build/docs, with all links checked; its tables are made from the code
+	$(BIN)/python -m tests.tables
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --clean --quiet
+	@echo "The documentation is in build/docs; to look at it: $(BIN)/python -m http.server --directory build/docs"
 
 format: $(BIN)/.tested ## Put the code into its one style
 	$(BIN)/ruff check --fix .
@@ -68,7 +80,7 @@ lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and 
 	$(PIP) --quiet uv
 	$(LOCK) 3.10 setup.cfg $(EXTRAS) --upgrade --output-file $(CHECKOUT)
 	$(LOCK) 3.10 setup.cfg $(EXTRAS) --extra test --constraints $(CHECKOUT) --output-file tests/requirements.txt
-	for client in tests/supply.in tests/ui/requirements.in tests/clients/*.in tests/benchmarks/relay/*.in; do $(LOCK) 3.10 --upgrade --output-file $${client%.in}.txt $$client || exit; done
+	for client in tests/supply.in tests/docs.in tests/ui/requirements.in tests/clients/*.in tests/benchmarks/relay/*.in; do $(LOCK) 3.10 --upgrade --output-file $${client%.in}.txt $$client || exit; done
 	for client in tests/clients/*/package.json; do (cd $${client%/*} && npm update --package-lock-only --omit-lockfile-registry-resolved) || exit; done
 	$(IMAGE_LOCK)/native.txt setup.cfg
 	$(IMAGE_LOCK)/langchain.txt setup.cfg --extra langchain
@@ -85,7 +97,7 @@ sbom: .venv-supply/.installed ## Write software bills of materials (CycloneDX) o
 	  --output-file build/sbom/$$(basename $$pinned .txt).cdx.json || exit; done
 
 clean: ## Remove the environments and all caches
-	rm -rf .venv .venv-supply .venv-clients .venv-page .venv-live .venv-bench .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .venv .venv-docs .venv-supply .venv-clients .venv-page .venv-live .venv-bench .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -116,6 +128,12 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $<
 	@touch $@
 
+.venv-docs/.installed: tests/docs.txt | $(BIN)/.installed
+	@echo "Setting up .venv-docs, which builds the documentation."
+	@$(BIN)/python -m venv --clear --without-pip $(@D)
+	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $<
+	@touch $@
+
 # Clients in JavaScript; without npm they are left out, and their tests skipped.
 .venv-clients/%/.installed: tests/clients/%/package-lock.json
 	@echo "Setting up .venv-clients/$*, a client to test with."
@@ -138,4 +156,4 @@ $(BIN)/.tested: tests/requirements.txt | $(BIN)/.installed
 	@$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install --quiet --no-compile --require-hashes -r $< \
 	  && touch $@ || { rm -rf $(@D); echo "$* cannot be installed here, and is left out."; }
 
-.PHONY: help run install test format bench bench-compare bench-answers bench-sizing live soak image-test page-test hosts-test lock audit sbom clean
+.PHONY: help run install test test-fast docs format bench bench-compare bench-answers bench-sizing live soak image-test page-test hosts-test lock audit sbom clean

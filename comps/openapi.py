@@ -124,7 +124,10 @@ def _operation(endpoint: Endpoint, document: dict[str, Any]) -> JSON:
 def _summary(endpoint: Endpoint) -> str:
     said = next(said for kind, said in _SUMMARIES.items() if issubclass(endpoint.calls[0][0], kind))
     *others, last = dict.fromkeys(str(call.marker) for call, _ in endpoint.calls)
-    return f"{said} from {', '.join(others)} or {last}" if others else said
+    if others:
+        return f"{said} from {', '.join(others)} or {last}"
+    what = (endpoint.calls[0][0].__doc__ or "").partition(".")[0]
+    return f"{said}: {what[:1].lower()}{what[1:]}" if said == _SUMMARIES[GenerationCall] else said
 
 
 def _examples(endpoint: Endpoint, call: type[Call]) -> Iterator[tuple[str, JSON]]:

@@ -14,15 +14,18 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def settings_table() -> str:
-    """The table of settings, as it must stand in docs/settings.md."""
-    lines = ["| section | key | environment | default | what it is |", "|---|---|---|---|---|"]
+    """The tables of settings, as they must stand in docs/settings.md: one for each section."""
+    lines = []
     for name, section in SECTIONS.items():
+        said = (section.__doc__ or "").partition("\n\n")[0]
+        head = ["| key | environment | default | what it is |", "|---|---|---|---|"]
+        lines += ["", f"## [{name}]", "", " ".join(said.split()), "", *head]
         for key, info in section.model_fields.items():
             variables = ", ".join(f"`{variable}`" for variable in environment_names(info))
             default = ", ".join(info.default) if isinstance(info.default, tuple) else str(info.default)
             shown = f"`{default}`" if default else "empty"
-            lines.append(f"| `{name}` | `{key}` | {variables} | {shown} | {info.description} |")
-    return "\n".join(lines)
+            lines.append(f"| `{key}` | {variables} | {shown} | {info.description} |")
+    return "\n".join(lines[1:])
 
 
 def clash_table() -> str:

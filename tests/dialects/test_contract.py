@@ -646,7 +646,8 @@ async def test_the_page_says_what_a_path_is_for_and_every_status_that_it_answers
 ) -> None:
     async with running(Scripted(), monkeypatch) as service:
         paths = (await service.get("/openapi.json")).json["paths"]
-    assert paths["/v1/chat/completions"]["post"]["summary"] == "Generate text"
+    assert paths["/v1/chat/completions"]["post"]["summary"] == "Generate text from query, initial_query or messages"
+    assert paths["/v1/completions"]["post"]["summary"].startswith("Generate text: text to continue")
     assert paths["/v1/embeddings"]["post"]["summary"] == "Turn texts into vectors"
     assert paths["/api/count_token"]["post"]["summary"] == "Count the tokens of a text"
     assert "422" in paths["/generate"]["post"]["responses"]
