@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,3 +67,14 @@ def test_nothing_is_imported_that_is_not_declared() -> None:
 
 def test_the_exceptions_are_declared_and_not_imported() -> None:
     assert NOT_IMPORTED.keys() <= DECLARED - IMPORTED
+
+
+def test_the_version_is_told_by_setup_cfg_and_the_same_elsewhere() -> None:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", "utf-8")
+    metadata = parser["metadata"]
+    label = re.search(r'image\.version="([^"]+)"', (ROOT / "docker" / "Dockerfile").read_text("utf-8"))
+    assert label
+    assert label[1] == metadata["version"]
+    assert metadata["author"]
+    assert all(f"Python :: 3.{minor}" in metadata["classifiers"] for minor in range(10, 14))
