@@ -12,6 +12,7 @@ from comps.core.types import JSON
 from comps.dialects.shared.base import STATUS, Call, Dialect, EmbeddingCall, GenerationCall, Style, Text, TokenCountCall
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
 from comps.openapi_examples import error_answers, route_answer, schema_of, stream, whole_answer
+from comps.openapi_fields import FIELDS
 
 _FIRST = ("opea", "openai")
 """The dialects whose groups come first."""
@@ -106,8 +107,10 @@ def _operation(endpoint: Endpoint, document: dict[str, Any]) -> JSON:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for call, _ in endpoint.calls:
         schema = call.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(schema.pop("$defs", {}))
-        schemas[call.__name__] = schema
+        found = {**schema.pop("$defs", {}), call.__name__: schema}
+        for name, one in found.items():
+            _describe_fields(name, one)
+        schemas.update(found)
     names = dict.fromkeys(call.__name__ for call, _ in endpoint.calls)
     examples = {key: example for call, _ in endpoint.calls for key, example in _examples(endpoint, call)}
     content = {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]}, "examples": examples}
@@ -119,6 +122,12 @@ def _operation(endpoint: Endpoint, document: dict[str, Any]) -> JSON:
         "requestBody": {"required": True, "content": {"application/json": content}},
         "responses": {"200": _answer(endpoint, schemas), **_errors(call.style for call, _ in endpoint.calls)},
     }
+
+
+def _describe_fields(name: str, schema: dict[str, Any]) -> None:
+    for field, told in schema.get("properties", {}).items():
+        if not told.get("description") and (said := FIELDS.get(f"{name}.{field}") or FIELDS.get(field)):
+            told["description"] = said
 
 
 def _summary(endpoint: Endpoint) -> str:

@@ -56,8 +56,9 @@ INTERNAL: dict[str, set[str]] = {
     "shared_metrics": set(),
     "replies": {"core", "dialects.*", "admission", "telemetry", "keep_alive", "requests", "responses"},
     "handler": {"core", "dialects.*", "access", "admission", "logs", "telemetry", "requests", "responses", "replies"},
-    "openapi": {"core", "dialects.*", "openapi_examples"},
+    "openapi": {"core", "dialects.*", "openapi_examples", "openapi_fields"},
     "openapi_examples": {"core", "dialects.*"},
+    "openapi_fields": set(),
     "routes": {
         "gpus",
         "logs",

@@ -92,11 +92,13 @@ async def test_every_example_of_a_body_gets_the_answer_that_the_document_shows(m
 
 
 async def test_all_routes_are_grouped_and_told_with_opeas_and_openais_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running(Able([PIECES]), monkeypatch, {"LLM_DIALECTS": "kaito, openai, llm_api, opea"}) as service:
+    async with running(
+        Able([PIECES]), monkeypatch, {"LLM_DIALECTS": "kaito, openai, llm_api, square, llm_on_k8s, opea"}
+    ) as service:
         document = (await service.get("/openapi.json")).json
         page = (await service.get("/docs")).body.decode()
     groups = [tag["name"] for tag in document["tags"]]
-    assert groups == ["opea", "openai", "kaito", "llm_api", "service"]
+    assert groups == ["opea", "openai", "kaito", "llm_api", "square", "llm_on_k8s", "service"]
     assert all(tag["description"] for tag in document["tags"])
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -107,7 +109,13 @@ async def test_all_routes_are_grouped_and_told_with_opeas_and_openais_first(monk
             for media_type, told in operation["responses"]["200"].get("content", {}).items():
                 if media_type == "text/event-stream":
                     assert all(one["value"].count("data: ") > 1 for one in told["examples"].values()), path
-    assert document["paths"]["/generate"]["post"]["tags"] == ["kaito", "llm_api"]
+    for name, schema in document["components"]["schemas"].items():
+        if not name.endswith("Answer"):
+            assert schema["description"], name
+            assert [field for field, one in schema.get("properties", {}).items() if not one.get("description")] == [], (
+                name
+            )
+    assert document["paths"]["/generate"]["post"]["tags"] == ["kaito", "llm_api", "llm_on_k8s"]
     first = {
         tag: next(path for path, one in document["paths"].items() if tag in next(iter(one.values()))["tags"])
         for tag in groups

@@ -1,0 +1,69 @@
+"""What fields of bodies mean, for the OpenAPI document, where a body says nothing of its own about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_PASSED = "As OpenAI has it; for model servers that know it."
+_NOT_HERE = "As transformers has it; no effect here, and named as ignored."
+
+FIELDS: Mapping[str, str] = {
+    # Questions and documents.
+    "query": "The question.",
+    "initial_query": "The question.",
+    "prompt": "The text.",
+    "prompts": "The texts, each with an answer of its own.",
+    "messages": "The messages, the question last.",
+    "role": "Who says it: system, user, assistant …",
+    "content": "What is said.",
+    "text": "The text.",
+    "title": "The document's title.",
+    "metadata": "Further facts, such as `url`, `score` and `citation_id`.",
+    "MessagesCall.metadata": _PASSED,
+    "reranked_docs": "Documents, the best first; they take the place of retrieved ones.",
+    "input_data": "The dialogs.",
+    "input_string": "The dialogs, each a list of messages.",
+    "parameters": "The sampling parameters.",
+    "model": "The served model's name, where several are served.",
+    # Sampling.
+    "temperature": "0 is greedy.",
+    "top_p": "Sample from the likeliest tokens that have this probability together.",
+    "typical_p": "Sample from the most typical tokens that have this probability together.",
+    "repetition_penalty": "Above 1: tokens that are there already become less likely.",
+    "repeat_penalty": "An older name of repetition_penalty.",
+    "frequency_penalty": "Above 0: the more often a token is there, the less likely it becomes.",
+    "presence_penalty": "Above 0: tokens that are there already become less likely.",
+    "seed": "The same seed repeats the answer, as far as the model server can.",
+    "min_new_tokens": "The least tokens of the answer.",
+    # Streams.
+    "stream": "Whether the answer is streamed.",
+    "stream_options": "`include_usage`: the stream ends with the numbers of tokens.",
+    # OpenAI's options.
+    "tools": "Functions that the model may call.",
+    "tool_choice": "none, auto, required, or the function to call.",
+    "parallel_tool_calls": _PASSED,
+    "logprobs": "Whether the answer has the log probabilities of its tokens.",
+    "echo": "Whether the answer begins with the prompt.",
+    "suffix": "The text behind what is to be filled in.",
+    "user": "The end user's id; for model servers that know it.",
+    **dict.fromkeys(
+        (
+            *("reasoning_effort", "verbosity", "modalities", "audio", "prediction", "web_search_options"),
+            *("moderation", "store", "service_tier", "safety_identifier"),
+            *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
+        ),
+        _PASSED,
+    ),
+    # Transformers' options.
+    **dict.fromkeys(
+        (
+            *("min_length", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "length_penalty"),
+            *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "output_scores"),
+            *("return_dict_in_generate", "eos_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+            "remove_invalid_values",
+        ),
+        _NOT_HERE,
+    ),
+    "pad_token_id": "It changes no text.",
+}
+"""Descriptions by the field's name, or by the schema's and the field's (`MessagesCall.metadata`)."""
