@@ -100,7 +100,7 @@ def test_functions_that_the_model_cannot_call_are_an_error_that_says_so(
 
 @pytest.mark.xdist_group("engine")
 def test_a_model_in_the_process_calls_a_function_and_fills_in_an_object(engine: OpenVINO) -> None:
-    chat = StandaloneChatModel(server=engine, model="SmolLM2-135M-Instruct", temperature=0.0, max_tokens=40)
+    chat = StandaloneChatModel(server=engine, model="SmolLM2-135M-Instruct", temperature=0.0, max_tokens=24)
     called = chat.bind_tools([City], tool_choice="any").invoke("How is the weather in Paris?")
     assert isinstance(called, AIMessage)
     assert [call["name"] for call in called.tool_calls] == ["City"]
