@@ -120,7 +120,10 @@ def _operation(endpoint: Endpoint, document: dict[str, Any]) -> JSON:
         "description": "\n".join(_kinds(endpoint)),
         "operationId": re.sub(r"\W+", "_", _shown(endpoint.path)).strip("_"),
         "requestBody": {"required": True, "content": {"application/json": content}},
-        "responses": {"200": _answer(endpoint, schemas), **_errors(call.style for call, _ in endpoint.calls)},
+        "responses": {
+            "200": _answer(endpoint, schemas),
+            **_errors((call.marker or dialect.name, call.style) for call, dialect in endpoint.calls),
+        },
     }
 
 
@@ -176,17 +179,22 @@ def _answer(endpoint: Endpoint, schemas: dict[str, Any]) -> JSON:
     return {"description": said, "content": content, "headers": headers}
 
 
-def _errors(styles: Iterable[Style]) -> JSON:
-    """Returns the responses with errors by status, with an example in each style."""
-    known = {id(style): style for style in styles}.values()
-    answers = [error_answers(style) for style in known]
-    statuses = sorted({*STATUS.values(), *(status for style in known for status in style.statuses.values())})
-    return {str(status): _error(status, answers) for status in statuses}
+def _errors(styles: Iterable[tuple[str, Style]]) -> JSON:
+    """Returns the responses with errors by status, with an example in each style.
+
+    Args:
+        styles: The styles, each with the name of what has it.
+    """
+    known: dict[int, tuple[list[str], Style]] = {}
+    for name, style in styles:
+        known.setdefault(id(style), ([], style))[0].append(name)
+    answers = [(" ".join(names), error_answers(style)) for names, style in known.values()]
+    statuses = {*STATUS.values(), *(status for _, style in known.values() for status in style.statuses.values())}
+    return {str(status): _error(status, answers) for status in sorted(statuses)}
 
 
-def _error(status: int, answers: Sequence[Mapping[int, JSON]]) -> JSON:
-    found = [by_status[status] for by_status in answers if status in by_status]
-    examples = {f"error-{number}": {"value": value} for number, value in enumerate(found, 1)}
+def _error(status: int, answers: Sequence[tuple[str, Mapping[int, JSON]]]) -> JSON:
+    examples = {name: {"value": by_status[status]} for name, by_status in answers if status in by_status}
     return {
         "description": _STATUSES.get(status, "Error"),
         "content": {"application/json": {"schema": {}, **({"examples": examples} if examples else {})}},
@@ -208,7 +216,7 @@ def _describe_route(name: str, operation: dict[str, Any], dialects: Sequence[Dia
         said["content"] = {answer.media_type.partition(";")[0]: {"schema": {"type": "string"}, "example": answer.text}}
     elif answer is not None:
         said["content"] = {"application/json": {"schema": {}, "example": answer}}
-    operation["responses"] = {"200": said, **_errors([route.style or owner.style])}
+    operation["responses"] = {"200": said, **_errors([(owner.name, route.style or owner.style)])}
 
 
 _SUMMARIES: dict[type[Call], str] = {

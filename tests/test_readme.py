@@ -32,6 +32,8 @@ PAGES = {
     for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 """The texts of the README, of CONTRIBUTING and of the documentation, by their paths."""
+RUN_ELSEWHERE = ("docs/command-line.md",)
+"""The pages whose commands are run by tests of what they are about."""
 FOLDERS = ("docker", "impl")
 """Further folders with pages, whose commands are tested elsewhere."""
 MOST_LINES = 150
@@ -44,6 +46,7 @@ def blocks(language: str) -> list[Any]:
     return [
         pytest.param(block, id=f"{page}-{number}")
         for page, text in PAGES.items()
+        if page not in RUN_ELSEWHERE
         for number, block in enumerate(fence.findall(text), 1)
     ]
 
