@@ -40,7 +40,7 @@ PIECES = ("Deep", " learning")
 """The answer in the examples, token by token."""
 _USAGE = Usage(12, len(PIECES))
 _ERRORS = (
-    InvalidRequest("it is empty", "query"),
+    InvalidRequest("Input should be greater than or equal to 0", "temperature"),
     Unauthorized("a key is needed"),
     Forbidden("the key may not use this model"),
     UnknownModel("another", _MODEL),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 
 from comps.app import make_dialects, read_settings
+from comps.dialects.shared.base import Call, Dialect, GenerationCall
 from comps.dialects.shared.endpoint import Endpoint
+from comps.openapi_examples import stream
 from comps.settings import SECTIONS, environment_names
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -53,19 +55,51 @@ def _clash(route: str, body: str, claiming: list[str], owner: str) -> str:
     return f"| {f'`{route}`' if route else ''} | {body} | {claims} | `{owner}` |"
 
 
-TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {
-    "settings.md": ("settings", settings_table),
-    "dialects.md": ("clashes", clash_table),
+def routes_table() -> str:
+    """The table of all routes of the dialects, as it must stand in docs/dialects.md."""
+    lines = ["| dialect | route | body | what it is | streamed as |", "|---|---|---|---|---|"]
+    for dialect in make_dialects(read_settings(None)):
+        for path, calls in dialect.calls.items():
+            for call in () if _is_repeated(path, dialect.calls) else calls:
+                marker = f"with `{call.marker}`" if len(calls) > 1 else ""
+                row = f"| `{dialect.name}` | `POST {path}` | {marker} | {_told(call)} | {_streamed(call, dialect)} |"
+                lines.append(row)
+        for name, route in dialect.routes.items():
+            if not _is_repeated(name, dialect.routes):
+                shown = name.replace(":path}", "}")
+                lines.append(f"| `{dialect.name}` | `{shown}` |  | {_told(route.respond)} | – |")
+    return "\n".join(lines)
+
+
+def _is_repeated(path: str, paths: Container[str]) -> bool:
+    """Whether a path is another one with a model's name in it."""
+    return "/{model:path}/" in path and path.replace("/{model:path}", "") in paths
+
+
+def _told(one: object) -> str:
+    return " ".join((one.__doc__ or "").split()).rstrip(".")
+
+
+def _streamed(call: type[Call], dialect: Dialect) -> str:
+    if issubclass(call, GenerationCall) and any(stream(call, dialect, one) for one in call.examples.values()):
+        return call.media_type.partition(";")[0]
+    return "–"
+
+
+TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
+    "settings.md": {"settings": settings_table},
+    "dialects.md": {"clashes": clash_table, "routes": routes_table},
 }
-"""By page: the name of the comments around the table, and what makes it."""
+"""By page: what makes each table, by the name of the comments around it."""
 
 
 def written(page: str) -> str:
-    """A page with its table made anew."""
-    mark, table = TABLES[page]
+    """A page with its tables made anew."""
     text = (DOCS / page).read_text("utf-8")
-    between = re.compile(f"(?<=<!-- {mark} -->\n).*?(?=\n<!-- /{mark} -->)", re.DOTALL)
-    return between.sub(lambda _: table(), text)
+    for mark, table in TABLES[page].items():
+        between = re.compile(f"(?<=<!-- {mark} -->\n).*?(?=\n<!-- /{mark} -->)", re.DOTALL)
+        text = between.sub(table().replace("\\", r"\\"), text)
+    return text
 
 
 def main() -> None:

@@ -161,7 +161,7 @@ def test_what_is_only_shown_names_settings_and_files_that_exist(monkeypatch: pyt
                 monkeypatch.setenv(*word.partition("=")[::2])
             open_models(read_settings(None))
         for word in words:
-            if word.startswith(("docker/", "impl/")):
+            if word.startswith(("docker/", "impl/", "tests/", "examples/")):
                 assert (ROOT / word).exists(), word
 
 
