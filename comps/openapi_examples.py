@@ -62,7 +62,7 @@ def whole_answer(kind: type[Call], dialect: Dialect, body: JSON) -> JSON:
     if isinstance(call, TokenCountCall):
         return _plain(kind.style, call.reply(len(PIECES)))
     assert isinstance(call, GenerationCall)
-    if call.streamed or kind.reply is GenerationCall.reply:
+    if call.streamed or type(call).reply is GenerationCall.reply:
         return None
     answers = [Generation("".join(PIECES), "stop", _USAGE)] * len(call.requests())
     return _plain(kind.style, call.reply(answers, _METADATA))
