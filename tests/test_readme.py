@@ -206,6 +206,7 @@ async def test_the_echo_dialect_of_the_documentation_answers_from_its_echo_model
         streamed = await service.post({"say": "Hello there", "stream": True, "mood": 1}, "/echo")
         wrong = await service.post({"say": "Hello there", "words": 0}, "/echo")
     assert (whole.status, whole.json) == (200, {"said": "Hello "})
+    assert whole.headers["x-finish-reason"] == "length"
     assert streamed.chunks == [b'{"said":"Hello "}\n', b'{"said":"there "}\n', b'{"end":"stop"}\n']
     assert streamed.headers["x-ignored-params"] == "mood"
     assert wrong.status == 400
