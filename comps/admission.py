@@ -77,8 +77,8 @@ class Admission:
         self.refused[QUEUE_FULL] += 1
         return self._overloaded(f"too many requests: {self.waiting} are waiting already")
 
-    async def wait(self, caller: str, *, may_refuse: bool = True) -> None:
-        """Wait for a slot, and take it; who is cancelled meanwhile leaves the queue.
+    async def wait(self, caller: str, *, may_refuse: bool = True) -> float:
+        """Wait for a slot, and take it; returns the seconds. Who is cancelled meanwhile leaves the queue.
 
         Args:
             caller: Whose request it is.
@@ -114,8 +114,10 @@ class Admission:
                 timer.cancel()
         if refused:
             raise self._overloaded(refused)
+        waited = monotonic() - began
         if self._on_waited:
-            self._on_waited(monotonic() - began)
+            self._on_waited(waited)
+        return waited
 
     def give_back(self, since: float) -> None:
         """Give a slot back; the next request in the queue gets it.
@@ -185,12 +187,14 @@ class RequestSlots:
         since: When it began, by `time.monotonic`.
     """
 
-    __slots__ = ("_admission", "_caller", "_has_slot", "_since", "_turn")
+    __slots__ = ("_admission", "_caller", "_has_slot", "_since", "_turn", "waited")
 
     def __init__(self, admission: Admission, caller: str, since: float) -> None:
         self._admission = admission
         self._caller = caller
         self._since = since
+        self.waited = 0.0
+        """Seconds that the request waited for its first slot."""
         self._has_slot = False
         """Whether there is a slot for the next answer."""
         self._turn: asyncio.Lock | None = None
@@ -211,7 +215,7 @@ class RequestSlots:
         if self._has_slot:
             return
         if not self._admission.take():
-            await self._admission.wait(self._caller)
+            self.waited = await self._admission.wait(self._caller)
             self._since = monotonic()
         self._has_slot = True
 

@@ -147,7 +147,7 @@ def _open_model(
         endpoints = _endpoints(model)
         access = _access(model, repeats=len(endpoints) == 1)
         opened = [server] if server else _open_replicas(served, endpoints, access)
-        replicas = [Redacted(_as_set(one, served), redactor, logs_prompts=logs_prompts) for one in opened]
+        replicas = [Redacted(_as_set(one, served), redactor, logs_prompts=logs_prompts, model=name) for one in opened]
         server = _as_one(replicas, name, model, access)
     with problems.caught():
         templates = read_templates(model.prompt_templates, model.model_name)

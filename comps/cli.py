@@ -74,7 +74,7 @@ def serve(
         settings = _settings(config)
         if workers:
             settings = replace(settings, microservice=settings.microservice.model_copy(update={"workers": workers}))
-        start_log(settings.logging.log_level, settings.logging.log_path)
+        start_log(settings.logging.log_level, settings.logging.log_path, settings.logging.log_format)
         service = ServiceProcess(settings)
         code = _run_workers(service, settings) if settings.microservice.workers > 1 else service.run_until_end(None)
     if code:

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Collection, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
+from time import monotonic
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, quote
 
 from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
-from comps.access import CALLER
 from comps.admission import Admission, RequestSlots
 from comps.core.beside import LONG, MANY, beside
 from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, for_operator, shutting_down
@@ -27,11 +27,12 @@ from comps.core.types import JSON, GenerationRequest, ModelInfo, Usage
 from comps.dialects.shared.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint, RequestError
 from comps.dialects.shared.framing import preview_document
+from comps.exchange import Exchange
 from comps.logs import log
 from comps.replies import Reply, Responder, metadata_of, shortened
 from comps.requests import ClientGone, read_body
 from comps.responses import Response, response_to
-from comps.telemetry import Exchange, Telemetry
+from comps.telemetry import Telemetry
 
 _Headers: TypeAlias = list[tuple[bytes, bytes]]
 
@@ -68,50 +69,67 @@ class Handler:
         self._max_body = max_body
         self._keepalive_seconds = keepalive_seconds
         self._strict = strict
+        # Of several dialects that read the same kind of body, the first one does.
+        self._dialects = {kind: dialect.name for kind, dialect in reversed(endpoint.calls)}
+        self._dialect = endpoint.calls[0][1].name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = response_to(scope, receive, send)
-        reply = Reply(response)
+        exchange = Exchange(self.endpoint.path, scope, self._dialect)
+        reply = Reply(response, exchange)
         style = self.endpoint.style
         call: Call | None = None
-        with self._telemetry.exchange(self.endpoint.path, scope.get(CALLER)) as exchange:
-            try:
-                endpoint, variables = self._endpoint_for(scope)
-                style = endpoint.style
-                body = await read_body(response, scope, receive, self._max_body)
-                exchange.body_size = len(body)
-                caller = exchange.caller.name if exchange.caller else ""
-                is_large = len(body) > LONG or body.count(b",") > MANY
-                admission = self._only_admission
-                if admission and admission.running == admission.max_running and not admission.has_place(caller):
-                    style = await beside(endpoint.style_of, body) if is_large else endpoint.style_of(body)
-                    raise admission.refusal(caller)
-                if is_large:
-                    call = await beside(endpoint.read, body, variables)
-                    call.mark_large()
-                else:
-                    call = endpoint.read(body, variables)
-                style = call.style
-                exchange.window = "queued"
-                await _unless_gone(response, self._answer(call, endpoint, reply, exchange, caller))
-                exchange.outcome = "200"
-            except ClientGone:
-                exchange.outcome = "gone"
-            except asyncio.CancelledError:  # The service ends before the answer does.
-                self._fail(shutting_down(), style, call, reply, exchange)
-            except RequestError as request_error:
-                self._fail(request_error.error, request_error.style, None, reply, exchange)
-            except LLMError as error:
-                self._fail(error, style, call, reply, exchange)
-            except Exception:  # A fault of ours: the log gets the details, the caller none.
-                log.exception("while answering %s", self.endpoint.path)
-                self._fail(LLMError("internal error; the service's log has it"), style, call, reply, exchange)
+        self._telemetry.in_flight += 1
+        try:
+            endpoint, variables = self._endpoint_for(scope)
+            style = endpoint.style
+            body = await read_body(response, scope, receive, self._max_body)
+            exchange.received_at = monotonic()
+            call = await self._read(body, endpoint, variables, exchange)
+            style = call.style
+            exchange.window = "queued"
+            await _unless_gone(response, self._answer(call, endpoint, reply, exchange))
+            exchange.outcome = "200"
+        except ClientGone:
+            exchange.outcome = "gone"
+        except asyncio.CancelledError:  # The service ends before the answer does.
+            self._fail(shutting_down(), style, call, reply, exchange)
+        except RequestError as request_error:
+            exchange.dialect = request_error.dialect or exchange.dialect
+            self._fail(request_error.error, request_error.style, None, reply, exchange)
+        except LLMError as error:
+            self._fail(error, style, call, reply, exchange)
+        except Exception:  # A fault of ours: the log gets the details, the caller none.
+            log.exception("while answering %s", self.endpoint.path)
+            self._fail(LLMError("internal error; the service's log has it"), style, call, reply, exchange)
+        finally:
+            self._telemetry.end(exchange)
         await response.aclose()
+
+    async def _read(self, body: bytes, endpoint: Endpoint, variables: Mapping[str, str], exchange: Exchange) -> Call:
+        """Returns the call that a body is.
+
+        Raises:
+            RequestError: It is not valid, or there is no place for it (`Overloaded`).
+        """
+        exchange.body_size = len(body)
+        is_large = len(body) > LONG or body.count(b",") > MANY
+        admission, caller = self._only_admission, exchange.caller.name if exchange.caller else ""
+        if admission and admission.running == admission.max_running and not admission.has_place(caller):
+            kind, dialect = await beside(endpoint.kind_of, body) if is_large else endpoint.kind_of(body)
+            exchange.model = next(iter(self._admissions))
+            raise RequestError(admission.refusal(caller), kind.style, dialect.name)
+        if is_large:
+            call = await beside(endpoint.read, body, variables)
+            call.mark_large()
+        else:
+            call = endpoint.read(body, variables)
+        exchange.dialect = self._dialects[type(call)]
+        return call
 
     def _fail(self, error: LLMError, style: Style, call: Call | None, reply: Reply, exchange: Exchange) -> None:
         status = style.status(error)
-        if status >= 500:
-            exchange.failure = for_operator(error)
+        exchange.fails(for_operator(error), is_failure=status >= 500)
         if isinstance(call, GenerationCall) and reply.started:
             exchange.outcome = "broken"
             reply.write(call.error_item(error))
@@ -128,9 +146,12 @@ class Handler:
         """Returns the endpoint that parses the request's body, and the path's variables."""
         return self.endpoint, scope.get("path_params", {})
 
-    async def _answer(self, call: Call, endpoint: Endpoint, reply: Reply, exchange: Exchange, caller: str) -> None:
-        model = self._model(call, exchange.allowed)
-        slots = RequestSlots(self._admissions[model.model], caller, exchange.started)
+    async def _answer(self, call: Call, endpoint: Endpoint, reply: Reply, exchange: Exchange) -> None:
+        caller = exchange.caller
+        model = self._model(call, caller.models if caller else ())
+        exchange.model = model.model
+        slots = RequestSlots(self._admissions[model.model], caller.name if caller else "", exchange.started)
+        exchange.slots = slots
         slots.check()
         try:
             await self._respond(call, endpoint, model, slots, reply, exchange)
@@ -161,8 +182,11 @@ class Handler:
         assert isinstance(call, EmbeddingCall | TokenCountCall)
         info = await _info(call, model, slots)
         headers = self._ignored(call, info)
+        exchange.ignored = _named(headers)
+        exchange.operation = "embeddings" if isinstance(call, EmbeddingCall) else "count_tokens"
         await slots.enter()
         exchange.window = "whole"
+        exchange.asked_at = monotonic()
         if isinstance(call, EmbeddingCall):
             embeddings = await model.embed(call.texts())
             if embeddings.prompt_tokens is not None:
@@ -170,6 +194,7 @@ class Handler:
             encoded = partial(_encoded, call, embeddings, metadata_of(info))
         else:
             encoded = partial(_encoded, call, await model.count_tokens(call.text()))
+        exchange.answered_at = monotonic()
         reply.whole(200, await beside(encoded) if call.is_large else encoded(), headers)
 
     async def _generate(
@@ -178,9 +203,11 @@ class Handler:
         info = await _info(call, model, slots)
         headers, requests = await beside(self._meant, call, info) if call.is_large else self._meant(call, info)
         exchange.asked = requests
+        exchange.ignored = _named(headers)
         response = Responder(call, info, len(requests), reply, headers, exchange, self._keepalive_seconds)
         if call.streamed:
             choices = requests[0].options.get("n", 1) if "n" in info.capabilities else 1
+            exchange.answers = len(requests) * choices
             await response.stream(slots, model, requests, choices)
         else:
             await response.whole(slots, model, requests)
@@ -239,6 +266,9 @@ class PromptHandler(Handler):
         assert isinstance(call, GenerationCall)
         info = await _info(call, model, slots)
         requests = await beside(_requests, call, info) if call.is_large else _requests(call, info)
+        exchange.operation = "prompt"
+        owner = endpoint.owner(call) if isinstance(endpoint, PreviewEndpoint) else endpoint
+        exchange.dialect = next(dialect.name for kind, dialect in owner.calls if kind is type(call))
 
         async def previewed(request: GenerationRequest) -> Preview:
             await slots.take()
@@ -250,11 +280,10 @@ class PromptHandler(Handler):
 
         await slots.enter()
         previews = await at_once([previewed(request) for request in requests])
-        owner = endpoint.owner(call) if isinstance(endpoint, PreviewEndpoint) else endpoint
         of_all = {
             "model": info.name,
             "model_server": self._model_servers[info.name],
-            "dialect": next(dialect.name for kind, dialect in owner.calls if kind is type(call)),
+            "dialect": exchange.dialect,
             "route": next(shown for endpoint, _, shown, _ in self._routes if endpoint is owner),
             "stream": call.streamed,
         }
@@ -263,6 +292,11 @@ class PromptHandler(Handler):
             return preview_document({**of_all, "ignored": _ignored_names(call, info)}, previews)
 
         reply.whole(200, await beside(document) if call.is_large else document(), [])
+
+
+def _named(headers: _Headers) -> str:
+    """Returns the ignored fields that a header names, if there is one."""
+    return headers[0][1].decode() if headers else ""
 
 
 def _encoded(call: EmbeddingCall | TokenCountCall, *computed: Any) -> bytes:

@@ -1,15 +1,18 @@
-"""The log: where it is written, and in which form."""
+"""The log: where it is written, and in which form: text or JSON, a line for each record."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
 import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from comps.core.request_id import REQUEST_ID
 
 log = logging.getLogger("opea_llm")
 
@@ -19,8 +22,47 @@ _MOST_LINES, _LONGEST_MESSAGE = 200, 1000
 """Of a traceback in the log, and of the message of an error in it."""
 
 
-def start_log(level: str, path: str) -> None:
+class Logged(Protocol):
+    """What a `RequestLine` is about."""
+
+    def line(self, server: str) -> str:
+        """Returns the line in text."""
+        ...
+
+    def fields(self, server: str) -> dict[str, Any]:
+        """Returns what it says, by name."""
+        ...
+
+
+class RequestLine:
+    """The message of a record about one request: text, or fields.
+
+    Args:
+        exchange: The request and its answer.
+        server: The kind of the model's server.
+    """
+
+    __slots__ = ("_exchange", "_server")
+
+    def __init__(self, exchange: Logged, server: str) -> None:
+        self._exchange = exchange
+        self._server = server
+
+    def __str__(self) -> str:
+        return self._exchange.line(self._server)
+
+    def fields(self) -> dict[str, Any]:
+        """Returns what it says, by name."""
+        return self._exchange.fields(self._server)
+
+
+def start_log(level: str, path: str, form: str = "text") -> None:
     """Write the log to a file, or to standard error if `path` is empty.
+
+    Args:
+        level: The level, by its name.
+        path: The file.
+        form: `text` or `json`.
 
     Raises:
         OSError: The file cannot be written.
@@ -29,7 +71,7 @@ def start_log(level: str, path: str) -> None:
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         handler = _LogFile(path, encoding="utf-8")
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(JSONFormatter() if form == "json" else _Formatter())
     # Fields that the format does not use are not collected: https://docs.python.org/3/howto/logging.html#optimization.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
@@ -64,7 +106,7 @@ class _Formatter(logging.Formatter):
 
     No text of a caller's or a model server's begins a line or moves a terminal's cursor: what is not displayed is
     escaped. A traceback has the places and the types of the errors, but their messages at the level DEBUG only, since
-    they may quote prompts.
+    they may quote prompts. A line at the level DEBUG has the id of the request.
     """
 
     _second = 0
@@ -72,6 +114,8 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         record.message = record.getMessage()
+        if record.levelno == logging.DEBUG and (said := REQUEST_ID.get()):
+            record.message = f"{record.message} id={said}"
         line = self.formatMessage(record)
         if not line.isprintable():
             line = _displayed(line)
@@ -92,6 +136,29 @@ class _Formatter(logging.Formatter):
         if second != self._second:
             self._second, self._text = second, time.strftime(self.default_time_format, self.converter(record.created))
         return f"[{self._text},{int(record.msecs):03d}] [{record.levelname:>8}] {record.name}: {record.message}"
+
+
+class JSONFormatter(_Formatter):
+    """Formats a JSON object in each line: `time` (ISO 8601, UTC), `level`, `logger`, `message`, and `request_id` within
+    a request; a request's own line has its fields, too. A traceback is a list of lines in `exception`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        begun = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        said: dict[str, Any] = {
+            "time": f"{begun}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+        }
+        if isinstance(record.msg, RequestLine):
+            fields = record.msg.fields()
+            said |= {"message": f"{fields['path']} {fields['outcome']}", **fields}
+        else:
+            said["message"] = record.getMessage()
+            if request := REQUEST_ID.get():
+                said["request_id"] = request
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info).splitlines()
+        return json.dumps(said)
 
 
 def _displayed(text: str) -> str:

@@ -4,34 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from random import getrandbits
-from time import time
+from time import monotonic, time
 from types import MappingProxyType
 
 from comps.admission import RequestSlots
 from comps.core.answers import Part, Parts, broken_off
 from comps.core.beside import beside
 from comps.core.generator import TextGenerator
+from comps.core.planning import Plan
 from comps.core.reports import settled
-from comps.core.request_id import REQUEST_ID
 from comps.core.tasks import at_once
 from comps.core.types import Finished, Generation, GenerationRequest, ModelInfo, Report, TextDelta, Usage, total
 from comps.dialects.shared.base import GenerationCall, Writer
 from comps.dialects.shared.framing import ResponseMetadata, was_counted
+from comps.exchange import Exchange
 from comps.keep_alive import COMMENT, KeepAlive
 from comps.requests import REQUEST_ID_HEADER
 from comps.responses import Response
-from comps.telemetry import Exchange
 
 _SSE_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 _JSON_TYPE = (b"content-type", b"application/json")
 _LONGEST_HEADER = 1000
+_TOKENS = frozenset(("reasoning", "reasoning_content", "tool_calls", "function_call", "refusal", "audio"))
+"""The fields of a delta without text that are part of an answer."""
 
 
 class Reply:
-    """A response, sent whole or as a stream of items."""
+    """A response, sent whole or as a stream of items.
 
-    def __init__(self, response: Response) -> None:
+    Args:
+        response: The response.
+        exchange: Knows the times, for the header `server-timing`.
+    """
+
+    def __init__(self, response: Response, exchange: Exchange) -> None:
         self._response = response
+        self._exchange = exchange
         self.write = response.write
         """Sends an item, as one HTTP chunk."""
         self.cork = response.cork
@@ -41,7 +49,7 @@ class Reply:
         """Send a whole JSON body."""
         self.started = True
         length = (b"content-length", str(len(body)).encode())
-        self._response.start(status, [_JSON_TYPE, length, _request_id(), *headers])
+        self._response.start(status, [_JSON_TYPE, length, *self._usual(), *headers])
         if body:
             self._response.write(body)
         self._response.end()
@@ -49,8 +57,13 @@ class Reply:
     def start_stream(self, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
         """Send the status line and the headers of a stream."""
         self.started = True
-        content = [(b"content-type", media_type.encode()), *_SSE_HEADERS, _request_id()]
-        self._response.start(200, content + headers)
+        content = (b"content-type", media_type.encode())
+        self._response.start(200, [content, *_SSE_HEADERS, *self._usual(), *headers])
+
+    def _usual(self) -> tuple[tuple[bytes, bytes], tuple[bytes, bytes]]:
+        """Returns the headers of all responses."""
+        exchange = self._exchange
+        return (REQUEST_ID_HEADER, exchange.id.encode()), (b"server-timing", exchange.server_timing())
 
     def end(self) -> None:
         """End the stream."""
@@ -90,6 +103,7 @@ class Responder:
         self._call = call
         self._keepalive_seconds = keepalive_seconds
         self._reports: dict[int, Report] = {}
+        exchange.reports = self._reports
         self._metadata = metadata_of(info, self._reports)
         self._prompts = prompts
         self._reply = reply
@@ -119,12 +133,21 @@ class Responder:
         try:
             plan = await model.plan(request)
             self._reports[number] = plan.report
+            self._asks(plan)
             generation = await model.complete(plan)
+            self._exchange.answered_at = monotonic()
         finally:
             slots.give_back()
         if self._settles(plan.report):
             self._reports[number] = settled(plan.report, generation.usage)
         return generation
+
+    def _asks(self, plan: Plan) -> None:
+        """Record that the model server is asked now, if it is with the first prompt."""
+        exchange = self._exchange
+        if not exchange.asked_at:
+            exchange.operation = "text_completion" if isinstance(plan.prompt, str) else "chat"
+            exchange.asked_at = monotonic()
 
     def _settles(self, report: Report) -> bool:
         """Whether the report is sent, so that it needs the numbers of tokens that the model server counted."""
@@ -142,7 +165,8 @@ class Responder:
             choices: How many answers each request asks for.
         """
         is_watched = bool(self._keepalive_seconds and self._call.takes_comments)
-        answer = _StreamedAnswer(self._begin, self._reply, is_watched)
+        answer = _StreamedAnswer(self._begin, self._reply, is_watched, self._exchange)
+        self._exchange.streamed = True
         watched = KeepAlive(self._keepalive_seconds, answer.has_written, self._comment) if is_watched else None
         try:
             await slots.enter()
@@ -174,7 +198,9 @@ class Responder:
         try:
             plan = await model.plan(request)
             self._reports[number] = plan.report
+            self._asks(plan)
             await model.answer(plan, answer)
+            self._exchange.answered_at = monotonic()
         finally:
             slots.give_back()
         if answer.usage and self._settles(plan.report):
@@ -184,7 +210,7 @@ class Responder:
 
     def _begin(self) -> Writer:
         """Start the response. This is called with the first piece, so that an earlier failure has its own status."""
-        self._exchange.first_token()
+        self._exchange.window = "stream"
         self._start_stream()
         return self._call.writer(self._metadata, self._reply.write)
 
@@ -209,10 +235,13 @@ class _StreamedAnswer:
         begin: Starts the response and returns the writer; called with the first piece.
         reply: Tells whether the client keeps up.
         is_watched: Whether `has_written` is called.
+        exchange: Is told when the first token comes.
     """
 
-    def __init__(self, begin: Callable[[], Writer], reply: Reply, is_watched: bool) -> None:
+    def __init__(self, begin: Callable[[], Writer], reply: Reply, is_watched: bool, exchange: Exchange) -> None:
         self._begin = begin
+        self._exchange: Exchange | None = exchange
+        """None when the first token has come."""
         self._is_watched = is_watched
         self.ended = False
         """Whether a choice has ended."""
@@ -224,11 +253,17 @@ class _StreamedAnswer:
 
     def text(self, text: str, choice: int = 0) -> None:
         self._wrote = True
-        (self._writer or self._begun()).text(text, choice)
+        writer = self._writer or self._begun()
+        if self._exchange:
+            self._first_token(writer)
+        writer.text(text, choice)
 
     def delta(self, delta: TextDelta) -> None:
         self._wrote = True
-        (self._writer or self._begun()).delta(delta)
+        writer = self._writer or self._begun()
+        if self._exchange and (delta.text or not _TOKENS.isdisjoint(delta.extra or ())):
+            self._first_token(writer)
+        writer.delta(delta)
 
     def finished(self, end: Finished) -> None:
         self.ended = True
@@ -257,13 +292,16 @@ class _StreamedAnswer:
 
     def _begun(self) -> Writer:
         self._writer = self._begin()
-        if not self._is_watched:
-            self.text = self._writer.text  # type: ignore[method-assign]  # One call less for each token.
         return self._writer
 
-
-def _request_id() -> tuple[bytes, bytes]:
-    return REQUEST_ID_HEADER, REQUEST_ID.get().encode()
+    def _first_token(self, writer: Writer) -> None:
+        """Record that the first token has come."""
+        assert self._exchange
+        self._exchange.first_token_at = monotonic()
+        self._exchange = None
+        if not self._is_watched:  # One call less for each token.
+            self.text = writer.text  # type: ignore[method-assign]
+            self.delta = writer.delta  # type: ignore[method-assign]
 
 
 def metadata_of(info: ModelInfo, reports: Mapping[int, Report] = MappingProxyType({})) -> ResponseMetadata:

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from inspect import isawaitable
 from math import inf
@@ -73,11 +74,16 @@ class Service:
         self.settings = settings
         self.models = models
         self.dialects = dialects
-        self.telemetry = Telemetry(models)
+        self.version = _version()
+        servers = {name: served.model.model_server for name, served in settings.models.items()}
+        self.telemetry = Telemetry(models, servers, self.version)
         limits = settings.microservice
         self.admissions = {
             generator.model: Admission(
-                limits.max_running, limits.max_waiting, limits.max_wait_seconds, self.telemetry.waited
+                limits.max_running,
+                limits.max_waiting,
+                limits.max_wait_seconds,
+                partial(self.telemetry.waited, generator.model),
             )
             for generator in models
         }
@@ -87,7 +93,6 @@ class Service:
         self.refusal = Refusals([*dialects, *others])
         self.guard = Guard(keys, _open_routes(settings), self.refusal, self.telemetry) if keys else None
         self._ending = False
-        self.version = _version()
         self.started = int(time())
 
     @asynccontextmanager
@@ -344,6 +349,7 @@ class Service:
         otherwise = f"GET /metrics?{request.url.query}"
         if self._has(otherwise):
             return await self._respond(otherwise, request)
+        await self.telemetry.read_process()
         return Response(self.telemetry.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _no_such_route(self, request: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import add
 from pathlib import Path
 
 from prometheus_client.core import Metric
@@ -86,6 +87,10 @@ def _sum(snapshots: Sequence[Snapshot], most: int) -> Snapshot:
     )
 
 
+_ALIKE = {"opea_llm_build_info": max, "process_start_time_seconds": min}
+"""How metrics are combined that no sum makes sense of."""
+
+
 @dataclass
 class _Total:
     metric: Metric
@@ -100,7 +105,9 @@ def _added(metrics: Iterable[Metric]) -> Iterator[Metric]:
         total = totals.setdefault(metric.name, _Total(metric))
         for sample in metric.samples:
             key = sample.name, tuple(sample.labels.items())
-            total.values[key] = total.values.get(key, 0) + sample.value
+            before = total.values.get(key)
+            combine = _ALIKE.get(metric.name, add)
+            total.values[key] = sample.value if before is None else combine(before, sample.value)
     for name, total in totals.items():
         added = Metric(name, total.metric.documentation, total.metric.type)
         for (sample_name, labels), value in total.values.items():

@@ -1,33 +1,39 @@
-"""Telemetry: Prometheus metrics, OPEA's statistics, and a line in the log for each request; nothing runs per token."""
+"""Telemetry: Prometheus metrics, OPEA's statistics, and a line in the log for each request; nothing runs per token.
+
+Where OpenTelemetry's conventions for generative AI have a name, a metric has it, with the labels of the convention, in
+Prometheus' form: https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
+import platform
 from bisect import bisect_left
-from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from statistics import fmean
-from types import TracebackType
+from time import monotonic
+from types import MappingProxyType
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from comps.access import Caller
 from comps.admission import Admission
+from comps.answer_metrics import AnswerMetrics
 from comps.core.generator import TextGenerator
 from comps.core.ports import CIRCUIT_STATES, HasCircuitBreakers
-from comps.core.request_id import REQUEST_ID
-from comps.core.tallies import RETRIES, TIMEOUTS
-from comps.core.types import GenerationRequest, Usage
+from comps.core.tallies import MODEL_SERVER_ERRORS, RETRIES, TIMEOUTS
+from comps.core.types import GenerationRequest
 from comps.core.unread import UNREAD
+from comps.exchange import Exchange
 from comps.limits import CONNECTIONS
-from comps.logs import log
+from comps.logs import RequestLine, log
+from comps.metrics import LAG_SECONDS, SECONDS, SERVED, Counters, Histograms, counter, gauge
 from comps.shared_metrics import SharedMetrics, Snapshot
 
 _KEPT = 1000
@@ -38,74 +44,6 @@ _BYTES_PER_TOKEN = 4
 """By which the tokens of a body are estimated where the model server has not counted them."""
 _LAG_SECONDS = 1.0
 """How often the event loop's lag is measured."""
-_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
-
-
-class Exchange:
-    """Context manager that records one request and its answer.
-
-    Args:
-        telemetry: The telemetry to record in.
-        path: The path of the request.
-        caller: Who sent it; None if no keys are set.
-    """
-
-    def __init__(self, telemetry: Telemetry, path: str, caller: Caller | None = None) -> None:
-        self._telemetry = telemetry
-        self._path = path
-        self.caller = caller
-        self.allowed: Collection[str] = caller.models if caller else ()
-        """The names of the models that the caller may use; none: all."""
-        self.body_size = 0
-        """The bytes of the request's body."""
-        self.id = REQUEST_ID.get()
-        self.started = time.monotonic()
-        self.outcome = "error"
-        """The HTTP status, `gone` if the client disconnected before the end, or `broken` if a stream is incomplete."""
-        self.first_token_after: float | None = None
-        """DurationHistogram from the request to the first event; None for whole answers."""
-        self.window = "body"
-        """Where a cancelled request was: `body` (it was not read completely), `queued` (for a slot), `first_token`
-        (its prompt was planned, or its stream had not begun), `stream`, or `whole` (its answer is not streamed)."""
-        self.asked: Sequence[GenerationRequest] = ()
-        """What was asked of the model; empty before that is known, and if nothing is to be generated."""
-        self.usage: Usage | None = None
-        self.reason: str | None = None
-        self.failure = ""
-        """The error, for the log, if it is one of the service or the model server; empty for request errors."""
-
-    def __enter__(self) -> Exchange:
-        self._telemetry.begin()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._telemetry.end(self._path, self)
-
-    def first_token(self) -> None:
-        """Record the time of the first event of a stream."""
-        self.first_token_after = time.monotonic() - self.started
-        self.window = "stream"
-
-
-class DurationHistogram:
-    """Histogram of durations. It has no locks, unlike that of prometheus_client, because the service has one thread."""
-
-    def __init__(self) -> None:
-        self._counts = [0] * (len(_SECONDS) + 1)
-        self._sum = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Record a duration."""
-        self._counts[bisect_left(_SECONDS, seconds)] += 1
-        self._sum += seconds
-
-    def family(self, name: str, documentation: str) -> HistogramMetricFamily:
-        """Returns the metric for Prometheus."""
-        bounds = [*map(str, map(float, _SECONDS)), "+Inf"]
-        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
-        return HistogramMetricFamily(name, documentation, buckets, self._sum)
 
 
 class Telemetry(Collector):
@@ -113,57 +51,73 @@ class Telemetry(Collector):
 
     Args:
         models: The models whose circuit breakers are shown.
+        servers: The kind of each model's server, by the model's name.
+        version: The service's version.
     """
 
-    def __init__(self, models: Iterable[TextGenerator] = ()) -> None:
+    def __init__(
+        self,
+        models: Iterable[TextGenerator] = (),
+        servers: Mapping[str, str] = MappingProxyType({}),
+        version: str = "",
+    ) -> None:
         self._models = models
+        self._servers = servers
+        self._version = version
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        self._exchanges: defaultdict[tuple[str, str], int] = defaultdict(int)
-        """The number of requests by path and outcome."""
-        self._cancelled: defaultdict[str, int] = defaultdict(int)
-        """The number of cancelled requests by window."""
+        self._process = ProcessCollector(registry=None)
+        self._of_process: Sequence[Metric] = ()
+        self._answers = AnswerMetrics()
+        self._cancelled = Counters(
+            "opea_llm_cancelled_requests", "Requests whose client left before the end, by where they were", "window"
+        )
         self._saved_tokens = 0
-        self._in_flight = 0
+        self.in_flight = 0
+        """Requests that have begun and not ended."""
         self._admissions: Mapping[str, Admission] = {}
-        self._queue = DurationHistogram()
-        self._seconds = DurationHistogram()
-        self._first = DurationHistogram()
-        self._lags = DurationHistogram()
-        self._tokens = {"prompt": 0, "completion": 0}
-        self._of_keys: defaultdict[tuple[str, str], int] = defaultdict(int)
-        """The number of requests by the name of the key and outcome."""
-        self._tokens_of_keys: defaultdict[tuple[str, str], int] = defaultdict(int)
-        """The number of tokens by the name of the key and kind."""
+        self._queue = Histograms(
+            "opea_llm_queue_seconds", "How long requests waited that had to, until they got a slot", SECONDS, "model"
+        )
+        self._lags = Histograms(
+            "opea_llm_event_loop_lag_seconds",
+            "How much later than asked for the event loop calls a timer; measured once a second",
+            LAG_SECONDS,
+        )
+        self._lag = self._lags.of()
         self._latencies: deque[float] = deque(maxlen=_KEPT)
         self._first_latencies: deque[float] = deque(maxlen=_KEPT)
         self._shared: SharedMetrics | None = None
 
     def collect(self) -> Iterator[Metric]:
         """Yields all metrics; see prometheus_client's `Collector`."""
-        yield _counters("opea_llm_requests", "Requests, by path and outcome", ("path", "outcome"), self._exchanges)
-        yield GaugeMetricFamily("opea_llm_requests_in_flight", "Requests being answered", self._in_flight)
+        build = GaugeMetricFamily("opea_llm_build_info", "Always 1", labels=("version", "python_version"))
+        build.add_metric((self._version, platform.python_version()), 1)
+        yield build
+        yield from self._answers.families()
+        yield gauge("opea_llm_requests_in_flight", "Requests being answered", self.in_flight)
         yield from self._admission_families()
-        yield self._seconds.family("opea_llm_request_seconds", "From request to the end of its answer")
-        first = "From request to the first event of a streamed answer"
-        yield self._first.family("opea_llm_first_token_seconds", first)
-        lag = "How much later than asked for the event loop calls a timer; measured once a second"
-        yield self._lags.family("opea_llm_event_loop_lag_seconds", lag)
-        tokens = CounterMetricFamily("opea_llm_tokens", "Tokens, as the model server counted them", labels=("kind",))
-        for kind, count in self._tokens.items():
-            tokens.add_metric((kind,), count)
-        yield tokens
-        yield _counters("opea_llm_key_requests", "Requests, by API key and outcome", ("key", "outcome"), self._of_keys)
-        yield _counters("opea_llm_key_tokens", "Tokens, by API key and kind", ("key", "kind"), self._tokens_of_keys)
-        yield GaugeMetricFamily("opea_llm_connections", "Open connections of clients", CONNECTIONS.open)
-        ended = "Connections ended by a limit"
-        yield _counter("opea_llm_connections_ended", ended, "reason", CONNECTIONS.ended)
         yield from self._of_cancelled()
-        yield _counter("opea_llm_retries", "Requests sent to a model server again, by reason", "reason", RETRIES)
-        yield _counter("opea_llm_timeouts", "Missed deadlines of model servers and clients", "deadline", TIMEOUTS)
+        yield counter("opea_llm_retries", "Requests sent to a model server again, by reason", ["reason"], RETRIES)
+        yield counter("opea_llm_timeouts", "Missed deadlines of model servers and clients", ["deadline"], TIMEOUTS)
+        yield self._failures()
         yield self._circuits()
         left_out = "Parts of model servers' answers that were not understood, and left out"
-        yield _counter("opea_llm_unread_parts", left_out, "part", UNREAD)
+        yield counter("opea_llm_unread_parts", left_out, ["part"], UNREAD)
+        yield gauge("opea_llm_connections", "Open connections of clients", CONNECTIONS.open)
+        ended = "Connections ended by a limit"
+        yield counter("opea_llm_connections_ended", ended, ["reason"], CONNECTIONS.ended)
+        yield self._lags.family()
+        yield from self._of_process
+
+    def _failures(self) -> Metric:
+        """Returns the errors of model servers, by class."""
+        failures = CounterMetricFamily(
+            "opea_llm_model_server_errors", "Errors of model servers, by class", labels=("class", *SERVED)
+        )
+        for (model, kind), count in MODEL_SERVER_ERRORS.items():
+            failures.add_metric((kind, model, self._servers.get(model, "")), count)
+        return failures
 
     def _of_cancelled(self) -> Iterator[Metric]:
         """Yields the metrics of requests whose client left.
@@ -173,15 +127,16 @@ class Telemetry(Collector):
         in the windows `queued` and `first_token`. Nothing counts the tokens of a stream or of a whole answer on their
         way, so what is saved in the windows `stream` and `whole` is not known, and not counted.
         """
-        gone = "Requests whose client left before the end, by where they were"
-        yield _counter("opea_llm_cancelled_requests", gone, "window", self._cancelled)
+        yield self._cancelled.family()
         saved = "Tokens that cancelled requests allowed, of answers that had not begun"
         yield CounterMetricFamily("opea_llm_saved_tokens", saved, self._saved_tokens)
 
     def _circuits(self) -> Metric:
         """Returns the states of all circuit breakers: 1 for the state that a replica has."""
         labels = ("model", "replica", "state")
-        circuits = GaugeMetricFamily("opea_llm_replica_circuit", "Circuit breakers of replicas", labels=labels)
+        circuits = GaugeMetricFamily(
+            "opea_llm_replica_circuit", "Circuit breakers of replicas: 1 for the state that each has", labels=labels
+        )
         for generator in self._models:
             if isinstance(generator.server, HasCircuitBreakers):
                 for number, now in enumerate(generator.server.circuit_states(), 1):
@@ -192,17 +147,16 @@ class Telemetry(Collector):
     def _admission_families(self) -> Iterator[Metric]:
         running = GaugeMetricFamily("opea_llm_requests_running", "Slots that are taken, by model", labels=("model",))
         waiting = GaugeMetricFamily("opea_llm_requests_waiting", "Requests in the queue, by model", labels=("model",))
+        slots = GaugeMetricFamily("opea_llm_slots", "Slots that there are, by model", labels=("model",))
         why = "Requests that got no slot (429), by model and reason"
         refused = CounterMetricFamily("opea_llm_requests_refused", why, labels=("model", "reason"))
         for model, admission in self._admissions.items():
             running.add_metric((model,), admission.running)
             waiting.add_metric((model,), admission.waiting)
+            slots.add_metric((model,), admission.max_running)
             for reason, count in admission.refused.items():
                 refused.add_metric((model, reason), count)
-        yield from (running, waiting, refused)
-        yield self._queue.family(
-            "opea_llm_queue_seconds", "How long requests waited that had to, until they got a slot"
-        )
+        yield from (running, waiting, slots, refused, self._queue.family())
 
     def watch(self, admissions: Mapping[str, Admission]) -> None:
         """Have the metrics tell the state of these admissions, which have their models' names."""
@@ -214,65 +168,43 @@ class Telemetry(Collector):
         while True:
             due = loop.time() + _LAG_SECONDS
             await asyncio.sleep(_LAG_SECONDS)
-            self._lags.observe(max(loop.time() - due, 0.0))
+            lag = max(loop.time() - due, 0.0)
+            self._lag[bisect_left(LAG_SECONDS, lag)] += 1
+            self._lag[-1] += lag
 
-    def waited(self, seconds: float) -> None:
-        """Record how long a request was in the queue before it got a slot."""
-        self._queue.observe(seconds)
-
-    def exchange(self, path: str, caller: Caller | None = None) -> Exchange:
-        """Returns the context manager that records a request."""
-        return Exchange(self, path, caller)
+    def waited(self, model: str, seconds: float) -> None:
+        """Record how long a request was in the queue of a model before it got a slot."""
+        queue = self._queue.of(model)
+        queue[bisect_left(SECONDS, seconds)] += 1
+        queue[-1] += seconds
 
     def refused(self, caller: Caller | None, status: int) -> None:
         """Record a request that was not let in."""
-        self._of_keys[caller.name if caller else "", str(status)] += 1
+        self._answers.requests.values["", "", "", "", caller.name if caller else "", str(status)] += 1
 
-    def _count_for(self, caller: Caller, exchange: Exchange) -> None:
-        """Record the end of a request with a key, and take its tokens from the caller's allowance."""
-        self._of_keys[caller.name, exchange.outcome] += 1
-        spent = 0
-        if usage := exchange.usage:
-            self._tokens_of_keys[caller.name, "prompt"] += usage.prompt_tokens
-            self._tokens_of_keys[caller.name, "completion"] += usage.completion_tokens
-            spent = usage.prompt_tokens + usage.completion_tokens
-        elif exchange.outcome in _ANSWERED:
-            spent = exchange.body_size // _BYTES_PER_TOKEN
-        if caller.tokens:
-            caller.tokens.spend(spent)
-
-    def begin(self) -> None:
-        """Record the beginning of a request."""
-        self._in_flight += 1
-
-    def end(self, path: str, exchange: Exchange) -> None:
+    def end(self, exchange: Exchange) -> None:
         """Record the end of a request, and log it."""
-        self._in_flight -= 1
-        took = time.monotonic() - exchange.started
-        self._exchanges[path, exchange.outcome] += 1
-        self._seconds.observe(took)
-        usage = exchange.usage
-        if usage:
-            self._tokens["prompt"] += usage.prompt_tokens
-            self._tokens["completion"] += usage.completion_tokens
-        caller = exchange.caller
-        if caller:
-            self._count_for(caller, exchange)
+        exchange.ended_at = monotonic()
+        self.in_flight -= 1
+        server = self._servers.get(exchange.model, "")
+        self._answers.record(exchange, server)
+        if exchange.caller and exchange.caller.tokens:
+            exchange.caller.tokens.spend(_spent(exchange))
         if exchange.outcome == "gone":
-            self._cancelled[exchange.window] += 1
+            self._cancelled.values[(exchange.window,)] += 1
             if exchange.window in ("queued", "first_token"):
                 self._saved_tokens += sum(map(_most_tokens, exchange.asked))
-        if exchange.outcome == "200":
-            self._latencies.append(took)
-        if exchange.first_token_after is not None:
-            self._first.observe(exchange.first_token_after)
-            self._first_latencies.append(exchange.first_token_after)
-        level, failure = (logging.WARNING, f": {exchange.failure}") if exchange.failure else (logging.INFO, "")
+        elif exchange.outcome == "200":
+            self._latencies.append(exchange.ended_at - exchange.started)
+        if exchange.first_token_at:
+            self._first_latencies.append(exchange.first_token_at - exchange.started)
+        level = logging.WARNING if exchange.is_failure else logging.INFO
         if log.isEnabledFor(level):
-            tokens = f"{usage.prompt_tokens}+{usage.completion_tokens}" if usage else "-"
-            key = f" key={caller.name}" if caller else ""
-            said = (path, exchange.outcome, exchange.id or "-", key, exchange.reason or "-", tokens, took, failure)
-            log.log(level, "%s %s id=%s%s reason=%s tokens=%s %.3f s%s", *said)
+            log.log(level, RequestLine(exchange, server))
+
+    async def read_process(self) -> None:
+        """Read what the system says of this process: memory, CPU time, open files. It may block, so a thread does."""
+        self._of_process = await asyncio.to_thread(lambda: list(self._process.collect()))
 
     def metrics(self) -> bytes:
         """Returns all metrics in Prometheus' text format, of all workers if there are several."""
@@ -304,6 +236,7 @@ class Telemetry(Collector):
     def publish(self) -> None:
         """Let the other workers know what was counted here."""
         if self._shared:
+            self._of_process = list(self._process.collect())
             self._shared.publish(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
@@ -314,33 +247,22 @@ class Telemetry(Collector):
         return self._shared.whole(self._snapshot())
 
 
-def _counters(
-    name: str, documentation: str, labels: tuple[str, str], counts: Mapping[tuple[str, str], int]
-) -> CounterMetricFamily:
-    """Returns counters with two labels, for Prometheus."""
-    family = CounterMetricFamily(name, documentation, labels=labels)
-    for said, count in counts.items():
-        family.add_metric(said, count)
-    return family
-
-
 def drop_gauges(folder: Path, number: int) -> None:
     """Keep only the counters of a worker that has ended."""
     SharedMetrics(folder, number, _KEPT).publish(Snapshot())
+
+
+def _spent(exchange: Exchange) -> int:
+    """Returns the tokens that a request takes from its caller's allowance."""
+    if usage := exchange.usage:
+        return usage.prompt_tokens + usage.completion_tokens
+    return exchange.body_size // _BYTES_PER_TOKEN if exchange.outcome in _ANSWERED else 0
 
 
 def _most_tokens(request: GenerationRequest) -> int:
     """Returns the number of tokens that the answers to a request may have; 0 if there is no limit."""
     choices = request.options.get("n")
     return (request.sampling.max_tokens or 0) * (choices if isinstance(choices, int) else 1)
-
-
-def _counter(name: str, documentation: str, label: str, counts: Mapping[str, int]) -> Metric:
-    """Returns the metric of counts by one label."""
-    counter = CounterMetricFamily(name, documentation, labels=(label,))
-    for value, count in counts.items():
-        counter.add_metric((value,), count)
-    return counter
 
 
 def _percentile(values: Sequence[float], share: float) -> float | None:

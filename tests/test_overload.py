@@ -127,7 +127,7 @@ async def test_beyond_the_queue_every_body_is_refused_in_its_own_shape_before_it
         gate.set()
         assert [(await client.answer()).status for client in admitted] == [200, 200]
         await until_idle(service)
-        assert (await metrics(service))["opea_llm_queue_seconds_count"] == 1
+        assert (await metrics(service))['opea_llm_queue_seconds_count{model="scripted"}'] == 1
 
 
 @contextmanager

@@ -52,6 +52,7 @@ model_server_endpoint="http://localhost:8080"
 VALUES: dict[str, tuple[str, Any]] = {
     "log_level": ("debug", "DEBUG"),
     "log_path": ("llm.log", "llm.log"),
+    "log_format": ("JSON", "json"),
     "log_prompts": ("true", True),
     "name": ("mine", "mine"),
     "host": ("::1", "::1"),

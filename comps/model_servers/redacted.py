@@ -1,4 +1,4 @@
-"""A model server whose errors show neither its keys and addresses nor the prompt."""
+"""A model server whose errors show neither its keys and addresses nor the prompt, and are counted."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from comps.core.errors import LLMError
 from comps.core.ports import ABILITIES, Answer, ModelServer
 from comps.core.redaction import Redactor, without_keys
 from comps.core.request_id import REQUEST_ID
+from comps.core.tallies import MODEL_SERVER_ERRORS, class_of
 from comps.core.types import JSON, ModelInfo, Prompt, Sampling
 
 log = logging.getLogger("opea_llm")
 
-_ASKS = ("complete",)
+_ASKS = ("complete", "embed")
 """The abilities that ask the model, besides `generate`."""
 
 
@@ -26,24 +27,30 @@ class Redacted:
         server: The model server.
         redactor: Knows its keys and addresses.
         logs_prompts: Whether each prompt is written to the log, with what looks like a key redacted.
+        model: The name of its model, for the metrics.
     """
 
-    def __init__(self, server: ModelServer, redactor: Redactor, *, logs_prompts: bool = False) -> None:
+    def __init__(self, server: ModelServer, redactor: Redactor, *, logs_prompts: bool = False, model: str = "") -> None:
         self._server = server
+        self._model = model
         self._redactor = redactor
         self._logs_prompts = logs_prompts
         for ability in ABILITIES:
             if method := getattr(server, ability, None):
-                setattr(self, ability, self._redacted(method, ability in _ASKS))
+                setattr(self, ability, self._redacted(method, ability))
 
-    def _redacted(self, method: Callable[..., Awaitable[Any]], asks: bool) -> Callable[..., Awaitable[Any]]:
+    def _redacted(self, method: Callable[..., Awaitable[Any]], ability: str) -> Callable[..., Awaitable[Any]]:
+        asks, logs_prompt = ability in _ASKS, ability == "complete" and self._logs_prompts
+
         async def call(*arguments: Any) -> Any:
-            if asks and self._logs_prompts:
+            if logs_prompt:
                 _log_prompt(arguments[0])
             try:
                 return await method(*arguments)
             except LLMError as error:
                 self._redactor.redact(error, *arguments[:1])
+                if asks:
+                    MODEL_SERVER_ERRORS[self._model, class_of(error)] += 1
                 raise
 
         return call
@@ -62,6 +69,7 @@ class Redacted:
             await self._server.generate(prompt, sampling, options, answer)
         except LLMError as error:
             self._redactor.redact(error, prompt)
+            MODEL_SERVER_ERRORS[self._model, class_of(error)] += 1
             raise
 
     async def aclose(self) -> None:

@@ -51,6 +51,9 @@ class Logging(Section):
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
         BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
     ] = key_of("INFO", "DEBUG, INFO, WARNING, ERROR or CRITICAL", "LOG_LEVEL", "OPEA_LOGGER_LEVEL")
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(lowered)] = key_of(
+        "text", "text or json: an object in each line", "LOG_FORMAT"
+    )
     log_path: str = key_of("", "the log file; empty: standard error", "LOG_PATH")
     log_prompts: bool = key_of(
         False, "write every prompt to the log, with its documents, but without what looks like a key", "LOG_PROMPTS"

@@ -266,4 +266,4 @@ async def test_an_answer_for_a_client_whose_link_is_cut_is_given_up_by_all(site:
         given_up_after = time.monotonic() - cut_at
     assert given_up_after < 1.5 * VANISHED + SLACK
     for host in (site.front, telling):
-        assert await site.metric('opea_llm_requests_total{outcome="gone"', host)
+        assert await site.metric("opea_llm_cancelled_requests_total{", host)

@@ -12,7 +12,7 @@ from functools import cached_property
 import orjson
 from pydantic import ValidationError
 
-from comps.core.errors import InvalidRequest, Malformed
+from comps.core.errors import InvalidRequest, LLMError, Malformed
 from comps.core.types import JSON
 from comps.dialects.shared.base import Call, Dialect, GenerationCall, Style
 from comps.dialects.shared.bodies import MOST
@@ -44,14 +44,14 @@ class Endpoint:
         """The style of errors for bodies that are of no kind read here."""
         return self.calls[0][0].style
 
-    def style_of(self, body: bytes) -> Style:
-        """The style of errors for a body that is not validated, by its marker."""
+    def kind_of(self, body: bytes) -> tuple[type[Call], Dialect]:
+        """The kind of a body that is not validated, by its marker, and its dialect; the first if it has none."""
         if len(self.calls) > 1:
             with suppress(orjson.JSONDecodeError):
                 document = orjson.loads(body)
                 if isinstance(document, dict) and (kind := self._kind_of(document)):
-                    return kind[0].style
-        return self.style
+                    return kind
+        return self.calls[0]
 
     def read(self, body: bytes, path: Mapping[str, str]) -> Call:
         """The body as a `Call`.
@@ -157,12 +157,14 @@ class RequestError(Exception):
     Args:
         error: What is wrong with it.
         style: How its dialect encodes the error.
+        dialect: The dialect's name; empty: that of the path's first kind of body.
     """
 
-    def __init__(self, error: InvalidRequest, style: Style) -> None:
+    def __init__(self, error: LLMError, style: Style, dialect: str = "") -> None:
         super().__init__(str(error))
         self.error = error
         self.style = style
+        self.dialect = dialect
 
 
 def _consistent(call: Call) -> Call:
@@ -179,7 +181,7 @@ def _validated(document: dict[str, JSON], call: type[Call], dialect: Dialect) ->
     try:
         return call.model_validate(document, context=dialect.switches)
     except ValidationError as error:
-        raise RequestError(_explain(error), call.style) from None
+        raise RequestError(_explain(error), call.style, dialect.name) from None
 
 
 _MOST_VALUES = 100_000

@@ -1,0 +1,151 @@
+"""One request and its answer, as metrics and log see it: who asked what of which model, how it ended, and when what
+happened. Times are `time.monotonic`'s, in seconds; 0.0: not yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from comps.access import CALLER, Caller
+from comps.admission import RequestSlots
+from comps.core.request_id import REQUEST_ID
+from comps.core.types import GenerationRequest, Report, Usage
+
+Fields: TypeAlias = "dict[str, str | int | float | bool | None]"
+
+_LONGEST_WHY = 500
+"""The most characters of an error in the log."""
+
+
+class Exchange:
+    """One request and its answer.
+
+    Args:
+        path: The path of the request's route.
+        scope: ASGI's scope of the request.
+        dialect: The name of the dialect whose errors the path has; until the body is read.
+    """
+
+    dialect: str
+    """The dialect of the body, or of the error."""
+    model = ""
+    """The served model that is asked; empty until that is known, and for a name that is not served."""
+    operation = ""
+    """What is asked of it, in the words of OpenTelemetry's conventions; empty until that is known."""
+    caller: Caller | None
+    """Who sent it; None if no keys are set."""
+    body_size = 0
+    """The bytes of the request's body."""
+    streamed = False
+    ignored = ""
+    """The fields that have no effect, as in `x-ignored-params`."""
+    outcome = "error"
+    """The HTTP status, `gone` if the client disconnected before the end, or `broken` if a stream is incomplete."""
+    window = "body"
+    """Where a cancelled request was: `body` (it was not read completely), `queued` (for a slot), `first_token` (its
+    prompt was planned, or its stream had not begun), `stream`, or `whole` (its answer is not streamed)."""
+    asked: Sequence[GenerationRequest] = ()
+    """What was asked of the model; empty before that is known, and if nothing is to be generated."""
+    answers = 1
+    """How many answers were asked for."""
+    reports: Mapping[int, Report] = MappingProxyType({})
+    """What became of the documents of each prompt."""
+    usage: Usage | None = None
+    reason: str | None = None
+    why = ""
+    """The error, for the log."""
+    is_failure = False
+    """Whether it is one of the service or the model server."""
+    slots: RequestSlots | None = None
+    received_at = 0.0
+    """When the body had arrived."""
+    asked_at = 0.0
+    """When the model server was asked, with the first prompt if there are several."""
+    first_token_at = 0.0
+    """When the first text, reasoning or tool call of a stream came; whole answers have no such time."""
+    answered_at = 0.0
+    """When the model server had answered, the last prompt if there are several."""
+    ended_at = 0.0
+
+    def __init__(self, path: str, scope: Mapping[str, Any], dialect: str = "") -> None:
+        self.path = path
+        self.dialect = dialect
+        self.caller = scope.get(CALLER)
+        self.client = scope.get("client")
+        """The address and the port of the client; None if the server does not say."""
+        self.id = REQUEST_ID.get()
+        self.started = monotonic()
+
+    def fails(self, why: str, is_failure: bool) -> None:
+        """Record an error.
+
+        Args:
+            why: Its text, for the operator.
+            is_failure: Whether it is one of the service or the model server.
+        """
+        self.why = why[:_LONGEST_WHY]
+        self.is_failure = is_failure
+
+    def parts(self, now: float) -> tuple[float, float, float]:
+        """Returns the seconds since the body arrived: in the queue, with the model server, and of the service itself.
+
+        The model server's part ends with its answer, or now. That of the service is all the rest: to read the body, to
+        plan the prompt, for which it may have the model server count tokens, and to write the answer.
+        """
+        queue = self.slots.waited if self.slots else 0.0
+        model = (self.answered_at or now) - self.asked_at if self.asked_at else 0.0
+        return queue, model, max(now - (self.received_at or now) - queue - model, 0.0)
+
+    def server_timing(self) -> bytes:
+        """Returns the value of the header `server-timing`, in milliseconds: https://www.w3.org/TR/server-timing/"""
+        now = monotonic()
+        queue, model, own = self.parts(now)
+        said = (1000 * (now - self.started), 1000 * queue, 1000 * model, 1000 * own)
+        return b"total;dur=%.2f, queue;dur=%.2f, model;dur=%.2f, overhead;dur=%.2f" % said
+
+    def fields(self, server: str) -> Fields:
+        """Returns what the log says of it, by name; there is nothing of the prompt in it.
+
+        Args:
+            server: The kind of the model's server.
+        """
+        usage, first = self.usage, self.first_token_at
+        queue, model, own = self.parts(self.ended_at)
+        return {
+            "path": self.path,
+            "outcome": self.outcome,
+            "request_id": self.id,
+            "client": self.client[0] if self.client else None,
+            "key": self.caller.name if self.caller else None,
+            "dialect": self.dialect,
+            "model": self.model,
+            "server": server,
+            "stream": self.streamed,
+            "reason": self.reason,
+            "prompt_tokens": usage.prompt_tokens if usage else None,
+            "completion_tokens": usage.completion_tokens if usage else None,
+            "queue_seconds": round(queue, 6),
+            "first_token_seconds": round(first - self.started, 6) if first else None,
+            "model_seconds": round(model, 6),
+            "overhead_seconds": round(own, 6),
+            "seconds": round(self.ended_at - self.started, 6),
+            "ignored": self.ignored or None,
+            "error": self.why or None,
+        }
+
+    def line(self, server: str) -> str:
+        """Returns the same in one line of text."""
+        usage, first, ended = self.usage, self.first_token_at, self.ended_at
+        queue, model, own = self.parts(ended)
+        tokens = f"{usage.prompt_tokens}+{usage.completion_tokens}" if usage else "-"
+        return (
+            f"{self.path} {self.outcome} id={self.id or '-'} client={self.client[0] if self.client else '-'}"
+            f"{f' key={self.caller.name}' if self.caller else ''} dialect={self.dialect or '-'} "
+            f"model={self.model or '-'} server={server or '-'} stream={'yes' if self.streamed else 'no'} "
+            f"reason={self.reason or '-'} tokens={tokens} queue={queue:.3f} "
+            f"first={f'{first - self.started:.3f}' if first else '-'} answer={model:.3f} overhead={own:.4f} "
+            f"total={ended - self.started:.3f}{f' ignored={self.ignored}' if self.ignored else ''}"
+            f"{f': {self.why}' if self.why else ''}"
+        )
