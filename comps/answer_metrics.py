@@ -148,7 +148,10 @@ class _Series:
         self.durations[bisect_left(OPERATION_SECONDS, took)] += 1
         self.durations[-1] += took
         if exchange.asked_at:
-            _, asked, own = exchange.parts(exchange.ended_at)
+            asked = exchange.answered_at - exchange.asked_at
+            own = took - (exchange.received_at - exchange.started) - asked
+            if exchange.slots:
+                own -= exchange.slots.waited
             self.operations[bisect_left(OPERATION_SECONDS, asked)] += 1
             self.operations[-1] += asked
             self.overhead[bisect_left(OVERHEAD_SECONDS, own)] += 1

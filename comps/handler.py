@@ -182,7 +182,8 @@ class Handler:
         assert isinstance(call, EmbeddingCall | TokenCountCall)
         info = await _info(call, model, slots)
         headers = self._ignored(call, info)
-        exchange.ignored = _named(headers)
+        if headers:
+            exchange.ignored = headers[0][1].decode()
         exchange.operation = "embeddings" if isinstance(call, EmbeddingCall) else "count_tokens"
         await slots.enter()
         exchange.window = "whole"
@@ -203,7 +204,8 @@ class Handler:
         info = await _info(call, model, slots)
         headers, requests = await beside(self._meant, call, info) if call.is_large else self._meant(call, info)
         exchange.asked = requests
-        exchange.ignored = _named(headers)
+        if headers:
+            exchange.ignored = headers[0][1].decode()
         response = Responder(call, info, len(requests), reply, headers, exchange, self._keepalive_seconds)
         if call.streamed:
             choices = requests[0].options.get("n", 1) if "n" in info.capabilities else 1
@@ -292,11 +294,6 @@ class PromptHandler(Handler):
             return preview_document({**of_all, "ignored": _ignored_names(call, info)}, previews)
 
         reply.whole(200, await beside(document) if call.is_large else document(), [])
-
-
-def _named(headers: _Headers) -> str:
-    """Returns the ignored fields that a header names, if there is one."""
-    return headers[0][1].decode() if headers else ""
 
 
 def _encoded(call: EmbeddingCall | TokenCountCall, *computed: Any) -> bytes:

@@ -48,8 +48,10 @@ class Reply:
     def whole(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         """Send a whole JSON body."""
         self.started = True
+        exchange = self._exchange
+        timing = (b"server-timing", exchange.server_timing())
         length = (b"content-length", str(len(body)).encode())
-        self._response.start(status, [_JSON_TYPE, length, *self._usual(), *headers])
+        self._response.start(status, [_JSON_TYPE, length, (REQUEST_ID_HEADER, exchange.id.encode()), timing, *headers])
         if body:
             self._response.write(body)
         self._response.end()
@@ -57,13 +59,10 @@ class Reply:
     def start_stream(self, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
         """Send the status line and the headers of a stream."""
         self.started = True
-        content = (b"content-type", media_type.encode())
-        self._response.start(200, [content, *_SSE_HEADERS, *self._usual(), *headers])
-
-    def _usual(self) -> tuple[tuple[bytes, bytes], tuple[bytes, bytes]]:
-        """Returns the headers of all responses."""
         exchange = self._exchange
-        return (REQUEST_ID_HEADER, exchange.id.encode()), (b"server-timing", exchange.server_timing())
+        timing = (b"server-timing", exchange.server_timing())
+        content = (b"content-type", media_type.encode())
+        self._response.start(200, [content, *_SSE_HEADERS, (REQUEST_ID_HEADER, exchange.id.encode()), timing, *headers])
 
     def end(self) -> None:
         """End the stream."""
@@ -253,14 +252,18 @@ class _StreamedAnswer:
 
     def text(self, text: str, choice: int = 0) -> None:
         self._wrote = True
-        writer = self._writer or self._begun()
+        writer = self._writer
+        if writer is None:
+            writer = self._writer = self._begin()
         if self._exchange:
             self._first_token(writer)
         writer.text(text, choice)
 
     def delta(self, delta: TextDelta) -> None:
         self._wrote = True
-        writer = self._writer or self._begun()
+        writer = self._writer
+        if writer is None:
+            writer = self._writer = self._begin()
         if self._exchange and (delta.text or not _TOKENS.isdisjoint(delta.extra or ())):
             self._first_token(writer)
         writer.delta(delta)
@@ -271,7 +274,9 @@ class _StreamedAnswer:
             self.usage = self.usage + end.usage if self.usage else end.usage
         self.reason = end.reason
         self._reply.cork()  # Usually all the rest comes at once.
-        (self._writer or self._begun()).finished(end)
+        if self._writer is None:
+            self._writer = self._begin()
+        self._writer.finished(end)
 
     def has_written(self) -> bool:
         """Returns whether something was written since the last call."""
@@ -289,10 +294,6 @@ class _StreamedAnswer:
 
     async def drain(self) -> None:
         await self._reply.drain()
-
-    def _begun(self) -> Writer:
-        self._writer = self._begin()
-        return self._writer
 
     def _first_token(self, writer: Writer) -> None:
         """Record that the first token has come."""
