@@ -8,6 +8,7 @@ queue drop). Where callers have no names, they are one caller: first come, first
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from math import ceil
@@ -15,6 +16,8 @@ from time import monotonic
 from typing import TypeAlias
 
 from comps.core.errors import Overloaded
+
+log = logging.getLogger("opea_llm")
 
 QUEUE_FULL, KEY_SHARE, WAITED_TOO_LONG = "queue_full", "key_share", "waited_too_long"
 """Reasons of a refusal."""
@@ -117,6 +120,7 @@ class Admission:
         waited = monotonic() - began
         if self._on_waited:
             self._on_waited(waited)
+        log.debug("waited %.3f s for a slot; %d more wait", waited, self.waiting)
         return waited
 
     def give_back(self, since: float) -> None:

@@ -31,6 +31,7 @@ from comps.dialects.square import dialect as square
 from comps.dialects.square.conversations import Conversation, read_conversation
 from comps.direct_routes import DirectRoutes
 from comps.guard import Guarded
+from comps.logs import log
 from comps.model_servers import (
     WITHOUT_ENGINE_SETTINGS,
     control_token_escaper,
@@ -155,6 +156,8 @@ def _open_model(
         native = _native_documents(served)
     problems.raise_if_any()
     assert server
+    written = model.chat_template or "the model server's"
+    log.debug("[%s] chat template: %s; prompt templates: %s", name, written, model.prompt_templates or "ours")
     sharing = Sharing(model.min_answer_tokens, model.documents_first)
     escape = control_token_escaper(model.chat_template, model.model_name)
     return TextGenerator(

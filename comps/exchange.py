@@ -13,7 +13,7 @@ from comps.admission import RequestSlots
 from comps.core.request_id import REQUEST_ID
 from comps.core.types import GenerationRequest, Report, Usage
 
-Fields: TypeAlias = "dict[str, str | int | float | bool | None]"
+Fields: TypeAlias = "dict[str, str | int | float | bool | list[str] | None]"
 
 _LONGEST_WHY = 500
 """The most characters of an error in the log."""
@@ -131,7 +131,7 @@ class Exchange:
             "model_seconds": round(model, 6),
             "overhead_seconds": round(own, 6),
             "seconds": round(self.ended_at - self.started, 6),
-            "ignored": self.ignored or None,
+            "ignored": self.ignored.split(", ") if self.ignored else [],
             "error": self.why or None,
         }
 
@@ -140,12 +140,13 @@ class Exchange:
         usage, first, ended = self.usage, self.first_token_at, self.ended_at
         queue, model, own = self.parts(ended)
         tokens = f"{usage.prompt_tokens}+{usage.completion_tokens}" if usage else "-"
+        ignored = self.ignored.replace(", ", ",")
         return (
             f"{self.path} {self.outcome} id={self.id or '-'} client={self.client[0] if self.client else '-'}"
             f"{f' key={self.caller.name}' if self.caller else ''} dialect={self.dialect or '-'} "
             f"model={self.model or '-'} server={server or '-'} stream={'yes' if self.streamed else 'no'} "
             f"reason={self.reason or '-'} tokens={tokens} queue={queue:.3f} "
             f"first={f'{first - self.started:.3f}' if first else '-'} answer={model:.3f} overhead={own:.4f} "
-            f"total={ended - self.started:.3f}{f' ignored={self.ignored}' if self.ignored else ''}"
+            f"total={ended - self.started:.3f}{f' ignored={ignored}' if ignored else ''}"
             f"{f': {self.why}' if self.why else ''}"
         )

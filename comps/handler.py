@@ -125,6 +125,7 @@ class Handler:
         else:
             call = endpoint.read(body, variables)
         exchange.dialect = self._dialects[type(call)]
+        log.debug("read as %s of %s", type(call).__name__, exchange.dialect)
         return call
 
     def _fail(self, error: LLMError, style: Style, call: Call | None, reply: Reply, exchange: Exchange) -> None:

@@ -71,7 +71,7 @@ def start_log(level: str, path: str, form: str = "text") -> None:
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         handler = _LogFile(path, encoding="utf-8")
-    handler.setFormatter(JSONFormatter() if form == "json" else _Formatter())
+    handler.setFormatter(formatter(form))
     # Fields that the format does not use are not collected: https://docs.python.org/3/howto/logging.html#optimization.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
@@ -81,6 +81,11 @@ def start_log(level: str, path: str, form: str = "text") -> None:
     log.setLevel(level)
     # uvicorn's lines about its own start say that it runs while the model still loads; ours say when it is ready.
     logging.getLogger("uvicorn").setLevel(max(log.level, logging.WARNING))
+
+
+def formatter(form: str) -> logging.Formatter:
+    """Returns what formats the log's records: as `text` or `json`."""
+    return _JSONFormatter() if form == "json" else _Formatter()
 
 
 class _LogFile(logging.FileHandler):
@@ -138,7 +143,7 @@ class _Formatter(logging.Formatter):
         return f"[{self._text},{int(record.msecs):03d}] [{record.levelname:>8}] {record.name}: {record.message}"
 
 
-class JSONFormatter(_Formatter):
+class _JSONFormatter(_Formatter):
     """Formats a JSON object in each line: `time` (ISO 8601, UTC), `level`, `logger`, `message`, and `request_id` within
     a request; a request's own line has its fields, too. A traceback is a list of lines in `exception`."""
 

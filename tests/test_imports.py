@@ -102,6 +102,7 @@ INTERNAL: dict[str, set[str]] = {
         "settings",
         "access",
         "guard",
+        "logs",
         "pages",
         "routes",
         "relevance",

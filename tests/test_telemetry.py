@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overlo
 from comps.core.ports import Answer
 from comps.core.tallies import MODEL_SERVER_ERRORS
 from comps.core.types import JSON, Finished, Prompt, Sampling, TextDelta, Usage
+from comps.logs import formatter, log
+from comps.model_servers.replicas import Replicas
 from comps.model_servers.scripted import Scripted
 from comps.shared_metrics import SharedMetrics, Snapshot
 from comps.telemetry import Telemetry
@@ -248,3 +253,113 @@ def of_both(one: Telemetry, two: Telemetry, folder: Path) -> Sequence[Metric]:
     """The metrics of two workers."""
     SharedMetrics(folder, 1, 1).publish(Snapshot(list(two.collect())))
     return SharedMetrics(folder, 0, 1).whole(Snapshot(list(one.collect()))).metrics
+
+
+LINE = {
+    "path": PATH,
+    "outcome": "200",
+    "request_id": "mine",
+    "client": "127.0.0.1",
+    "key": "web",
+    "dialect": "opea",
+    "model": "scripted",
+    "server": "openvino",
+    "stream": True,
+    "reason": "stop",
+    "prompt_tokens": 21,
+    "completion_tokens": 2,
+    "ignored": ["top_k", "odd%20one"],
+    "error": None,
+}
+
+
+@contextmanager
+def logged(form: str, level: str) -> Iterator[io.StringIO]:
+    """What the service writes to its log."""
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    handler.setFormatter(formatter(form))
+    logging.getLogger().addHandler(handler)
+    log.setLevel(level)
+    try:
+        yield text
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+async def test_the_log_has_a_line_for_each_request_and_nothing_of_a_prompt(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Scripted([["a", "b"], [Refused(500, "it broke")], ["a", RuntimeError("Canary")]])  # type: ignore[list-item]
+    web = {"x-api-key": "s3cret", "x-request-id": "mine"}
+    query = {"query": "Canary of a question", "documents": ["Canary of a document"], "top_k": 5, "odd one": "Canary"}
+    keys = {"USVC_API_KEYS": "web = s3cret"}
+    with logged(form, "INFO") as text:
+        async with running(server, monkeypatch, keys) as service:
+            await service.post({**query, "stream": True}, **web)
+            await service.post({**query, "stream": False}, **web)
+            await service.post({**query, "temperature": "Canary"}, **web)
+            await service.post({**query, "stream": True}, **web)
+            await service.post(query)
+    said = text.getvalue()
+    lines = said.splitlines()
+    assert "Canary" not in said
+    if form == "json":
+        first, failed, wrong, fault, broken, refused = map(json.loads, lines)
+        assert {name: first[name] for name in LINE} == LINE
+        assert 0 <= first["queue_seconds"] <= first["first_token_seconds"] <= first["seconds"]
+        assert 0 < first["overhead_seconds"] + first["model_seconds"] <= first["seconds"]
+        assert (first["level"], first["message"]) == ("INFO", f"{PATH} 200")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])
+        assert (failed["level"], failed["outcome"]) == ("WARNING", "502")
+        assert "it broke" in failed["error"]
+        assert (wrong["level"], wrong["outcome"], wrong["model"]) == ("INFO", "400", "")
+        assert "temperature" in wrong["error"]
+        assert (fault["level"], fault["request_id"]) == ("ERROR", "mine")
+        assert "Error" in "".join(fault["exception"])
+        assert broken["outcome"] == "broken"
+        assert "an API key is needed" in refused["message"]
+        return
+    assert re.search(
+        rf"\[    INFO\] opea_llm: {PATH} 200 id=mine client=127\.0\.0\.1 key=web dialect=opea model=scripted "
+        r"server=openvino stream=yes reason=stop tokens=21\+2 queue=0\.000 first=\d+\.\d{3} answer=\d+\.\d{3} "
+        r"overhead=\d+\.\d{4} total=\d+\.\d{3} ignored=top_k,odd%20one$",
+        lines[0],
+    )
+    assert re.search(r"\[ WARNING\] opea_llm: \S+ 502 .* total=\S+ ignored=\S+: .*it broke$", lines[1])
+    assert re.search(r"\[    INFO\] opea_llm: \S+ 400 .* total=\S+: temperature: ", lines[2])
+
+
+async def test_at_debug_the_log_says_each_decision_with_the_request_s_id_and_nothing_of_a_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = Scripted([[Unreachable("away")]], context_window=500), Scripted([["a"]], context_window=500)
+    replicas = Replicas([first, second], model="scripted")
+    gate = asyncio.Event()
+    waiting = Scripted([[gate, "a"], ["b"]])
+    documents = ["Canary of a document. " * 30, "Canary of another one. " * 40]
+    body = {"query": "Canary of a question", "documents": documents, "max_tokens": 9, "stream": False}
+    with logged("text", "DEBUG") as text:
+        async with running(replicas, monkeypatch, {"LLM_MIN_ANSWER_TOKENS": "9"}) as service:
+            assert (await service.post(body, **{"x-request-id": "mine"})).status == 200
+        async with running(waiting, monkeypatch, {"USVC_MAX_RUNNING": "1"}) as service:
+            asking = [asyncio.ensure_future(service.post(CHAT)) for _ in range(2)]
+            await asyncio.wait_for(waiting.reached.wait(), PATIENCE)
+            while (await samples(service))["opea_llm_requests_waiting"][0][1] < 1:
+                pass
+            gate.set()
+            await asyncio.gather(*asking)
+    said = text.getvalue()
+    assert "Canary" not in said
+    for line in (
+        r"\[scripted\] chat template: the model server's; prompt templates: ours",
+        r"read as QueryCall of opea id=mine|read as \w+ of opea id=mine",
+        r"template: en, the instruction in a system message id=mine",
+        r"prompt: 2 messages; documents: 1 kept, .*; 2 (cut|dropped) .* window=500 .* max_tokens=9 id=mine",
+        r"replica 1 of 2 of scripted is asked; it has 1 requests, and its circuit is closed id=mine",
+        r"another replica is asked: away id=mine",
+        r"replica 2 of 2 of scripted is asked; .* id=mine",
+        r"waited \d+\.\d{3} s for a slot; 0 more wait id=\w{32}",
+    ):
+        assert re.search(rf"\[   DEBUG\] opea_llm: ({line})$", said, re.MULTILINE), (line, said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +14,7 @@ from comps.core.beside import FromBeside, beside, run_beside
 from comps.core.budget import DEFAULT_SHARING, Sharing
 from comps.core.citations import Cited, Find, by_number, citations, with_citations
 from comps.core.counting import NO_SUCH_ROUTE, estimate
+from comps.core.decisions import decided
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused, UnknownModel, no_room
 from comps.core.instructions import in_user_message, refuses_system
 from comps.core.matching import Matcher
@@ -43,6 +45,7 @@ from comps.core.types import (
     Usage,
 )
 
+log = logging.getLogger("opea_llm")
 T = TypeVar("T")
 
 _LONG_ANSWER = 10_000
@@ -145,6 +148,8 @@ class TextGenerator:
             plan = await self._plan_beside(request, window, to_the_token)
         else:
             plan = await self._planner.plan(request, window, to_the_token=to_the_token)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s", decided(plan))
         if request.max_total_tokens is None or self._keeps_total:
             return plan
         tokens, exact = await self._tokens_of(plan.prompt)
@@ -206,8 +211,10 @@ class TextGenerator:
             if not (without or moved):
                 raise
         if without:
+            log.debug("asked again without a default that the model server refuses")
             return await self._ask(without, ask)
         assert moved
+        log.debug("asked again with the instruction in the question, since the model may take no system message")
         answer = await self._ask(moved, ask)
         self._planner.refused_system()
         return answer

@@ -7,6 +7,7 @@ message, or the model's chat template writes none, as Gemma's.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
@@ -18,6 +19,8 @@ from comps.core.errors import InvalidRequest, LLMError, Refused
 from comps.core.prompts import CITING, Templates, check_language, chosen_language, is_text, question_of, text_of
 from comps.core.tasks import at_once
 from comps.core.types import JSON, GenerationRequest, Message, Prompt
+
+log = logging.getLogger("opea_llm")
 
 CountPrompt: TypeAlias = Callable[[Prompt, Mapping[str, JSON]], Coroutine[Any, Any, int]]
 """See `CountsPrompts`."""
@@ -84,16 +87,21 @@ def instructed(
     check_language(request, templates)
     language = chosen_language(request, templates)
     if language is None or not request.documents:
+        if request.documents:
+            log.debug("template: none of ours, since the request has its own")
         return request
     template, instruction = templates.rag[language], templates.instructions.get(language, "")
     if asks_to_cite:
         citing = CITING.get(language, CITING["en"]).replace("{number}", str(request.documents[0].number))
         instruction = f"{instruction} {citing}".strip()
     if not instruction:
+        log.debug("template: %s, without an instruction", language)
         return replace(request, template=template)
     prompt = request.prompt
     if takes_system and not isinstance(prompt, str) and not any(one.role in _SYSTEM_ROLES for one in prompt):
+        log.debug("template: %s, the instruction in a system message", language)
         return replace(request, template=template, prompt=(Message("system", instruction), *prompt))
+    log.debug("template: %s, the instruction with the question", language)
     return replace(request, template=f"{instruction}\n\n{template}")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from random import uniform
 
 from comps.core.tallies import RETRIES
+
+log = logging.getLogger("opea_llm")
 
 _FIRST_PAUSE = 0.1
 """The longest pause before the first retry of a request, in seconds; it doubles with each further one."""
@@ -43,8 +46,10 @@ class Retries:
             reason: A key of `RETRIES`.
         """
         if self._left < 1 or not (self.share and self.most):
+            log.debug("not asked again (%s): the budget of retries is spent", reason)
             return False
         self._left -= 1
+        log.debug("asked again (%s); the budget has %.1f retries left", reason, self._left)
         RETRIES[reason] += 1
         return True
 

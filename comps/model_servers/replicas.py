@@ -167,6 +167,7 @@ class Replicas:
             begun = _Begun(answer, replica.breaker.answers)
             try:
                 with self._busy(replica), self._health_of(replica):
+                    self._tell_choice(replica)
                     await replica.server.generate(prompt, sampling, options, begun)
                 return
             except (ModelServerError, Overloaded) as error:
@@ -185,6 +186,7 @@ class Replicas:
                 await self._before_moving(failures)
             try:
                 with self._busy(replica), self._health_of(replica, preparing=preparing):
+                    self._tell_choice(replica)
                     answer = await getattr(replica.server, ability)(*arguments)
                 replica.breaker.answers()
                 return answer
@@ -201,6 +203,7 @@ class Replicas:
             LLMError: It must not be sent again.
         """
         last = failures[-1]
+        log.debug("another replica is asked: %s", for_operator(last))
         if isinstance(last, Unreachable | Overloaded):  # It was not begun, so that this is no load in addition.
             RETRIES["unreachable" if isinstance(last, Unreachable) else "overloaded"] += 1
             return
@@ -271,6 +274,17 @@ class Replicas:
             raise
         finally:
             call.end()
+
+    def _tell_choice(self, chosen: _Replica) -> None:
+        """Log which replica is asked, and what else it does."""
+        log.debug(
+            "replica %d of %d of %s is asked; it has %d requests, and its circuit is %s",
+            chosen.number,
+            len(self.servers),
+            self._model,
+            chosen.outstanding,
+            chosen.breaker.state,
+        )
 
     def _tell(self, number: int, level: int, what: str) -> None:
         log.log(level, "replica %d of %d of %s %s", number, len(self.servers), self._model, what)
