@@ -88,6 +88,14 @@ def formatter(form: str) -> logging.Formatter:
     return _JSONFormatter() if form == "json" else _Formatter()
 
 
+def as_logged(text: str) -> str:
+    """Returns a text for the operator in the form of the log: as it is, or as a line of JSON."""
+    formatters = [handler.formatter for handler in logging.getLogger().handlers]
+    if not any(isinstance(one, _JSONFormatter) for one in formatters):
+        return text
+    return _JSONFormatter().format(logging.LogRecord(log.name, logging.INFO, "", 0, text, None, None))
+
+
 class _LogFile(logging.FileHandler):
     """The log file. If it cannot be written, as on a full disk, standard error tells so, and requests go on."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
@@ -25,6 +24,7 @@ from comps.admission import Admission
 from comps.core.errors import InvalidRequest, LLMError, for_operator, shutting_down
 from comps.core.generator import TextGenerator
 from comps.core.models import Models
+from comps.core.redaction import shown_urls
 from comps.core.types import JSON, ModelInfo
 from comps.dialects.shared.base import Dialect, GenerationCall, ServiceStatus, Text
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
@@ -45,7 +45,6 @@ MEGABYTE = 1_000_000
 PROMPT = "/v1/prompt"
 _ASK_AGAIN_SECONDS = 3.0
 """Seconds after which a model server that did not answer at the start is asked again."""
-_CREDENTIALS = re.compile(r"//[^/?#]*@")
 
 
 class Service:
@@ -392,8 +391,7 @@ def _model_server(model: Model, show_endpoint: bool) -> JSON:
     query."""
     seen: dict[str, JSON] = {"kind": model.model_server, "framework": model.framework}
     if show_endpoint:
-        urls = [_CREDENTIALS.sub("//", url.strip()).partition("?")[0] for url in model.model_server_endpoint.split(",")]
-        seen["endpoint"] = ", ".join(urls) if "://" in model.model_server_endpoint else None
+        seen["endpoint"] = ", ".join(shown_urls(model.model_server_endpoint)) or None
     return seen
 
 

@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from json import dumps
@@ -18,11 +18,13 @@ import uvicorn
 
 from comps.app import direct, example, make_app
 from comps.core.errors import LLMError, for_operator
+from comps.core.redaction import shown_urls
 from comps.core.sockets import notice_silence
 from comps.exit_codes import CUT_OFF, ended_at_once
 from comps.listening import is_reachable, listening_sockets, raise_file_limit
+from comps.logs import as_logged
 from comps.server import Server, ServerProtocol
-from comps.settings import Settings
+from comps.settings import Model, Settings
 from comps.workers import END_AT_ONCE, Worker
 
 
@@ -91,27 +93,21 @@ class ServiceProcess(Server):
             self._failed = error
             self.end()
             return
-        self._make_room()
         for listening in sockets:
             notice_silence(listening, self._settings.microservice.stalled_client_seconds)
         if self._worker:
             asyncio.get_running_loop().add_reader(self._worker.lifeline, self._end_without_parent)
-        self._say(f"loading {_model_names(self._settings)} …; requests get status 503 until it is ready", named=True)
-        service = self._settings.microservice
-        if not (service.needs_key or service.tls_client_ca) and is_reachable(sockets):
-            self._say(
-                f"warning: all who reach {service.host}:{service.port} may ask, since no API key is set; "
-                "USVC_API_KEYS_FILE names a file of keys",
-                named=True,
-            )
+        self._say(beginning(self._settings, [*self._make_room(), *wrong(self._settings, is_reachable(sockets))]))
         await super().startup(sockets)
 
-    def _make_room(self) -> None:
-        """Let so many files be open that there is one for each connection, or serve fewer connections."""
+    def _make_room(self) -> list[str]:
+        """Let so many files be open that there is one for each connection, or serve fewer connections.
+
+        Returns what is wrong then.
+        """
         connections, warning = raise_file_limit(self._settings)
         self._routes.limits = replace(self._routes.limits, max_connections=connections)
-        if warning:
-            self._say(f"warning: {warning}", named=True)
+        return [warning] if warning else []
 
     async def pre_stop(self) -> None:
         self._say(f"not ready any more; it still accepts requests for {self.pre_stop_seconds:g} s", named=True)
@@ -179,12 +175,71 @@ class ServiceProcess(Server):
             message(f"{self._settings.microservice.name}: {text}" if named else text)
 
 
-def state(settings: Settings, silent: Mapping[str, LLMError]) -> str:
-    """Returns what the service says of its models: that they answer, or which of them do not, and how to try it."""
+def beginning(settings: Settings, problems: Sequence[str]) -> str:
+    """Returns what the service says when it begins, in five lines: what is served, by whom, where, with which limits,
+    and what is wrong."""
+    service = settings.microservice
+    pages = {"/ui": service.serve_ui, "/docs": service.serve_docs, "/metrics": service.serve_metrics}
+    listed = ", ".join(page for page, is_served in pages.items() if is_served) or "no pages"
+    who = "callers need a key" if service.needs_key else "no key needed"
+    several = f"; {service.workers} processes, each with these limits" if service.workers > 1 else ""
+    wait = f" for {service.max_wait_seconds:g} s" if service.max_wait_seconds else ""
+    return (
+        f"{service.name}: loading {_model_names(settings)} …; requests get status 503 until it is ready\n"
+        f"  by: {'; '.join(_served_by(name, one.model) for name, one in settings.models.items())}\n"
+        f"  at: {_address(settings)} (listening on {service.host}:{service.port}), {who}, {listed}; dialects: "
+        f"{', '.join(settings.dialects.enabled)}\n"
+        f"  limits: {service.max_running} requests of a model at once, {service.max_waiting} more wait{wait}; "
+        f"{service.max_body_mb} MB a body; {service.max_connections} connections{several}\n"
+        f"  wrong: {'; '.join(problems) or 'nothing'}"
+    )
+
+
+def wrong(settings: Settings, is_reachable: bool) -> Iterator[str]:
+    """Yields what an operator should know, in a sentence each.
+
+    Args:
+        settings: The settings.
+        is_reachable: Whether others than this machine may connect.
+    """
+    service = settings.microservice
+    if is_reachable and not (service.needs_key or service.tls_client_ca):
+        yield (
+            f"all who reach {service.host}:{service.port} may ask, since no API key is set; USVC_API_KEYS_FILE names a "
+            "file of keys"
+        )
+    if settings.logging.log_prompts:
+        yield "the log gets every prompt (log_prompts = true)"
+    ways = {way for one in settings.models.values() for way in (one.model.framework, one.model.model_server)}
+    if "langchain" in ways and sends_to_langsmith():
+        yield "LangSmith gets every question and answer (LANGSMITH_TRACING)"
+
+
+def sends_to_langsmith() -> bool:
+    """Returns whether LangChain is told to trace: https://docs.langchain.com/langsmith/observability-quickstart"""
+    names = ("LANGSMITH_TRACING", "LANGCHAIN_TRACING_V2", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING")
+    return any(os.environ.get(name, "").lower() == "true" for name in names)
+
+
+def _served_by(name: str, model: Model) -> str:
+    """Returns what runs a model, and where, without credentials."""
+    urls = shown_urls(model.model_server_endpoint)
+    where = " and ".join(urls) or "in this process"
+    return f"{name} by {model.model_server} {'at ' if urls else ''}{where}, through {model.framework}"
+
+
+def _address(settings: Settings) -> str:
+    """Returns the URL to ask."""
     service = settings.microservice
     host = "localhost" if service.host in ("0.0.0.0", "::") else service.host
     scheme = "https" if service.tls_certificate else "http"
-    address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{service.port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{service.port}"
+
+
+def state(settings: Settings, silent: Mapping[str, LLMError]) -> str:
+    """Returns what the service says of its models: that they answer, or which of them do not, and how to try it."""
+    service = settings.microservice
+    address = _address(settings)
     key = ' -H "Authorization: Bearer $KEY"' if service.needs_key else ""
     read_on = f"  Read on: {address}/docs\n" if service.serve_docs else ""
     where = f"{address} (listening on {service.host}:{service.port})"
@@ -213,6 +268,6 @@ def model_with_server(settings: Settings, name: str) -> str:
 
 
 def message(text: str) -> None:
-    """Print a line for the operator, on standard error."""
+    """Print a line for the operator, on standard error, in the form of the log."""
     with suppress(OSError):  # A full disk, or a reader that has left, ends no service.
-        print(text, file=sys.stderr, flush=True)
+        print(as_logged(text), file=sys.stderr, flush=True)

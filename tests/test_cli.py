@@ -99,8 +99,39 @@ async def test_it_warns_if_others_reach_it_without_a_key(
     sockets: Any = [SimpleNamespace(getsockname=lambda one=one: (one, 9000)) for one in addresses]
     service = await asyncio.to_thread(lambda: comps.serving.ServiceProcess(read_settings(None)))
     await service.startup(sockets)
-    warning = "warning: all who reach 0.0.0.0:9000 may ask, since no API key is set; USVC_API_KEYS_FILE names a file"
+    warning = "  wrong: all who reach 0.0.0.0:9000 may ask, since no API key is set; USVC_API_KEYS_FILE names a file"
     assert (warning in capsys.readouterr().err) is warned
+
+
+def test_it_begins_with_five_lines_what_is_served_by_whom_where_with_which_limits_and_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.ini").write_text(
+        "[OPEA_Microservice]\nmax_running=7\nmax_waiting=8\nmax_wait_seconds=0\nserve_docs=no\nworkers=2\n"
+        "[Logging]\nlog_prompts=yes\n[Dialects]\nenabled=openai, opea\n[Model]\nmodel_name=one\nmodel_server=vllm\n"
+        "model_server_endpoint=http://me:s3cret@one:1/v1?k=s3cret, http://two:2\nframework=native\n"
+        "[Model.two]\nmodel_server=scripted\nframework=langchain\n"
+    )
+    monkeypatch.setenv("USVC_HOST", "0.0.0.0")
+    settings = read_settings(tmp_path / "config.ini")
+    assert comps.serving.beginning(settings, ["few files", *comps.serving.wrong(settings, True)]).splitlines() == [
+        "opea_service@llm: loading one (vllm, native), two (scripted, langchain) …; requests get status 503 until "
+        "it is ready",
+        "  by: one by vllm at http://one:1/v1 and http://two:2, through native; two by scripted in this process, "
+        "through langchain",
+        "  at: http://localhost:9000 (listening on 0.0.0.0:9000), no key needed, /ui, /metrics; dialects: openai, opea",
+        "  limits: 7 requests of a model at once, 8 more wait; 16 MB a body; 4096 connections; 2 processes, each with "
+        "these limits",
+        "  wrong: few files; all who reach 0.0.0.0:9000 may ask, since no API key is set; USVC_API_KEYS_FILE names a "
+        "file of keys; the log gets every prompt (log_prompts = true)",
+    ]
+    monkeypatch.setenv("LANGSMITH_TRACING", "true")
+    monkeypatch.setenv("USVC_API_KEYS", "web = s3cret")
+    settings = read_settings(tmp_path / "config.ini")
+    assert list(comps.serving.wrong(settings, True))[1:] == [
+        "LangSmith gets every question and answer (LANGSMITH_TRACING)"
+    ]
+    assert comps.serving.beginning(settings, []).splitlines()[-1] == "  wrong: nothing"
 
 
 def test_with_a_key_and_a_certificate_it_says_how_to_ask(tmp_path: Path) -> None:

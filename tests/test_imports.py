@@ -116,7 +116,7 @@ INTERNAL: dict[str, set[str]] = {
     "tls": {"core", "settings", "watched_files"},
     "exit_codes": set(),
     "workers": {"exit_codes"},
-    "serving": {"app", "core", "exit_codes", "listening", "server", "settings", "workers"},
+    "serving": {"app", "core", "exit_codes", "listening", "logs", "server", "settings", "workers"},
     "cli": {
         "logs",
         "app",

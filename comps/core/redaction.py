@@ -24,6 +24,7 @@ _KEY = re.compile(
 name of a secret, and 32 or more characters with digits and letters that are no absolute path."""
 _URL = re.compile(r"(?<!\w)\w{1,20}://[^\s'\"<>)]+|(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?::\d{1,5})?(?![\d.])")
 """A URL, or an IPv4 address."""
+_CREDENTIALS = re.compile(r"//[^/?#]*@")
 _LEAST_QUOTE, _SURE_QUOTE = 12, 24
 """Characters: what a message and a prompt have in common may be a quote, and is one for sure."""
 _WORDS_ALONE = re.compile(r"[a-z ,.']+")
@@ -34,6 +35,13 @@ _SEARCHED = 200_000
 def without_keys(text: str) -> str:
     """Returns a text with `***` for all that looks like a key."""
     return _KEY.sub(HIDDEN, text)
+
+
+def shown_urls(endpoints: str) -> list[str]:
+    """Returns the URLs in a setting that lists some, without credentials and query; none if it is a file's path."""
+    if "://" not in endpoints:
+        return []
+    return [_CREDENTIALS.sub("//", url.strip()).partition("?")[0] for url in endpoints.split(",")]
 
 
 class Redactor:
