@@ -7,11 +7,11 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from comps.core.request_id import REQUEST_ID
+from comps.core.request_id import REQUEST_ID, TRACE_HEADERS
 from comps.guard import Guard
 from comps.limits import Limits
 from comps.refusals import Refusals
-from comps.requests import REQUEST_ID_HEADER, plain_path, request_id, with_request_id, without_body
+from comps.requests import REQUEST_ID_HEADER, plain_path, request_id, trace_headers, with_request_id, without_body
 from comps.responses import EXTENSION
 
 
@@ -50,6 +50,8 @@ class DirectRoutes:
                 origin = value
             elif name == REQUEST_ID_HEADER:
                 sent = value
+            elif name == b"traceparent":
+                TRACE_HEADERS.set(trace_headers(value, scope["headers"]))
         said = request_id(sent)
         REQUEST_ID.set(said)
         path = scope["path"]

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from time import monotonic
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from comps.access import CALLER, Caller
 from comps.admission import RequestSlots
+from comps.core.generator import TextGenerator
 from comps.core.request_id import REQUEST_ID
 from comps.core.types import GenerationRequest, Report, Usage
 
@@ -17,6 +18,18 @@ Fields: TypeAlias = "dict[str, str | int | float | bool | list[str] | None]"
 
 _LONGEST_WHY = 500
 """The most characters of an error in the log."""
+
+
+class Trace(Protocol):
+    """The spans of a request."""
+
+    def around(self, model: TextGenerator, slots: RequestSlots) -> tuple[TextGenerator, RequestSlots]:
+        """Returns a model and slots that begin and end spans."""
+        ...
+
+    def end(self, exchange: Exchange) -> None:
+        """End the span of the request."""
+        ...
 
 
 class Exchange:
@@ -59,6 +72,8 @@ class Exchange:
     is_failure = False
     """Whether it is one of the service or the model server."""
     slots: RequestSlots | None = None
+    trace: Trace | None = None
+    """Its spans; None if there are no traces."""
     received_at = 0.0
     """When the body had arrived."""
     asked_at = 0.0

@@ -79,7 +79,10 @@ class Handler:
         reply = Reply(response, exchange)
         style = self.endpoint.style
         call: Call | None = None
-        self._telemetry.in_flight += 1
+        telemetry = self._telemetry
+        telemetry.in_flight += 1
+        if telemetry.tracing:
+            exchange.trace = telemetry.tracing.begin(scope, exchange)
         try:
             endpoint, variables = self._endpoint_for(scope)
             style = endpoint.style
@@ -103,7 +106,7 @@ class Handler:
             log.exception("while answering %s", self.endpoint.path)
             self._fail(LLMError("internal error; the service's log has it"), style, call, reply, exchange)
         finally:
-            self._telemetry.end(exchange)
+            telemetry.end(exchange)
         await response.aclose()
 
     async def _read(self, body: bytes, endpoint: Endpoint, variables: Mapping[str, str], exchange: Exchange) -> Call:
@@ -153,6 +156,8 @@ class Handler:
         exchange.model = model.model
         slots = RequestSlots(self._admissions[model.model], caller.name if caller else "", exchange.started)
         exchange.slots = slots
+        if exchange.trace:
+            model, slots = exchange.trace.around(model, slots)
         slots.check()
         try:
             await self._respond(call, endpoint, model, slots, reply, exchange)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence
 from functools import partial
 from random import getrandbits
 
@@ -15,6 +16,10 @@ from comps.responses import Response
 
 REQUEST_ID_HEADER = b"x-request-id"
 _ID = re.compile(r"[\x21-\x7e]{1,200}")
+_TRACE_PARENT = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{0,100})?"
+)
+_TRACE_STATE = re.compile(rb"[ -~]{1,512}")
 _SLASHES = re.compile("//+")
 _AUTOMATIC, _RAW = 47, -15
 """zlib's window bits: for gzip and zlib headers, and for deflate without a header, which some clients send."""
@@ -43,6 +48,22 @@ def request_id(sent: bytes | None) -> str:
     if sent is not None and _ID.fullmatch(said := sent.decode("latin-1")):
         return said
     return f"{getrandbits(128):032x}"
+
+
+def trace_headers(parent: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Returns the lines of W3C's trace headers, to be passed on as they came; empty if `traceparent` is malformed.
+
+    https://www.w3.org/TR/trace-context/
+
+    Args:
+        parent: The value of `traceparent`.
+        headers: All headers of the request.
+    """
+    if not _TRACE_PARENT.fullmatch(parent):
+        return b""
+    state = b",".join(value.strip() for name, value in headers if name == b"tracestate")
+    lines = b"traceparent: %b\r\n" % parent
+    return lines + b"tracestate: %b\r\n" % state if _TRACE_STATE.fullmatch(state) else lines
 
 
 def plain_path(path: str) -> str:

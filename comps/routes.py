@@ -38,6 +38,7 @@ from comps.pages import DOCS, DOCS_ROUTES
 from comps.refusals import Refusals
 from comps.settings import Model, Settings
 from comps.telemetry import Telemetry
+from comps.tracing import Tracing
 from comps.ui import PAGE, page_files, page_routes
 from comps.watched_files import WatchedFiles
 
@@ -104,6 +105,10 @@ class Service:
         asyncio.get_running_loop().set_exception_handler(log_unhandled)
         if self.settings.logging.log_prompts:
             log.warning("log_prompts = true: the log gets every prompt, with all questions and documents")
+        tracing = Tracing.from_environment
+        models = {name: served.model for name, served in self.settings.models.items()}
+        traces = await asyncio.to_thread(tracing, self.settings.microservice.name, models, self.version)
+        self.telemetry.tracing = traces
         watching = [self.telemetry.watch_loop(), *(files.watch() for files in self._watched)]
         tasks = [asyncio.ensure_future(one) for one in (self._load(on_loaded, on_state), *watching)]
         try:
@@ -113,6 +118,8 @@ class Service:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(*(generator.server.aclose() for generator in self.models))
+            if traces:
+                await traces.aclose()
 
     def withdraw(self) -> None:
         """From now on, the service is not ready. It still answers."""

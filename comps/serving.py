@@ -25,6 +25,7 @@ from comps.listening import is_reachable, listening_sockets, raise_file_limit
 from comps.logs import as_logged
 from comps.server import Server, ServerProtocol
 from comps.settings import Model, Settings
+from comps.tracing import problem as traces_missing
 from comps.workers import END_AT_ONCE, Worker
 
 
@@ -208,6 +209,8 @@ def wrong(settings: Settings, is_reachable: bool) -> Iterator[str]:
             f"all who reach {service.host}:{service.port} may ask, since no API key is set; USVC_API_KEYS_FILE names a "
             "file of keys"
         )
+    if why := traces_missing():
+        yield why
     if settings.logging.log_prompts:
         yield "the log gets every prompt (log_prompts = true)"
     ways = {way for one in settings.models.values() for way in (one.model.framework, one.model.model_server)}

@@ -11,12 +11,13 @@ import logging
 import platform
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from math import ceil
 from pathlib import Path
 from statistics import fmean
 from time import monotonic
 from types import MappingProxyType
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -30,7 +31,7 @@ from comps.core.ports import CIRCUIT_STATES, HasCircuitBreakers
 from comps.core.tallies import MODEL_SERVER_ERRORS, RETRIES, TIMEOUTS
 from comps.core.types import GenerationRequest
 from comps.core.unread import UNREAD
-from comps.exchange import Exchange
+from comps.exchange import Exchange, Trace
 from comps.limits import CONNECTIONS
 from comps.logs import RequestLine, log
 from comps.metrics import LAG_SECONDS, SECONDS, SERVED, Counters, Histograms, counter, gauge
@@ -44,6 +45,14 @@ _BYTES_PER_TOKEN = 4
 """By which the tokens of a body are estimated where the model server has not counted them."""
 _LAG_SECONDS = 1.0
 """How often the event loop's lag is measured."""
+
+
+class Tracing(Protocol):
+    """The traces of a service."""
+
+    def begin(self, scope: MutableMapping[str, Any], exchange: Exchange) -> Trace:
+        """Begin the span of a request."""
+        ...
 
 
 class Telemetry(Collector):
@@ -73,6 +82,8 @@ class Telemetry(Collector):
             "opea_llm_cancelled_requests", "Requests whose client left before the end, by where they were", "window"
         )
         self._saved_tokens = 0
+        self.tracing: Tracing | None = None
+        """The traces; None if there are none."""
         self.in_flight = 0
         """Requests that have begun and not ended."""
         self._admissions: Mapping[str, Admission] = {}
@@ -187,6 +198,8 @@ class Telemetry(Collector):
         exchange.ended_at = monotonic()
         self.in_flight -= 1
         server = self._servers.get(exchange.model, "")
+        if exchange.trace:
+            exchange.trace.end(exchange)
         self._answers.record(exchange, server)
         if exchange.caller and exchange.caller.tokens:
             exchange.caller.tokens.spend(_spent(exchange))

@@ -49,6 +49,7 @@ INTERNAL: dict[str, set[str]] = {
     "connections": {"core", "limits"},
     "refusals": {"core", "dialects.*"},
     "exchange": {"core", "access", "admission"},
+    "tracing": {"core", "admission", "exchange", "logs", "settings"},
     "metrics": set(),
     "answer_metrics": {"exchange", "metrics"},
     "telemetry": {
@@ -81,6 +82,7 @@ INTERNAL: dict[str, set[str]] = {
         "access",
         "admission",
         "telemetry",
+        "tracing",
         "guard",
         "handler",
         "limits",
@@ -116,7 +118,7 @@ INTERNAL: dict[str, set[str]] = {
     "tls": {"core", "settings", "watched_files"},
     "exit_codes": set(),
     "workers": {"exit_codes"},
-    "serving": {"app", "core", "exit_codes", "listening", "logs", "server", "settings", "workers"},
+    "serving": {"app", "core", "exit_codes", "listening", "logs", "server", "settings", "tracing", "workers"},
     "cli": {
         "logs",
         "app",
@@ -168,6 +170,7 @@ EXTERNAL: dict[str, set[str]] = {
 # The packages from outside that only one module may import, such as those of a vendor.
 MODULE_EXTERNAL: dict[str, set[str]] = {
     "comps.relevance": {"bm25s"},
+    "comps.tracing": {"opentelemetry", "starlette"},
     "comps.model_servers.langchain.chat_openai": {"langchain_core", "langchain_openai", "pydantic"},
     "comps.model_servers.chat_templates.templates": {"jinja2"},
     "comps.model_servers.langchain.chat_model": {"langchain_core", "pydantic"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from urllib.parse import SplitResult, quote
 
-from comps.core.request_id import REQUEST_ID
+from comps.core.request_id import REQUEST_ID, TRACE_HEADERS
 from comps.core.retries import Retries
 from comps.model_servers.remote.addresses import proxy_for, shown
 from comps.model_servers.remote.connections import Connections, proxy_credentials
@@ -66,6 +66,6 @@ class Site:
         """
         target = f"{method} {self._path}{path or self._root}{self._query}".encode("latin-1")
         if said := REQUEST_ID.get():
-            credentials += b"X-Request-Id: %b\r\n" % said.encode()
+            credentials += b"X-Request-Id: %b\r\n%b" % (said.encode(), TRACE_HEADERS.get())
         content = b"Content-Type: %b\r\nContent-Length: %d\r\n" % (kind, len(data)) if method == "POST" else b""
         return b"".join((target, self._constant, credentials, content, b"\r\n", data))
