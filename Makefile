@@ -6,7 +6,7 @@ LOCK   := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-
           --no-annotate --custom-compile-command "make lock" --python-version
 CHECKOUT := impl/microservice/requirements.txt
 SHIPPED := $(CHECKOUT) $(wildcard docker/requirements/*.txt)
-EXTRAS := --extra langchain --extra openvino --extra build
+EXTRAS := --extra langchain --extra openvino --extra otel --extra build
 IMAGE_LOCK := $(LOCK) 3.13 --upgrade --constraints $(CHECKOUT) --output-file docker/requirements
 FAST   := tests/core tests/dialects $(patsubst %,tests/test_%.py,imports sizes readme settings handler)
 BENCH  := $(patsubst tests/benchmarks/relay/%.txt,.venv-bench/%/.installed,$(wildcard tests/benchmarks/relay/*.txt))
@@ -82,10 +82,10 @@ lock: $(BIN)/.tested ## Choose the newest versions of all dependencies anew and 
 	$(LOCK) 3.10 setup.cfg $(EXTRAS) --extra test --constraints $(CHECKOUT) --output-file tests/requirements.txt
 	for client in tests/supply.in tests/docs.in tests/ui/requirements.in tests/clients/*.in tests/benchmarks/relay/*.in; do $(LOCK) 3.10 --upgrade --output-file $${client%.in}.txt $$client || exit; done
 	for client in tests/clients/*/package.json; do (cd $${client%/*} && npm update --package-lock-only --omit-lockfile-registry-resolved) || exit; done
-	$(IMAGE_LOCK)/native.txt setup.cfg
-	$(IMAGE_LOCK)/langchain.txt setup.cfg --extra langchain
-	$(IMAGE_LOCK)/embedded.txt setup.cfg --extra openvino
-	$(IMAGE_LOCK)/ray.txt setup.cfg --extra openvino impl/model_server/ray/requirements.txt
+	$(IMAGE_LOCK)/native.txt setup.cfg --extra otel
+	$(IMAGE_LOCK)/langchain.txt setup.cfg --extra otel --extra langchain
+	$(IMAGE_LOCK)/embedded.txt setup.cfg --extra otel --extra openvino
+	$(IMAGE_LOCK)/ray.txt setup.cfg --extra otel --extra openvino impl/model_server/ray/requirements.txt
 	echo setuptools | $(IMAGE_LOCK)/build.txt -
 
 audit: .venv-supply/.installed ## Look for known vulnerabilities in all packages that are pinned here

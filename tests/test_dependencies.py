@@ -13,15 +13,22 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = ("client", "langchain", "openvino", "llama_cpp", "transformers")
+EXTRAS = ("client", "langchain", "openvino", "otel", "llama_cpp", "transformers")
 """The extras that comps needs; the others are for tests and for building."""
-NAMES = {"bs4": "beautifulsoup4", "docx": "python-docx", "llama_cpp": "llama-cpp-python", "yaml": "pyyaml"}
+NAMES = {
+    "bs4": "beautifulsoup4",
+    "docx": "python-docx",
+    "llama_cpp": "llama-cpp-python",
+    "opentelemetry": "opentelemetry-sdk",
+    "yaml": "pyyaml",
+}
 """Import names that are not the distribution's."""
 NOT_IMPORTED = {
     "accelerate": "transformers loads a model onto a device with it",
     "gguf": "transformers reads GGUF files with it",
     "langchain": "nothing imports it; to be left out when the versions are locked anew",
     "langchain-community": "`class` of the settings may name its chat models",
+    "opentelemetry-exporter-otlp-proto-http": "found by its entry point, in tracing.py",
     "uvloop": "uvicorn imports it by its name, in serving.py",
 }
 """Declared distributions that are used without an import, with the reason."""
