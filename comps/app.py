@@ -146,7 +146,7 @@ def _open_model(
     )
     with problems.caught():
         endpoints = _endpoints(model)
-        access = _access(model, repeats=len(endpoints) == 1)
+        access = _access(name, model, repeats=len(endpoints) == 1)
         opened = [server] if server else _open_replicas(served, endpoints, access)
         replicas = [Redacted(_as_set(one, served), redactor, logs_prompts=logs_prompts, model=name) for one in opened]
         server = _as_one(replicas, name, model, access)
@@ -184,7 +184,7 @@ def _endpoints(model: Model) -> list[str]:
     return endpoints
 
 
-def _access(model: Model, repeats: bool) -> Access:
+def _access(name: str, model: Model, repeats: bool) -> Access:
     return Access(
         api_key=model.api_key.get_secret_value(),
         token_url=model.token_url,
@@ -199,7 +199,7 @@ def _access(model: Model, repeats: bool) -> Access:
         between_tokens_seconds=model.between_tokens_seconds,
         total_seconds=model.total_seconds,
         whole_answers=model.whole_answers,
-        retries=Retries(model.retry_budget, model.retries_per_request),
+        retries=Retries(model.retry_budget, model.retries_per_request, name),
         repeats=repeats,
     )
 

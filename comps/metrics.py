@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -68,10 +69,8 @@ class Histograms:
         return family
 
 
-def counter(
-    name: str, documentation: str, labels: Sequence[str], values: Mapping[tuple[str, ...], float] | Mapping[str, float]
-) -> Metric:
-    """Returns the metric of numbers by the values of labels, or of one label, for Prometheus."""
+def counter(name: str, documentation: str, labels: Sequence[str], values: Mapping[Any, float]) -> Metric:
+    """Returns the metric of numbers by the values of their labels, each a tuple, or a text if there is one label."""
     family = CounterMetricFamily(name, documentation, labels=labels)
     for said, value in values.items():
         family.add_metric((said,) if isinstance(said, str) else said, value)

@@ -109,7 +109,9 @@ class Telemetry(Collector):
         yield gauge("opea_llm_requests_in_flight", "Requests being answered", self.in_flight)
         yield from self._admission_families()
         yield from self._of_cancelled()
-        yield counter("opea_llm_retries", "Requests sent to a model server again, by reason", ["reason"], RETRIES)
+        yield counter(
+            "opea_llm_retries", "Requests sent to a model server again, by reason", ["model", "reason"], RETRIES
+        )
         yield counter("opea_llm_timeouts", "Missed deadlines of model servers and clients", ["deadline"], TIMEOUTS)
         yield self._failures()
         yield self._circuits()

@@ -20,7 +20,7 @@ pytest.register_assert_rewrite("tests.model_servers.contract")
 SETTINGS = {
     name for section in SECTIONS.values() for info in section.model_fields.values() for name in environment_names(info)
 }
-OTHERS = ("LLM_API_", "LLM_ENGINE_", "LANGSMITH_", "LANGCHAIN_", "HF_", "OPENAI_")
+OTHERS = ("LLM_API_", "LLM_ENGINE_", "LANGSMITH_", "LANGCHAIN_", "HF_", "OPENAI_", "OTEL_")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

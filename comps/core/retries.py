@@ -28,10 +28,12 @@ class Retries:
     Args:
         share: Retries per request, such as 0.2; 0: no retries.
         most: The maximum number of retries of one request; 0: no retries.
+        model: The model's name, for the metrics.
     """
 
     share: float = 0.2
     most: int = 2
+    model: str = ""
     _left: float = field(default=_AT_FIRST, init=False, compare=False)
 
     def add_request(self) -> None:
@@ -43,14 +45,14 @@ class Retries:
         """Take a retry from the budget; returns whether there is one.
 
         Args:
-            reason: A key of `RETRIES`.
+            reason: One of `RETRIES`.
         """
         if self._left < 1 or not (self.share and self.most):
             log.debug("not asked again (%s): the budget of retries is spent", reason)
             return False
         self._left -= 1
         log.debug("asked again (%s); the budget has %.1f retries left", reason, self._left)
-        RETRIES[reason] += 1
+        RETRIES[self.model, reason] += 1
         return True
 
     def pause(self, number: int, reason: str, least: float = 0.0, within: float = _LONGEST_PAUSE) -> float | None:
@@ -60,7 +62,7 @@ class Retries:
 
         Args:
             number: The number of the request's retries so far.
-            reason: A key of `RETRIES`.
+            reason: One of `RETRIES`.
             least: The shortest pause, in seconds: the model server's `Retry-After`.
             within: Seconds to the deadline of the request.
         """

@@ -6,8 +6,8 @@ from collections import Counter
 
 from comps.core.errors import InvalidRequest, LLMError, Overloaded, Refused, Timeout, Unreachable
 
-RETRIES: Counter[str] = Counter()
-"""Requests that were sent to a model server again, since the process began, by reason:
+RETRIES: Counter[tuple[str, str]] = Counter()
+"""Requests that were sent to a model server again, since the process began, by the model's name and the reason:
 
 - `kept_connection`: a kept connection turned out to be closed;
 - `unreachable`: no connection, or the model server was not ready (503);

@@ -205,7 +205,7 @@ class Replicas:
         last = failures[-1]
         log.debug("another replica is asked: %s", for_operator(last))
         if isinstance(last, Unreachable | Overloaded):  # It was not begun, so that this is no load in addition.
-            RETRIES["unreachable" if isinstance(last, Unreachable) else "overloaded"] += 1
+            RETRIES[self._retries.model, "unreachable" if isinstance(last, Unreachable) else "overloaded"] += 1
             return
         begun_before = sum(not isinstance(error, Unreachable | Overloaded) for error in failures[:-1])
         pause = self._retries.pause(begun_before, "failed")

@@ -190,13 +190,13 @@ async def test_requests_that_failed_move_within_the_budget_and_those_that_were_n
             await collect(replicas.generate, "?", Sampling(), {})
             continue
         failed += 1
-    moved = RETRIES["failed"]
+    moved = RETRIES["", "failed"]
     assert (a.times, b.times, failed) == (moved + failed, 100 - failed, 100 - b.times)
     assert 10 <= moved <= 10 + 0.1 * 100
     a.error = Overloaded("busy")
     for _ in range(20):
         await collect(replicas.generate, "?", Sampling(), {})
-    assert RETRIES["overloaded"] > 0
+    assert RETRIES["", "overloaded"] > 0
 
 
 async def test_a_request_moves_no_more_often_than_set_after_replicas_that_failed() -> None:

@@ -94,7 +94,7 @@ class Connections:
 
     def _may_repeat(self, exchange: Exchange) -> bool:
         if self._retries is None or exchange.request.startswith(b"GET"):
-            RETRIES["kept_connection"] += 1
+            RETRIES[self._retries.model if self._retries else "", "kept_connection"] += 1
             return True
         return self._retries.take("kept_connection")
 

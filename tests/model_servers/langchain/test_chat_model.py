@@ -353,10 +353,18 @@ def langsmith() -> Iterator[LangSmith]:
 
 
 TRACED = """
+import asyncio
+from functools import partial
+from comps.core.answers import collect
+from comps.core.types import Message, Sampling
+from comps.model_servers import through_framework
 from langchain_core.tracers.langchain import wait_for_all_tracers
 from comps.model_servers.langchain.chat_model import ChatModelServer
 from comps.model_servers.scripted import Scripted
 print(ChatModelServer(server=Scripted([["the ", "answer"]])).invoke("the question").content)
+served = through_framework(Scripted([["an", "answer"]]), "langchain", "m")
+for ask in (served.complete, partial(collect, served.generate)):
+    asyncio.run(ask((Message("user", "asked of the service"),), Sampling(), {}))
 wait_for_all_tracers()
 """
 
@@ -373,6 +381,8 @@ def test_langsmith_gets_runs_if_the_environment_says_so_and_nothing_else(langsmi
     sent = b"".join(body for _, body in langsmith.arrived)
     assert bool(langsmith.arrived) is tracing
     assert (b"the question" in sent) is tracing
+    assert sent.count(b'"asked of the service"') >= (2 if tracing else 0)
+    assert (b"asked of the service" in sent) is tracing
 
 
 TRACED_OVER_HTTP = """

@@ -70,13 +70,13 @@ async def ask_of(ask: Ask, asked: Any) -> Any:
 @pytest.mark.parametrize("framework", ["native", "langchain"])
 @pytest.mark.parametrize(("ask", "path", "answer"), ASKS)
 async def test_a_server_that_is_not_ready_is_asked_again(ask: Ask, path: str, answer: Reply, framework: str) -> None:
-    before = RETRIES["unreachable"]
+    before = RETRIES["", "unreachable"]
     async with replaying({path: [NOT_READY, answer]}) as replay:
         # LangChain reads files when it is imported, which happens before the event loop runs.
         asked = await asyncio.to_thread(server, replay, framework)
         assert await ask_of(ask, asked)
     assert len(replay.asked) == 2
-    assert RETRIES["unreachable"] - before == 1
+    assert RETRIES["", "unreachable"] - before == 1
 
 
 @pytest.mark.parametrize(("ask", "path", "answer"), ASKS)
@@ -191,7 +191,7 @@ async def test_the_deadline_holds_for_all_tries_together() -> None:
 async def test_a_kept_connection_that_was_closed_is_replaced_within_the_budget() -> None:
     closed = Reply([], unanswered=True)
     for retries, connections in ((Retries(), 2), (Retries(0), 1)):
-        before = RETRIES["kept_connection"]
+        before = RETRIES["", "kept_connection"]
         async with replaying({EMBED: [VECTORS, closed, VECTORS]}) as replay:
             asked = server(replay, retries=retries)
             assert await embed(asked)
@@ -202,7 +202,7 @@ async def test_a_kept_connection_that_was_closed_is_replaced_within_the_budget()
                     await embed(asked)
             await asked.aclose()
         assert replay.connections == connections
-        assert RETRIES["kept_connection"] - before == connections - 1
+        assert RETRIES["", "kept_connection"] - before == connections - 1
 
 
 async def test_with_replicas_each_is_asked_once() -> None:
