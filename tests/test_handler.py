@@ -151,16 +151,19 @@ async def test_a_request_beyond_the_queue_is_told_when_to_retry(
     ],
 )
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_failure_before_the_first_token_is_a_status_and_in_the_log_unless_it_is_the_callers(
+async def test_a_failure_before_the_first_token_is_a_status_and_a_warning_in_the_log_unless_it_is_the_callers(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Any, status: int, stream: bool
 ) -> None:
+    caplog.set_level("INFO", "opea_llm")
     async with running(Scripted([[error]]), monkeypatch) as service:
         answer = await service.post({**QUERY, "stream": stream})
         chat = await service.post({**CHAT, "stream": stream})
     assert (answer.status, chat.status) == (status, status)
     assert error.args[0] in answer.json["detail"]
     assert error.args[0] in chat.json["error"]["message"]
-    assert (f"s: {error.args[0]}" in caplog.text) == (status >= 500)
+    lines = [record for record in caplog.records if f" {status} id=" in record.getMessage()]
+    assert all(error.args[0] in line.getMessage() for line in lines)
+    assert {line.levelname for line in lines} == ({"WARNING"} if status >= 500 else {"INFO"})
 
 
 @pytest.mark.parametrize(

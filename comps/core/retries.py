@@ -33,7 +33,7 @@ class Retries:
 
     share: float = 0.2
     most: int = 2
-    model: str = ""
+    model: str = field(default="", compare=False)
     _left: float = field(default=_AT_FIRST, init=False, compare=False)
 
     def add_request(self) -> None:

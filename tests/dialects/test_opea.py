@@ -260,6 +260,7 @@ def test_what_only_has_the_name_of_another_frameworks_field_is_kept_as_it_is(met
 def test_a_document_without_a_text_is_refused_by_the_name_of_the_field(document: Any, named: str) -> None:
     with pytest.raises(RequestError) as caught:
         read({"query": "?", "documents": ["a", document]})
+    assert isinstance(caught.value.error, InvalidRequest)
     assert caught.value.error.field == f"documents.1.{named}"
     if named == "text":
         assert "page_content, content, snippet, node.text, data.text" in str(caught.value)
