@@ -716,7 +716,7 @@ async def test_a_client_that_takes_nothing_of_its_answer_counts_as_gone_after_th
 def test_it_raises_the_limit_of_open_files_and_serves_fewer_connections_if_that_is_too_low() -> None:
     with serving(within=["prlimit", "--nofile=50:64"], MODEL_SERVER="scripted") as service:
         assert resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE) == (64, 64)
-        assert "only 64 files may be open (ulimit -n), so that 16 connections are served" in service.said[0]
+        assert "only 64 files may be open (ulimit -n), so that 16 connections are served" in "".join(service.said)
         clients = [socket.create_connection(("127.0.0.1", service.port), PATIENCE) for _ in range(100)]
         assert clients[-1].recv(1) == b""  # It is accepted and closed, since there is no file for it.
         for client in clients:
