@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comps.access import CALLER, Caller, Keys
 from comps.core.errors import LLMError, Unauthorized
-from comps.logs import log
+from comps.core.request_id import REQUEST_ID
+from comps.logs import RequestLine, log
 from comps.telemetry import Telemetry
 
 _LONGEST_PATH = 200
@@ -57,9 +60,7 @@ class Guard:
         status, body = self._refusal(error, path)
         caller: Caller | None = scope.get(CALLER)
         self._telemetry.refused(caller, status)
-        client = (scope.get("client") or ("-",))[0]
-        where = f"{scope['method']} {quote(path[:_LONGEST_PATH])} from {quote(client[:_LONGEST_PATH], safe=':')}"
-        log.info("%s %d key=%s: %s", where, status, caller.name if caller else "-", error)
+        log.info(RequestLine(_Refusal(error, status, caller, scope), ""))
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         if isinstance(error, Unauthorized):
             headers.append((b"www-authenticate", b"Bearer"))
@@ -67,6 +68,35 @@ class Guard:
             headers.append((b"retry-after", str(error.retry_after).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """What the log says of a request that is refused. The path and the client may be anything that somebody sent."""
+
+    error: LLMError
+    status: int
+    caller: Caller | None
+    scope: Scope
+
+    def line(self, server: str) -> str:
+        """Returns the line in text."""
+        told = self.fields(server)
+        where = f"{told['method']} {told['path']} from {told['client'] or '-'}"
+        return f"{where} {self.status} key={told['key'] or '-'}: {self.error}"
+
+    def fields(self, server: str) -> dict[str, Any]:
+        """Returns what it says, by name."""
+        client = self.scope.get("client")
+        return {
+            "method": self.scope["method"],
+            "path": quote(_route_path(self.scope)[:_LONGEST_PATH]),
+            "outcome": str(self.status),
+            "request_id": REQUEST_ID.get(),
+            "client": quote(client[0][:_LONGEST_PATH], safe=":") if client else None,
+            "key": self.caller.name if self.caller else None,
+            "error": str(self.error),
+        }
 
 
 class Guarded:

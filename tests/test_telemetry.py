@@ -319,7 +319,8 @@ async def test_the_log_has_a_line_for_each_request_and_nothing_of_a_prompt(
         assert (fault["level"], fault["request_id"]) == ("ERROR", "mine")
         assert "Error" in "".join(fault["exception"])
         assert broken["outcome"] == "broken"
-        assert "an API key is needed" in refused["message"]
+        assert (refused["path"], refused["outcome"], refused["key"]) == (PATH, "401", None)
+        assert "an API key is needed" in refused["error"]
         return
     assert re.search(
         rf"\[    INFO\] opea_llm: {PATH} 200 id=mine client=127\.0\.0\.1 key=web dialect=opea model=scripted "
