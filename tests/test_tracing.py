@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
-from signal import SIGTERM
 from threading import Thread
 from typing import Any
 
@@ -20,8 +17,7 @@ from comps import tracing
 from comps.core.errors import Unreachable
 from comps.model_servers.scripted import Scripted
 from tests.model_servers.replay import Reply, replaying, sse
-from tests.process import ROOT, serving
-from tests.service import PATH, PATIENCE, Able, running, until_idle
+from tests.service import PATH, Able, running, until_idle
 from tests.test_telemetry import CHAT, QUERY
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -61,23 +57,27 @@ async def test_a_trace_goes_on_to_the_model_server_without_opentelemetry_unless_
                     assert {name: got[name] for name in ("traceparent", "tracestate") if name in got} == wanted
 
 
-def test_nothing_of_opentelemetry_s_sdk_is_imported_unless_the_environment_asks_for_traces() -> None:
-    code = (
-        "import asyncio, os, sys\n"
-        "from comps import tracing\n"
-        "for name in ('OTEL_TRACES_EXPORTER', 'OTEL_EXPORTER_OTLP_ENDPOINT', 'OTEL_SDK_DISABLED'):\n"
-        "    os.environ.pop(name, None)\n"
-        "print(tracing.Tracing.from_environment('x', {}, '1'), tracing.problem() == '')\n"
-        "for name, value in {'OTEL_TRACES_EXPORTER': 'none', 'OTEL_EXPORTER_OTLP_ENDPOINT': 'http://x'}.items():\n"
-        "    os.environ[name] = value\n"
-        "print(tracing.is_wanted())\n"
-        "os.environ.update(OTEL_TRACES_EXPORTER='otlp', OTEL_SDK_DISABLED='true')\n"
-        "print(tracing.is_wanted())\n"
-        "del os.environ['OTEL_SDK_DISABLED']\n"
-        "print(tracing.is_wanted(), [name for name in sys.modules if name.startswith('opentelemetry.sdk')])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
-    assert done.stdout.splitlines() == ["None True", "False", "False", "True []"]
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({}, False),
+        ({"OTEL_SERVICE_NAME": "x", "OTEL_TRACES_SAMPLER": "always_on"}, False),
+        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, False),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "true"}, False),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://x"}, True),
+    ],
+)
+def test_nothing_of_opentelemetry_s_sdk_is_imported_unless_the_environment_asks_for_traces(
+    variables: dict[str, str], wanted: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for name in [name for name in sys.modules if name.startswith("opentelemetry.sdk")] or ["opentelemetry.sdk"]:
+        monkeypatch.setitem(sys.modules, name, None)  # To import it fails.
+    monkeypatch.setattr(tracing, "problem", lambda: "")
+    assert tracing.is_wanted() is wanted
+    assert tracing.Tracing.from_environment("x", {}, "1") is None
+    assert ("no traces are exported: " in caplog.text) is wanted
 
 
 def test_traces_that_cannot_be_had_are_told_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,22 +228,22 @@ def collector() -> Iterator[Any]:
 
     arrived: list[tuple[str, bytes]] = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", arrived
     server.shutdown()
     server.server_close()
 
 
 @needs_sdk
-def test_spans_are_exported_by_opentelemetry_s_own_variables_and_the_last_ones_at_the_end(collector: Any) -> None:
+async def test_spans_are_exported_by_opentelemetry_s_own_variables_and_the_last_ones_at_the_end(
+    collector: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url, arrived = collector
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_SERVICE_NAME": "front", "OTEL_BSP_SCHEDULE_DELAY": "60000"}
-    variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
-    with serving(MODEL_SERVER="scripted", LLM_NAME="demo", **variables) as service:
-        assert b"choices" in service.post(CHAT)
+    async with running(Scripted(), monkeypatch, variables) as service:
+        assert (await service.post(CHAT)).status == 200
         assert arrived == []
-        service.end(SIGTERM)
     ((path, body),) = arrived
     assert path == "/v1/traces"
-    for text in (b"front", b"chat demo", b"POST /v1/chat/completions", b"queue", b"prompt"):
+    for text in (b"front", b"chat scripted", b"POST /v1/chat/completions", b"queue", b"prompt"):
         assert text in body
