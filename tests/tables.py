@@ -11,6 +11,7 @@ from comps.dialects.shared.base import Call, Dialect, GenerationCall
 from comps.dialects.shared.endpoint import Endpoint
 from comps.openapi_examples import stream
 from comps.settings import SECTIONS, environment_names
+from comps.telemetry import Telemetry
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -71,6 +72,16 @@ def routes_table() -> str:
     return "\n".join(lines)
 
 
+def metrics_table() -> str:
+    """The table of metrics, as it must stand in docs/metrics.md."""
+    lines = ["| metric | type | labels | what it is |", "|---|---|---|---|"]
+    for metric in Telemetry().collect():
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        labels = ", ".join(f"`{label}`" for label in getattr(metric, "_labelnames", ()))
+        lines.append(f"| `{name}` | {metric.type} | {labels} | {metric.documentation} |")
+    return "\n".join(lines)
+
+
 def _is_repeated(path: str, paths: Container[str]) -> bool:
     """Whether a path is another one with a model's name in it."""
     return "/{model:path}/" in path and path.replace("/{model:path}", "") in paths
@@ -88,6 +99,7 @@ def _streamed(call: type[Call], dialect: Dialect) -> str:
 
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "settings.md": {"settings": settings_table},
+    "metrics.md": {"metrics": metrics_table},
     "dialects.md": {"clashes": clash_table, "routes": routes_table},
 }
 """By page: what makes each table, by the name of the comments around it."""
