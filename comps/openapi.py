@@ -242,6 +242,7 @@ def _header(said: str) -> JSON:
 _HEADERS_OF_ALL = {
     "x-request-id": _header("The id of the request: the client's own, or a new one."),
     "x-ignored-params": _header("The fields of the body that had no effect."),
+    "server-timing": _header("Where the time went, in milliseconds: total, queue, model and overhead."),
 }
 _HEADERS = {
     **_HEADERS_OF_ALL,

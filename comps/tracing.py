@@ -286,13 +286,17 @@ class _TracedSlots:
 
     slots: RequestSlots
     trace: Trace
+    has_entered: bool = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.slots, name)
 
     async def enter(self) -> None:
+        if self.has_entered:
+            return
         with self.trace.span("queue", {}):
             await self.slots.enter()
+        self.has_entered = True
 
 
 @dataclass

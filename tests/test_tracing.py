@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -182,6 +183,21 @@ async def test_content_is_in_the_spans_only_if_that_is_asked_for(
         (answer,) = json.loads(asked["gen_ai.output.messages"])
         text = [{"type": "text", "content": "Canary of an answer"}]
         assert answer == {"role": "assistant", "parts": text, "finish_reason": "stop"}
+
+
+@needs_sdk
+@pytest.mark.parametrize("stream", [True, False])
+async def test_each_prompt_of_a_body_has_spans_of_its_own(
+    stream: bool, monkeypatch: pytest.MonkeyPatch, spans: Any
+) -> None:
+    async with running(Scripted([["a", "b"]]), monkeypatch) as service:
+        body = {"prompt": ["One?", "Two?"], "stream": stream, "max_tokens": 3}
+        assert (await service.post(body, "/v1/completions")).status == 200
+        assert (await service.post(body, "/v1/prompt")).status == 200
+        await until_idle(service)
+    found = Counter(span.name for span in spans.get_finished_spans())
+    two = {"queue": 2, "prompt": 2, "text_completion scripted": 2, "POST /v1/completions": 1, "POST /v1/prompt": 1}
+    assert found == two
 
 
 @needs_sdk
