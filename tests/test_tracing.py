@@ -33,7 +33,7 @@ STREAMED = {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason"
 
 
 @pytest.mark.parametrize("framework", ["native", "langchain"])
-async def test_a_trace_goes_on_to_the_model_server_without_opentelemetry_unless_it_is_malformed(
+async def test_a_request_s_id_and_trace_go_on_to_the_model_server_without_opentelemetry_unless_malformed(
     framework: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = Reply([json.dumps({"data": [{"id": "scripted"}]}).encode()])
@@ -53,8 +53,10 @@ async def test_a_trace_goes_on_to_the_model_server_without_opentelemetry_unless_
         async with running({}, monkeypatch, environment) as service:
             for headers, wanted in sent:
                 for stream in (False, True):
-                    assert (await service.post({**CHAT, "stream": stream}, **headers)).status == 200
+                    answer = await service.post({**CHAT, "stream": stream}, **headers, **{"X-Request-Id": "mine"})
+                    assert (answer.status, answer.headers["x-request-id"]) == (200, "mine")
                     _, got, _ = replay.asked[-1]
+                    assert got["x-request-id"] == "mine"
                     assert {name: got[name] for name in ("traceparent", "tracestate") if name in got} == wanted
 
 
