@@ -21,10 +21,10 @@ IN_AN_IMAGE = {
 
 EXTRAS = {
     "build": {"build"},
-    "native": set(),
-    "langchain": {"langchain"},
-    "embedded": {"openvino"},
-    "ray": {"openvino"},
+    "native": {"otel"},
+    "langchain": {"langchain", "otel"},
+    "embedded": {"openvino", "otel"},
+    "ray": {"openvino", "otel"},
 }
 """The extras of setup.cfg that each file has beside what the service needs in any case."""
 
