@@ -42,11 +42,21 @@ from comps.model_servers import (
 )
 from comps.model_servers.redacted import Redacted
 from comps.model_servers.replicas import Replicas
+from comps.model_servers.stream_test import STREAM_TEST, StreamTest
 from comps.model_servers.target import Access, Target
 from comps.pages import app_with_pages
 from comps.relevance import by_relevance
 from comps.routes import Service
-from comps.settings import CONVERSATION, Model, ServedModel, Settings, gather_settings, read_templates, read_text
+from comps.settings import (
+    CONVERSATION,
+    Flags,
+    Model,
+    ServedModel,
+    Settings,
+    gather_settings,
+    read_templates,
+    read_text,
+)
 from comps.tls import read_tls
 
 _ABOUT = """A question and documents in, an answer out, whole or streamed.
@@ -57,14 +67,18 @@ the body says which kind of body it is.
 """
 
 
-def read_settings(file: Path | None) -> Settings:
+def read_settings(file: Path | None, flags: Flags = MappingProxyType({})) -> Settings:
     """Loads the settings, and checks them against the model servers and dialects that exist.
+
+    Args:
+        file: The configuration file; see `load_settings`.
+        flags: The settings of the command line, which override all others.
 
     Raises:
         SettingsError: Settings are unknown, missing or wrong; it has all of them. See `load_settings`.
     """
     problems = SettingsProblems()
-    settings = gather_settings(file, model_servers(), DIALECTS, WITHOUT_ENGINE_SETTINGS, problems)
+    settings = gather_settings(file, model_servers(), DIALECTS, WITHOUT_ENGINE_SETTINGS, problems, flags)
     with problems.caught():
         make_dialects(settings)
     if problems.found:  # So that whatever else is wrong is told with it.
@@ -115,7 +129,7 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
         with problems.caught(f"[{settings.models[generator.model].section}] "):
             _check_workers(generator, settings)
     problems.raise_if_any()
-    return Models(generators)
+    return Models(generators, unlisted=TextGenerator(StreamTest(), STREAM_TEST))
 
 
 def _check_workers(generator: TextGenerator, settings: Settings) -> None:

@@ -7,7 +7,6 @@ import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, version
 from inspect import isawaitable
 from math import inf
 from time import time
@@ -38,10 +37,13 @@ from comps.refusals import Refusals
 from comps.settings import Model, Settings
 from comps.telemetry import Telemetry
 from comps.ui import PAGE, page_files, page_routes
+from comps.version import version
 from comps.watched_files import WatchedFiles
 
 MEGABYTE = 1_000_000
 PROMPT = "/v1/prompt"
+_STREAM_TESTS = 8
+"""How many test streams may run at once; see `comps.model_servers.stream_test`."""
 _ASK_AGAIN_SECONDS = 3.0
 """Seconds after which a model server that did not answer at the start is asked again."""
 _CREDENTIALS = re.compile(r"//[^/?#]*@")
@@ -87,7 +89,7 @@ class Service:
         self.refusal = Refusals([*dialects, *others])
         self.guard = Guard(keys, _open_routes(settings), self.refusal, self.telemetry) if keys else None
         self._ending = False
-        self.version = _version()
+        self.version = version()
         self.started = int(time())
 
     @asynccontextmanager
@@ -216,7 +218,7 @@ class Service:
         preview = PreviewEndpoint(PROMPT, self.dialects, generating)
         common: dict[str, Any] = {
             "models": self.models,
-            "admissions": self.admissions,
+            "admissions": self._admissions_of_all(),
             "telemetry": self.telemetry,
             "max_body": self.settings.microservice.max_body_mb * MEGABYTE,
             "keepalive_seconds": self.settings.microservice.keepalive_seconds,
@@ -236,6 +238,11 @@ class Service:
         self._routes = app.router.routes
         shown = preview if prompt else None
         describe_bodies(app, endpoints, shown, self.dialects, needs_key=self.guard is not None)
+
+    def _admissions_of_all(self) -> dict[str, Admission]:
+        """Returns the admissions of the models, and of the unlisted one, which has few slots and no metrics."""
+        unlisted = self.models.unlisted
+        return {**({unlisted.model: Admission(_STREAM_TESTS, 0)} if unlisted else {}), **self.admissions}
 
     def _add_get_routes(self, app: FastAPI) -> None:
         """Add the routes without a body."""
@@ -405,10 +412,3 @@ def _retry(error: LLMError) -> dict[str, str]:
 
 async def _live() -> Response:
     return Response()
-
-
-def _version() -> str:
-    try:
-        return version("opea-llm-microservice")
-    except PackageNotFoundError:  # Run from a checkout that is not installed.
-        return "0"

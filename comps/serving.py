@@ -6,9 +6,7 @@ import asyncio
 import gc
 import os
 import signal
-import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
@@ -21,6 +19,7 @@ from comps.core.errors import LLMError, for_operator
 from comps.core.sockets import notice_silence
 from comps.exit_codes import CUT_OFF, ended_at_once
 from comps.listening import is_reachable, listening_sockets, raise_file_limit
+from comps.messages import message
 from comps.server import Server, ServerProtocol
 from comps.settings import Settings
 from comps.workers import END_AT_ONCE, Worker
@@ -210,9 +209,3 @@ def _model_names(settings: Settings, names: Iterable[str] = ()) -> str:
 def model_with_server(settings: Settings, name: str) -> str:
     model = settings.models[name].model
     return f"{name} ({model.model_server}, {model.framework})"
-
-
-def message(text: str) -> None:
-    """Print a line for the operator, on standard error."""
-    with suppress(OSError):  # A full disk, or a reader that has left, ends no service.
-        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,303 @@
+"""The path to a running service, through all proxies: what a client gets, and when.
+
+The service sends a stream whose times it writes into its events (`comps.model_servers.stream_test`). What arrives here
+is compared with that; `comps.cli.path_faults` names what is wrong.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from comps.cli.path_faults import (
+    Finding,
+    Received,
+    TimedEvent,
+    clock_finding,
+    idle_finding,
+    refused,
+    stream_findings,
+    unreachable,
+)
+from comps.cli.progress import progress
+from comps.core.errors import SettingsError
+from comps.core.types import JSON
+from comps.model_servers.stream_test import LONGEST_SECONDS, STREAM_TEST
+
+_STEP, _PAIR = 0.06, 0.004
+PAUSES = [0.0, *([_STEP] * 12), *([_STEP, _PAIR] * 8)]
+"""The pauses of the timed stream: events one by one, and then in pairs, in seconds."""
+_SECONDS = 30.0
+"""How long the service may say nothing, where it should say something at once."""
+_ANSWER_SECONDS = 300.0
+"""How long an answer of the model may take to begin."""
+_MARGIN = 15.0
+"""Seconds beyond the silence that is tried after which a stream counts as lost."""
+_GZIP = 47
+"""zlib's window bits for automatic detection of gzip and zlib headers."""
+
+
+@dataclass
+class _Reply:
+    """A response to one request."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = b""
+    received: Received = field(default_factory=Received)
+
+    def json(self) -> Any:
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            return None
+
+
+class PathCheck:
+    """Checks the path to a service.
+
+    Args:
+        url: The service's URL, as its clients have it, with or without `/v1`.
+        api_key: The key; empty: none.
+        model: The model that must answer; None: any.
+        idle: Seconds of silence that a stream must survive; 0: this is not tried.
+
+    Raises:
+        SettingsError: The URL or the key is invalid.
+    """
+
+    def __init__(self, url: str, api_key: str, model: str | None, idle: float) -> None:
+        from comps.model_servers.remote.addresses import checked_url, proxy_for
+        from comps.model_servers.remote.openai_api import split_endpoint
+
+        parts = checked_url(url, "--through")
+        if parts.username or parts.password:
+            raise SettingsError("--through: no user or password in the URL; a key goes into --api-key")
+        if not api_key.isprintable():
+            raise SettingsError("--api-key: it has a line break in it, or something else that no key has")
+        root, api = split_endpoint(url)
+        self._url = urlsplit(root)
+        self._path = self._url.path + api
+        self._proxy = proxy_for(self._url)
+        self._key = api_key
+        self._model = model
+        self._idle = min(idle, LONGEST_SECONDS)
+
+    def findings(self) -> Iterator[Finding]:
+        """Yields what is found, faults and what is right, in the order in which it is looked for."""
+        try:
+            with progress(f"Waiting for {self._url.netloc}"):
+                listing = self._asked("GET", "/models", None, _SECONDS)
+        except (OSError, http.client.HTTPException) as error:
+            yield unreachable(self._url.geturl(), error)
+            return
+        yield from self._connected(listing)
+        if listing.status in (401, 403):
+            yield refused(listing.status, "GET /models", self._key)
+            return
+        with ThreadPoolExecutor(1) as pool:  # The silence is long; all else is tried meanwhile.
+            silent = pool.submit(self._timed, [0.0, self._idle]) if self._idle else None
+            yield from self._streamed()
+            yield from self._answered(listing)
+            if silent:
+                with progress(f"Trying {self._idle:g} s of silence"):
+                    reply = silent.result()
+                if reply.received.events:
+                    yield idle_finding(self._idle, reply.received)
+
+    def _connected(self, listing: _Reply) -> Iterator[Finding]:
+        if self._url.scheme == "https":
+            yield Finding("tls", False, f"the certificate of {self._url.hostname} is valid; {listing.headers['tls']}")
+        if sent := listing.headers.get("date"):
+            try:
+                ahead = parsedate_to_datetime(sent).timestamp() - time.time()
+            except ValueError:
+                return
+            yield clock_finding(ahead, "the header Date")
+
+    def _streamed(self) -> Iterator[Finding]:
+        """Check the timed stream; where the service has none, an answer of its model alone is looked at."""
+        with progress("Timing a stream"):
+            reply = self._timed(PAUSES)
+        if reply.status == 404:
+            said = f"{self._url.netloc} has no {STREAM_TEST}: it is another program, or an older version"
+            yield Finding("stream", True, said, "the times of its streams cannot be checked; ask the service itself")
+        elif reply.status != 200:
+            yield refused(reply.status, "POST /chat/completions", self._key)
+        else:
+            yield from stream_findings(reply.received, PAUSES, _kind(reply.headers))
+
+    def _answered(self, listing: _Reply) -> Iterator[Finding]:
+        """Check which model answers."""
+        told = listing.json()
+        listed = told.get("data") if isinstance(told, dict) else None
+        names = [str(one.get("id")) for one in listed or () if isinstance(one, dict)]
+        if self._model and names and self._model not in names:
+            yield Finding("model", True, f"{self._model} is not served there; served: {', '.join(names)}", _MODEL)
+            return
+        wanted = self._model or next(iter(names), "")
+        question = {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 8, "stream": False}
+        try:
+            with progress(f"Waiting for an answer of {wanted or 'the model'}"):
+                reply = self._asked("POST", "/chat/completions", {**question, "model": wanted}, _ANSWER_SECONDS)
+        except (OSError, http.client.HTTPException) as error:
+            yield unreachable(self._url.geturl(), error)
+            return
+        if reply.status != 200:
+            yield refused(reply.status, "POST /chat/completions", self._key, reply.body)
+            return
+        answer = reply.json()
+        named = answer.get("model") if isinstance(answer, dict) else None
+        if wanted and named != wanted:
+            yield Finding("model", True, f"{wanted} was asked, and {named or 'no model'} answered", _MODEL)
+        else:
+            yield Finding("model", False, f"{named} answers")
+
+    def _timed(self, pauses: list[float]) -> _Reply:
+        """Returns what arrives of a stream with these pauses, to its end or to where it broke off."""
+        message = {"role": "user", "content": json.dumps(pauses)}
+        body = {"model": STREAM_TEST, "messages": [message], "stream": True}
+        return self._asked("POST", "/chat/completions", body, max(pauses) + _MARGIN, timed=True)
+
+    def _asked(self, method: str, path: str, body: JSON, seconds: float, *, timed: bool = False) -> _Reply:
+        """Returns the response to a request, each on a connection of its own.
+
+        Args:
+            method: GET or POST.
+            path: Below that of the API.
+            body: The JSON body; None: none.
+            seconds: How long the service may say nothing.
+            timed: Whether the body is a stream, whose times are taken, and which may break off.
+        """
+        connection, target = self._connection(seconds), self._path + path
+        if self._proxy and self._url.scheme == "http":
+            target = f"http://{self._url.netloc}{target}"
+        headers = {"Accept": "*/*", "Accept-Encoding": "gzip"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        with closing(connection):
+            connection.request(method, target, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            reply = _Reply(response.status, {name.lower(): value for name, value in response.getheaders()})
+            if isinstance(connection, http.client.HTTPSConnection):
+                reply.headers = {**reply.headers, "tls": _certificate(connection)}
+            if timed and response.status == 200:
+                _read_stream(response, reply)
+            else:
+                reply.body = _unpacked(response.read(), reply.headers)
+        return reply
+
+    def _connection(self, seconds: float) -> http.client.HTTPConnection:
+        proxy, at = self._proxy, self._proxy or self._url
+        assert at.hostname
+        if self._url.scheme == "http":
+            return http.client.HTTPConnection(at.hostname, at.port, timeout=seconds)
+        context = ssl.create_default_context()
+        secure = http.client.HTTPSConnection(at.hostname, at.port, timeout=seconds, context=context)
+        if proxy and self._url.hostname:
+            secure.set_tunnel(self._url.hostname, self._url.port or 443)
+        return secure
+
+
+_MODEL = "another service answers at this URL, or its settings name another model; see the route in the proxy"
+
+
+def _certificate(connection: http.client.HTTPSConnection) -> str:
+    """Returns until when the certificate of a connection is valid."""
+    found = connection.sock.getpeercert() if isinstance(connection.sock, ssl.SSLSocket) else None
+    return f"until {found['notAfter']}" if found else ""
+
+
+def _kind(headers: Mapping[str, str]) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip()
+
+
+def _unpacked(body: bytes, headers: Mapping[str, str]) -> bytes:
+    """Returns a whole body, decompressed if it is compressed."""
+    if headers.get("content-encoding", "identity") == "identity":
+        return body
+    try:
+        return zlib.decompress(body, _GZIP)
+    except zlib.error:
+        return body
+
+
+def _read_stream(response: http.client.HTTPResponse, reply: _Reply) -> None:
+    """Read a stream of events as it comes: a read has one HTTP chunk at most."""
+    received = reply.received
+    received.encoding = reply.headers.get("content-encoding", "")
+    unpack = zlib.decompressobj(_GZIP) if received.encoding in ("gzip", "deflate") else None
+    events = _Events(received)
+    try:
+        while data := response.read1(65536):
+            events.read(unpack.decompress(data) if unpack else data, time.monotonic(), time.time())
+    except (OSError, http.client.HTTPException, zlib.error) as error:
+        received.broken = type(error).__name__ if not str(error) else str(error)
+    received.ended = time.monotonic()
+
+
+class _Events:
+    """Takes a stream apart: the events with times in it, and the reads that they came in."""
+
+    def __init__(self, received: Received) -> None:
+        self._received = received
+        self._rest = b""
+        self._reads = 0
+        self._first_read = 0
+        """The read in which the rest began."""
+
+    def read(self, data: bytes, at: float, wall: float) -> None:
+        """Take a part of the stream, which arrived at a time of the monotonic clock, and of the day."""
+        self._reads += 1
+        *events, self._rest = (self._rest + data.replace(b"\r\n", b"\n")).split(b"\n\n")
+        for event in events:
+            if event.startswith(b":"):
+                self._received.comments += 1
+            elif event == b"data: [DONE]":
+                self._received.is_whole = True
+            elif times := _times_in(event):
+                sent, of_day = times
+                self._received.events.append(
+                    TimedEvent(sent, at, of_day - wall, (self._first_read or self._reads, self._reads))
+                )
+            self._first_read = 0
+        if not self._rest:
+            self._first_read = 0
+        elif not self._first_read or events:
+            self._first_read = self._reads
+
+
+def _times_in(event: bytes) -> tuple[float, float] | None:
+    """Returns the time since the first event, and that of the day, in seconds; None if an event has none."""
+    try:
+        text = json.loads(event.removeprefix(b"data:"))["choices"][0]["delta"]["content"]
+        sent, of_day = text.split()
+        return float(sent), float(of_day)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def report(findings: Iterator[Finding], as_json: bool) -> bool:
+    """Print what is found, each as soon as it is known; returns whether there is a fault."""
+    from comps.cli.path_faults import shown
+
+    found = []
+    for finding in findings:
+        found.append(finding)
+        if not as_json:
+            print(shown(finding), flush=True)
+    if as_json:
+        print(json.dumps([finding.as_json() for finding in found], ensure_ascii=False))
+    return any(finding.is_fault for finding in found)
