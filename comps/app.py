@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import mimetypes
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -45,6 +47,8 @@ from comps.model_servers.replicas import Replicas
 from comps.model_servers.stream_test import STREAM_TEST, StreamTest
 from comps.model_servers.target import Access, Target
 from comps.pages import app_with_pages
+from comps.recording.drafts import RecordedGenerator
+from comps.recording.recorder import Recorder
 from comps.relevance import by_relevance
 from comps.routes import Service
 from comps.settings import (
@@ -110,12 +114,17 @@ def read_keys(settings: Settings) -> Keys | None:
     return Keys(lambda: listed, sources["api_keys"], known_models=settings.models) if listed else None
 
 
-def open_models(settings: Settings, servers: Mapping[str, ModelServer] = MappingProxyType({})) -> Models:
+def open_models(
+    settings: Settings,
+    servers: Mapping[str, ModelServer] = MappingProxyType({}),
+    generator_of: Callable[..., TextGenerator] = TextGenerator,
+) -> Models:
     """Returns the configured models. Nothing is loaded or connected yet.
 
     Args:
         settings: The settings.
         servers: Model servers by model name, which replace the configured ones.
+        generator_of: Makes the generator of a model; it has the arguments of `TextGenerator`.
 
     Raises:
         SettingsError: A model server does not support its settings.
@@ -124,7 +133,8 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
     generators = []
     for name, served in settings.models.items():
         with problems.caught(f"[{served.section}] "):
-            generators.append(_open_model(name, served, servers, settings.logging.log_prompts))
+            logs_prompts = settings.logging.log_prompts
+            generators.append(_open_model(name, served, servers, generator_of, logs_prompts=logs_prompts))
     for generator in generators:
         with problems.caught(f"[{settings.models[generator.model].section}] "):
             _check_workers(generator, settings)
@@ -148,7 +158,12 @@ def _check_workers(generator: TextGenerator, settings: Settings) -> None:
 
 
 def _open_model(
-    name: str, served: ServedModel, servers: Mapping[str, ModelServer], logs_prompts: bool
+    name: str,
+    served: ServedModel,
+    servers: Mapping[str, ModelServer],
+    generator_of: Callable[..., TextGenerator],
+    *,
+    logs_prompts: bool,
 ) -> TextGenerator:
     """Returns one model; see `open_models`. The errors do not name its section."""
     model, problems = served.model, SettingsProblems()
@@ -171,7 +186,7 @@ def _open_model(
     assert server
     sharing = Sharing(model.min_answer_tokens, model.documents_first)
     escape = control_token_escaper(model.chat_template, model.model_name)
-    return TextGenerator(
+    return generator_of(
         server,
         name,
         sharing,
@@ -330,7 +345,16 @@ def make_app(
     others = [open_dialect(name, None) for name in DIALECTS if name not in settings.dialects.enabled]
     keys, tls = read_keys(settings), read_tls(settings)
     watched = [one.files for one in (keys, tls) if one]
-    service = Service(settings, open_models(settings, servers), dialects, shut_down, keys, others, watched)
+    recorder = Recorder(settings) if settings.logging.record else None
+    models = open_models(
+        settings, servers, partial(RecordedGenerator, keep=recorder.keep) if recorder else TextGenerator
+    )
+    service = Service(settings, models, dialects, shut_down, keys, others, watched)
+
+    def lifespan(_: FastAPI) -> AbstractAsyncContextManager[None]:
+        opened = service.open(on_loaded, on_state)
+        return recorder.around(opened) if recorder else opened
+
     mimetypes.init()  # It reads files, which would otherwise happen in the event loop, at the first page.
     app = app_with_pages(
         settings.microservice.serve_docs,
@@ -338,7 +362,7 @@ def make_app(
         version=service.version,
         description=_ABOUT,
         redirect_slashes=False,
-        lifespan=lambda _: service.open(on_loaded, on_state),
+        lifespan=lifespan,
     )
     service.add_routes(app)
     _add_middlewares(app, service, settings.microservice.cors_origins)

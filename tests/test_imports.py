@@ -91,6 +91,7 @@ INTERNAL: dict[str, set[str]] = {
         "access",
         "guard",
         "pages",
+        "recording",
         "routes",
         "relevance",
         "tls",
@@ -105,6 +106,7 @@ INTERNAL: dict[str, set[str]] = {
     "workers": {"exit_codes"},
     "serving": {"app", "core", "exit_codes", "listening", "messages", "server", "settings", "workers"},
     "messages": set(),
+    "recording": {"core", "logs", "messages", "settings", "version"},
     "version": set(),
     "cli": {
         "logs",
@@ -116,6 +118,7 @@ INTERNAL: dict[str, set[str]] = {
         "messages",
         "model_servers.*",
         "preview",
+        "recording",
         "serving",
         "settings",
         "telemetry",

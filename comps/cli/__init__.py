@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from typer.completion import completion_init
+from typer.completion import completion_init  # type: ignore[attr-defined]
 
-from comps.cli import ask, chat, check, completion, config, models, prompt, pull, serve
+from comps.cli import ask, chat, check, completion, config, models, prompt, pull, replay, serve
 from comps.exit_codes import MEANINGS
 
 _EPILOG = "Exit codes:\n\n\b\n" + "\n".join(f"{code:>4}  {meaning}" for code, meaning in MEANINGS.items())
@@ -45,6 +45,7 @@ for _command in (
     check.check,
     models.models,
     pull.pull,
+    replay.replay,
     completion.completion,
 ):
     cli.command()(_command)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Mapping
 from functools import wraps
 from pathlib import Path
@@ -86,7 +87,8 @@ def expected_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 def run(work: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine. Ctrl-C cancels it, so that it closes what is open."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     asyncio.run(work)
 
 

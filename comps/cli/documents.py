@@ -44,9 +44,8 @@ def request_of(
     Raises:
         SettingsError: The question is empty, or a document cannot be read.
     """
-    messages = (Message("user", question_of(question)),)
-    if system:
-        messages = (Message("system", system), *messages)
+    asked = Message("user", question_of(question))
+    messages = (Message("system", system), asked) if system else (asked,)
     return asking(messages, document, max_tokens, temperature)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,7 +51,7 @@ def serve(
     from comps.logs import start_log
     from comps.serving import ServiceProcess
 
-    flags = {
+    flags: Mapping[str, Mapping[str, Any]] = {
         "Logging": {"log_level": log_level},
         "OPEA_Microservice": {"host": host, "port": port, "workers": workers},
         "Model": {
