@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,7 @@ from comps.exit_codes import FOUND
 from comps.messages import message
 
 if TYPE_CHECKING:
+    from comps.core.generator import TextGenerator
     from comps.recording.drafts import Draft
     from comps.settings import Settings
 
@@ -45,8 +48,10 @@ def replay(
       opea-llm replay records/20260102T030405.678901Z-4f2a-17.1.json
       opea-llm replay FILE --model-server vllm --endpoint http://new:8000 --model Qwen/Qwen3-8B
     """
+    from comps.app import open_models
     from comps.logs import start_log
-    from comps.recording.record import request_in
+    from comps.recording.drafts import RecordedGenerator
+    from comps.recording.record import record_of, request_in
 
     record = _read(file)
     try:
@@ -57,7 +62,7 @@ def replay(
         _show_alone(record, as_json)
         raise SettingsError(
             f"{file}: it has the hash of the request alone, so that it cannot be run again; the service keeps texts "
-            "with record_prompts = true"
+            "of up to 2 MB with record_prompts = true"
         )
     flags = {
         "Model": {
@@ -70,7 +75,15 @@ def replay(
     settings = settings_of(config, flags)
     start_log("WARNING", "")
     wanted = None if any(flags["Model"].values()) else _wanted(record, settings)
-    run(_replay(settings, record, replace(request, model=wanted), as_json))
+    drafts: list[Draft] = []
+    generator = open_models(settings, generator_of=partial(RecordedGenerator, keep=drafts.append)).named(wanted)
+    run(_run(settings, generator, replace(request, model=wanted), streamed=bool(record["times"]["chunks"])))
+    again = json.loads(json.dumps(record_of(drafts[0], settings, with_texts=True)))
+    found = differences(record, again)
+    told = {"record": record, "again": again, "differs": list(found)}
+    print(json.dumps(told, ensure_ascii=False) if as_json else shown(found, record, again))
+    if found:
+        raise typer.Exit(FOUND)
 
 
 def _read(file: Path) -> dict[str, JSON]:
@@ -96,42 +109,15 @@ def _wanted(record: dict[str, Any], settings: Settings) -> str | None:
     return None
 
 
-async def _replay(settings: Settings, record: dict[str, JSON], request: GenerationRequest, as_json: bool) -> None:
-    from functools import partial
-
-    from comps.app import open_models
-    from comps.recording.drafts import RecordedGenerator
-    from comps.recording.record import record_of
-
-    drafts: list[Draft] = []
-    generator = open_models(settings, generator_of=partial(RecordedGenerator, keep=drafts.append)).named(request.model)
+async def _run(settings: Settings, generator: TextGenerator, request: GenerationRequest, *, streamed: bool) -> None:
+    """Run a request; an error of it is kept with all else."""
     try:
         await load(settings, generator.model, generator)
-        with progress("Running it again"):
-            await _run_again(generator, request, streamed=bool(record["times"]["chunks"]))
+        with progress("Running it again"), suppress(LLMError):
+            plan = await generator.plan(request)
+            await (generator.answer(plan, Collector()) if streamed else generator.complete(plan))
     finally:
         await generator.server.aclose()
-    again = json.loads(json.dumps(record_of(drafts[0], settings, with_texts=True)))
-    found = differences(record, again)
-    print(
-        json.dumps({"record": record, "again": again, "differs": sorted(found)})
-        if as_json
-        else shown(found, record, again)
-    )
-    if found:
-        raise typer.Exit(FOUND)
-
-
-async def _run_again(generator: Any, request: GenerationRequest, *, streamed: bool) -> None:
-    """Run a request; its error is in the draft."""
-    try:
-        plan = await generator.plan(request)
-        if streamed:
-            await generator.answer(plan, Collector())
-        else:
-            await generator.complete(plan)
-    except LLMError:
-        pass
 
 
 def _show_alone(record: dict[str, JSON], as_json: bool) -> None:

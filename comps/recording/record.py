@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 
@@ -17,6 +17,10 @@ from comps.version import version
 
 FORMAT = 1
 """The version of this form."""
+MOST_TEXT = 2_000_000
+"""Bytes of a request, a prompt or an answer; of a longer one, a record has the hash alone."""
+_PIECE = 20_000
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=str)
 
 
 def record_of(draft: Draft, settings: Settings, *, with_texts: bool) -> dict[str, JSON]:
@@ -96,20 +100,34 @@ class _Texts:
 
     def kept(self, value: JSON) -> JSON:
         """Returns the hash and the size of a value, and, with texts, the value without what looks like a key."""
-        encoded = json.dumps(value, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogatepass")
-        known = {"sha256": hashlib.sha256(encoded).hexdigest(), "bytes": len(encoded)}
-        return {**known, "value": self._without_keys(value)} if self._with_texts else known
+        digest, size = hashlib.sha256(), 0
+        for piece in _ENCODER.iterencode(value):
+            encoded = piece.encode("utf-8", "surrogatepass")
+            digest.update(encoded)
+            size += len(encoded)
+        known = {"sha256": digest.hexdigest(), "bytes": size}
+        return {**known, "value": self._without_keys(value)} if self._with_texts and size <= MOST_TEXT else known
 
     def _without_keys(self, value: JSON) -> JSON:
         if isinstance(value, str):
-            clean = without_keys(value)
+            clean = "".join(without_keys(piece) for piece in _pieces(value))
             for secret in self._secrets:
                 clean = clean.replace(secret, HIDDEN)
             self.redacted = self.redacted or clean != value
             return clean
         if isinstance(value, dict):
             return {name: self._without_keys(one) for name, one in value.items()}
-        return [self._without_keys(one) for one in value] if isinstance(value, list) else value
+        return [self._without_keys(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Yields a text in pieces, cut at line breaks if there are some: a regular expression lets no other thread run."""
+    place = 0
+    while len(text) - place > _PIECE:
+        end = text.rfind("\n", place, place + _PIECE) + 1 or place + _PIECE
+        yield text[place:end]
+        place = end
+    yield text[place:]
 
 
 def _prompt_object(prompt: JSON) -> JSON:
@@ -118,7 +136,7 @@ def _prompt_object(prompt: JSON) -> JSON:
 
 def _request_object(request: GenerationRequest) -> JSON:
     said = {name: value for name, value in asdict(request).items() if name != "is_large"}
-    return json.loads(json.dumps({**said, "defaulted": sorted(request.defaulted)}, default=str))
+    return {**said, "defaulted": sorted(request.defaulted)}
 
 
 def request_in(record: Mapping[str, JSON]) -> GenerationRequest | None:

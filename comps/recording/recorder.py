@@ -83,7 +83,7 @@ class Recorder:
     def _write(self, draft: Draft) -> None:
         try:
             record = record_of(draft, self._settings, with_texts=self._settings.logging.record_prompts)
-            data = json.dumps(record, ensure_ascii=False, indent=1).encode("utf-8", "replace")
+            data = json.dumps(record, ensure_ascii=False, indent=1, default=str).encode("utf-8", "replace")
             self._number += 1
             name = f"{datetime.fromtimestamp(draft.began, timezone.utc):%Y%m%dT%H%M%S.%fZ}-{_safe(draft.id)}"
             file = self._folder / f"{name}-{os.getpid()}.{self._number}.json"
