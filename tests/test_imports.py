@@ -116,6 +116,7 @@ INTERNAL: dict[str, set[str]] = {
         "exit_codes",
         "listening",
         "messages",
+        "model_servers",
         "model_servers.*",
         "preview",
         "recording",

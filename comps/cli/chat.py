@@ -22,6 +22,7 @@ from comps.cli.common import (
     System,
     Temperature,
     expected_errors,
+    let_interrupt,
 )
 from comps.cli.documents import asking
 from comps.cli.printing import PrintedAnswer
@@ -59,11 +60,10 @@ def chat(
     """
     first = replace(asking((), document, max_tokens, temperature), model=model)
     answering = opened(config, url, api_key, model)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    loop = asyncio.new_event_loop()
+    can_stop, loop = let_interrupt(), asyncio.new_event_loop()
     try:
         loop.run_until_complete(answering.load())
-        _Conversation(loop, answering, first, system).run()
+        _Conversation(loop, answering, first, system, can_stop).run()
     finally:
         loop.run_until_complete(answering.aclose())
         loop.close()
@@ -77,16 +77,23 @@ class _Conversation:
         answering: What answers.
         first: A request without messages, with all else that each request has.
         system: The system message; empty: none.
+        can_stop: Whether Ctrl-C can stop an answer.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, answering: Answering, first: GenerationRequest, system: str
+        self,
+        loop: asyncio.AbstractEventLoop,
+        answering: Answering,
+        first: GenerationRequest,
+        system: str,
+        can_stop: bool,
     ) -> None:
         self._loop = loop
         self._answering = answering
         self._request = first
         self._begin = (Message("system", system),) if system else ()
         self._messages = self._begin
+        self._can_stop = can_stop
 
     def run(self) -> None:
         """Answer until the end of the input, or /quit."""
@@ -115,14 +122,16 @@ class _Conversation:
         asked = (*self._messages, Message("user", question))
         answer = PrintedAnswer(self._request.sampling.max_tokens)
         task = self._loop.create_task(self._answering.answer(replace(self._request, prompt=asked), answer))
-        self._loop.add_signal_handler(signal.SIGINT, task.cancel)
+        if self._can_stop:
+            self._loop.add_signal_handler(signal.SIGINT, task.cancel)
         try:
             with suppress(asyncio.CancelledError):
                 self._loop.run_until_complete(task)
         except LLMError as error:
             message(f"opea-llm: {for_operator(error)}")
         finally:
-            self._loop.remove_signal_handler(signal.SIGINT)
+            if self._can_stop:
+                self._loop.remove_signal_handler(signal.SIGINT)
         if task.cancelled():
             print(flush=True)
             message("[stopped]")

@@ -87,9 +87,16 @@ def expected_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 def run(work: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine. Ctrl-C cancels it, so that it closes what is open."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    let_interrupt()
     asyncio.run(work)
+
+
+def let_interrupt() -> bool:
+    """Let Ctrl-C raise KeyboardInterrupt from here on; returns whether it can, which is so in the main thread."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return is_main
 
 
 def settings_of(config: Path | None, flags: Mapping[str, Mapping[str, Any]] | None = None) -> Settings:
@@ -110,6 +117,18 @@ def settings_of(config: Path | None, flags: Mapping[str, Mapping[str, Any]] | No
     for sentence in settings.without_effect:
         message(sentence)
     return settings
+
+
+def flags_of_model(
+    model: str | None, endpoint: str | None, model_server: str | None, framework: str | None
+) -> dict[str, str | None]:
+    """Returns the flags about the model, by the keys of their settings."""
+    return {
+        "model_name": model,
+        "framework": framework,
+        "model_server": model_server,
+        "model_server_endpoint": endpoint,
+    }
 
 
 _FLAGS = {"model_name": "--model", "model_server_endpoint": "--endpoint"}

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from comps.cli.progress import progress
 from comps.core.errors import SettingsError
 from comps.core.types import Document, GenerationRequest, Message, Sampling
 from comps.document_files import KINDS, UnreadableDocument, text_of_file
@@ -60,7 +61,8 @@ def asking(
 
 def documents_in(paths: Iterable[Path] | None) -> tuple[Document, ...] | None:
     """Returns the documents in files and folders; None if there are none."""
-    return tuple(one for path in paths or () for one in _documents_of(path)) or None
+    with progress("Reading documents"):
+        return tuple(one for path in paths or () for one in _documents_of(path)) or None
 
 
 def _documents_of(path: Path) -> Iterator[Document]:

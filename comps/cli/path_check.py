@@ -129,13 +129,14 @@ class PathCheck:
         """Check the timed stream; where the service has none, an answer of its model alone is looked at."""
         with progress("Timing a stream"):
             reply = self._timed(PAUSES)
-        if reply.status == 404:
+        received = reply.received
+        if reply.status not in (200, 404):
+            yield refused(reply.status, "POST /chat/completions", self._key)
+        elif reply.status == 404 or (received.is_whole and not received.events):
             said = f"{self._url.netloc} has no {STREAM_TEST}: it is another program, or an older version"
             yield Finding("stream", True, said, "the times of its streams cannot be checked; ask the service itself")
-        elif reply.status != 200:
-            yield refused(reply.status, "POST /chat/completions", self._key)
         else:
-            yield from stream_findings(reply.received, PAUSES, _kind(reply.headers))
+            yield from stream_findings(received, PAUSES, _kind(reply.headers))
 
     def _answered(self, listing: _Reply) -> Iterator[Finding]:
         """Check which model answers."""

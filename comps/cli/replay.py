@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comps.cli.common import AsJSON, ConfigFile, Endpoint, Framework, Kind, expected_errors, load, run, settings_of
+from comps.cli.common import (
+    AsJSON,
+    ConfigFile,
+    Endpoint,
+    Framework,
+    Kind,
+    expected_errors,
+    flags_of_model,
+    load,
+    run,
+    settings_of,
+)
 from comps.cli.progress import progress
 from comps.cli.record_diff import differences, shown
 from comps.core.answers import Collector
@@ -64,17 +75,10 @@ def replay(
             f"{file}: it has the hash of the request alone, so that it cannot be run again; the service keeps texts "
             "of up to 2 MB with record_prompts = true"
         )
-    flags = {
-        "Model": {
-            "model_name": model,
-            "framework": framework,
-            "model_server": model_server,
-            "model_server_endpoint": endpoint,
-        }
-    }
-    settings = settings_of(config, flags)
+    flags = flags_of_model(model, endpoint, model_server, framework)
+    settings = settings_of(config, {"Model": flags})
     start_log("WARNING", "")
-    wanted = None if any(flags["Model"].values()) else _wanted(record, settings)
+    wanted = None if any(flags.values()) else _wanted(record, settings)
     drafts: list[Draft] = []
     generator = open_models(settings, generator_of=partial(RecordedGenerator, keep=drafts.append)).named(wanted)
     run(_run(settings, generator, replace(request, model=wanted), streamed=bool(record["times"]["chunks"])))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comps.cli.common import ConfigFile, Endpoint, Framework, Kind, expected_errors, settings_of
+from comps.cli.common import ConfigFile, Endpoint, Framework, Kind, expected_errors, flags_of_model, settings_of
 
 if TYPE_CHECKING:
     from comps.serving import ServiceProcess
@@ -54,12 +54,7 @@ def serve(
     flags: Mapping[str, Mapping[str, Any]] = {
         "Logging": {"log_level": log_level},
         "OPEA_Microservice": {"host": host, "port": port, "workers": workers},
-        "Model": {
-            "model_name": model,
-            "framework": framework,
-            "model_server": model_server,
-            "model_server_endpoint": endpoint,
-        },
+        "Model": flags_of_model(model, endpoint, model_server, framework),
     }
     settings = settings_of(config, flags)
     start_log(settings.logging.log_level, settings.logging.log_path)

@@ -113,13 +113,20 @@ async def test_another_model_another_clock_and_another_program_are_named(monkeyp
     assert renamed == {"model": "scripted was asked, and another! answered"}
 
 
-async def test_a_service_that_answers_whole_and_one_that_cannot_be_reached_are_named(
+async def test_a_service_that_answers_whole_one_without_the_test_and_one_that_cannot_be_reached_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with running(Scripted([["yes"]]), monkeypatch, {"LLM_DISABLE_STREAMING": "true"}) as service:
         whole = faults(await checked(service.port))
+    monkeypatch.setattr("comps.cli.path_check.STREAM_TEST", "no-such-model")
+    others = []
+    for dialects in ("openai", "opea, openai"):  # The one refuses the name, the other answers whatever it is.
+        environment = {"LLM_DISABLE_STREAMING": "false", "LLM_DIALECTS": dialects}
+        async with running(Scripted([["yes"]]), monkeypatch, environment) as service:
+            others.append(faults(await checked(service.port, idle=0.1)))
     nobody = faults(await checked(free_port()))
     assert "the answer came whole, as application/json" in whole["stream"]
+    assert all("has no no-such-model: it is another program, or an older version" in one["stream"] for one in others)
     assert nobody == {"connection": nobody["connection"]}
     assert "connection refused" in nobody["connection"]
 

@@ -140,7 +140,12 @@ def test_the_oldest_records_go_when_the_folder_is_full_and_no_other_file_does(
 def _keeping(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
     """A recorder's `keep` that writes at once, with texts, into a folder of 1 MB."""
     recorder = Recorder(_settings(monkeypatch, folder))
-    return lambda draft: (recorder.keep(draft), recorder._pool.submit(int).result())
+
+    def keep(draft: Draft) -> None:
+        recorder.keep(draft)
+        recorder._pool.submit(int).result()
+
+    return keep
 
 
 def _settings(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Settings:
