@@ -25,6 +25,7 @@ from comps.cli.common import (
 from comps.cli.documents import request_of
 from comps.cli.printing import PrintedAnswer
 from comps.core.answers import Collector
+from comps.core.citations import ANNOTATIONS, UNKNOWN
 from comps.core.types import JSON, Generation, GenerationRequest
 
 
@@ -79,5 +80,10 @@ def _object(generation: Generation, facts: dict[str, JSON]) -> dict[str, JSON]:
         "answer": generation.text,
         "finish_reason": generation.reason,
         "usage": usage and {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},
+        **{
+            name: generation.extra[name]
+            for name in (ANNOTATIONS, UNKNOWN)
+            if generation.extra and name in generation.extra
+        },
         **facts,
     }

@@ -43,6 +43,7 @@ _ANSWER_SECONDS = 300.0
 """How long an answer of the model may take to begin."""
 _MARGIN = 15.0
 """Seconds beyond the silence that is tried after which a stream counts as lost."""
+_REDIRECTS = (301, 302, 303, 307, 308)
 _GZIP = 47
 """zlib's window bits for automatic detection of gzip and zlib headers."""
 
@@ -77,12 +78,13 @@ class PathCheck:
     """
 
     def __init__(self, url: str, api_key: str, model: str | None, idle: float) -> None:
-        from comps.model_servers.remote.addresses import checked_url, proxy_for
-        from comps.model_servers.remote.openai_api import split_endpoint
+        from comps.model_servers.remote.addresses import proxy_for
+        from comps.model_servers.remote.openai_api import check_endpoint, split_endpoint
 
-        parts = checked_url(url, "--through")
-        if parts.username or parts.password:
-            raise SettingsError("--through: no user or password in the URL; a key goes into --api-key")
+        try:
+            check_endpoint(url)
+        except SettingsError as error:
+            raise SettingsError(*(_in_our_words(problem) for problem in error.problems)) from None
         if not api_key.isprintable():
             raise SettingsError("--api-key: it has a line break in it, or something else that no key has")
         root, api = split_endpoint(url)
@@ -96,24 +98,42 @@ class PathCheck:
     def findings(self) -> Iterator[Finding]:
         """Yields what is found, faults and what is right, in the order in which it is looked for."""
         try:
-            with progress(f"Waiting for {self._url.netloc}"):
-                listing = self._asked("GET", "/models", None, _SECONDS)
+            yield from self._looked_at()
         except (OSError, http.client.HTTPException) as error:
             yield unreachable(self._url.geturl(), error)
-            return
+
+    def _looked_at(self) -> Iterator[Finding]:
+        with progress(f"Waiting for {self._url.netloc}"):
+            listing = self._asked("GET", "/models", None, _SECONDS)
         yield from self._connected(listing)
-        if listing.status in (401, 403):
-            yield refused(listing.status, "GET /models", self._key)
+        if listing.status in (401, 403) or listing.status in _REDIRECTS:
+            yield refused(listing.status, "GET /models", self._key, to=listing.headers.get("location", ""))
             return
         with ThreadPoolExecutor(1) as pool:  # The silence is long; all else is tried meanwhile.
-            silent = pool.submit(self._timed, [0.0, self._idle]) if self._idle else None
+            silent = pool.submit(self._silent) if self._idle else None
             yield from self._streamed()
             yield from self._answered(listing)
             if silent:
                 with progress(f"Trying {self._idle:g} s of silence"):
-                    reply = silent.result()
-                if reply.received.events:
-                    yield idle_finding(self._idle, reply.received)
+                    yield from silent.result()
+
+    def _silent(self) -> list[Finding]:
+        """Returns the finding about a silent stream; none where the service has no stream whose times are known."""
+        started = time.monotonic()
+        try:
+            reply = self._timed([0.0, self._idle])
+        except (OSError, http.client.HTTPException) as error:
+            received = Received(broken=str(error) or type(error).__name__)
+            return [idle_finding(self._idle, received, time.monotonic() - started)]
+        if reply.status == 200 and not reply.received.events and reply.received.is_whole:
+            return []
+        received = reply.received
+        if reply.status >= 500:
+            received.broken = f"status {reply.status}"
+        elif reply.status != 200:
+            return []
+        begun = received.events[0].arrived if received.events else started
+        return [idle_finding(self._idle, received, (received.ended or time.monotonic()) - begun)]
 
     def _connected(self, listing: _Reply) -> Iterator[Finding]:
         if self._url.scheme == "https":
@@ -148,14 +168,10 @@ class PathCheck:
             return
         wanted = self._model or next(iter(names), "")
         question = {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 8, "stream": False}
-        try:
-            with progress(f"Waiting for an answer of {wanted or 'the model'}"):
-                reply = self._asked("POST", "/chat/completions", {**question, "model": wanted}, _ANSWER_SECONDS)
-        except (OSError, http.client.HTTPException) as error:
-            yield unreachable(self._url.geturl(), error)
-            return
+        with progress(f"Waiting for an answer of {wanted or 'the model'}"):
+            reply = self._asked("POST", "/chat/completions", {**question, "model": wanted}, _ANSWER_SECONDS)
         if reply.status != 200:
-            yield refused(reply.status, "POST /chat/completions", self._key, reply.body)
+            yield refused(reply.status, "POST /chat/completions", self._key, said=reply.body)
             return
         answer = reply.json()
         named = answer.get("model") if isinstance(answer, dict) else None
@@ -213,6 +229,11 @@ class PathCheck:
 
 
 _MODEL = "another service answers at this URL, or its settings name another model; see the route in the proxy"
+
+
+def _in_our_words(problem: str) -> str:
+    """Returns what the client of model servers says about a URL, with the names of flags."""
+    return problem.replace("model_server_endpoint", "--through").replace("LLM_API_KEY", "--api-key")
 
 
 def _certificate(connection: http.client.HTTPSConnection) -> str:

@@ -159,8 +159,8 @@ def _buffering(events: Sequence[TimedEvent], late: Sequence[float]) -> Finding |
         )
     else:
         said = (
-            f"events come in {moments} blocks instead of {len(events)} one by one, half of them {median(late):.2f} s "
-            "late or more"
+            f"{len(events)} events came in {moments} blocks instead of one by one, half of them {median(late):.2f} s "
+            f"late or more, the latest {max(late):.2f} s"
         )
     return Finding(
         "buffering",
@@ -206,18 +206,18 @@ def _why(received: Received) -> str:
     return f" ({received.broken})" if received.broken else ""
 
 
-def idle_finding(idle: float, received: Received) -> Finding:
+def idle_finding(idle: float, received: Received, lasted: float) -> Finding:
     """Returns the finding about a stream that is silent after its first event.
 
     Args:
         idle: How long, in seconds.
         received: What arrived of it.
+        lasted: How long it was silent until it ended, in seconds.
     """
     if len(received.events) > 1 and received.is_whole:
         how = f", in which {received.comments} comments came" if received.comments else ""
         return Finding("idle", False, f"a stream survives {idle:g} s of silence{how}")
-    silent = received.ended - received.events[0].arrived
-    said = f"a silent stream was cut after {silent:.1f} s{_why(received)}"
+    said = f"a silent stream was cut after {lasted:.1f} s{_why(received)}"
     if received.comments:
         return Finding(
             "idle",
@@ -229,7 +229,7 @@ def idle_finding(idle: float, received: Received) -> Finding:
         "idle",
         True,
         said,
-        f"set keepalive_seconds of the service (USVC_KEEPALIVE_SECONDS) to less, such as {max(silent / 3, 0.1):.2g}, "
+        f"set keepalive_seconds of the service (USVC_KEEPALIVE_SECONDS) to less, such as {max(lasted / 3, 0.1):.2g}, "
         "or raise the proxy's time limit; nginx: proxy_read_timeout; HAProxy: timeout server",
     )
 
@@ -249,22 +249,25 @@ def clock_finding(ahead: float, whose: str) -> Finding:
     )
 
 
-def refused(status: int, what: str, key: str, body: bytes = b"") -> Finding:
-    """Returns the finding that a request is refused.
+def refused(status: int, what: str, key: str, *, said: bytes = b"", to: str = "") -> Finding:
+    """Returns the finding that a request is refused, or sent elsewhere.
 
     Args:
         status: The HTTP status.
         what: The request.
         key: The key that was sent; it is hidden in what the service says.
-        body: What the service says.
+        said: What the service says.
+        to: The URL that it redirects to.
     """
+    if to:
+        return Finding("status", True, f"{what} is redirected ({status}) to {to}", "give clients that URL")
     if status in (401, 403):
         mend = "this key is not known there" if key else "a key is needed: --api-key, or OPEA_LLM_API_KEY"
         return Finding("key", True, f"{what} is refused with status {status}", mend)
-    text = " ".join(body.decode("utf-8", "replace").split())[:200]
-    said = f"{what} is answered with status {status}{f': {text}' if text else ''}"
+    text = " ".join(said.decode("utf-8", "replace").split())[:200]
+    told = f"{what} is answered with status {status}{f': {text}' if text else ''}"
     mend = "see the proxy's log, and whether it has this route" if status in (404, 405, 502, 504) else "see its log"
-    return Finding("status", True, said.replace(key, "***") if key else said, mend)
+    return Finding("status", True, told.replace(key, "***") if key else told, mend)
 
 
 def unreachable(url: str, error: Exception) -> Finding:

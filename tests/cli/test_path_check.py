@@ -60,7 +60,7 @@ async def test_a_path_without_faults_has_none_and_a_terminal_gets_a_line_for_eac
     ("relay", "name", "said"),
     [
         (faulty_proxy.buffering, "buffering", "19 of 19 events came at once"),
-        (faulty_proxy.in_blocks, "buffering", "events come in "),
+        (faulty_proxy.in_blocks, "buffering", " blocks instead of one by one"),
         (faulty_proxy.joining, "joined", " pairs of events came as one HTTP chunk"),
         (faulty_proxy.splitting, "split", " of 19 events came in several parts"),
         (faulty_proxy.compressing, "gzip", "the stream is compressed (gzip)"),
@@ -113,7 +113,7 @@ async def test_another_model_another_clock_and_another_program_are_named(monkeyp
     assert renamed == {"model": "scripted was asked, and another! answered"}
 
 
-async def test_a_service_that_answers_whole_one_without_the_test_and_one_that_cannot_be_reached_are_named(
+async def test_a_service_that_answers_whole_or_otherwise_or_elsewhere_or_not_at_all_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with running(Scripted([["yes"]]), monkeypatch, {"LLM_DISABLE_STREAMING": "true"}) as service:
@@ -124,9 +124,19 @@ async def test_a_service_that_answers_whole_one_without_the_test_and_one_that_ca
         environment = {"LLM_DISABLE_STREAMING": "false", "LLM_DIALECTS": dialects}
         async with running(Scripted([["yes"]]), monkeypatch, environment) as service:
             others.append(faults(await checked(service.port, idle=0.1)))
+    async with running(Scripted([["yes"]]), monkeypatch) as service:
+        async with before(
+            service.port, of_head=lambda _: b"HTTP/1.1 308 Moved\r\nlocation: https://x/\r\n\r\n"
+        ) as port:
+            moved = faults(await checked(port))
+        async with before(service.port, of_head=lambda head: head.replace(b" 200 OK", b" 504 Gateway")) as port:
+            late = faults(await checked(port, idle=0.1))
     nobody = faults(await checked(free_port()))
     assert "the answer came whole, as application/json" in whole["stream"]
     assert all("has no no-such-model: it is another program, or an older version" in one["stream"] for one in others)
+    assert moved == {"status": "GET /models is redirected (308) to https://x/"}
+    assert late["status"].startswith("POST /chat/completions is answered with status 504")
+    assert late["idle"].endswith("(status 504)")
     assert nobody == {"connection": nobody["connection"]}
     assert "connection refused" in nobody["connection"]
 

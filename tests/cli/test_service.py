@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -178,3 +182,40 @@ async def test_a_chat_remembers_what_was_said_until_it_is_told_to_forget_and_sur
     assert all("Rain." in prompt[-1][1] for prompt in prompts)
     said_in = [[text.rpartition("\n")[2] for role, text in prompt[1:]] for prompt in prompts]
     assert said_in == [["one"], ["one", "first", "two"], ["one", "first", "three"], ["four"]]
+
+
+async def test_on_a_terminal_a_chat_has_a_prompt_and_ctrl_c_and_ctrl_d_do_what_they_do_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(Scripted([["first"]]), monkeypatch) as service:
+        said, code = await asyncio.to_thread(_typed, service.url)
+    assert code == 0
+    assert said.count("> ") == 3
+    assert "first\r\n" in said
+    assert said.count("/quit (or Ctrl-D) ends the chat") == 2
+
+
+def _typed(url: str) -> tuple[str, int]:
+    """What a terminal shows of a chat in which a question, Ctrl-C and Ctrl-D are typed, and its exit code."""
+    ours, theirs = pty.openpty()
+    chat = subprocess.Popen(
+        [sys.executable, "-m", "comps", "chat", "--url", url],
+        env={**os.environ, **QUICK, "TERM": "dumb"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None,
+    )
+    os.close(theirs)
+    said = ""
+    for typed in (b"one\n", b"\x03", b"\x04"):
+        before = said.count("> ")
+        while said.count("> ") == before:
+            said += os.read(ours, 1000).decode()
+        os.write(ours, typed)
+    with suppress(OSError):  # How the end of a terminal is told.
+        while more := os.read(ours, 1000):
+            said += more.decode()
+    os.close(ours)
+    return said, chat.wait(PATIENCE)
