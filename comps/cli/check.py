@@ -57,8 +57,8 @@ def check(
         if report(PathCheck(through, api_key, model, idle).findings(), as_json):
             raise typer.Exit(FOUND)
         return
-    if model or api_key or as_json:
-        raise SettingsError("--model, --api-key and --json: no effect without --through")
+    if model or as_json:
+        raise SettingsError("--model and --json: no effect without --through")
     from comps.app import open_models
     from comps.logs import start_log
 

@@ -19,6 +19,7 @@ from comps.cli.progress import progress
 from comps.core.errors import LLMError, SettingsError, for_operator
 from comps.exit_codes import FAILED, INTERRUPTED, WRONG_SETTINGS
 from comps.messages import message
+from comps.model_servers import FRAMEWORKS, MODEL_SERVERS
 
 if TYPE_CHECKING:
     from comps.core.generator import TextGenerator
@@ -54,8 +55,16 @@ APIKey = Annotated[
     str, typer.Option(envvar=API_KEY, show_default=False, help="The key for --url; better in the environment.")
 ]
 Endpoint = Annotated[str | None, typer.Option(help="The model server's URL.")]
-Kind = Annotated[str | None, typer.Option("--model-server", help="What runs the model: openvino, vllm, tgi …")]
-Framework = Annotated[str | None, typer.Option(help="langchain or native: how the model server is reached.")]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        "--model-server", help="What runs the model: openvino, vllm, tgi …", autocompletion=lambda: list(MODEL_SERVERS)
+    ),
+]
+Framework = Annotated[
+    str | None,
+    typer.Option(help="langchain or native: how the model server is reached.", autocompletion=lambda: list(FRAMEWORKS)),
+]
 
 
 def expected_errors(command: Callable[P, None]) -> Callable[P, None]:

@@ -136,10 +136,20 @@ def _texts(name: str) -> Callable[[Record, Record], Iterator[str]]:
 
 
 def _lines(value: JSON) -> list[str]:
-    """Returns a text, or the messages of a prompt, as lines."""
+    """Returns a text, the messages of a prompt, or the choices of an answer, as lines."""
     if isinstance(value, list):
-        return [line for one in value for line in (f"{one['role']}:", *_lines(one["content"]))]
+        return [line for one in value for line in _lines_of_item(one)]
     return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).splitlines()
+
+
+def _lines_of_item(item: JSON) -> list[str]:
+    rest = {name: value for name, value in item.items() if name not in ("role", "content", "text") and value}
+    text = item.get("content", item.get("text"))
+    return [
+        *([f"{item['role']}:"] if "role" in item else []),
+        *_lines(text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)),
+        *([json.dumps(rest, ensure_ascii=False)] if rest else []),
+    ]
 
 
 _TEXTS = {"prompt": _texts("prompt"), "answer": _texts("answer")}

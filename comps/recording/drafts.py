@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter, time
 from typing import Any, TypeVar
 
+from comps.core.deltas import join_extra
 from comps.core.errors import LLMError, for_operator
 from comps.core.generator import TextGenerator
 from comps.core.planning import Plan
 from comps.core.ports import Answer
 from comps.core.request_id import REQUEST_ID
-from comps.core.types import Finished, Generation, GenerationRequest, ModelInfo, TextDelta
+from comps.core.types import JSON, Finished, Generation, GenerationRequest, ModelInfo, TextDelta
 
 T = TypeVar("T")
 
@@ -37,7 +38,10 @@ class Draft:
     """When the prompt was ready, in seconds after the start, as all times from here on."""
     chunks: list[float] = field(default_factory=list)
     """When the pieces of a streamed answer came; empty if it was not streamed."""
-    pieces: list[str] = field(default_factory=list)
+    texts: dict[int, list[str]] = field(default_factory=dict)
+    """The pieces of each choice's text."""
+    extras: dict[int, Mapping[str, JSON]] = field(default_factory=dict)
+    """What each choice has beside text, such as tool calls."""
     end: Finished | None = None
     total: float | None = None
     outcome: str = "answered"
@@ -45,7 +49,21 @@ class Draft:
     error: str = ""
 
     def now(self) -> float:
+        """Returns the seconds since the start."""
         return perf_counter() - self.started
+
+    def take(self, choice: int, text: str, extra: Mapping[str, JSON] | None) -> None:
+        """Take down a piece of the answer."""
+        self.texts.setdefault(choice, []).append(text)
+        if extra:
+            self.extras[choice] = join_extra(self.extras.get(choice, {}), extra)
+
+    def answer(self) -> JSON:
+        """Returns the answer: its text, or a list of its choices if it has several or more than text."""
+        texts = {choice: "".join(pieces) for choice, pieces in sorted(self.texts.items())}
+        if not self.extras and len(texts) <= 1:
+            return "".join(texts.values())
+        return [{**self.extras.get(choice, {}), "text": text} for choice, text in texts.items()]
 
 
 _DRAFT: ContextVar[Draft | None] = ContextVar("draft", default=None)
@@ -98,7 +116,9 @@ class RecordedGenerator(TextGenerator):
             self._end(draft, error)
             raise
         if isinstance(result, Generation):
-            draft.pieces, draft.end = [result.text], Finished(result.reason, result.usage)
+            draft.end = Finished(result.reason, result.usage)
+            for number, choice in enumerate(result.choices):
+                draft.take(number, choice.text, choice.extra)
         self._end(draft)
         return result
 
@@ -118,21 +138,22 @@ class _Timed:
         self._draft = draft
 
     def text(self, text: str, choice: int = 0) -> None:
-        self._note(text)
+        self._note(choice, text)
         self._answer.text(text, choice)
 
     def delta(self, delta: TextDelta) -> None:
-        self._note(delta.text)
+        self._note(delta.choice, delta.text, delta.extra)
         self._answer.delta(delta)
 
-    def _note(self, text: str) -> None:
+    def _note(self, choice: int, text: str, extra: Mapping[str, JSON] | None = None) -> None:
         draft = self._draft
         if len(draft.chunks) < _MOST_CHUNKS:
             draft.chunks.append(draft.now())
-        draft.pieces.append(text)
+        draft.take(choice, text, extra)
 
     def finished(self, end: Finished) -> None:
-        self._draft.end = end
+        if not self._draft.end or end.usage:
+            self._draft.end = end
         self._answer.finished(end)
 
     @property

@@ -49,7 +49,7 @@ def record_of(draft: Draft, settings: Settings, *, with_texts: bool) -> dict[str
         "sampling": {name: value for name, value in asdict(plan.sampling).items() if name != "stop"} if plan else None,
         "decisions": _decisions(plan) if plan else None,
         "report": {**asdict(plan.report), "headroom": plan.report.headroom} if plan else None,
-        "answer": texts.kept("".join(draft.pieces)),
+        "answer": texts.kept(draft.answer()),
         "finish_reason": draft.end.reason if draft.end else None,
         "usage": asdict(draft.end.usage) if draft.end and draft.end.usage else None,
         "times": {

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from threading import active_count
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_help_and_completion_load_neither_web_nor_models() -> None:
 
 @pytest.mark.parametrize(
     ("line", "wanted", "unwanted"),
-    [("opea-llm ch", {"chat", "check"}, "ask"), ("opea-llm serve --mod", {"--model", "--model-server"}, "--port")],
+    [("opea-llm ch", {"chat", "check"}, "ask"), ("opea-llm serve --model-server v", {"vllm"}, "tgi")],
 )
 def test_bash_completes_commands_and_flags_by_the_script_that_is_printed(
     line: str, wanted: set[str], unwanted: str, tmp_path: Path
@@ -79,6 +80,11 @@ def test_bash_completes_commands_and_flags_by_the_script_that_is_printed(
     assert unwanted not in done.stdout.split()
 
 
+def test_the_key_for_services_in_the_environment_disturbs_no_other_command() -> None:
+    done = invoked("check", "--settings", environment={"OPEA_LLM_API_KEY": "x", "MODEL_SERVER": "scripted"})
+    assert (done.code, done.err) == (0, "")
+
+
 def test_zsh_and_fish_have_scripts_and_no_other_shell_does() -> None:
     assert "#compdef opea-llm" in invoked("completion", "zsh").out
     assert "complete --command opea-llm" in invoked("completion", "fish").out
@@ -93,7 +99,9 @@ class Terminal(io.StringIO):
 def test_progress_is_shown_on_a_terminal_alone_after_a_while_and_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
     for stream, waits in ((Terminal(), True), (io.StringIO(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
+        threads = active_count()
         with progress("Loading it", after=0.01):
+            assert active_count() - threads == waits
             while waits and "Loading it … 0 s" not in stream.getvalue():
                 time.sleep(0.001)
         assert stream.getvalue().endswith("\r\x1b[K") is waits

@@ -13,7 +13,18 @@ import pytest
 
 from comps.app import read_settings
 from comps.core.errors import ModelServerError, SettingsError
-from comps.core.types import Document, GenerationRequest, Message, Sampling
+from comps.core.ports import Answer
+from comps.core.types import (
+    Document,
+    Finished,
+    GenerationRequest,
+    Message,
+    ModelInfo,
+    Prompt,
+    Sampling,
+    TextDelta,
+    Usage,
+)
 from comps.model_servers.scripted import Scripted
 from comps.recording.drafts import Draft
 from comps.recording.record import MOST_TEXT, _request_object, _Texts, request_in
@@ -89,6 +100,33 @@ async def test_without_texts_a_record_has_hashes_that_are_the_same_for_the_same_
     assert one["answer"]["sha256"] == three["answer"]["sha256"]
     assert not any(word in str(one) for word in ("harbour", "Where", "flour", "\\n\\n"))
     assert request_in(one) is None
+
+
+class Calls(Scripted):
+    """A model server that calls a function in its second choice."""
+
+    async def describe(self) -> ModelInfo:
+        return ModelInfo("scripted", capabilities=frozenset({"n", "tools"}))
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, Any], answer: Answer) -> None:
+        call = {"index": 0, "id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+        answer.text("first")
+        answer.delta(TextDelta("", 1, {"tool_calls": [call]}))
+        answer.finished(Finished("stop", None, 0))
+        answer.finished(Finished("tool_calls", Usage(1, 2), 1))
+
+
+async def test_a_record_has_all_choices_and_their_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    body = {"messages": [{"role": "user", "content": "?"}], "tools": tools, "n": 2}
+    for record in await recorded(monkeypatch, tmp_path, Calls(), {**body, "stream": True}, body):
+        first, second = record["answer"]["value"]
+        assert first == {"text": "first"}
+        assert (second["text"], second["tool_calls"][0]["function"]["name"]) == ("", "look")
+        assert record["usage"]["completion_tokens"] == 2
+        request = request_in(record)
+        assert request
+        assert request.options == {"tools": tools, "n": 2}
 
 
 async def test_what_fails_and_what_is_cancelled_is_recorded_and_a_preview_is_not(

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from comps.core.errors import ModelServerError
-from comps.model_servers.scripted import Scripted
+from comps.model_servers.scripted import Script, Scripted
 from tests.cli.invoking import invoke, invoked
 from tests.process import PATIENCE, QUICK, free_port
 from tests.service import running
@@ -72,7 +72,8 @@ async def test_a_key_is_sent_from_the_flag_or_the_environment_and_never_printed(
     command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("comps.cli.path_check.PAUSES", [0.0, 0.001])
-    async with running(Scripted([["yes"]]), monkeypatch, {"USVC_API_KEYS": f"me = {KEY}"}) as service:
+    scripts: list[Script] = [["yes"]]
+    async with running(Scripted(scripts), monkeypatch, {"USVC_API_KEYS": f"me = {KEY}"}) as service:
         where = ("--through" if command[0] == "check" else "--url", service.url)
         ran = [
             await invoke(*command, *where, "--api-key", KEY),
@@ -80,7 +81,11 @@ async def test_a_key_is_sent_from_the_flag_or_the_environment_and_never_printed(
             await invoke(*command, *where),
             await invoke(*command, *where, "--api-key", f"{KEY}-wrong"),
         ]
+        scripts[:] = [[ModelServerError(f"it saw {KEY}")]]
+        echoed = await invoke(*command, *where, "--api-key", KEY)
     assert [one.code for one in ran[:2]] == [0, 0], ran
+    assert command[0] == "models" or "it saw ***" in echoed.out + echoed.err
+    assert KEY not in echoed.out + echoed.err
     assert all(one.code in (1, 3) and "401" in one.out + one.err for one in ran[2:]), ran
     assert all(KEY not in one.out + one.err for one in ran)
 
