@@ -21,7 +21,7 @@ class Ran:
 
 def invoked(*arguments: str, stdin: str | bytes = "", environment: dict[str, str] | None = None) -> Ran:
     """Runs the command."""
-    done = CliRunner().invoke(cli, arguments, input=stdin, env=environment)
+    done = CliRunner().invoke(cli, arguments, input=stdin, env=environment, prog_name="opea-llm")
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     return Ran(done.exit_code, done.stdout, done.stderr)

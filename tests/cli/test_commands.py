@@ -57,27 +57,28 @@ def test_help_and_completion_load_neither_web_nor_models() -> None:
     assert not loaded & {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "rich", "huggingface_hub"}
 
 
-@pytest.mark.parametrize(
-    ("line", "wanted", "unwanted"),
-    [("opea-llm ch", {"chat", "check"}, "ask"), ("opea-llm serve --model-server v", {"vllm"}, "tgi")],
-)
-def test_bash_completes_commands_and_flags_by_the_script_that_is_printed(
-    line: str, wanted: set[str], unwanted: str, tmp_path: Path
-) -> None:
+def test_bash_completes_by_the_script_that_is_printed(tmp_path: Path) -> None:
     (tmp_path / "opea-llm").write_text(f'#!/bin/sh\nexec {sys.executable} -m comps "$@"\n')
     (tmp_path / "opea-llm").chmod(0o755)
-    words = " ".join(f"'{word}'" for word in line.split())
     program = f"""
         {invoked("completion", "bash").out}
         complete -p opea-llm >/dev/null
-        COMP_WORDS=({words}); COMP_CWORD={len(line.split()) - 1}
+        COMP_WORDS=(opea-llm ch); COMP_CWORD=1
         _opea_llm_completion opea-llm
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
     environment = {**os.environ, **QUICK, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-euc", program], env=environment, capture_output=True, text=True, check=True)
-    assert wanted <= set(done.stdout.split())
-    assert unwanted not in done.stdout.split()
+    assert done.stdout.split() == ["chat", "check"]
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [("serve --mod", ["--model", "--model-server"]), ("serve --model-server v", ["vllm"]), ("completion z", ["zsh"])],
+)
+def test_flags_and_their_values_are_completed(line: str, completed: list[str]) -> None:
+    words = {"COMP_WORDS": f"opea-llm {line}".replace(" ", "\n"), "COMP_CWORD": str(len(line.split()))}
+    assert invoked(environment={"_OPEA_LLM_COMPLETE": "complete_bash", **words}).out.split() == completed
 
 
 def test_the_key_for_services_in_the_environment_disturbs_no_other_command() -> None:
@@ -151,22 +152,28 @@ REPOSITORIES = {
 }
 
 
+PULL = """
+import sys
+from comps.cli import cli
+for arguments in (["owner/ggufs"], ["owner/weights", "--model-server", "transformers"]):
+    try:
+        cli(["pull", *arguments])
+    except SystemExit as ended:
+        print(ended.code)
+"""
+
+
 def test_pull_fetches_what_each_engine_loads_and_says_where_it_is(tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), **QUICK}
     with fake_hub.running(REPOSITORIES) as hub:
-
-        def pull(*arguments: str) -> subprocess.CompletedProcess[str]:
-            program = [sys.executable, "-m", "comps", "pull", *arguments]
-            known = {**environment, "HF_ENDPOINT": hub.url}
-            return subprocess.run(program, env=known, capture_output=True, text=True, check=False)
-
-        gguf = pull("owner/ggufs")
-        weights = pull("owner/weights", "--model-server", "transformers")
-    assert gguf.returncode == 0, gguf.stderr
-    assert Path(gguf.stdout.strip()).name == "model-Q8_0.gguf"
-    assert "Serve it: opea-llm serve --model-server openvino --model owner/ggufs\n" in gguf.stderr
-    assert "\r" not in gguf.stderr
-    assert sorted(file.name for file in Path(weights.stdout.strip()).iterdir()) == ["config.json", "model.safetensors"]
+        environment |= {"HF_ENDPOINT": hub.url}
+        done = subprocess.run([sys.executable, "-c", PULL], env=environment, capture_output=True, text=True, check=True)
+    gguf, one, weights, two = done.stdout.splitlines()
+    assert (one, two) == ("0", "0")
+    assert Path(gguf).name == "model-Q8_0.gguf"
+    assert "Serve it: opea-llm serve --model-server openvino --model owner/ggufs\n" in done.stderr
+    assert "\r" not in done.stderr
+    assert sorted(file.name for file in Path(weights).iterdir()) == ["config.json", "model.safetensors"]
     assert invoked("pull", "owner/ggufs", "--model-server", "vllm").err == (
         "opea-llm: --model-server vllm: runs no model here; known: openvino, llama_cpp, transformers\n"
     )

@@ -165,13 +165,13 @@ def test_the_oldest_records_go_when_the_folder_is_full_and_no_other_file_does(
     monkeypatch.setattr("comps.recording.recorder._LOOK_AGAIN", 2)
     (tmp_path / "notes.json").write_text("x" * 2_000_000)
     keep = _keeping(monkeypatch, tmp_path)
-    for number in range(9):
+    for number in range(6):
         draft = Draft("m", GenerationRequest((Message("user", str(number) * 300_000),)), id=str(number), began=number)
         keep(draft)
     names = sorted(file.name for file in tmp_path.glob("*.json"))
     assert "notes.json" in names
     kept = [name.split("Z-")[1][0] for name in names if name != "notes.json"]
-    assert kept == [str(number) for number in range(9 - len(kept), 9)]
+    assert kept == [str(number) for number in range(6 - len(kept), 6)]
     assert 2 <= len(kept) <= 4
 
 

@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import pty
-import re
 import signal
 import subprocess
 import sys
@@ -21,8 +20,8 @@ import pytest
 from comps.core.errors import ModelServerError
 from comps.model_servers.scripted import Script, Scripted
 from tests.cli.invoking import invoke, invoked
-from tests.process import PATIENCE, QUICK, free_port
-from tests.service import running
+from tests.process import QUICK, free_port
+from tests.service import PATIENCE, running
 
 KEY = "s3cret-of-the-caller"
 
@@ -151,21 +150,28 @@ def start_chat(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_chat(tmp_path: Path, chatting: list[subprocess.Popen[str]]) -> None:
-    file = tmp_path / "answers.json"
-    file.write_text(json.dumps([["word "] * 100_000, ["short"]]))
-    chat = start_chat("--max-tokens", "1000000", MODEL_SERVER="scripted", LLM_MODEL_SERVER_ENDPOINT=str(file))
-    chatting.append(chat)
-    assert chat.stdin
-    assert chat.stdout
-    chat.stdin.write("a long one\n")
-    chat.stdin.flush()
-    assert chat.stdout.read(5) == "word "
-    chat.send_signal(signal.SIGINT)
-    out, err = chat.communicate("and a short one\n/quit\nnever asked\n", timeout=PATIENCE)
-    assert chat.returncode == 0
-    assert re.fullmatch(r"(word )+\nshort\n", out)
-    assert err == "[stopped]\n"
+async def test_ctrl_c_stops_the_answer_and_not_the_chat(
+    monkeypatch: pytest.MonkeyPatch, chatting: list[subprocess.Popen[str]]
+) -> None:
+    server = Scripted([["word ", asyncio.Event()], ["short"]])
+
+    def interrupted() -> tuple[str, str]:
+        assert chat.stdin
+        assert chat.stdout
+        chat.stdin.write("a long one\n")
+        chat.stdin.flush()
+        assert chat.stdout.read(5) == "word "
+        chat.send_signal(signal.SIGINT)
+        return chat.communicate("and a short one\n/quit\nnever asked\n", timeout=PATIENCE)
+
+    async with running(server, monkeypatch) as service:
+        chat = start_chat("--url", service.url)
+        chatting.append(chat)
+        out, err = await asyncio.to_thread(interrupted)
+        await asyncio.wait_for(server.closed.wait(), PATIENCE)
+    assert (chat.returncode, out, err) == (0, "\nshort\n", "[stopped]\n")
+    (asked, *_) = server.asked[-1]
+    assert [str(message.content) for message in asked] == ["a long one", "word ", "and a short one"]  # type: ignore[union-attr]
 
 
 async def test_a_chat_remembers_what_was_said_until_it_is_told_to_forget_and_survives_errors(
