@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import ssl
 import time
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +25,7 @@ from comps.cli.path_faults import (
     Finding,
     Received,
     TimedEvent,
+    certificate_finding,
     clock_finding,
     idle_finding,
     refused,
@@ -43,6 +46,7 @@ _ANSWER_SECONDS = 300.0
 """How long an answer of the model may take to begin."""
 _MARGIN = 15.0
 """Seconds beyond the silence that is tried after which a stream counts as lost."""
+_SET_AGAIN_SECONDS = 0.005
 _REDIRECTS = (301, 302, 303, 307, 308)
 _GZIP = 47
 """zlib's window bits for automatic detection of gzip and zlib headers."""
@@ -56,6 +60,8 @@ class _Reply:
     headers: Mapping[str, str]
     body: bytes = b""
     received: Received = field(default_factory=Received)
+    certificate: Mapping[str, Any] = field(default_factory=dict)
+    """The certificate of the connection, as `SSLSocket.getpeercert` has it; empty without TLS."""
 
     def json(self) -> Any:
         try:
@@ -137,7 +143,7 @@ class PathCheck:
 
     def _connected(self, listing: _Reply) -> Iterator[Finding]:
         if self._url.scheme == "https":
-            yield Finding("tls", False, f"the certificate of {self._url.hostname} is valid; {listing.headers['tls']}")
+            yield certificate_finding(str(self._url.hostname), str(listing.certificate["notAfter"]))
         if sent := listing.headers.get("date"):
             try:
                 ahead = parsedate_to_datetime(sent).timestamp() - time.time()
@@ -205,13 +211,16 @@ class PathCheck:
         if body is not None:
             headers["Content-Type"] = "application/json"
         with closing(connection):
+            connection.connect()
+            line = connection.sock
             connection.request(method, target, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
             reply = _Reply(response.status, {name.lower(): value for name, value in response.getheaders()})
-            if isinstance(connection, http.client.HTTPSConnection):
-                reply.headers = {**reply.headers, "tls": _certificate(connection)}
+            if isinstance(line, ssl.SSLSocket):
+                reply.certificate = line.getpeercert() or {}
             if timed and response.status == 200:
-                _read_stream(response, reply)
+                with _late_acknowledgements(line):
+                    _read_stream(response, reply)
             else:
                 reply.body = _unpacked(response.read(), reply.headers)
         return reply
@@ -234,12 +243,6 @@ _MODEL = "another service answers at this URL, or its settings name another mode
 def _in_our_words(problem: str) -> str:
     """Returns what the client of model servers says about a URL, with the names of flags."""
     return problem.replace("model_server_endpoint", "--through").replace("LLM_API_KEY", "--api-key")
-
-
-def _certificate(connection: http.client.HTTPSConnection) -> str:
-    """Returns until when the certificate of a connection is valid."""
-    found = connection.sock.getpeercert() if isinstance(connection.sock, ssl.SSLSocket) else None
-    return f"until {found['notAfter']}" if found else ""
 
 
 def _kind(headers: Mapping[str, str]) -> str:
@@ -268,6 +271,29 @@ def _read_stream(response: http.client.HTTPResponse, reply: _Reply) -> None:
     except (OSError, http.client.HTTPException, zlib.error) as error:
         received.broken = type(error).__name__ if not str(error) else str(error)
     received.ended = time.monotonic()
+
+
+@contextmanager
+def _late_acknowledgements(line: socket.socket) -> Iterator[None]:
+    """Acknowledges what arrives as late as a client may that has sent several requests on its connection.
+
+    Otherwise Linux acknowledges at once, and nobody waits. It returns to that by itself after each late one, so that
+    the option is set again and again: https://man7.org/linux/man-pages/man7/tcp.7.html
+    """
+    ended = Event()
+
+    def delay() -> None:
+        with suppress(OSError):
+            while not ended.wait(_SET_AGAIN_SECONDS):
+                line.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+
+    thread = Thread(target=delay, daemon=True)
+    if hasattr(socket, "TCP_QUICKACK"):
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 class _Events:

@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -26,6 +27,7 @@ _NEAR = 0.02
 """Seconds between the two events of a pair at most."""
 _CLOCK = 5.0
 """Seconds by which two clocks may differ; a Date header has whole seconds."""
+_SOON_DAYS = 7
 _CODES = {10: "has expired", 9: "is not valid yet", 62: "is for another host"}
 """https://docs.openssl.org/master/man3/X509_STORE_CTX_get_error/"""
 _UNKNOWN_AUTHORITY = (2, 18, 19, 20, 21)
@@ -232,6 +234,19 @@ def idle_finding(idle: float, received: Received, lasted: float) -> Finding:
         f"set keepalive_seconds of the service (USVC_KEEPALIVE_SECONDS) to less, such as {max(lasted / 3, 0.1):.2g}, "
         "or raise the proxy's time limit; nginx: proxy_read_timeout; HAProxy: timeout server",
     )
+
+
+def certificate_finding(host: str, until: str) -> Finding:
+    """Returns the finding about a certificate that is valid now.
+
+    Args:
+        host: Whose it is.
+        until: Until when it is valid, as OpenSSL writes it.
+    """
+    days = (ssl.cert_time_to_seconds(until) - time.time()) / 86_400
+    if days < _SOON_DAYS:
+        return Finding("tls", True, f"the certificate of {host} expires in {days:.0f} days, at {until}", "renew it")
+    return Finding("tls", False, f"the certificate of {host} is valid until {until}")
 
 
 def clock_finding(ahead: float, whose: str) -> Finding:

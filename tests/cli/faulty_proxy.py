@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,21 +22,19 @@ class Stream:
 
     def __init__(self, upstream: Connection, writer: asyncio.StreamWriter) -> None:
         self.writer = writer
-        self._chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        self._chunks: asyncio.Queue[bytes] = asyncio.Queue()
         self._reading = asyncio.ensure_future(self._read(upstream))
         self.is_at_end = False
-        self.arrived = 0.0
-        """When the last chunk came from the service, in seconds."""
 
     async def _read(self, upstream: Connection) -> None:
         chunk = None
         while chunk != b"":
             chunk = await upstream.chunk()
-            self._chunks.put_nowait((asyncio.get_running_loop().time(), chunk))
+            self._chunks.put_nowait(chunk)
 
     async def chunk(self) -> bytes:
         """The next chunk; empty at the end."""
-        self.arrived, chunk = await self._chunks.get()
+        chunk = await self._chunks.get()
         self.is_at_end = not chunk
         return chunk
 
@@ -116,15 +115,10 @@ async def compressing(stream: Stream) -> None:
     stream.end()
 
 
-async def stepping(stream: Stream) -> None:
-    """Waits 40 ms, as for an acknowledgement, before it writes something soon after something else."""
-    before = 0.0
-    while chunk := await stream.chunk():
-        if stream.arrived - before < 0.02:
-            await asyncio.sleep(0.04)
-        before = stream.arrived
-        await stream.write(chunk)
-    stream.end()
+async def with_nagle(stream: Stream) -> None:
+    """Has not set TCP_NODELAY, so that a small write waits for the acknowledgement of the one before."""
+    stream.writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+    await faithful(stream)
 
 
 async def impatient(stream: Stream) -> None:
