@@ -268,8 +268,10 @@ def _read_stream(response: http.client.HTTPResponse, reply: _Reply) -> None:
     try:
         while data := response.read1(65536):
             events.read(unpack.decompress(data) if unpack else data, time.monotonic(), time.time())
+    except http.client.IncompleteRead:
+        received.broken = "the connection was closed"
     except (OSError, http.client.HTTPException, zlib.error) as error:
-        received.broken = type(error).__name__ if not str(error) else str(error)
+        received.broken = str(error) or type(error).__name__
     received.ended = time.monotonic()
 
 

@@ -194,7 +194,8 @@ def _pair_faults(pairs: Sequence[tuple[TimedEvent, TimedEvent]]) -> Iterator[Fin
             True,
             f"of two events sent together, the second comes {median(waits) * 1000:.0f} ms later: it waits for the "
             "acknowledgement of the first (Nagle's algorithm with delayed acknowledgements)",
-            "set TCP_NODELAY in the proxy; nginx: tcp_nodelay on; HAProxy: option http-no-delay",
+            "set TCP_NODELAY in the proxy; nginx: proxy_buffering off, since it sends buffered responses without that; "
+            "HAProxy: option http-no-delay",
         )
 
 
