@@ -30,7 +30,7 @@ _ENDS = {
 # Conversation templates of your own, by which square lays out a chat, have sections of their own:
 #   [Conversation.neural-chat]
 # match: parts of the names of its models, separated by commas, in small or large letters; else the section's name
-# system_template, roles, sep_style, sep, sep2, stop_str, stop_token_ids: as in FastChat's Conversation; the README has one
+# system_template, roles, sep_style, sep, sep2, stop_str, stop_token_ids: as in FastChat's Conversation; docs/dialects.md has one
 """,  # noqa: E501
 }
 """What follows the keys of a section."""

@@ -103,4 +103,5 @@ def test_what_is_wrong_with_flags_is_told_at_once_and_names_them(
 
 
 def test_the_file_that_config_init_writes_is_the_one_that_is_shipped() -> None:
+    """If it is not: `opea-llm config init --force`, and what is not of a setting is in `example_file.py`."""
     assert example_file() == (ROOT / "config.ini").read_text("utf-8")
