@@ -164,7 +164,10 @@ async def test_what_is_wrong_with_tls_is_named(
     authority.issue_cert(host, not_after=until).configure_cert(context)
     monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
     async with running(Scripted([["yes"]]), monkeypatch) as service, before(service.port, tls=context) as port:
-        ran = await checked(service.port if name == "none" else port, scheme="https")
+        port = service.port if name == "none" else port
+        ran = await checked(port, scheme="https")
+        asked = await invoke("ask", "?", "--url", f"https://localhost:{port}")
+    assert (asked.out == "yes\n") is (name in ("good", "soon"))
     found = faults(ran)
     assert list(found) == (["tls"] if said else [])
     assert said in found.get("tls", "")
