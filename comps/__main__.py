@@ -12,7 +12,7 @@ def main() -> None:
         signal.signal(number, end)
     from comps.cli import cli
 
-    cli()
+    cli(prog_name="opea-llm")
 
 
 def _end(number: int, _: object) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import mimetypes
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -43,11 +45,23 @@ from comps.model_servers import (
 )
 from comps.model_servers.redacted import Redacted
 from comps.model_servers.replicas import Replicas
+from comps.model_servers.stream_test import STREAM_TEST, StreamTest
 from comps.model_servers.target import Access, Target
 from comps.pages import app_with_pages
+from comps.recording.drafts import RecordedGenerator
+from comps.recording.recorder import Recorder
 from comps.relevance import by_relevance
 from comps.routes import Service
-from comps.settings import CONVERSATION, Model, ServedModel, Settings, gather_settings, read_templates, read_text
+from comps.settings import (
+    CONVERSATION,
+    Flags,
+    Model,
+    ServedModel,
+    Settings,
+    gather_settings,
+    read_templates,
+    read_text,
+)
 from comps.tls import read_tls
 
 _ABOUT = """A question and documents in, an answer out, whole or streamed.
@@ -58,14 +72,18 @@ the body says which kind of body it is.
 """
 
 
-def read_settings(file: Path | None) -> Settings:
+def read_settings(file: Path | None, flags: Flags = MappingProxyType({})) -> Settings:
     """Loads the settings, and checks them against the model servers and dialects that exist.
+
+    Args:
+        file: The configuration file; see `load_settings`.
+        flags: The settings of the command line, which override all others.
 
     Raises:
         SettingsError: Settings are unknown, missing or wrong; it has all of them. See `load_settings`.
     """
     problems = SettingsProblems()
-    settings = gather_settings(file, model_servers(), DIALECTS, WITHOUT_ENGINE_SETTINGS, problems)
+    settings = gather_settings(file, model_servers(), DIALECTS, WITHOUT_ENGINE_SETTINGS, problems, flags)
     with problems.caught():
         make_dialects(settings)
     if problems.found:  # So that whatever else is wrong is told with it.
@@ -97,12 +115,17 @@ def read_keys(settings: Settings) -> Keys | None:
     return Keys(lambda: listed, sources["api_keys"], known_models=settings.models) if listed else None
 
 
-def open_models(settings: Settings, servers: Mapping[str, ModelServer] = MappingProxyType({})) -> Models:
+def open_models(
+    settings: Settings,
+    servers: Mapping[str, ModelServer] = MappingProxyType({}),
+    generator_of: Callable[..., TextGenerator] = TextGenerator,
+) -> Models:
     """Returns the configured models. Nothing is loaded or connected yet.
 
     Args:
         settings: The settings.
         servers: Model servers by model name, which replace the configured ones.
+        generator_of: Makes the generator of a model; it has the arguments of `TextGenerator`.
 
     Raises:
         SettingsError: A model server does not support its settings.
@@ -111,12 +134,13 @@ def open_models(settings: Settings, servers: Mapping[str, ModelServer] = Mapping
     generators = []
     for name, served in settings.models.items():
         with problems.caught(f"[{served.section}] "):
-            generators.append(_open_model(name, served, servers, settings.logging.log_prompts))
+            logs_prompts = settings.logging.log_prompts
+            generators.append(_open_model(name, served, servers, generator_of, logs_prompts=logs_prompts))
     for generator in generators:
         with problems.caught(f"[{settings.models[generator.model].section}] "):
             _check_workers(generator, settings)
     problems.raise_if_any()
-    return Models(generators)
+    return Models(generators, unlisted=TextGenerator(StreamTest(), STREAM_TEST))
 
 
 def _check_workers(generator: TextGenerator, settings: Settings) -> None:
@@ -135,7 +159,12 @@ def _check_workers(generator: TextGenerator, settings: Settings) -> None:
 
 
 def _open_model(
-    name: str, served: ServedModel, servers: Mapping[str, ModelServer], logs_prompts: bool
+    name: str,
+    served: ServedModel,
+    servers: Mapping[str, ModelServer],
+    generator_of: Callable[..., TextGenerator],
+    *,
+    logs_prompts: bool,
 ) -> TextGenerator:
     """Returns one model; see `open_models`. The errors do not name its section."""
     model, problems = served.model, SettingsProblems()
@@ -156,17 +185,16 @@ def _open_model(
         native = _native_documents(served)
     problems.raise_if_any()
     assert server
-    written = model.chat_template or "the model server's"
-    log.debug("[%s] chat template: %s; prompt templates: %s", name, written, model.prompt_templates or "ours")
+    shown = (name, model.chat_template or "the model server's", model.prompt_templates or "ours")
+    log.debug("[%s] chat template: %s; prompt templates: %s", *shown)
     sharing = Sharing(model.min_answer_tokens, model.documents_first)
-    escape = control_token_escaper(model.chat_template, model.model_name)
-    return TextGenerator(
+    return generator_of(
         server,
         name,
         sharing,
         model.nothing_found,
         templates=templates,
-        escape=escape,
+        escape=control_token_escaper(model.chat_template, model.model_name),
         native=native,
         ordering=Ordering(model.order, model.top_documents, by_relevance),
         citations=model.citations,
@@ -319,7 +347,16 @@ def make_app(
     others = [open_dialect(name, None) for name in DIALECTS if name not in settings.dialects.enabled]
     keys, tls = read_keys(settings), read_tls(settings)
     watched = [one.files for one in (keys, tls) if one]
-    service = Service(settings, open_models(settings, servers), dialects, shut_down, keys, others, watched)
+    recorder = Recorder(settings) if settings.logging.record else None
+    models = open_models(
+        settings, servers, partial(RecordedGenerator, keep=recorder.keep) if recorder else TextGenerator
+    )
+    service = Service(settings, models, dialects, shut_down, keys, others, watched)
+
+    def lifespan(_: FastAPI) -> AbstractAsyncContextManager[None]:
+        opened = service.open(on_loaded, on_state)
+        return recorder.around(opened) if recorder else opened
+
     mimetypes.init()  # It reads files, which would otherwise happen in the event loop, at the first page.
     app = app_with_pages(
         settings.microservice.serve_docs,
@@ -327,7 +364,7 @@ def make_app(
         version=service.version,
         description=_ABOUT,
         redirect_slashes=False,
-        lifespan=lambda _: service.open(on_loaded, on_state),
+        lifespan=lifespan,
     )
     service.add_routes(app)
     _add_middlewares(app, service, settings.microservice.cors_origins)

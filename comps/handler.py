@@ -64,7 +64,8 @@ class Handler:
         self.endpoint = endpoint
         self._models = models
         self._admissions = admissions
-        self._only_admission = next(iter(admissions.values())) if len(admissions) == 1 else None
+        listed = [admissions[generator.model] for generator in models]
+        self._only_admission = listed[0] if len(listed) == 1 else None
         self._telemetry = telemetry
         self._max_body = max_body
         self._keepalive_seconds = keepalive_seconds
@@ -290,7 +291,7 @@ class PromptHandler(Handler):
         previews = await at_once([previewed(request) for request in requests])
         of_all = {
             "model": info.name,
-            "model_server": self._model_servers[info.name],
+            "model_server": self._model_servers.get(info.name),
             "dialect": exchange.dialect,
             "route": next(shown for endpoint, _, shown, _ in self._routes if endpoint is owner),
             "stream": call.streamed,

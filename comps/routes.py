@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from inspect import isawaitable
 from math import inf
 from time import time
@@ -40,10 +39,13 @@ from comps.settings import Model, Settings
 from comps.telemetry import Telemetry
 from comps.tracing import Tracing
 from comps.ui import PAGE, page_files, page_routes
+from comps.version import version
 from comps.watched_files import WatchedFiles
 
 MEGABYTE = 1_000_000
 PROMPT = "/v1/prompt"
+_STREAM_TESTS = 8
+"""How many test streams may run at once; see `comps.model_servers.stream_test`."""
 _ASK_AGAIN_SECONDS = 3.0
 """Seconds after which a model server that did not answer at the start is asked again."""
 
@@ -74,7 +76,7 @@ class Service:
         self.settings = settings
         self.models = models
         self.dialects = dialects
-        self.version = _version()
+        self.version = version()
         servers = {name: served.model.model_server for name, served in settings.models.items()}
         self.telemetry = Telemetry(models, servers, self.version)
         limits = settings.microservice
@@ -227,7 +229,7 @@ class Service:
         preview = PreviewEndpoint(PROMPT, self.dialects, generating)
         common: dict[str, Any] = {
             "models": self.models,
-            "admissions": self.admissions,
+            "admissions": self._admissions_of_all(),
             "telemetry": self.telemetry,
             "max_body": self.settings.microservice.max_body_mb * MEGABYTE,
             "keepalive_seconds": self.settings.microservice.keepalive_seconds,
@@ -247,6 +249,11 @@ class Service:
         self._routes = app.router.routes
         shown = preview if prompt else None
         describe_bodies(app, endpoints, shown, self.dialects, needs_key=self.guard is not None)
+
+    def _admissions_of_all(self) -> dict[str, Admission]:
+        """Returns the admissions of the models, and of the unlisted one, which has few slots."""
+        unlisted = self.models.unlisted
+        return {**({unlisted.model: Admission(_STREAM_TESTS, 0)} if unlisted else {}), **self.admissions}
 
     def _add_get_routes(self, app: FastAPI) -> None:
         """Add the routes without a body."""
@@ -416,10 +423,3 @@ def _retry(error: LLMError) -> dict[str, str]:
 
 async def _live() -> Response:
     return Response()
-
-
-def _version() -> str:
-    try:
-        return version("opea-llm-microservice")
-    except PackageNotFoundError:  # Run from a checkout that is not installed.
-        return "0"

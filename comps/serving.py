@@ -6,9 +6,7 @@ import asyncio
 import gc
 import os
 import signal
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
@@ -22,7 +20,7 @@ from comps.core.redaction import shown_urls
 from comps.core.sockets import notice_silence
 from comps.exit_codes import CUT_OFF, ended_at_once
 from comps.listening import is_reachable, listening_sockets, raise_file_limit
-from comps.logs import as_logged
+from comps.messages import message
 from comps.server import Server, ServerProtocol
 from comps.settings import Model, Settings
 from comps.tracing import problem as traces_missing
@@ -213,6 +211,8 @@ def wrong(settings: Settings, is_reachable: bool) -> Iterator[str]:
         yield why
     if settings.logging.log_prompts:
         yield "the log gets every prompt (log_prompts = true)"
+    if settings.logging.record:
+        yield f"{settings.logging.record} gets a file of each request (record)"
     ways = {way for one in settings.models.values() for way in (one.model.framework, one.model.model_server)}
     if "langchain" in ways and sends_to_langsmith():
         yield "LangSmith gets every question and answer (LANGSMITH_TRACING)"
@@ -268,9 +268,3 @@ def _model_names(settings: Settings, names: Iterable[str] = ()) -> str:
 def model_with_server(settings: Settings, name: str) -> str:
     model = settings.models[name].model
     return f"{name} ({model.model_server}, {model.framework})"
-
-
-def message(text: str) -> None:
-    """Print a line for the operator, on standard error, in the form of the log."""
-    with suppress(OSError):  # A full disk, or a reader that has left, ends no service.
-        print(as_logged(text), file=sys.stderr, flush=True)

@@ -21,9 +21,12 @@ import pytest
 import trustme
 import typer
 
-import comps.cli
+import comps.app
 import comps.serving
 from comps.app import read_settings
+from comps.cli.ask import ask
+from comps.cli.check import check
+from comps.cli.serve import serve
 from comps.core.errors import SettingsError, Unreachable
 from comps.core.generator import TextGenerator
 from comps.core.models import Models
@@ -315,7 +318,7 @@ def test_check_and_ask_tell_the_address_that_refuses_and_the_callers_of_the_serv
     cannot = "the model server cannot be reached:"
     for name, value in {**environment, "FRAMEWORK": "native"}.items():
         monkeypatch.setenv(name, value)
-    for run, arguments in ((comps.cli.check, ()), (comps.cli.ask, ("?",))):
+    for run, arguments in ((check, ()), (ask, ("?",))):
         with pytest.raises(typer.Exit) as ended:
             run(*arguments)
         assert ended.value.exit_code == 1
@@ -465,16 +468,16 @@ def test_check_of_the_settings_alone_loads_no_model_and_asks_no_model_server(
 ) -> None:
     monkeypatch.setenv("FRAMEWORK", "native")
     monkeypatch.setenv("LLM_NAME", str(tmp_path / "nowhere.gguf"))
-    comps.cli.check(settings_only=True)
+    check(settings_only=True)
     monkeypatch.setenv("MODEL_SERVER", "vllm")
     monkeypatch.setenv("LLM_MODEL_SERVER_ENDPOINT", "http://127.0.0.1:1")
-    comps.cli.check(settings_only=True)
+    check(settings_only=True)
     said = capsys.readouterr()
     assert said.out.count("[Model] model_name = ") == 2
     assert said.err == ""
     monkeypatch.setenv("LLM_MODEL_SERVER_ENDPOINT", "vllm:8000")  # No URL, which only opening it finds.
     with pytest.raises(typer.Exit) as ended:
-        comps.cli.check(settings_only=True)
+        check(settings_only=True)
     assert ended.value.exit_code == 2
     assert "model_server_endpoint = vllm:8000" in capsys.readouterr().err
 
@@ -486,7 +489,7 @@ def test_a_device_that_is_not_here_is_told_with_the_wrong_settings_and_no_model_
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LLM_NAME", str(tmp_path / "nowhere.gguf"))
     with pytest.raises(typer.Exit) as ended:
-        comps.cli.serve(Path(os.devnull))
+        serve(Path(os.devnull))
     assert ended.value.exit_code == 2
     unknown, port, device = capsys.readouterr().err.splitlines()
     assert "LLM_NAEM" in unknown
@@ -514,8 +517,8 @@ def test_ask_prints_the_answer_and_nothing_else_on_standard_output(answers: str)
 def test_ask_does_not_blame_its_limit_for_what_the_context_window_cut(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(comps.cli, "open_models", lambda _: Models([TextGenerator(Full(), "full")]))
-    comps.cli.ask("?", max_tokens=3)
+    monkeypatch.setattr(comps.app, "open_models", lambda _: Models([TextGenerator(Full(), "full")]))
+    ask("?", max_tokens=3)
     assert capsys.readouterr() == ("one\n", "[cut short: length]\n")
 
 
@@ -526,8 +529,8 @@ def test_ask_says_which_documents_do_not_fit(
     for file in files:
         file.write_text("A lantern hangs in the harbour. " * 30)
     server = Scripted([["one"]], context_window=500)
-    monkeypatch.setattr(comps.cli, "open_models", lambda _: Models([TextGenerator(server, "small")]))
-    comps.cli.ask("?", files, max_tokens=3)
+    monkeypatch.setattr(comps.app, "open_models", lambda _: Models([TextGenerator(server, "small")]))
+    ask("?", files, max_tokens=3)
     why = "fit the context window]\n"
     assert capsys.readouterr() == (
         "one\n",

@@ -13,10 +13,12 @@ class Models:
 
     Args:
         generators: One for each model. The first is the default model.
+        unlisted: A model that anybody may name, and that nothing lists; a served model of its name goes before it.
     """
 
-    def __init__(self, generators: Sequence[TextGenerator]) -> None:
+    def __init__(self, generators: Sequence[TextGenerator], unlisted: TextGenerator | None = None) -> None:
         self._by_name = {generator.model: generator for generator in generators}
+        self.unlisted = unlisted
 
     def __iter__(self) -> Iterator[TextGenerator]:
         return iter(self._by_name.values())
@@ -31,12 +33,14 @@ class Models:
         Args:
             name: The model's public name.
             any_name: If only one model is served, accept any name for it.
-            allowed: The names of the models that may be used; none: all.
+            allowed: The names of the models that may be used; none: all. They do not restrict the unlisted model.
 
         Raises:
             UnknownModel: No served model has that name.
             Forbidden: The model may not be used.
         """
+        if name and self.unlisted and name == self.unlisted.model and name not in self._by_name:
+            return self.unlisted
         if not name or (any_name and len(self._by_name) == 1):
             first = next(iter(self))
             if not allowed or first.model in allowed:

@@ -1,10 +1,10 @@
-"""Settings, read once and frozen. The environment overrides the configuration file, which overrides the defaults."""
+"""Settings, read once and frozen: flags, the environment, the configuration file, the defaults, in this order."""
 
 from __future__ import annotations
 
-from comps.config_files.base import read_text
+from comps.config_files.base import ConfigValue, read_text
 from comps.settings.loaded_section import Setting
-from comps.settings.loading import CONVERSATION, ServedModel, Settings, gather_settings, load_settings
+from comps.settings.loading import CONVERSATION, Flags, ServedModel, Settings, gather_settings, load_settings
 from comps.settings.prompt_templates import read_templates
 from comps.settings.sections import SECTIONS, Dialects, Model, Section
 from comps.settings.variables import environment_names
@@ -12,7 +12,9 @@ from comps.settings.variables import environment_names
 __all__ = [
     "CONVERSATION",
     "SECTIONS",
+    "ConfigValue",
     "Dialects",
+    "Flags",
     "Model",
     "Section",
     "ServedModel",

@@ -1,4 +1,5 @@
-"""Loads one section: the environment overrides the file, which overrides the defaults. Each value has its source."""
+"""Loads one section: flags override the environment, which overrides the file, which overrides the defaults. Each value
+has its source."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import SecretStr, ValidationError
@@ -27,7 +29,7 @@ class Setting:
     value: str
     """The value as text, with secrets masked."""
     source: str
-    """`environment USVC_PORT`, the file's path, `[Model]` if a further model inherits it, or `default`."""
+    """`--port`, `environment USVC_PORT`, the file's path, `[Model]` if a further model inherits it, or `default`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ def load_section(
     *,
     ending: str = "",
     inherited: Collection[str] = (),
+    flags: Mapping[str, ConfigValue] = MappingProxyType({}),
 ) -> LoadedSection:
     """Loads a section and checks each value. An invalid value is a problem, and is replaced by its default.
 
@@ -95,6 +98,7 @@ def load_section(
         problems: A problem is added for each value that is invalid.
         ending: The suffix of the environment variables of a further model.
         inherited: The keys whose defaults come from [Model].
+        flags: The values of the command line.
     """
     fields = kind.model_fields
     sources: dict[str, str] = {}
@@ -102,6 +106,10 @@ def load_section(
     invalid: set[str] = set()
     for key, info in fields.items():
         try:
+            if flag := flags.get(key):
+                sources[key] = flag.source
+                values[next(environment_names(info))] = flag.value
+                continue
             sources[key] = _source(info, given.get(key), "[Model]" if key in inherited else "default")
             values.update(_given(name, key, info, given))
         except SettingsError as error:

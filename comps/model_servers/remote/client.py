@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
@@ -84,8 +84,8 @@ class HTTP:
         ask = partial(self._whole, "POST", path, orjson.dumps(body), most)
         return await self._succeeded(ask, partial(Deadlines.of_whole, self._access), repeats)
 
-    async def stream(self, path: str, body: JSON, reader: Reader, is_collected: bool = False) -> None:
-        """Send a POST request and pass the data of each server-sent event to `reader`.
+    async def stream(self, path: str, body: JSON, reader: Reader, is_collected: bool = False) -> Mapping[bytes, bytes]:
+        """Send a POST request and pass the data of each server-sent event to `reader`; returns the response's headers.
 
         It ends at `[DONE]`, at the end of the body, or when the reader returns True. Cancellation closes the
         connection. The request is sent again if the server has not begun it.
@@ -116,6 +116,7 @@ class HTTP:
             size = f"{len(asked.body)} bytes" if asked.body else "nothing"
             error = ModelServerError(f"the model server answered with {kind}, no event stream: {size}")
             raise told_at(error, self._site.address)
+        return asked.headers
 
     async def aclose(self) -> None:
         """Close all connections."""

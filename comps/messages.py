@@ -1,0 +1,14 @@
+"""Lines for the operator, on standard error."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+
+from comps.logs import as_logged
+
+
+def message(text: str) -> None:
+    """Print a line for the operator, on standard error, in the form of the log."""
+    with suppress(OSError):  # A full disk, or a reader that has left, ends no service.
+        print(as_logged(text), file=sys.stderr, flush=True)
