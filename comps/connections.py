@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from comps.core.errors import InvalidHTTP, LLMError, Unreachable
 from comps.core.tallies import TIMEOUTS
 from comps.limits import CONNECTIONS, Limits
+from comps.requests import REQUEST_ID_HEADER, REQUEST_ID_OF_SCOPE, request_id
 
 log = logging.getLogger("opea_llm")
 
@@ -64,6 +65,8 @@ class LimitedConnection(HttpToolsProtocol):
         app: Any = self.config.app
         self.limits: Limits = getattr(app, "limits", None) or Limits()
         self.url = b""
+        self.headers = []
+        self.scope: dict[str, Any] = {}  # type: ignore[assignment]
         self.responses: list[PendingResponse] = []
         """The incomplete responses: several if requests are pipelined."""
         self.deadline = inf
@@ -298,11 +301,13 @@ class LimitedConnection(HttpToolsProtocol):
         return False
 
     def _refusal(self, error: LLMError) -> bytes:
-        """The response with an error."""
+        """The response with an error, and with the request's id: its handler's, else the one that was sent, or a new one."""
         path = self.url.partition(b"?")[0].decode("latin-1")
         status, body = self.config.app.refusal(error, path)  # type: ignore[union-attr]
-        log.info("refused: %d %s", status, error)
+        said = self.scope.get(REQUEST_ID_OF_SCOPE) or request_id(dict(self.headers).get(REQUEST_ID_HEADER))
+        log.info("refused: %d id=%s %s", status, said, error)
         headers = [*self.server_state.default_headers, (b"content-type", b"application/json")]
+        headers.append((REQUEST_ID_HEADER, said.encode()))
         headers += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
         if error.retry_after is not None:
             headers.append((b"retry-after", b"%d" % error.retry_after))

@@ -11,7 +11,15 @@ from comps.core.request_id import REQUEST_ID, TRACE_HEADERS
 from comps.guard import Guard
 from comps.limits import Limits
 from comps.refusals import Refusals
-from comps.requests import REQUEST_ID_HEADER, plain_path, request_id, trace_headers, with_request_id, without_body
+from comps.requests import (
+    REQUEST_ID_HEADER,
+    REQUEST_ID_OF_SCOPE,
+    plain_path,
+    request_id,
+    trace_headers,
+    with_request_id,
+    without_body,
+)
 from comps.responses import EXTENSION
 
 
@@ -52,7 +60,7 @@ class DirectRoutes:
                 sent = value
             elif name == b"traceparent":
                 TRACE_HEADERS.set(trace_headers(value, scope["headers"]))
-        said = request_id(sent)
+        said = scope[REQUEST_ID_OF_SCOPE] = request_id(sent)
         REQUEST_ID.set(said)
         path = scope["path"]
         if path not in self._handlers and plain_path(path) != path:

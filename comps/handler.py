@@ -138,8 +138,7 @@ class Handler:
         if isinstance(call, GenerationCall) and reply.started:
             exchange.outcome = "broken"
             reply.write(call.error_item(error))
-            if not call.cuts_off:
-                reply.end()
+            (reply.cut_off if call.cuts_off else reply.end)()
             return
         if isinstance(error, PromptTooLong) and call:
             error.field = call.marker

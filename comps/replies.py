@@ -43,6 +43,7 @@ class Reply:
         self.write = response.write
         """Sends an item, as one HTTP chunk."""
         self.cork = response.cork
+        self.cut_off = response.cut_off
         self.started = False
 
     def whole(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:

@@ -15,6 +15,8 @@ from comps.core.errors import BodyTooLarge, Malformed, UnsupportedEncoding
 from comps.responses import Response
 
 REQUEST_ID_HEADER = b"x-request-id"
+REQUEST_ID_OF_SCOPE = "opea_llm.request_id"
+"""The key of ASGI's scope with the id of the request, once it has one."""
 _ID = re.compile(r"[\x21-\x7e]{1,200}")
 _TRACE_PARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{0,100})?"

@@ -50,6 +50,10 @@ class Response(Protocol):
         """Send the end of the body."""
         ...
 
+    def cut_off(self) -> None:
+        """Close the connection without the end of the body: how a stream fails whose dialect has no words for it."""
+        ...
+
     def cork(self) -> None:
         """Keep what is written from here on, until the end or for two rounds of the event loop: one packet for all."""
         ...
@@ -116,6 +120,9 @@ class SentResponse:
 
     def end(self) -> None:
         self._put({"type": "http.response.body", "body": b""})
+
+    def cut_off(self) -> None:
+        """An ASGI server closes the connection itself when an application returns before the end."""
 
     def cork(self) -> None:
         """Messages are sent one by one in any case."""

@@ -309,6 +309,11 @@ class DirectResponse:
             self._transport.close()
         cycle.on_response()
 
+    def cut_off(self) -> None:
+        self._uncork()
+        self._cycle.disconnected = True
+        self._transport.close()
+
     @property
     def full(self) -> bool:
         return self._flow.write_paused

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -56,8 +58,9 @@ async def _send(writer: asyncio.StreamWriter, parts: tuple[bytes, ...], pause: f
 
 
 def only(answers: list[Answer]) -> Answer:
-    """The answer, which is the only one, and said to be the last."""
+    """The answer, which is the only one, has an id, and is said to be the last."""
     (answer,) = answers
+    assert answer.headers["x-request-id"]
     assert answer.headers["connection"] == "close"
     return answer
 
@@ -117,13 +120,26 @@ async def test_an_answer_may_take_longer_than_any_deadline_of_a_request(monkeypa
         assert (await service.post(BODY)).status == 200
 
 
-async def test_a_refusal_has_the_form_of_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    late = "took too long"
+async def test_a_refusal_has_the_form_of_its_path_and_the_id_of_its_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "opea_llm")
+    late, id_sent = "took too long", "X-Request-Id: mine"
     settings = {**QUICK, "LLM_DIALECTS": "square,openai,opea"}
     async with running(Scripted([["one"]]), monkeypatch, settings) as service:
         paths = (PATH, "/v1/completions?a=b", "/api/scripted/worker_generate_stream")
         found = await asyncio.gather(*(said(service, post(b"{", path=path, length=9)) for path in paths))
         (head,), _ = await said(service, b"nonsense\r\n\r\n")
+        with_id = await asyncio.gather(*(said(service, *parts) for parts in (
+            [post(b"{", id_sent, length=9)],
+            [CHUNKED.replace(b"Host", b"%b\r\nHost" % id_sent.encode()) + b"1\r\n{\r\n", b"nonsense\r\n"],
+            [GET[:-2] + b"%b\r\nHost: x\r\n\r\n" % id_sent.encode()],
+        )))
+        await until_idle(service)
+    assert {only(answers).headers["x-request-id"] for answers, _ in with_id} == {"mine"}
+    assert re.findall(r"refused: (\d+) id=mine ", caplog.text) == ["400", "400", "408"]
+    made = only(found[0][0]).headers["x-request-id"]
+    assert re.findall(rf"(\d+|gone) id={made} ", caplog.text) == ["408", "gone"]
     chat, completion, square = [json.loads(only(answers).body.rstrip(b"\0")) for answers, _ in found]
     assert late in chat["error"]["message"]
     assert late in completion["error"]["message"]

@@ -46,7 +46,7 @@ INTERNAL: dict[str, set[str]] = {
     "requests": {"core", "responses"},
     "limits": set(),
     "memory": set(),
-    "connections": {"core", "limits"},
+    "connections": {"core", "limits", "requests"},
     "refusals": {"core", "dialects.*"},
     "exchange": {"core", "access", "admission"},
     "tracing": {"core", "admission", "exchange", "logs", "settings"},

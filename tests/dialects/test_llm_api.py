@@ -491,7 +491,9 @@ async def test_a_stream_that_was_cut_short_says_so_where_its_clients_pass_over_i
     assert answer.chunks == [b"data:  The\r\n\r\n", b": finish_reason=length\r\n\r\n"]
 
 
-async def test_a_stream_that_fails_loses_its_connection_and_requests_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_that_fails_loses_its_connection_and_requests_raises(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     server = Scripted([[" The", ModelServerError("out of\nmemory")]])
     async with running(server, monkeypatch) as service, service.connect() as connection:
         await connection.send("POST", "/agenerate", b'{"prompt": "?"}')
@@ -505,6 +507,7 @@ async def test_a_stream_that_fails_loses_its_connection_and_requests_raises(monk
 
         with pytest.raises(requests.exceptions.ChunkedEncodingError):
             await asyncio.to_thread(ask)
+    assert [record.name for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_what_fails_before_the_first_token_is_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
