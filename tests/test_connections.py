@@ -130,11 +130,16 @@ async def test_a_refusal_has_the_form_of_its_path_and_the_id_of_its_request(
         paths = (PATH, "/v1/completions?a=b", "/api/scripted/worker_generate_stream")
         found = await asyncio.gather(*(said(service, post(b"{", path=path, length=9)) for path in paths))
         (head,), _ = await said(service, b"nonsense\r\n\r\n")
-        with_id = await asyncio.gather(*(said(service, *parts) for parts in (
-            [post(b"{", id_sent, length=9)],
-            [CHUNKED.replace(b"Host", b"%b\r\nHost" % id_sent.encode()) + b"1\r\n{\r\n", b"nonsense\r\n"],
-            [GET[:-2] + b"%b\r\nHost: x\r\n\r\n" % id_sent.encode()],
-        )))
+        with_id = await asyncio.gather(
+            *(
+                said(service, *parts)
+                for parts in (
+                    [post(b"{", id_sent, length=9)],
+                    [CHUNKED.replace(b"Host", b"%b\r\nHost" % id_sent.encode()) + b"1\r\n{\r\n", b"nonsense\r\n"],
+                    [GET[:-2] + b"%b\r\nHost: x\r\n\r\n" % id_sent.encode()],
+                )
+            )
+        )
         await until_idle(service)
     assert {only(answers).headers["x-request-id"] for answers, _ in with_id} == {"mine"}
     assert re.findall(r"refused: (\d+) id=mine ", caplog.text) == ["400", "400", "408"]

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,6 +52,14 @@ OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """The size of the object store, which is not used here; by default, Ray takes a third of the memory for it."""
 NODES_PATH = {"PYTHONPATH": f"{ROOT}:${{PYTHONPATH}}"}
 """The replicas' PYTHONPATH: this checkout, then that of the node, which Ray substitutes."""
+
+
+OF_OWN_SERVER = (
+    *("workers", "tls_certificate", "tls_key", "tls_client_ca", "trusted_proxies"),
+    *("max_header_kb", "max_url_kb", "max_connections", "allow_shutdown", "pre_stop_seconds"),
+    *("header_seconds", "body_seconds", "idle_seconds", "stalled_client_seconds"),
+)
+"""The settings of the service's own HTTP server, which Ray's takes the place of."""
 
 
 class Replica:
@@ -140,9 +149,23 @@ def app(arguments: Mapping[str, Any]) -> Any:
         Unservable: A setting or an argument is invalid.
     """
     try:
-        return bound(Replica, read_settings(None), arguments)
+        return bound(Replica, read_own_settings(), arguments)
     except SettingsError as error:
         raise _unservable(error) from None
+
+
+def read_own_settings() -> Settings:
+    """Reads the settings. Those of the service's own HTTP server that are not at their defaults have no effect.
+
+    Raises:
+        SettingsError: A setting is invalid.
+    """
+    settings = read_settings(None)
+    own, fields = settings.microservice, type(settings.microservice).model_fields
+    changed = [key for key in OF_OWN_SERVER if getattr(own, key) != fields[key].default]
+    sources = {one.key: one.source for one in settings.listing if one.section == "OPEA_Microservice"}
+    lost = [f"{sources[key]}: {key} has no effect here, since Ray serves HTTP" for key in changed]
+    return replace(settings, without_effect=(*settings.without_effect, *lost))
 
 
 def bound(replica: type[Any], settings: Settings, arguments: Mapping[str, Any]) -> Any:
@@ -319,7 +342,7 @@ def main(words: list[str]) -> int:
     """Run the application with arguments such as `min_replicas=2`; returns the exit code."""
     try:
         arguments = dict(_argument(word) for word in words)
-        settings = read_settings(None)
+        settings = read_own_settings()
         service = settings.microservice
         models = ", ".join(f"{name} ({served.model.model_server})" for name, served in settings.models.items())
         serve_until_signal(

@@ -96,3 +96,21 @@ def test_what_is_wrong_is_one_line(
     assert ray_app.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(said)
+
+
+def test_settings_of_the_http_server_that_ray_takes_the_place_of_are_told_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    certificate = tmp_path / "certificate.pem"
+    certificate.write_text("")
+    monkeypatch.setattr("comps.app.read_tls", lambda settings: None)
+    monkeypatch.setenv("USVC_WORKERS", "4")
+    monkeypatch.setenv("USVC_TLS_CERTIFICATE", str(certificate))
+    monkeypatch.setenv("USVC_PRE_STOP_SECONDS", "3")
+    monkeypatch.setenv("USVC_IDLE_SECONDS", "5")  # The default.
+    lost = ray_app.read_own_settings().without_effect
+    assert [sentence.partition(" has no effect here")[0] for sentence in lost] == [
+        "environment USVC_WORKERS: workers",
+        "environment USVC_TLS_CERTIFICATE: tls_certificate",
+        "environment USVC_PRE_STOP_SECONDS: pre_stop_seconds",
+    ]
