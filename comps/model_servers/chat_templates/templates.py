@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
 
 import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from comps.core.errors import InvalidRequest, SettingsError
 from comps.core.markers import markers_in, tag_at
 from comps.core.ports import ABILITIES, Answer, Completes, CountsPrompts, CountsTokens, ModelServer, Translates
 from comps.core.prompts import only_text, plain_roles
 from comps.core.types import JSON, Generation, Message, ModelInfo, Prompt, Sampling
+from comps.model_servers.chat_templates.bounded import BoundedEnvironment
 from comps.model_servers.chat_templates.formats import FORMATS, Format
 
 _BOS = tuple({form.bos for form in FORMATS.values() if form.bos})
@@ -42,6 +38,7 @@ _ONLY_IN_CHATS = frozenset(
     )
 )
 """Options that only a conversation can have."""
+_ENVIRONMENT = BoundedEnvironment()
 _WRONG = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, MemoryError, RecursionError)
 """What a template raises that does not take a conversation."""
 _MARGIN = 8
@@ -80,7 +77,7 @@ class ChatTemplate:
         self._form = form
         self._roles = roles
         try:
-            self._template = _environment().from_string(form.jinja)
+            self._template = _ENVIRONMENT.from_string(form.jinja)
         except jinja2.TemplateSyntaxError as error:
             raise SettingsError(f"chat_template = {name}: line {error.lineno}: {error.message}") from None
         example = self._example()
@@ -116,13 +113,15 @@ class ChatTemplate:
         return {"role": message.role, "content": only_text(message)}
 
     def _rendered(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
-        text: str = self._template.render(
+        return _ENVIRONMENT.rendered(
+            self._template,
+            sum(len(message["content"]) for message in messages),
+            len(messages),
             messages=messages,
             add_generation_prompt=add_generation_prompt,
             bos_token=self._form.bos,
             eos_token=self._form.eos,
         )
-        return text
 
     def _example(self) -> str:
         """A rendered conversation, with a system message if the template takes one; empty if it takes neither."""
@@ -283,22 +282,6 @@ def _read(path: str) -> str:
         raise SettingsError(f"chat_template = {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise SettingsError(f"chat_template = {path}: cannot be read: it is not UTF-8 text") from None
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja with the settings and functions that Hugging Face's transformers gives to chat templates."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.globals.update(raise_exception=_raise, strftime_now=lambda form: datetime.now().strftime(form))
-    environment.filters["tojson"] = _json
-    return environment
-
-
-def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _stops_in(example: str) -> tuple[str, ...]:

@@ -209,6 +209,36 @@ def test_a_file_can_neither_reach_into_python_nor_change_what_it_is_given(tmp_pa
             from_file(tmp_path, jinja).render(messages(("user", "a")))
 
 
+ENDLESS = {
+    "nested loops": "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+    "loops over a text": "{% set t = messages[0].content %}{% for a in t %}{% for b in t %}{% endfor %}{% endfor %}",
+    "macros": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(30) }}",
+    "output": "{% for a in range(9999) %}{{ messages[0].content }}{% endfor %}",
+    "a sum": "{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "a join": "{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "a product": "{{ 'x' * 10 ** 12 }}",
+    "a list": "{{ 10 ** 12 * [0] }}",
+    "a power": "{{ 10 ** (10 ** 10) }}",
+    "filler text": "{{ lipsum(10 ** 9) }}",
+}
+
+
+@pytest.mark.parametrize("jinja", ENDLESS.values(), ids=ENDLESS)
+def test_a_file_that_would_not_end_or_fill_the_memory_is_stopped(tmp_path: Path, jinja: str) -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"does not take it: (it does not come|it makes more|a number in it|'lipsum')"
+    ):
+        from_file(tmp_path, jinja).render(messages(("user", "a" * 1000)))
+
+
+def test_a_file_takes_long_conversations(tmp_path: Path) -> None:
+    jinja = (
+        "{% macro one(m) %}<{{ m.role ~ '>' + m.content }}{% endmacro %}{% for m in messages %}{{ one(m) }}{% endfor %}"
+    )
+    long = messages(*[("user", "a" * 1000)] * 5000)
+    assert len(from_file(tmp_path, jinja).render(long)) == 5000 * 1006
+
+
 async def test_a_conversation_is_text_to_the_model_server_and_ends_where_the_template_does() -> None:
     server = Scripted([["Yes", ".", "<|im_end|>", "<|im_start|>user"]])
     wrapped = with_chat_template(server, "chatml", "")
