@@ -301,7 +301,7 @@ class LimitedConnection(HttpToolsProtocol):
         return False
 
     def _refusal(self, error: LLMError) -> bytes:
-        """The response with an error, and with the request's id: that of its handler, else the one sent, or a new one."""
+        """The response with an error, and with an id of the request: its handler's, the one sent, or a new one."""
         path = self.url.partition(b"?")[0].decode("latin-1")
         status, body = self.config.app.refusal(error, path)  # type: ignore[union-attr]
         said = self.scope.get(REQUEST_ID_OF_SCOPE) or request_id(dict(self.headers).get(REQUEST_ID_HEADER))

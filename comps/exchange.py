@@ -18,6 +18,10 @@ Fields: TypeAlias = "dict[str, str | int | float | bool | list[str] | None]"
 
 _LONGEST_WHY = 500
 """The most characters of an error in the log."""
+_ANSWERED = ("200", "gone", "broken")
+"""The outcomes of requests that a model may have begun to answer."""
+_BYTES_PER_TOKEN = 4
+"""By which the tokens of a body are estimated where nobody has counted them."""
 
 
 class Trace(Protocol):
@@ -64,7 +68,9 @@ class Exchange:
     answers = 1
     """How many answers were asked for."""
     reports: Mapping[int, Report] = MappingProxyType({})
-    """What became of the documents of each prompt."""
+    """What is known of each prompt that has been planned, by its place in `asked`."""
+    sent = 0
+    """The tokens that the client has got, if there is no `usage`: of a stream the items, which are a few more."""
     usage: Usage | None = None
     reason: str | None = None
     why = ""
@@ -102,6 +108,23 @@ class Exchange:
         """
         self.why = why[:_LONGEST_WHY]
         self.is_failure = is_failure
+
+    @property
+    def spent(self) -> int:
+        """The tokens that a model read and that the client got; an estimate if there is no `usage`."""
+        if self.usage:
+            return self.usage.prompt_tokens + self.usage.completion_tokens
+        if self.outcome not in _ANSWERED or self.window in ("body", "queued"):
+            return 0
+        counted = [tokens for report in self.reports.values() if (tokens := report.prompt_tokens) is not None]
+        is_known = 0 < len(counted) == len(self.reports)
+        prompts = sum(counted) if is_known else self.body_size // _BYTES_PER_TOKEN
+        return prompts + self.sent
+
+    @property
+    def saved(self) -> int:
+        """The tokens that a request whose client left allowed, and that the client had not got; 0: not known."""
+        return 0 if self.window == "whole" else max(sum(map(_most_tokens, self.asked)) - self.sent, 0)
 
     def parts(self, now: float) -> tuple[float, float, float]:
         """Returns the seconds since the body arrived: in the queue, with the model server, and of the service itself.
@@ -165,3 +188,9 @@ class Exchange:
             f"total={ended - self.started:.3f}{f' ignored={ignored}' if ignored else ''}"
             f"{f': {self.why}' if self.why else ''}"
         )
+
+
+def _most_tokens(request: GenerationRequest) -> int:
+    """Returns the number of tokens that the answers to a request may have; 0 if there is no limit."""
+    choices = request.options.get("n")
+    return (request.sampling.max_tokens or 0) * (choices if isinstance(choices, int) else 1)

@@ -95,7 +95,7 @@ class Handler:
             await _unless_gone(response, self._answer(call, endpoint, reply, exchange))
             exchange.outcome = "200"
         except ClientGone:
-            exchange.outcome = "gone"
+            exchange.outcome, exchange.sent = "gone", reply.items
         except asyncio.CancelledError:  # The service ends before the answer does.
             self._fail(shutting_down(), style, call, reply, exchange)
         except RequestError as request_error:
@@ -136,7 +136,7 @@ class Handler:
         status = style.status(error)
         exchange.fails(for_operator(error), is_failure=status >= 500)
         if isinstance(call, GenerationCall) and reply.started:
-            exchange.outcome = "broken"
+            exchange.outcome, exchange.sent = "broken", reply.items
             reply.write(call.error_item(error))
             (reply.cut_off if call.cuts_off else reply.end)()
             return

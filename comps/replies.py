@@ -10,6 +10,7 @@ from types import MappingProxyType
 from comps.admission import RequestSlots
 from comps.core.answers import Part, Parts, broken_off
 from comps.core.beside import beside
+from comps.core.counting import estimate
 from comps.core.generator import TextGenerator
 from comps.core.planning import Plan
 from comps.core.reports import settled
@@ -70,6 +71,11 @@ class Reply:
         self._response.end()
 
     @property
+    def items(self) -> int:
+        """How many items of a stream have been sent."""
+        return self._response.items
+
+    @property
     def full(self) -> bool:
         return self._response.full
 
@@ -103,12 +109,12 @@ class Responder:
         self._call = call
         self._keepalive_seconds = keepalive_seconds
         self._reports: dict[int, Report] = {}
-        exchange.reports = self._reports
         self._metadata = metadata_of(info, self._reports)
         self._prompts = prompts
         self._reply = reply
         self._headers = headers
         self._exchange = exchange
+        exchange.reports = self._reports
 
     async def whole(self, slots: RequestSlots, model: TextGenerator, requests: list[GenerationRequest]) -> None:
         """Send the reply whole, when all answers are complete."""
@@ -116,6 +122,8 @@ class Responder:
         asked = [self._complete(slots, model, request, number) for number, request in enumerate(requests)]
         generations = await at_once(asked)
         self._exchange.usage = total(generation.usage for generation in generations)
+        if self._exchange.usage is None:
+            self._exchange.sent = sum(estimate(one.text) for answered in generations for one in answered.choices)
         reasons = self._call.ends(generations)
         self._exchange.reason = reasons[0]
         self._headers.append((b"x-finish-reason", shortened(",".join(reasons))))
@@ -181,6 +189,8 @@ class Responder:
                 watched.stop()
         answer.close()
         self._exchange.usage = answer.usage
+        if answer.usage is None:
+            self._exchange.sent = self._reply.items
         self._exchange.reason = answer.reason
         self._reply.end()
 

@@ -35,6 +35,11 @@ class Response(Protocol):
         """The body of the request, if all of it has arrived already; None: it is to be received."""
         ...
 
+    @property
+    def items(self) -> int:
+        """How many parts of the body have been written: in a stream one for each token, and few others."""
+        ...
+
     def start(self, status: int, headers: Headers) -> None:
         """Send the status line and the headers, with the first part of the body at the latest.
 
@@ -96,6 +101,7 @@ class SentResponse:
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
+        self.items = 0
         self._waiting: deque[dict[str, object]] = deque()
         self._size = 0
         self._sending: asyncio.Task[None] | None = None
@@ -115,6 +121,7 @@ class SentResponse:
         self._put({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     def write(self, data: bytes) -> None:
+        self.items += 1
         self._size += len(data)
         self._put({"type": "http.response.body", "body": data, "more_body": True})
 

@@ -225,7 +225,18 @@ class DirectResponse:
         loop: The event loop.
     """
 
-    __slots__ = ("_chunked", "_corked", "_cycle", "_flow", "_head", "_leave", "_loop", "_transport")
+    __slots__ = (
+        "_chunked",
+        "_corked",
+        "_cycle",
+        "_flow",
+        "_head",
+        "_is_open",
+        "_leave",
+        "_loop",
+        "_transport",
+        "items",
+    )
 
     def __init__(self, cycle: RequestResponseCycle, loop: asyncio.AbstractEventLoop) -> None:
         self._cycle = cycle
@@ -233,6 +244,9 @@ class DirectResponse:
         self._flow = cycle.flow
         self._transport = cycle.transport
         self._leave: Callable[[], None] | None = None
+        self.items = 0
+        self._is_open = False
+        """Whether a part of the body is written as it is: in chunks, after the head, not corked, to a client."""
         self._chunked = True
         self._corked: list[bytes] | None = None
         self._head = b""
@@ -270,6 +284,10 @@ class DirectResponse:
         self._head = head
 
     def write(self, data: bytes) -> None:
+        self.items += 1
+        if self._is_open:  # As for nearly all tokens.
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            return
         if self._cycle.disconnected:
             return
         if self._chunked:
@@ -285,14 +303,17 @@ class DirectResponse:
 
     def cork(self) -> None:
         if self._corked is None:
-            self._corked = []
+            self._corked, self._is_open = [], False
             # Two rounds of the event loop: in the first one the task learns that the answer has ended.
             self._loop.call_soon(self._loop.call_soon, self._uncork)
 
     def _uncork(self) -> None:
         corked, self._corked = self._corked, None
-        if corked and not self._cycle.disconnected:
+        if self._cycle.disconnected:
+            return
+        if corked:
             self._transport.write(b"".join(corked))
+        self._is_open = self._chunked and not self._head
 
     def end(self) -> None:
         cycle = self._cycle
@@ -311,7 +332,7 @@ class DirectResponse:
 
     def cut_off(self) -> None:
         self._uncork()
-        self._cycle.disconnected = True
+        self._cycle.disconnected, self._is_open = True, False
         self._transport.close()
 
     @property
@@ -340,7 +361,7 @@ class DirectResponse:
         cycle = self._cycle
         if cycle.response_complete:
             return
-        cycle.disconnected = True
+        cycle.disconnected, self._is_open = True, False
         cycle.message_event.set()
         leave, self._leave = self._leave, None
         if leave:

@@ -29,7 +29,6 @@ from comps.answer_metrics import AnswerMetrics
 from comps.core.generator import TextGenerator
 from comps.core.ports import CIRCUIT_STATES, HasCircuitBreakers
 from comps.core.tallies import MODEL_SERVER_ERRORS, RETRIES, TIMEOUTS
-from comps.core.types import GenerationRequest
 from comps.core.unread import UNREAD
 from comps.exchange import Exchange, Trace
 from comps.limits import CONNECTIONS
@@ -39,10 +38,6 @@ from comps.shared_metrics import SharedMetrics, Snapshot
 
 _KEPT = 1000
 """The number of most recent answers in the statistics."""
-_ANSWERED = ("200", "gone", "broken")
-"""The outcomes of requests that a model may have begun to answer."""
-_BYTES_PER_TOKEN = 4
-"""By which the tokens of a body are estimated where the model server has not counted them."""
 _LAG_SECONDS = 1.0
 """How often the event loop's lag is measured."""
 
@@ -135,13 +130,12 @@ class Telemetry(Collector):
     def _of_cancelled(self) -> Iterator[Metric]:
         """Yields the metrics of requests whose client left.
 
-        The saved tokens are those that a cancelled request allowed and that were not generated, where that is known:
-        the limits of all its answers (`max_tokens`), if the client left before anything of them was generated, which is
-        in the windows `queued` and `first_token`. Nothing counts the tokens of a stream or of a whole answer on their
-        way, so what is saved in the windows `stream` and `whole` is not known, and not counted.
+        The saved tokens are an upper estimate: the limits of all answers of a cancelled request (`max_tokens`), without
+        the tokens that had been sent to its client. Nothing is known, and counted, of a request without `max_tokens`,
+        and of a whole answer (the window `whole`), whose tokens do not come one by one.
         """
         yield self._cancelled.family()
-        saved = "Tokens that cancelled requests allowed, of answers that had not begun"
+        saved = "Tokens that cancelled requests allowed and that were not sent, an upper estimate"
         yield CounterMetricFamily("opea_llm_saved_tokens", saved, self._saved_tokens)
 
     def _circuits(self) -> Metric:
@@ -204,11 +198,10 @@ class Telemetry(Collector):
             exchange.trace.end(exchange)
         self._answers.record(exchange, server)
         if exchange.caller and exchange.caller.tokens:
-            exchange.caller.tokens.spend(_spent(exchange))
+            exchange.caller.tokens.spend(exchange.spent)
         if exchange.outcome == "gone":
             self._cancelled.values[(exchange.window,)] += 1
-            if exchange.window in ("queued", "first_token"):
-                self._saved_tokens += sum(map(_most_tokens, exchange.asked))
+            self._saved_tokens += exchange.saved
         elif exchange.outcome == "200":
             self._latencies.append(exchange.ended_at - exchange.started)
         if exchange.first_token_at:
@@ -265,19 +258,6 @@ class Telemetry(Collector):
 def drop_gauges(folder: Path, number: int) -> None:
     """Keep only the counters of a worker that has ended."""
     SharedMetrics(folder, number, _KEPT).publish(Snapshot())
-
-
-def _spent(exchange: Exchange) -> int:
-    """Returns the tokens that a request takes from its caller's allowance."""
-    if usage := exchange.usage:
-        return usage.prompt_tokens + usage.completion_tokens
-    return exchange.body_size // _BYTES_PER_TOKEN if exchange.outcome in _ANSWERED else 0
-
-
-def _most_tokens(request: GenerationRequest) -> int:
-    """Returns the number of tokens that the answers to a request may have; 0 if there is no limit."""
-    choices = request.options.get("n")
-    return (request.sampling.max_tokens or 0) * (choices if isinstance(choices, int) else 1)
 
 
 def _percentile(values: Sequence[float], share: float) -> float | None:

@@ -16,9 +16,11 @@ import pytest
 from comps import access, watched_files
 from comps.access import Keys
 from comps.app import read_settings
-from comps.core.errors import SettingsError, Unauthorized
+from comps.core import ports
+from comps.core.errors import LLMError, ModelServerError, SettingsError, Unauthorized
+from comps.core.types import Finished, Sampling
 from comps.dialects import DIALECTS, open_dialect
-from comps.model_servers.scripted import Scripted
+from comps.model_servers.scripted import Script, Scripted
 from tests.service import PATH, Answer, Service, running
 
 KEYS = "USVC_API_KEYS"
@@ -385,20 +387,70 @@ async def test_requests_and_tokens_of_a_minute_are_limited_for_each_key_alone(
     assert re.search(r'^opea_llm_requests_total\{.*key="few",.*outcome="429".*\} 3.0$', metrics, re.MULTILINE)
 
 
-async def test_the_tokens_of_an_answer_whose_client_leaves_are_estimated(
+class Uncounted(Scripted):
+    """A model server that says nothing of the tokens."""
+
+    async def _play(self, script: Script, prompt_tokens: int, sampling: Sampling, answer: ports.Answer) -> None:
+        for item in script:
+            if isinstance(item, LLMError):
+                raise item
+            if isinstance(item, asyncio.Event):
+                await item.wait()
+            else:
+                answer.text(item)
+        answer.finished(Finished("stop"))
+
+
+WORD = "word "
+HUNDRED = [WORD] * 100
+UNCOUNTED: dict[str, tuple[str, Script, bool, int]] = {
+    "little, left": ("?", [WORD, asyncio.Event()], True, 200),
+    "a long prompt, left": ("x" * 400, [WORD, asyncio.Event()], True, 429),
+    "a long answer, left": ("?", [*HUNDRED, asyncio.Event()], True, 429),
+    "a long answer that breaks off": ("?", [*HUNDRED, ModelServerError("broken")], True, 429),
+    "a long stream": ("?", HUNDRED, True, 429),
+    "a long answer": ("?", HUNDRED, False, 429),
+}
+
+
+@pytest.mark.parametrize(("query", "script", "stream", "then"), UNCOUNTED.values(), ids=UNCOUNTED)
+async def test_tokens_that_no_model_server_counted_are_estimated(
+    query: str, script: Script, stream: bool, then: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {KEYS: "short=b; tokens_per_minute=60"}
+    async with running(Uncounted([script]), monkeypatch, environment) as service:
+        async with service.connect() as client:
+            body = {"query": query, "stream": stream, "max_tokens": 200}
+            await client.send("POST", PATH, json.dumps(body).encode(), bearer("b"))
+            await client.head()
+            for _ in range(script.count(WORD) if stream else 0):
+                await client.chunk()
+        while "opea_llm_requests_in_flight 0.0" not in (await service.get("/metrics", **bearer("b"))).body.decode():
+            pass
+        async with service.connect() as client:
+            await client.send("POST", PATH, json.dumps({**QUERY, "stream": True}).encode(), bearer("b"))
+            assert (await client.head()).status == then
+
+
+async def test_a_request_whose_client_leaves_the_queue_costs_nothing(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = asyncio.Event()
-    environment = {KEYS: "short=b; tokens_per_minute=60"}
-    async with running(Scripted([["one", asyncio.Event()]]), monkeypatch, environment) as service:
+    gate = asyncio.Event()
+    environment = {KEYS: "short=b; tokens_per_minute=60, free=c", "USVC_MAX_RUNNING": "1"}
+    async with running(Scripted([[gate, "one"]]), monkeypatch, environment) as service, service.connect() as first:
+        await first.send("POST", PATH, json.dumps(QUERY).encode(), bearer("c"))
         async with service.connect() as client:
             await client.send("POST", PATH, json.dumps({"query": "x" * 400}).encode(), bearer("b"))
-            await client.head()
-            await client.chunk()
-        begun.set()
-        while 'outcome="gone"' not in (await service.get("/metrics", **bearer("b"))).body.decode():
+            while 'opea_llm_requests_waiting{model="scripted"} 1.0' not in await metrics_of(service):
+                pass
+        while 'opea_llm_requests_waiting{model="scripted"} 0.0' not in await metrics_of(service):
             pass
-        assert (await service.post(QUERY, **bearer("b"))).status == 429
+        gate.set()
+        assert (await service.post(QUERY, **bearer("b"))).status == 200
+
+
+async def metrics_of(service: Service) -> str:
+    return (await service.get("/metrics", **bearer("c"))).body.decode()
 
 
 # Keys that change.
