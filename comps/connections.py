@@ -215,6 +215,8 @@ class LimitedConnection(HttpToolsProtocol):
             self.deadline = inf
             cycle.more_body = False
             cycle.message_event.set()
+            if self.flow.read_paused and not (self.pipeline or self._waits_for_reader):  # Unread, it tells no end.
+                self.flow.resume_reading()
 
     def _check_incomplete(self) -> None:
         """Look at the sizes of a message whose end has not come, and give it a deadline if it has none."""
@@ -240,7 +242,7 @@ class LimitedConnection(HttpToolsProtocol):
         if self._phase >= _BETWEEN:
             self.deadline = inf
             self.transport.close()
-        elif self.flow.read_paused:  # It is this side that waits.
+        elif self.flow.read_paused or (self._phase == _BODY and self.cycle.waiting_for_100_continue):  # We wait.
             self.deadline = self.loop.time() + self.limits.body_seconds
         elif self._phase == _HEAD:
             self._refuse(InvalidHTTP("the headers took too long", 408), "late_head")

@@ -18,6 +18,7 @@ from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from comps.admission import Admission, RequestSlots
+from comps.body_memory import BodyMemory
 from comps.core.beside import LONG, MANY, beside
 from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, for_operator, shutting_down
 from comps.core.generator import Preview, TextGenerator
@@ -46,6 +47,7 @@ class Handler:
         admissions: For each model, by its name: limits how many of its requests are answered at once.
         telemetry: Counts the exchanges.
         max_body: The maximum size of a body, in bytes.
+        bodies: The room for large bodies.
         keepalive_seconds: How long a stream may be silent before a comment is written; 0: no limit.
         strict: Refuse a body with a field that would be ignored, instead of naming it in `x-ignored-params`.
     """
@@ -58,6 +60,7 @@ class Handler:
         telemetry: Telemetry,
         *,
         max_body: int,
+        bodies: BodyMemory,
         keepalive_seconds: float,
         strict: bool,
     ) -> None:
@@ -68,6 +71,7 @@ class Handler:
         self._only_admission = listed[0] if len(listed) == 1 else None
         self._telemetry = telemetry
         self._max_body = max_body
+        self._bodies = bodies
         self._keepalive_seconds = keepalive_seconds
         self._strict = strict
         # Of several dialects that read the same kind of body, the first one does.
@@ -87,9 +91,10 @@ class Handler:
         try:
             endpoint, variables = self._endpoint_for(scope)
             style = endpoint.style
-            body = await read_body(response, scope, receive, self._max_body)
+            body = await read_body(response, scope, receive, self._max_body, self._bodies)
             exchange.received_at = monotonic()
             call = await self._read(body, endpoint, variables, exchange)
+            del body
             style = call.style
             exchange.window = "queued"
             await _unless_gone(response, self._answer(call, endpoint, reply, exchange))
@@ -108,6 +113,8 @@ class Handler:
             self._fail(LLMError("internal error; the service's log has it"), style, call, reply, exchange)
         finally:
             telemetry.end(exchange)
+            if self._bodies.held:
+                self._bodies.give_back(response)
         await response.aclose()
 
     async def _read(self, body: bytes, endpoint: Endpoint, variables: Mapping[str, str], exchange: Exchange) -> Call:

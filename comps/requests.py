@@ -10,6 +10,7 @@ from random import getrandbits
 
 from starlette.types import Message, Receive, Scope, Send
 
+from comps.body_memory import BodyMemory
 from comps.core.beside import beside
 from comps.core.errors import BodyTooLarge, Malformed, UnsupportedEncoding
 from comps.responses import Response
@@ -34,7 +35,11 @@ microseconds."""
 _PIECE = 16384
 """Bytes that are decompressed at once: what follows a member is copied."""
 _SOON_DECODED = 10_000
-"""In bytes; the rest is decompressed beside the event loop. zlib makes at most a thousand bytes of one."""
+"""In bytes; the rest is decompressed beside the event loop."""
+_MOST_OF_A_BYTE = 1032
+"""The bytes that zlib makes of one at most: https://zlib.net/zlib_tech.html"""
+_SMALL = 65_536
+"""The bytes of a body for which no room is taken: connections have as many of each request anyway."""
 
 
 class ClientGone(Exception):
@@ -97,7 +102,7 @@ def without_body(send: Send) -> Send:
     return send_head
 
 
-async def read_body(response: Response, scope: Scope, receive: Receive, most: int) -> bytes:
+async def read_body(response: Response, scope: Scope, receive: Receive, most: int, memory: BodyMemory) -> bytes:
     """Returns the request's body, decompressed.
 
     Args:
@@ -105,37 +110,64 @@ async def read_body(response: Response, scope: Scope, receive: Receive, most: in
         scope: ASGI's scope of the request.
         receive: ASGI's `receive`.
         most: The maximum number of bytes, before and after decompression.
+        memory: The room for a body that may be large; it is given back by the caller.
 
     Raises:
         BodyTooLarge: The body has more than `most` bytes; the rest is not received.
         UnsupportedEncoding: The content encoding is not known.
         Malformed: The body cannot be decompressed.
         ClientGone: The client left before the end of the body.
+        Overloaded: There was no room for the body for too long.
     """
-    body = await _received(response, scope, receive, most)
     encodings = b""
     for name, value in scope["headers"]:
         if name == b"content-encoding":
             encodings += b"," + value
+    body = response.request_body
+    if body is not None and not encodings:
+        if len(body) > most:
+            raise _too_large(most)
+        return body
+    needed = _needed(body, scope, most, is_compressed=bool(encodings))
+    if needed > _SMALL:
+        await memory.take(response, needed)
+    if body is None:
+        body = await _received(receive, most)
     if encodings:
-        applied = encodings[1:].lower().split(b",")
-        if len(applied) > _MOST_ENCODINGS:
-            raise UnsupportedEncoding(f"{len(applied)} encodings, one within the other", f"{_MOST_ENCODINGS} at most")
-        for encoding in reversed(applied):
-            decode = partial(_decoded, body, encoding.strip(), most)
-            body = decode() if len(body) <= _SOON_DECODED else await beside(decode)
+        body = await _without_encodings(body, encodings[1:], most)
+    if needed > _SMALL:
+        memory.settle(response, len(body))
     return body
 
 
-async def _received(response: Response, scope: Scope, receive: Receive, most: int) -> bytes:
-    whole = response.request_body
-    if whole is not None:
-        if len(whole) > most:
-            raise _too_large(most)
-        return whole
-    declared = dict(scope["headers"]).get(b"content-length", b"0")
-    if declared.isdigit() and int(declared) > most:
+async def _without_encodings(body: bytes, encodings: bytes, most: int) -> bytes:
+    """Returns a body decompressed; `encodings` are separated by commas."""
+    applied = encodings.lower().split(b",")
+    if len(applied) > _MOST_ENCODINGS:
+        raise UnsupportedEncoding(f"{len(applied)} encodings, one within the other", f"{_MOST_ENCODINGS} at most")
+    for encoding in reversed(applied):
+        decode = partial(_decoded, body, encoding.strip(), most)
+        body = decode() if len(body) <= _SOON_DECODED else await beside(decode)
+    return body
+
+
+def _needed(body: bytes | None, scope: Scope, most: int, *, is_compressed: bool) -> int:
+    """Returns the bytes that a body has at most, decompressed.
+
+    Raises:
+        BodyTooLarge: It says that it has more than `most`.
+    """
+    if body is None:
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        size = int(declared) if declared.isdigit() else most
+    else:
+        size = len(body)
+    if size > most:
         raise _too_large(most)
+    return min(size * _MOST_OF_A_BYTE, most) if is_compressed else size
+
+
+async def _received(receive: Receive, most: int) -> bytes:
     body = bytearray()
     more = True
     while more:

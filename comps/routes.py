@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from comps.access import CALLER, Caller, Keys
 from comps.admission import Admission
+from comps.body_memory import BodyMemory
 from comps.core.errors import InvalidRequest, LLMError, for_operator, shutting_down
 from comps.core.generator import TextGenerator
 from comps.core.models import Models
@@ -90,6 +91,7 @@ class Service:
             for generator in models
         }
         self.telemetry.watch(self.admissions)
+        self.bodies = BodyMemory(limits.max_bodies_mb * MEGABYTE, limits.max_wait_seconds)
         self.shut_down = shut_down if settings.microservice.allow_shutdown else None
         self._watched = watched
         self.refusal = Refusals([*dialects, *others])
@@ -232,6 +234,7 @@ class Service:
             "admissions": self._admissions_of_all(),
             "telemetry": self.telemetry,
             "max_body": self.settings.microservice.max_body_mb * MEGABYTE,
+            "bodies": self.bodies,
             "keepalive_seconds": self.settings.microservice.keepalive_seconds,
             "strict": self.settings.dialects.strict,
         }
@@ -297,7 +300,7 @@ class Service:
         microservice = self.settings.microservice
         names = [generator.model for generator in self.models], [dialect.name for dialect in self.dialects]
         most = microservice.max_body_mb * MEGABYTE
-        app.router.routes += page_routes(microservice.name, self.version, *names, most, self._refused)
+        app.router.routes += page_routes(microservice.name, self.version, *names, most, self.bodies, self._refused)
 
     def _has(self, route: str) -> bool:
         return any(route in dialect.routes for dialect in self.dialects)

@@ -29,7 +29,6 @@ from typing import Any
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -344,12 +343,8 @@ class DirectResponse:
 
     def on_leave(self, leave: Callable[[], None] | None) -> None:
         self._leave = leave
-        if not leave:
-            return
-        if self._cycle.disconnected:
+        if leave and self._cycle.disconnected:
             self.left()
-        elif len(self._cycle.body) > HIGH_WATER_LIMIT:  # It pauses reading, and a paused connection tells no end.
-            self._flow.resume_reading()
 
     @property
     def complete(self) -> bool:

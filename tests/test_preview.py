@@ -14,6 +14,7 @@ import pytest
 from starlette.types import Receive, Scope
 
 import comps.handler
+from comps.body_memory import BodyMemory
 from comps.core.errors import Refused, Unreachable
 from comps.core.ports import Answer
 from comps.core.types import JSON, Prompt, Sampling
@@ -46,8 +47,8 @@ def received(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> list[tuple[st
     got: list[tuple[str, JSON]] = []
     body_of, body_at, ask, generate = comps.requests.read_body, StandIn._body, EngineProcess.ask, Scripted.generate
 
-    async def body(response: Response, scope: Scope, receive: Receive, most: int) -> bytes:
-        read = await body_of(response, scope, receive, most)
+    async def body(response: Response, scope: Scope, receive: Receive, most: int, memory: BodyMemory) -> bytes:
+        read = await body_of(response, scope, receive, most, memory)
         got.append((scope["path"], json.loads(read)))
         return read
 

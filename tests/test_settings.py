@@ -69,6 +69,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "open_routes": ("/health, /Docs", ("/health", "/Docs")),
     "workers": ("3", 3),
     "max_body_mb": ("5", 5),
+    "max_bodies_mb": ("64", 64),
     "max_header_kb": ("64", 64),
     "max_url_kb": ("16", 16),
     "max_connections": ("100", 100),

@@ -119,6 +119,12 @@ class Microservice(Section):
         "USVC_OPEN_ROUTES",
     )
     max_body_mb: int = key_of(16, "the largest request body that is read, in megabytes", "USVC_MAX_BODY_MB", gt=0)
+    max_bodies_mb: int = key_of(
+        128,
+        "megabytes that bodies above 64 kB may have together until they are answered; further ones are read later",
+        "USVC_MAX_BODIES_MB",
+        gt=0,
+    )
     max_header_kb: int = key_of(
         32, "the largest headers of a request, in kilobytes; beyond that, 431", "USVC_MAX_HEADER_KB", gt=0
     )

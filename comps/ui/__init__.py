@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from comps.body_memory import BodyMemory
 from comps.core.errors import BodyTooLarge, InvalidRequest, LLMError
 from comps.document_files import UnreadableDocument, read_apart
 
@@ -29,6 +30,7 @@ def page_routes(
     models: Sequence[str],
     dialects: Sequence[str],
     max_body: int,
+    bodies: BodyMemory,
     failure: Callable[[LLMError], Response],
 ) -> list[Route]:
     """Returns the routes of the page: `/ui`, its files, what it is told of the service, and `POST /ui/read`.
@@ -39,6 +41,7 @@ def page_routes(
         models: The names of the served models.
         dialects: The names of the dialects that are spoken.
         max_body: The maximum size of a document's file, in bytes.
+        bodies: The room for them.
         failure: The response to an error.
     """
     told = JSONResponse({"name": name, "version": version, "models": [*models], "dialects": [*dialects]})
@@ -48,6 +51,8 @@ def page_routes(
 
     async def read(request: Request) -> Response:
         try:
+            size = request.headers.get("content-length", "")
+            await bodies.take(request, min(int(size), max_body) if size.isdigit() else max_body)
             content = await _content(request, max_body)
             return JSONResponse({"text": await read_apart(request.query_params.get("name", ""), content)})
         except UnreadableDocument as error:
@@ -56,6 +61,8 @@ def page_routes(
             return failure(error)
         except ClientDisconnect:
             return Response(status_code=400)
+        finally:
+            bodies.give_back(request)
 
     routes = [_file(path, content) for path, content in _files().items()]
     return [*routes, Route(f"{PAGE}/service.json", service), Route(f"{PAGE}/read", read, methods=["POST"])]

@@ -1,0 +1,121 @@
+"""The room for large bodies: who gets it when, and what becomes of those for whom there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import Callable
+
+import pytest
+
+from comps.body_memory import BodyMemory
+from comps.core.errors import Overloaded
+from comps.model_servers.scripted import Scripted
+from tests.service import PATH, PATIENCE, Connection, Service, running, until_idle
+
+LARGE = json.dumps({"messages": "word " * 120_000, "stream": False}).encode()
+"""600 kB: of two of them, one has room in a megabyte."""
+SMALL = json.dumps({"messages": "Hello?", "stream": False}).encode()
+ROOM = {"USVC_MAX_BODIES_MB": "1", "USVC_MAX_BODY_MB": "1"}
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async def look() -> None:
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+    await asyncio.wait_for(look(), PATIENCE)
+
+
+async def test_room_is_given_in_order_and_one_body_alone_may_have_more() -> None:
+    memory, order = BodyMemory(10, 0), list[str]()
+
+    async def taken(name: str, size: int) -> None:
+        await memory.take(name, size)
+        order.append(name)
+
+    await taken("more than all", 50)
+    waiting = [asyncio.ensure_future(taken(name, size)) for name, size in (("a", 6), ("b", 6), ("c", 1), ("d", 4))]
+    await asyncio.sleep(0)
+    assert order == ["more than all"]
+    memory.give_back("more than all")
+    await waiting[0]
+    assert memory.held == 6
+    waiting[1].cancel()
+    await asyncio.gather(*waiting[1:3], return_exceptions=True)
+    assert (order[1:], memory.held) == (["a", "c"], 7)
+    memory.settle("a", 5)
+    await waiting[3]
+    assert memory.held == 10
+    for name in ("a", "b", "c", "d", "unknown"):
+        memory.give_back(name)
+    assert memory.held == 0
+
+
+async def test_room_that_is_not_there_in_time_is_refused() -> None:
+    memory = BodyMemory(10, 0.01)
+    await memory.take("a", 10)
+    with pytest.raises(Overloaded, match="too many large requests"):
+        await memory.take("b", 1)
+    memory.give_back("b")
+    assert memory.held == 10
+
+
+def chunked(body: bytes) -> bytes:
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % PATH.encode()
+    return head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+
+
+async def post(client: Connection, kind: str) -> None:
+    if kind == "chunked":
+        client.writer.write(chunked(LARGE))
+    elif kind == "compressed":
+        await client.send("POST", PATH, gzip.compress(LARGE), {"Content-Encoding": "gzip"})
+    else:
+        await client.send("POST", PATH, LARGE)
+
+
+@pytest.mark.parametrize("kind", ["plain", "chunked", "compressed"])
+async def test_a_large_body_waits_for_the_answers_before_it_and_a_small_one_does_not(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+    scripted = Scripted([[gate, "one"], ["two"]])
+    async with running(scripted, monkeypatch, ROOM) as service, service.connect() as one, service.connect() as two:
+        bodies = service.app.state.service.bodies
+        await post(one, kind)
+        await until(lambda: len(scripted.asked) == 1)
+        await post(two, kind)
+        await until(lambda: len(bodies._waiting) == 1)
+        assert (await service.post(SMALL)).status == 200
+        assert bodies.held == len(LARGE)
+        gate.set()
+        assert [(await client.answer()).status for client in (one, two)] == [200, 200]
+        await until_idle(service)
+        assert bodies.held == 0
+
+
+async def large(service: Service, path: str, client: Connection) -> int:
+    await client.send("POST", path, LARGE)
+    answer = await client.answer()
+    assert answer.headers["retry-after"]
+    assert b"too many large requests" in answer.body
+    return answer.status
+
+
+async def test_a_body_that_waits_too_long_is_told_when_to_come_again_and_one_that_leaves_gives_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = asyncio.Event()
+    scripted = Scripted([[gate, "one"]])
+    environment = {**ROOM, "USVC_MAX_WAIT_SECONDS": "0.2"}
+    async with running(scripted, monkeypatch, environment) as service:
+        bodies = service.app.state.service.bodies
+        async with service.connect() as one, service.connect() as two, service.connect() as three:
+            await one.send("POST", PATH, LARGE)
+            await until(lambda: len(scripted.asked) == 1)
+            assert await large(service, PATH, two) == 429
+            assert await large(service, "/ui/read?name=a.txt", three) == 429
+        await until_idle(service)  # The first one has left.
+        assert bodies.held == 0
