@@ -34,7 +34,7 @@ from uvicorn.server import ServerState
 
 from comps.connections import LimitedConnection
 from comps.limits import Limits
-from comps.memory import Memory
+from comps.memory import Memory, return_large_blocks
 from comps.responses import EXTENSION, Headers
 
 _ACCEPTED_AT_ONCE = 16
@@ -74,6 +74,7 @@ class Server(uvicorn.Server):
         self._ending_at_once = asyncio.Event()
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
+        return_large_blocks()
         await super().startup(sockets and [one for first in sockets for one in (first, *_copies(first))])
         self._sweep()
 

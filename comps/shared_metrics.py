@@ -11,14 +11,46 @@ file with each change. `Telemetry` counts in plain numbers.
 from __future__ import annotations
 
 import pickle
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import add
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+
+
+class Latest(Sequence[float]):
+    """The latest numbers of a series, in no order.
+
+    They have one piece of memory: a thousand floats of their own, made during a storm of requests, would lie in as many
+    places, each of which keeps a megabyte of Python's memory from being returned.
+
+    Args:
+        most: How many there are at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values = array("d")
+        self._next = 0
+
+    def append(self, value: float) -> None:
+        """Add a number, in the place of the oldest one if there are as many as there may be."""
+        if len(self._values) < self._most:
+            self._values.append(value)
+        else:
+            self._values[self._next] = value
+            self._next = (self._next + 1) % self._most
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._values[index]
 
 
 @dataclass

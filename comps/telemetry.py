@@ -10,7 +10,6 @@ import asyncio
 import logging
 import platform
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from math import ceil
 from pathlib import Path
@@ -34,7 +33,7 @@ from comps.exchange import Exchange, Trace
 from comps.limits import CONNECTIONS
 from comps.logs import RequestLine, log
 from comps.metrics import LAG_SECONDS, SECONDS, SERVED, Counters, Histograms, counter, gauge
-from comps.shared_metrics import SharedMetrics, Snapshot
+from comps.shared_metrics import Latest, SharedMetrics, Snapshot
 
 _KEPT = 1000
 """The number of most recent answers in the statistics."""
@@ -91,8 +90,7 @@ class Telemetry(Collector):
             LAG_SECONDS,
         )
         self._lag = self._lags.of()
-        self._latencies: deque[float] = deque(maxlen=_KEPT)
-        self._first_latencies: deque[float] = deque(maxlen=_KEPT)
+        self._latencies, self._first_latencies = Latest(_KEPT), Latest(_KEPT)
         self._shared: SharedMetrics | None = None
 
     def collect(self) -> Iterator[Metric]:
