@@ -18,8 +18,8 @@ _LOOK_SECONDS = 5.0
 """Seconds between two looks."""
 _STORM = 100
 """Requests at once that make a storm."""
-_MOVING_SECONDS = 1.5
-"""In which everything that is made anew every second has been made anew."""
+_MOVING_SECONDS = 3.0
+"""In which whatever is made anew every second has been made anew."""
 _BLOCKS = range(48, 513, 16)
 """The sizes of objects that are in arenas, and are not smaller than a `bytes`, in bytes."""
 _GAPS = 300_000

@@ -45,7 +45,7 @@ def test_memory_is_given_back_once_a_storm_is_over(monkeypatch: pytest.MonkeyPat
     for now in range(100):
         kept.look(float(now), running=500 if 40 <= now < 80 else 50 if now < 90 else 10)
     # Once more for what is kept for a while.
-    assert told == [("filled", 80), ("given back", 82), ("filled", 82), ("given back", 84)]
+    assert told == [("filled", 80), ("given back", 83), ("filled", 83), ("given back", 86)]
 
 
 async def test_objects_that_asyncio_keeps_for_reuse_are_replaced_by_ones_that_lie_together() -> None:
@@ -161,7 +161,7 @@ def test_two_thousand_streams_are_open_at_once_without_an_error_and_their_memory
         after = megabytes(service)
     with capsys.disabled():
         print(f"\n{framework}: {before:.0f} MB, in the storm {storm:.0f} MB, after it {after:.0f} MB")
-    assert after < 1.15 * before
+    assert after < 1.25 * before
 
 
 @pytest.mark.soak
