@@ -35,7 +35,7 @@ class DirectRoutes:
         handlers: The handlers by path, without path parameters.
         guard: Checks the requests that are passed on directly; those that it refuses, the application refuses too.
             None: no keys are needed.
-        refusal: The status and the body of an error, by the error and the path; for the server (`connections`).
+        refusal: The response to an error, by the error and the path; for the server (`connections`).
         limits: What the connections of clients may take; for the server as well.
     """
 

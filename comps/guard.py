@@ -25,7 +25,7 @@ class Guard:
     Args:
         keys: The keys.
         open_routes: The paths that need no key; one that ends in `/` stands for all that begin with it.
-        refusal: Returns the status and the body for an error, by the error and the path.
+        refusal: Returns the status, the body and its content type for an error, by the error and the path.
         telemetry: Counts what is refused.
     """
 
@@ -33,7 +33,7 @@ class Guard:
         self,
         keys: Keys,
         open_routes: Collection[str],
-        refusal: Callable[[LLMError, str], tuple[int, bytes]],
+        refusal: Callable[[LLMError, str], tuple[int, bytes, str]],
         telemetry: Telemetry,
     ) -> None:
         self.keys = keys
@@ -57,11 +57,11 @@ class Guard:
     async def refuse(self, error: LLMError, scope: Scope, send: Send) -> None:
         """Send the response to a request that is refused."""
         path = _route_path(scope)
-        status, body = self._refusal(error, path)
+        status, body, kind = self._refusal(error, path)
         caller: Caller | None = scope.get(CALLER)
         self._telemetry.refused(caller, status)
         log.info(RequestLine(_Refusal(error, status, caller, scope), ""))
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
         if isinstance(error, Unauthorized):
             headers.append((b"www-authenticate", b"Bearer"))
         if error.retry_after is not None:

@@ -151,7 +151,7 @@ class Handler:
             error.field = call.marker
         exchange.outcome = str(status)
         headers = [] if error.retry_after is None else [(b"retry-after", str(error.retry_after).encode())]
-        reply.whole(status, style.encode(style.error(error)), headers)
+        reply.whole(status, style.encode(style.error(error)), headers, style.media_type)
 
     def _endpoint_for(self, scope: Scope) -> tuple[Endpoint, Mapping[str, str]]:
         """Returns the endpoint that parses the request's body, and the path's variables."""

@@ -188,17 +188,24 @@ def _errors(styles: Iterable[tuple[str, Style]]) -> JSON:
     known: dict[int, tuple[list[str], Style]] = {}
     for name, style in styles:
         known.setdefault(id(style), ([], style))[0].append(name)
-    answers = [(" ".join(names), error_answers(style)) for names, style in known.values()]
+    answers = [(" ".join(names), style.media_type, error_answers(style)) for names, style in known.values()]
     statuses = {*STATUS.values(), *(status for _, style in known.values() for status in style.statuses.values())}
     return {str(status): _error(status, answers) for status in sorted(statuses)}
 
 
-def _error(status: int, answers: Sequence[tuple[str, Mapping[int, JSON]]]) -> JSON:
-    examples = {name: {"value": by_status[status]} for name, by_status in answers if status in by_status}
-    return {
-        "description": _STATUSES.get(status, "Error"),
-        "content": {"application/json": {"schema": {}, **({"examples": examples} if examples else {})}},
-    }
+def _error(status: int, answers: Sequence[tuple[str, str, Mapping[int, JSON]]]) -> JSON:
+    """Returns the response with an error of a status.
+
+    Args:
+        status: The status.
+        answers: By whom, the content type, and the errors by status.
+    """
+    content: dict[str, Any] = {"application/json": {"schema": {}}}
+    for name, media_type, by_status in answers:
+        told = content.setdefault(media_type, {"schema": {}})
+        if status in by_status:
+            told.setdefault("examples", {})[name] = {"value": by_status[status]}
+    return {"description": _STATUSES.get(status, "Error"), "content": content}
 
 
 def _describe_route(name: str, operation: dict[str, Any], dialects: Sequence[Dialect]) -> None:

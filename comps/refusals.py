@@ -25,16 +25,17 @@ class Refusals:
         self._styles = _styles_by_path(dialects)
         self._first = dialects[0].style
 
-    def __call__(self, error: LLMError, path: str) -> tuple[int, bytes]:
-        """Returns the status and the body of an error.
+    def __call__(self, error: LLMError, path: str) -> tuple[int, bytes, str]:
+        """Returns the status, the body and the content type of an error.
 
         Args:
             error: The error.
             path: The path of the request, as it was sent; perhaps not all of it.
         """
         style = next((style for pattern, style in self._styles if pattern.match(path)), None)
-        status = (style or self._first).status(error)
-        return status, style.encode(style.error(error)) if style else self.of_no_route(error, path)
+        if style is None:
+            return self._first.status(error), self.of_no_route(error, path), "application/json"
+        return style.status(error), style.encode(style.error(error)), style.media_type
 
     def of_no_route(self, error: LLMError, path: str) -> bytes:
         """Returns the body of an error on a path that is no route."""

@@ -24,7 +24,7 @@ from comps.requests import REQUEST_ID_HEADER
 from comps.responses import Response
 
 _SSE_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-_JSON_TYPE = (b"content-type", b"application/json")
+_JSON = "application/json"
 _LONGEST_HEADER = 1000
 _TOKENS = frozenset(("reasoning", "reasoning_content", "tool_calls", "function_call", "refusal", "audio"))
 """The fields of a delta without text that are part of an answer."""
@@ -47,13 +47,14 @@ class Reply:
         self.cut_off = response.cut_off
         self.started = False
 
-    def whole(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send a whole JSON body."""
+    def whole(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]], media_type: str = _JSON) -> None:
+        """Send a whole body."""
         self.started = True
         exchange = self._exchange
         timing = (b"server-timing", exchange.server_timing())
         length = (b"content-length", str(len(body)).encode())
-        self._response.start(status, [_JSON_TYPE, length, (REQUEST_ID_HEADER, exchange.id.encode()), timing, *headers])
+        kind = (b"content-type", media_type.encode())
+        self._response.start(status, [kind, length, (REQUEST_ID_HEADER, exchange.id.encode()), timing, *headers])
         if body:
             self._response.write(body)
         self._response.end()
@@ -128,7 +129,7 @@ class Responder:
         self._exchange.reason = reasons[0]
         self._headers.append((b"x-finish-reason", shortened(",".join(reasons))))
         body = await beside(self._encoded, generations) if self._call.is_large else self._encoded(generations)
-        self._reply.whole(200, body, self._all_headers())
+        self._reply.whole(200, body, self._all_headers(), self._call.style.media_type)
 
     def _encoded(self, generations: Sequence[Generation]) -> bytes:
         return self._call.style.encode(self._call.reply(generations, self._metadata))

@@ -54,11 +54,13 @@ class Style:
         error: The body of an error.
         statuses: HTTP statuses by error class, where they differ from `STATUS`.
         encode: A JSON document as bytes.
+        media_type: The content type of these bytes.
     """
 
     error: Callable[[LLMError], JSON]
     statuses: Mapping[type[LLMError], int] = field(default_factory=dict)
     encode: Callable[[JSON], bytes] = orjson.dumps
+    media_type: str = "application/json"
 
     def status(self, error: LLMError) -> int:
         """The HTTP status of an error."""

@@ -77,7 +77,8 @@ def _code(error: LLMError) -> int:
 
 
 SQUARE = Style(_error)
-STREAMED = replace(SQUARE, encode=lambda document: SQUARE.encode(document) + b"\0")
+FRAMES = "application/octet-stream"
+STREAMED = replace(SQUARE, encode=lambda document: SQUARE.encode(document) + b"\0", media_type=FRAMES)
 """An error before the first frame is a frame too: SQuARE's web page reads nothing else."""
 
 
@@ -130,7 +131,7 @@ class SquareCall(SampledCall):
     defaults = {"max_tokens": 256, "temperature": 1.0, "top_p": 1.0}
     style = SQUARE
     any_model = True
-    media_type = "application/octet-stream"
+    media_type = FRAMES
 
     generation_mode: Any = Field(None, description="chat: answer messages; anything else: prompt.")
     prompt: str | None = Field(
