@@ -237,7 +237,7 @@ async def test_a_refusal_has_the_shape_of_the_dialect(name: str, monkeypatch: py
                     assert answer.status == status, where
                     shape = style.error(Unauthorized("x"))
                     assert json.loads(answer.body.rstrip(b"\0")).keys() == shape.keys(), where
-                    assert answer.headers["content-type"] == "application/json"
+                    assert answer.headers["content-type"] == style.media_type
                     assert "x-request-id" in answer.headers
                     assert answer.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
                     assert answer.headers.get("retry-after", "none").isdigit() is (status == 429)
