@@ -22,8 +22,8 @@ _MOVING_SECONDS = 3.0
 """In which whatever is made anew every second has been made anew."""
 _BLOCKS = range(48, 513, 16)
 """The sizes of objects that are in arenas, and are not smaller than a `bytes`, in bytes."""
-_GAPS = 300_000
-"""Bytes of the gaps of one size that are filled."""
+_SMALL_BLOCK, _SMALL_GAPS, _GAPS = 64, 10, 2
+"""For each request of a storm, gaps of a size that are filled: up to this many bytes, and above."""
 _REUSED = 300
 """More than asyncio and uvloop keep of a kind of object, which is 255 and 250."""
 _M_MMAP_THRESHOLD, _LARGE = -3, 262_144
@@ -65,18 +65,22 @@ class Memory:
         peak = max(self._peaks)
         is_over = peak >= _STORM and running <= peak // 10
         if is_over:
-            self._gaps = Gaps()
+            self._gaps = Gaps(peak)
         self._next_look = now + (_MOVING_SECONDS if is_over else _LOOK_SECONDS)
         self._peaks = [self._peaks[1], running]
 
 
 class Gaps:
-    """The gaps in Python's memory, filled until they are given back with all that is unused around them."""
+    """The gaps in Python's memory, filled until they are given back with all that is unused around them.
 
-    def __init__(self) -> None:
+    Args:
+        requests: How many requests there were at once.
+    """
+
+    def __init__(self, requests: int) -> None:
         gc.collect()
-        self._filled = [[bytes(size - b"".__sizeof__()) for _ in range(_GAPS // size)] for size in _BLOCKS]
-        self._filled_with_floats = [float(number) for number in range(_GAPS // 32)]
+        self._filled = [[bytes(size - b"".__sizeof__()) for _ in range(requests * _gaps(size))] for size in _BLOCKS]
+        self._filled_with_floats = [float(number) for number in range(requests * _SMALL_GAPS)]
         self._spread = _reused()
         """What was kept for reuse, wherever it is."""
         self._dense = _reused()
@@ -91,6 +95,10 @@ class Gaps:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # Only glibc has it.
         if trim:
             trim(0)
+
+
+def _gaps(size: int) -> int:
+    return _SMALL_GAPS if size <= _SMALL_BLOCK else _GAPS
 
 
 def _reused() -> list[object]:

@@ -5,10 +5,11 @@ They have no locks, unlike those of prometheus_client, because the service count
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeAlias
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -25,8 +26,9 @@ LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SERVED = ("model", "server")
 """The labels of a model: its name, and the kind of its server."""
 
-Counts = list[float]
-"""The numbers of one histogram: how many values are in each bucket, those above the last bound, and the sum of all."""
+Counts: TypeAlias = "array[float]"
+"""The numbers of one histogram: how many values are in each bucket, those above the last bound, and the sum of all.
+They have one piece of memory, as those of `shared_metrics.Latest`."""
 
 
 class Counters:
@@ -59,7 +61,7 @@ class Histograms:
 
     def of(self, *labels: str) -> Counts:
         """Returns the numbers of one histogram, to be added to: `counts[bisect_left(bounds, value)] += 1`."""
-        return self.values.setdefault(labels, [0.0] * (len(self._bounds) + 1))
+        return self.values.setdefault(labels, array("d", [0.0] * (len(self._bounds) + 1)))
 
     def family(self) -> Metric:
         """Returns the metric for Prometheus."""

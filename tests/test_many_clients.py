@@ -34,7 +34,8 @@ def test_memory_is_given_back_once_a_storm_is_over(monkeypatch: pytest.MonkeyPat
     told: list[tuple[str, float]] = []
 
     class Noted:
-        def __init__(self) -> None:
+        def __init__(self, requests: int) -> None:
+            assert requests == 500
             told.append(("filled", now))
 
         def give_back(self) -> None:
@@ -54,7 +55,7 @@ async def test_objects_that_asyncio_keeps_for_reuse_are_replaced_by_ones_that_li
     spread = [ones.pop() for ones in several for _ in range(10)]
     del several
     spread.clear()
-    gaps = memory.Gaps()
+    gaps = memory.Gaps(1000)
     dense = {id(one) for one in gaps._dense}
     await asyncio.sleep(0)
     gaps.give_back()
