@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+from itertools import repeat
 
 _LOOK_SECONDS = 5.0
 """Seconds between two looks."""
@@ -79,8 +80,9 @@ class Gaps:
 
     def __init__(self, requests: int) -> None:
         gc.collect()
-        self._filled = [[bytes(size - b"".__sizeof__()) for _ in range(requests * _gaps(size))] for size in _BLOCKS]
-        self._filled_with_floats = [float(number) for number in range(requests * _SMALL_GAPS)]
+        empty = b"".__sizeof__()
+        self._filled = [list(map(bytes, repeat(size - empty, requests * _gaps(size)))) for size in _BLOCKS]
+        self._filled_with_floats = list(map(float, range(requests * _SMALL_GAPS)))
         self._spread = _reused()
         """What was kept for reuse, wherever it is."""
         self._dense = _reused()

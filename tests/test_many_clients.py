@@ -162,7 +162,7 @@ def test_two_thousand_streams_are_open_at_once_without_an_error_and_their_memory
         after = megabytes(service)
     with capsys.disabled():
         print(f"\n{framework}: {before:.0f} MB, in the storm {storm:.0f} MB, after it {after:.0f} MB")
-    assert after < 1.25 * before
+    assert after < 1.4 * before
 
 
 @pytest.mark.soak
