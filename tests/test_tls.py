@@ -169,7 +169,9 @@ async def test_certificates_are_read_again_when_they_change(files: Files, monkey
     told: asyncio.Queue[str] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     log = logging.getLogger("opea_llm")
-    monkeypatch.setattr(log, "filters", [lambda record: loop.call_soon_threadsafe(told.put_nowait, record.msg) or True])
+    monkeypatch.setattr(
+        log, "filters", [lambda record: loop.call_soon_threadsafe(told.put_nowait, record.getMessage()) or True]
+    )
     log.setLevel(logging.INFO)
     environment = {**files.environment, "USVC_TLS_CLIENT_CA": str(files.client_ca)}
     async with running(Scripted(), monkeypatch, environment) as service:
