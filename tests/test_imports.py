@@ -211,6 +211,7 @@ MODULE_EXTERNAL: dict[str, set[str]] = {
     "comps.model_servers.embedded.llama_cpp_grammars": {"llama_cpp", "numpy"},
     "comps.model_servers.embedded.openvino_embedder": {"numpy", "openvino", "openvino_genai"},
     "comps.model_servers.embedded.openvino_engine": {"numpy", "openvino", "openvino_genai"},
+    "comps.model_servers.embedded.openvino_prompts": {"numpy"},
     "comps.model_servers.embedded.openvino_options": {"openvino", "openvino_genai"},
     "comps.model_servers.embedded.openvino_grammars": {"numpy", "openvino", "openvino_genai"},
     "comps.model_servers.embedded.transformers_engine": {"jinja2", "torch", "transformers"},

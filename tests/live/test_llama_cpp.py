@@ -16,6 +16,7 @@ from anyio.from_thread import start_blocking_portal
 from comps.core.answers import collect, read
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, TextTooLong
 from comps.core.types import Message, Prompt, Sampling, TextDelta
+from comps.model_servers.embedded.decoding import Chunks
 from comps.model_servers.embedded.llama_cpp import LlamaCpp
 from comps.model_servers.embedded.logprobs import Wanted
 from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_model
@@ -23,6 +24,9 @@ from tests.live.embedded_contract import GREEDY, STORY, EmbeddedContract, conten
 from tests.model_servers.embedded.tiny_model import build, to_gguf
 
 pytestmark = pytest.mark.live
+
+STEADY = Chunks(0.0, 32, 512)
+"""Chunks of 32 tokens."""
 
 MODEL = find_model(BUNDLED_MODEL)
 ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1}
@@ -310,7 +314,7 @@ def test_a_cancelled_request_stops_within_two_steps_and_frees_its_place(bare: An
 
 
 def test_logprobs_of_a_prompt_that_is_preempted_are_what_they_are_else(bare: Any) -> None:
-    bare._chunk, told = 32, []
+    bare._chunks, told = STEADY, []
     for preempted in (False, True):
         bare.start(1, "hello world " * 40, replace(GREEDY, max_tokens=2), logprobs=Wanted(2, True))
         parts = bare.step()
@@ -324,7 +328,7 @@ def test_logprobs_of_a_prompt_that_is_preempted_are_what_they_are_else(bare: Any
 
 
 def test_a_long_prompt_is_read_in_chunks_between_which_others_go_on(bare: Any) -> None:
-    bare._chunk = 32
+    bare._chunks = STEADY
     bare.start(1, "Once upon a time", replace(GREEDY, max_tokens=100))
     bare.step()
     bare.start(2, "hello world " * 150, replace(GREEDY, max_tokens=1))
@@ -338,7 +342,7 @@ def test_a_long_text_is_embedded_in_chunks_between_which_answers_go_on_where_the
     from comps.model_servers.embedded.llama_cpp_engine import Engine
 
     bare = Engine(MODEL, "CPU", {**ONE_THREAD, "n_ctx": 512, "embedding": True}, None)
-    bare._chunk = 32
+    bare._chunks = STEADY
     bare.start_embedding(1, ["hello world"])
     alone = next(part for _ in range(9) for part in bare.step())["vectors"][0]
     bare.start(2, "Once upon a time", replace(GREEDY, max_tokens=60))

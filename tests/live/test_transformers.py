@@ -19,10 +19,14 @@ from anyio.from_thread import start_blocking_portal
 from comps.core.answers import collect, read
 from comps.core.errors import InvalidRequest, PromptTooLong, SettingsError
 from comps.core.types import Prompt, Sampling, TextDelta
+from comps.model_servers.embedded.decoding import Chunks
 from comps.model_servers.embedded.transformers import Transformers
 from tests.live.embedded_contract import GREEDY, STORY, EmbeddedContract, text_of
 
 pytestmark = pytest.mark.live
+
+STEADY = Chunks(0.0, 32, 512)
+"""Chunks of 32 tokens."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -349,7 +353,7 @@ def test_a_token_that_cannot_be_drawn_fails_the_request_that_it_was_for(bare: An
 
 
 def test_texts_of_a_cancelled_request_are_read_no_further_and_hold_up_no_answer(bare: Any) -> None:
-    bare._chunk = 32
+    bare._chunks = STEADY
     bare.start(1, "Once upon a time", replace(GREEDY, max_tokens=100))
     bare.start_embedding(2, ["hello world " * 100] * 50)
     bare.start_embedding(3, ["A cat sat on the mat."])
@@ -361,7 +365,7 @@ def test_texts_of_a_cancelled_request_are_read_no_further_and_hold_up_no_answer(
 
 
 def test_a_long_prompt_is_read_in_chunks_between_which_others_go_on(bare: Any) -> None:
-    bare._chunk = 32
+    bare._chunks = STEADY
     bare.start(1, "Once upon a time", replace(GREEDY, max_tokens=100))
     bare.step()
     bare.start(2, "hello world " * 80, replace(GREEDY, max_tokens=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from math import isfinite
 
@@ -15,7 +16,13 @@ from comps.model_servers.embedded.text import IncrementalDecoder
 
 STEP_SECONDS = 0.25
 """How long a step may take. For so long a long prompt delays all answers, and a cancelled request goes on."""
-_LEAST_CHUNK = 32
+_READ_SECONDS = 0.2
+"""How much of it reading a chunk of a prompt may take; the rest is for the tokens of other answers."""
+LEAST_CHUNK = 32
+"""The fewest tokens of a prompt to read in a step: fewer take hardly less time."""
+_WIDTHS = 4
+"""Behind so many tokens times the hidden size, attention takes as long as all the rest of a token. Counted in
+multiplications they are 5.3, but attention makes fewer of them in a second."""
 _CONTEXT = 8
 """Tokens of a text to continue that are decoded together with its continuation: the space between two words may belong
 to either."""
@@ -91,20 +98,33 @@ def max_new_tokens(prompt_tokens: int, sampling: Sampling, window: int) -> int:
     return min(sampling.max_tokens or window, total - prompt_tokens)
 
 
-def prefill_chunk(seconds_per_token: float, most: int) -> int:
-    """How many tokens of a prompt to read in a step.
-
-    It is a power of two: measured times vary, and sums over other chunks round differently, so that a seed would not
-    repeat an answer.
+@dataclass(frozen=True)
+class Chunks:
+    """How many tokens of a prompt to read in a step: fewer, the more stand before them, as attention goes over those.
 
     Args:
-        seconds_per_token: Measured.
-        most: The most that there may be.
+        seconds_per_token: At the beginning of a prompt, measured.
+        most: The most tokens that there may be.
+        width: The model's hidden size.
     """
-    chunk = _LEAST_CHUNK
-    while chunk * 2 <= most and chunk * 2 * seconds_per_token <= STEP_SECONDS:
-        chunk *= 2
-    return min(chunk, most)
+
+    seconds_per_token: float
+    most: int
+    width: int
+
+    def after(self, tokens: int) -> int:
+        """The size of the chunk that comes after so many tokens.
+
+        It is a power of two: measured times vary, and sums over other chunks round differently, so that a seed would
+        not repeat an answer.
+        """
+        seconds = self.seconds_per_token * (1 + tokens / (_WIDTHS * self.width))
+        if self.most * seconds <= _READ_SECONDS:
+            return self.most
+        chunk = LEAST_CHUNK
+        while chunk * 2 <= self.most and chunk * 2 * seconds <= _READ_SECONDS:
+            chunk *= 2
+        return min(chunk, self.most)
 
 
 class Completion:

@@ -1,4 +1,4 @@
-"""GGUF files: the context window in the header, and a path by which OpenVINO can open the file.
+"""GGUF files: numbers in the header, such as the context window, and a path by which OpenVINO can open the file.
 
 The `gguf` package reads the header too, but the whole vocabulary as well: 2 s for 49,000 tokens, at every start.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -21,7 +21,12 @@ _STRING, _ARRAY = 8, 9
 
 
 def gguf_window(file: IO[bytes]) -> int | None:
-    """The `<architecture>.context_length` of a GGUF file, in tokens; None if it has none, or is no GGUF file."""
+    """The context window of a GGUF file, in tokens; see `gguf_number`."""
+    return gguf_number(file, "context_length")
+
+
+def gguf_number(file: IO[bytes], name: str) -> int | None:
+    """The `<architecture>.<name>` of a GGUF file; None if it has none, or is no GGUF file."""
     try:
         if file.read(4) != b"GGUF":
             return None
@@ -29,7 +34,7 @@ def gguf_window(file: IO[bytes]) -> int | None:
         for _ in range(count):
             key = _string(file)
             value = _value(file, _number(file, "I"))
-            if key.endswith(b".context_length") and isinstance(value, int):
+            if key.endswith(f".{name}".encode()) and isinstance(value, int):
                 return value
     except (struct.error, ArithmeticError, MemoryError, OSError, RecursionError, ValueError):
         return None  # Truncated, or no GGUF file after all: the engine's own error says more.

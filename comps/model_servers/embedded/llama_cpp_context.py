@@ -60,6 +60,8 @@ class Context:
         self.cells = int(api.llama_n_ctx(self._context))
         """Tokens that the KV cache holds, of all sequences together."""
         self.batch_size = int(api.llama_n_batch(self._context))
+        self.width = self.llama.n_embd()
+        """The model's hidden size."""
         self._batch = api.llama_batch_init(self.batch_size, 0, 1)
         self._defaults = inspect.signature(llama_cpp.Llama.create_completion).parameters
         self.embeds = bool(arguments.get("embedding"))

@@ -17,7 +17,7 @@ from pathlib import Path
 from comps.core.errors import InvalidRequest, ModelServerError
 from comps.core.types import JSON, Sampling
 from comps.model_servers.embedded.constraints import Constraint
-from comps.model_servers.embedded.decoding import Completion, check_sampling, max_new_tokens, prefill_chunk
+from comps.model_servers.embedded.decoding import Chunks, Completion, check_sampling, max_new_tokens
 from comps.model_servers.embedded.engine_program import EnginePrompt, Messages, Part, serve
 from comps.model_servers.embedded.logprobs import Wanted
 from comps.model_servers.embedded.text import ControlTokens
@@ -100,9 +100,9 @@ class Engine:
         """Cells for the whole text that is being embedded; 0 between texts."""
         self._text_sequence = options.sequences
         """The sequence of a text to embed: with `embedding`, `llama_cpp.Llama` adds sequences to those asked for."""
-        self._chunk = self._context.batch_size
-        if "n_batch" not in settings and self._context.generates:
-            self._chunk = prefill_chunk(self._context.seconds_per_token(), self._chunk)
+        measured = "n_batch" not in settings and self._context.generates
+        seconds = self._context.seconds_per_token() if measured else 0.0
+        self._chunks = Chunks(seconds, self._context.batch_size, self._context.width)
         self._whole_text_limit = self._context.whole_text_limit
 
     @property
@@ -187,6 +187,11 @@ class Engine:
         return self._text_cells + sum(len(request.tokens) + 1 for request in self._running)
 
     @property
+    def _read_cells(self) -> int:
+        """The tokens in the KV cache. llama.cpp's attention goes over all of them, whatever their sequence."""
+        return sum(request.read for request in self._running)
+
+    @property
     def _can_preempt(self) -> bool:
         """The oldest request is preempted only for a text to embed."""
         return len(self._running) > (0 if self._text_cells else 1)
@@ -213,7 +218,7 @@ class Engine:
     def _rows(self) -> list[Row]:
         """The next batch: one token of each answer, and an equal share of the chunk for each prompt."""
         answers = sum(request.unread == 1 for request in self._running)
-        left = max(min(self._chunk, self._context.batch_size - answers), 0)
+        left = max(min(self._chunks.after(self._read_cells), self._context.batch_size - answers), 0)
         shares = dict.fromkeys((id(request) for request in self._running), 1)
         prompts = sorted((request for request in self._running if request.unread > 1), key=lambda it: it.unread)
         for others, request in zip(range(len(prompts), 0, -1), prompts, strict=True):
@@ -279,7 +284,8 @@ class Engine:
         self._text_cells = len(texts.text)
         while self._running and self._used_cells() > self._context.cells:
             self._preempt()
-        tokens, before = texts.chunk(self._whole_text_limit or self._chunk)
+        most = self._whole_text_limit or self._chunks.after(self._read_cells + texts.read)
+        tokens, before = texts.chunk(most)
         texts.add(len(tokens), self._context.hidden_sum(tokens, self._text_sequence, before))
         if before + len(tokens) == self._text_cells:
             self._free_text()

@@ -17,13 +17,14 @@ from comps.core.errors import InvalidRequest
 from comps.core.stop_strings import StopStrings
 from comps.core.types import JSON, Sampling
 from comps.model_servers.embedded.constraints import REGEX, Constraint
-from comps.model_servers.embedded.decoding import check_sampling, is_greedy, max_new_tokens
+from comps.model_servers.embedded.decoding import Chunks, check_sampling, is_greedy, max_new_tokens
 from comps.model_servers.embedded.engine_program import EnginePrompt, Messages, Part, last_line, serve
-from comps.model_servers.embedded.gguf import gguf_window, openable
+from comps.model_servers.embedded.gguf import gguf_number, openable
 from comps.model_servers.embedded.logprobs import Records, Wanted
 from comps.model_servers.embedded.openvino_embedder import Embedder
 from comps.model_servers.embedded.openvino_grammars import COMPILE_SECONDS, Grammars, structured_output
-from comps.model_servers.embedded.openvino_options import configure, properties_of
+from comps.model_servers.embedded.openvino_options import configure, properties_of, reads_in_pieces
+from comps.model_servers.embedded.openvino_prompts import PieceAdder, PromptReader
 from comps.model_servers.embedded.text import ControlTokens, IncrementalDecoder
 from comps.model_servers.embedded.vectors import check_texts
 
@@ -34,13 +35,16 @@ _NO_REQUEST = 2**63
 _UNKNOWN_WINDOW = 2**31 - 1
 """The context window in tokens of a model that does not say."""
 _WINDOW_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+_WIDTH_FIELDS = ("hidden_size", "n_embd", "d_model")
+_WIDTH = 512
+"""The hidden size of a model that does not say."""
 _PIECES = re.compile(r"(?s).{1,4000}(?=\s|\Z)|.{1,4000}")
 _LOOKS_SPECIAL = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{2,30}\]")
 
 
 @dataclass
 class _Request:
-    """One request: in the batch, or before it while its constraint is being compiled."""
+    """One request: in the batch, or before it while its constraint is compiled or its long prompt is read."""
 
     ids: Any
     config: Any
@@ -52,7 +56,7 @@ class _Request:
     compiled_by: float = 0.0
     """When it waits for that no longer, on the monotonic clock."""
     handle: Any = None
-    """In the batch."""
+    """OpenVINO's, in the batch."""
     completion_tokens: int = 0
     records: Records | None = None
     """What makes the logprobs; None: there are none."""
@@ -115,6 +119,11 @@ class Engine:
         self._grammars = Grammars(self._tokenizer, len(vocabulary), self._compile_any)
         self._embedder = Embedder(model, self._tokenizer, device, properties)
         self.context_window = window or context_window(model)
+        pieces = PieceAdder(self._pipeline, self._tensor)
+        in_pieces = "max_num_batched_tokens" not in (settings or {}) and reads_in_pieces(scheduler)
+        seconds = pieces.seconds_per_token() if in_pieces else 0.0
+        chunks = Chunks(seconds, scheduler.max_num_batched_tokens, hidden_size(model) or _WIDTH)
+        self._reader = PromptReader(pieces.add, chunks)
 
     @property
     def busy(self) -> bool:
@@ -129,8 +138,10 @@ class Engine:
         request = self._requests.pop(number, None)
         if request and request.compiled:
             request.compiled.cancel()
-        elif request:
+        elif request and request.handle:
             request.handle.cancel()
+        else:
+            self._reader.cancel(number)
 
     def count(self, text: str) -> int:
         return len(self._encode(text, special=False))
@@ -160,15 +171,22 @@ class Engine:
         if constraint:
             self._compile(request, constraint)
         else:
-            self._add_to_batch(number, request)
+            self._read(number, request)
 
     def _compile(self, request: _Request, constraint: Constraint) -> None:
         request.config.structured_output_config = structured_output(constraint)
         request.compiled, request.constraint_field = self._grammars.compile(constraint), constraint.field
         request.compiled_by = time.monotonic() + COMPILE_SECONDS
 
-    def _add_to_batch(self, number: int, request: _Request) -> None:
+    def _read(self, number: int, request: _Request) -> None:
+        """Have the prompt read: a long one in pieces, before the request is in the batch."""
         request.compiled = None
+        if self._reader.takes(request.ids):
+            self._reader.add(number, request.ids)
+        else:
+            self._add_to_batch(number, request)
+
+    def _add_to_batch(self, number: int, request: _Request) -> None:
         request.handle = self._pipeline.add_request(number, self._tensor(request.ids[None, :]), request.config)
 
     def _compiling(self) -> Iterator[tuple[int, _Request]]:
@@ -240,10 +258,12 @@ class Engine:
         generating = self._generating
         if generating:
             self._pipeline.step()
+        if (read := self._reader.step()) is not None:
+            self._add_to_batch(read, self._requests[read])
         parts = self._compiled_constraints(0 if generating else _THREAD_WAIT)
         parts += [part] if (part := self._embedder.step(0 if generating or parts else _THREAD_WAIT)) else []
         for number, request in list(self._requests.items()):
-            if not request.compiled and (part := self._progress(number, request)):
+            if request.handle and (part := self._progress(number, request)):
                 parts.append(part)
                 if part.get("last"):
                     del self._requests[number]
@@ -272,7 +292,7 @@ class Engine:
             field = error.field if isinstance(error, InvalidRequest) else None
             return {"id": number, "error": str(error and error.args[0]), "field": field, "last": True}
         if compiled and compiled.done() and idle:
-            self._add_to_batch(number, request)
+            self._read(number, request)
         elif time.monotonic() > request.compiled_by:
             said = f"no constraint could be compiled within {COMPILE_SECONDS:.0f} s; a simpler one may be"
             return {"id": number, "error": said, "field": request.constraint_field, "last": True}
@@ -320,14 +340,24 @@ def _control_tokens(tokenizer: Any, vocabulary: dict[bytes, int]) -> list[str]:
 
 def context_window(model: Path) -> int | None:
     """The context window in tokens, by the model's own files; None if they do not say."""
+    return _number_in(model, "context_length", _WINDOW_FIELDS)
+
+
+def hidden_size(model: Path) -> int | None:
+    """The size of a hidden state, by the model's own files; None if they do not say."""
+    return _number_in(model, "embedding_length", _WIDTH_FIELDS)
+
+
+def _number_in(model: Path, in_gguf: str, fields: Sequence[str]) -> int | None:
+    """A number that a GGUF file has under that name, and the configuration of a folder in one of these fields."""
     if model.is_file():
         with model.open("rb") as file:
-            return gguf_window(file)
+            return gguf_number(file, in_gguf)
     try:
         config = json.loads((model / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return next((config[name] for name in _WINDOW_FIELDS if isinstance(config.get(name), int)), None)
+    return next((config[name] for name in fields if isinstance(config.get(name), int)), None)
 
 
 def load(model: str, device: str, settings: Mapping[str, JSON], window: int | None) -> Engine:

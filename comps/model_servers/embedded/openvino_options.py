@@ -31,6 +31,12 @@ def configure(scheduler: Any, settings: Mapping[str, JSON], known: Collection[st
     return properties
 
 
+def reads_in_pieces(scheduler: Any) -> bool:
+    """Whether a long prompt can be read in pieces, each of which finds those before it in the cache as they were."""
+    changes_cache = scheduler.use_cache_eviction or scheduler.use_sparse_attention
+    return scheduler.enable_prefix_caching and scheduler.dynamic_split_fuse and not changes_cache
+
+
 def check(device: str, settings: Mapping[str, JSON]) -> None:
     """Check the device and the settings without a model.
 

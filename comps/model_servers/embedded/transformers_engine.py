@@ -23,10 +23,10 @@ from comps.core.types import JSON, Sampling
 from comps.model_servers.embedded.constraints import Constraint
 from comps.model_servers.embedded.decoding import (
     STEP_SECONDS,
+    Chunks,
     Completion,
     check_sampling,
     max_new_tokens,
-    prefill_chunk,
 )
 from comps.model_servers.embedded.engine_program import EnginePrompt, Messages, Part, last_line, serve
 from comps.model_servers.embedded.logprobs import PromptRecords, Wanted
@@ -39,6 +39,8 @@ from comps.model_servers.embedded.vectors import Texts, check_texts
 _AT_ONCE = 16
 """The default of `at_once`: the KV caches of more requests would take memory without more tokens a second."""
 _LARGEST_CHUNK = 2048
+_WIDTH = 512
+"""The hidden size of a model that does not say."""
 
 
 @dataclass
@@ -94,7 +96,8 @@ class Engine:
         self._texts: deque[Texts] = deque()
         self._text_cache: Any = None
         """The KV cache of the text that is being embedded."""
-        self._chunk = prefill_chunk(self._seconds_per_token(), min(_LARGEST_CHUNK, self._window))
+        width = getattr(self._model.config.get_text_config(), "hidden_size", None) or _WIDTH
+        self._chunks = Chunks(self._seconds_per_token(), min(_LARGEST_CHUNK, self._window), width)
 
     @property
     def busy(self) -> bool:
@@ -176,7 +179,7 @@ class Engine:
         if records := request.completion.prompt_records:
             self._score_prompt(request, records)
             return request.completion.prompt_part()
-        tokens = request.tokens[request.read : request.read + self._chunk]
+        tokens = request.tokens[request.read : request.read + self._chunks.after(request.read)]
         logits = self._forward(tokens, request.cache)[:, -1]
         request.read += len(tokens)
         if request.read < len(request.tokens):
@@ -191,7 +194,7 @@ class Engine:
 
     def _score_prompt(self, request: _Request, records: PromptRecords) -> None:
         """Read a chunk of a prompt whose tokens have logprobs."""
-        tokens = request.tokens[request.read : request.read + min(records.next_chunk, self._chunk)]
+        tokens = request.tokens[request.read : request.read + min(records.next_chunk, self._chunks.after(request.read))]
         if tokens:
             logits = self._forward(tokens, request.cache, all_logits=True)[0]
             request.read += len(tokens)
@@ -216,7 +219,7 @@ class Engine:
             return None
         texts = self._texts[0]
         if not texts.done:
-            tokens, before = texts.chunk(self._chunk)
+            tokens, before = texts.chunk(self._chunks.after(texts.read))
             texts.add(len(tokens), self._hidden_sum(tokens, before))
         if not texts.done:
             return None

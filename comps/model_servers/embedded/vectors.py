@@ -56,6 +56,11 @@ class Texts:
         """The tokens of the current text."""
         return self.texts[len(self._vectors)]
 
+    @property
+    def read(self) -> int:
+        """How many tokens of the current text have been read."""
+        return self._read
+
     def chunk(self, most: int) -> tuple[Sequence[int], int]:
         """The tokens to read next, at most so many, and how many of the same text were read before them."""
         return self.text[self._read : self._read + most], self._read

@@ -19,7 +19,7 @@ from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, S
 from comps.core.types import JSON, Finished, Generation, Message, Sampling, TextDelta, Usage
 from comps.model_servers import open_model_server, target
 from comps.model_servers.embedded import base as embedded
-from comps.model_servers.embedded.decoding import is_greedy, prefill_chunk
+from comps.model_servers.embedded.decoding import Chunks, is_greedy
 from comps.model_servers.embedded.engine_process import EngineProcess
 from comps.model_servers.embedded.engine_program import MessageReader, Part
 from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_checkpoint, find_gguf
@@ -469,11 +469,12 @@ def test_all_that_has_arrived_is_read_at_once_however_long_its_lines_are(tmp_pat
         assert reader.read(wait=False) is None
 
 
-def test_prompts_are_read_in_chunks_of_a_steady_size() -> None:
-    assert prefill_chunk(1.0, 512) == 32
-    assert prefill_chunk(0.001, 512) == prefill_chunk(0.0011, 512) == 128
-    assert prefill_chunk(1e-6, 512) == 512
-    assert prefill_chunk(1.0, 10) == 10
+def test_prompts_are_read_in_chunks_of_a_steady_size_which_shrink_with_the_tokens_before_them() -> None:
+    sizes = [(1.0, 512, 32), (0.001, 512, 128), (0.0011, 512, 128), (1e-6, 512, 512), (1.0, 10, 10), (0.0, 500, 500)]
+    assert [Chunks(seconds, most, 576).after(0) for seconds, most, _ in sizes] == [size for *_, size in sizes]
+    small, large = Chunks(0.0014, 256, 576), Chunks(0.0014, 256, 5760)
+    assert [small.after(tokens) for tokens in (0, 200, 400, 2000, 8000, 10**6)] == [128, 128, 64, 64, 32, 32]
+    assert large.after(2000) == 128  # Attention is a smaller part of what a token takes.
 
 
 def test_what_is_sent_to_a_process_that_has_ended_is_no_failure() -> None:

@@ -25,6 +25,7 @@ from comps.core.types import JSON, Message, Prompt, Sampling, TextDelta
 from comps.model_servers import control_token_escaper
 from comps.model_servers.embedded import openvino_embedder, openvino_engine, openvino_grammars
 from comps.model_servers.embedded.constraints import REGEX, Constraint
+from comps.model_servers.embedded.decoding import Chunks
 from comps.model_servers.embedded.engine_process import EngineProcess
 from comps.model_servers.embedded.logprobs import Wanted
 from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_model
@@ -37,7 +38,8 @@ from tests.model_servers.chat_templates.marks import asking, evil_text
 pytestmark = pytest.mark.xdist_group("engine")
 
 STORY: Prompt = (Message("user", "Tell me a story about a lighthouse."),)
-LONG: Prompt = (Message("user", "The quick brown fox jumps over the lazy dog. " * 64),)
+FOX = "The quick brown fox jumps over the lazy dog. "
+LONG: Prompt = (Message("user", FOX * 64),)
 MODEL = find_model(BUNDLED_MODEL)
 GREEDY = Sampling(max_tokens=24, temperature=0.0)
 
@@ -244,6 +246,31 @@ def test_a_cancelled_request_stops_within_two_steps(bare: Engine) -> None:
     bare.cancel(1)
     assert bare.step() == []
     assert not bare.busy or (bare.step() == [] and not bare.busy)
+
+
+def test_a_long_prompt_is_read_in_pieces_between_which_other_answers_go_on(
+    bare: Engine, logits_of: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bare._reader, "_chunks", Chunks(1.0, 256, 576))  # Pieces of 32 tokens.
+    long, sampling = FOX * 32, replace(GREEDY, max_tokens=2)
+    bare.start(1, "Once upon a time", replace(GREEDY, max_tokens=200))
+    bare.step()
+    bare.start(2, long, sampling)
+    tokens = bare._encode(long, special=True)
+    likeliest = bare._tokenizer.decode([int(logits_of(tokens)[-1].argmax())])
+    steps = [{part["id"]: part for part in bare.step()} for _ in range(len(tokens) // 32 + 2)]
+    assert all(1 in step for step in steps)
+    assert [at for at, step in enumerate(steps) if 2 in step] == [10, 11]
+    assert (steps[10][2]["text"], steps[11][2]["usage"]) == (likeliest, [321, 2])
+    bare.start(3, long, sampling)
+    bare.start(4, f"But {long}", sampling)
+    steps = [{part["id"]: part for part in bare.step()} for _ in range(3)]
+    assert steps[1][3]["text"] == likeliest  # What is in the cache is not read in pieces again.
+    assert not any(4 in step for step in steps)
+    for number in (4, 1):
+        bare.cancel(number)
+    assert [bare.step() for _ in range(2) if bare.busy] == [[]]
+    assert not bare.busy
 
 
 def test_an_answer_ends_at_the_end_of_the_window_and_says_length(bare: Engine) -> None:
