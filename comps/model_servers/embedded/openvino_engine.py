@@ -127,7 +127,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        return self._generating or self._embedder.busy or any(self._compiling())
+        return self._generating or self._reader.busy or self._embedder.busy or any(self._compiling())
 
     @property
     def _generating(self) -> bool:
@@ -255,11 +255,11 @@ class Engine:
 
     def step(self) -> list[Part]:
         """Add a token to every answer; returns what each gained, and the texts that are embedded."""
+        if self._reader.busy:
+            self._read_on()
         generating = self._generating
         if generating:
             self._pipeline.step()
-        if (read := self._reader.step()) is not None:
-            self._add_to_batch(read, self._requests[read])
         parts = self._compiled_constraints(0 if generating else _THREAD_WAIT)
         parts += [part] if (part := self._embedder.step(0 if generating or parts else _THREAD_WAIT)) else []
         for number, request in list(self._requests.items()):
@@ -268,6 +268,12 @@ class Engine:
                 if part.get("last"):
                     del self._requests[number]
         return parts
+
+    def _read_on(self) -> None:
+        """Have the next piece of a long prompt read."""
+        alone = not any(request.handle for request in self._requests.values())
+        if (number := self._reader.step(alone)) is not None:
+            self._add_to_batch(number, self._requests[number])
 
     def _compiled_constraints(self, wait_seconds: float) -> list[Part]:
         """Add requests to the batch whose constraints are compiled; returns the errors of the others.

@@ -1,10 +1,12 @@
-"""Long prompts of the OpenVINO engine, read in pieces between which the other answers go on.
+"""Long prompts of the OpenVINO engine, read in pieces between which other answers go on.
 
 OpenVINO GenAI reads as many tokens of a prompt in a step as `max_num_batched_tokens` says, 256, however long that
 takes: attention goes over all tokens before them. So a long prompt is asked as its beginning, then as a longer
 beginning, and so on, each for one token that nobody reads. A beginning stays in the prefix cache when it is done, and
-the next one is taken from there as soon as it is added, so only what is new in it is read: a piece, in one step. The
-request itself comes last, with what is left to read.
+the next one is taken from there when it is added, so only what is new in it is read: a piece, in one step. The request
+itself comes last, with what is left to read.
+
+Small pieces cost time: attention unpacks the cache for each. So while nothing else is answered, pieces have 256 tokens.
 
 Source: `restore_cached_blocks` and `schedule` in
 https://github.com/openvinotoolkit/openvino.genai/tree/master/src/cpp/src/continuous_batching
@@ -24,6 +26,8 @@ _FIRST_PIECE = 2**63 + 1
 """The number of the first piece in the pipeline, above the numbers of all requests."""
 _REMEMBERED = 8
 """How many of the prompts that were read are remembered."""
+_SHORT = 4
+"""A prompt that is read in so many steps of the pipeline is not long: attention has little to go over yet."""
 
 
 class PieceAdder:
@@ -48,14 +52,14 @@ class PieceAdder:
         """How long a token takes at the beginning of a prompt, measured on a short one."""
         import numpy
 
-        took = 0.0
-        for token in range(2):  # The first run also sets up the model.
+        took = []
+        for token in range(4):  # The first run also sets up the model; others may be delayed by other programs.
             started = time.perf_counter()
             handle = self.add(numpy.full(LEAST_CHUNK, token))
             while not handle.can_read():
                 self._pipeline.step()
-            took = time.perf_counter() - started
-        return took / LEAST_CHUNK
+            took.append(time.perf_counter() - started)
+        return min(took) / LEAST_CHUNK
 
 
 class PromptReader:
@@ -83,7 +87,12 @@ class PromptReader:
 
     def takes(self, ids: Any) -> bool:
         """Whether a prompt of these tokens is so long that steps of the pipeline would take too long for it."""
-        return len(ids) > self._chunks.most > self._chunks.after(len(ids))
+        most = self._chunks.most
+        return len(ids) > _SHORT * most and self._chunks.after(len(ids)) < most
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting)
 
     def add(self, number: int, ids: Any) -> None:
         """Add the prompt of a request.
@@ -93,58 +102,54 @@ class PromptReader:
             ids: The tokens in an array; `takes` is true of them.
         """
         self._waiting.append((number, ids))
-        if len(self._waiting) == 1:
-            self._begin()
 
     def cancel(self, number: int) -> None:
         """Read no further in the prompt of a request, if it is here."""
-        if self._waiting and self._waiting[0][0] == number:
+        if self._piece and self._waiting[0][0] == number:
             self._piece.cancel()
             self._leave()
         self._waiting = deque(one for one in self._waiting if one[0] != number)
 
-    def step(self) -> int | None:
-        """Add the next piece, after a step of the pipeline.
+    def step(self, alone: bool) -> int | None:
+        """Add the next piece, before a step of the pipeline.
+
+        Args:
+            alone: Whether nothing is being answered meanwhile.
 
         Returns:
             The request whose prompt is read as far as pieces go: it can be added to the pipeline itself.
         """
         if not self._waiting:
             return None
-        number, ids = self._waiting[0]
-        status = self._piece.get_status().name
-        if status == "RUNNING" and not self._expected:
-            return None
-        if status == "RUNNING":  # It is in the cache no longer, and would be read in steps that are too long.
-            self._piece.cancel()
-            self._end = 0
-        self._expected = False
-        end = self._end + self._chunks.after(self._end)
-        if status != "IGNORED" and end < len(ids):
-            self._add_beginning(end)
-            return None
-        self._leave()  # If the cache has no room, the request itself finds that out, and says so.
-        return number
+        ids = self._waiting[0][1]
+        known = 0 if self._piece else self._known(ids)
+        if self._piece:
+            status = self._piece.get_status().name
+            if status == "RUNNING" and not self._expected:
+                return None
+            if status == "RUNNING":  # The cache has lost it, and the pipeline would read it in its own steps.
+                self._piece.cancel()
+                self._end = 0
+            elif status == "IGNORED":  # There is no room. If there is none later, the request itself is told so.
+                return self._leave()
+        size = self._chunks.most if alone else self._chunks.after(self._end)
+        if self._end + size >= len(ids):
+            return self._leave()
+        self._expected = known > size
+        self._end = max(self._end + size, known)
+        self._piece = self._add(ids[: self._end])
+        return None
 
-    def _begin(self) -> None:
-        """Add the first piece of the prompt that is read next."""
-        _, ids = self._waiting[0]
-        known = max((_common(ids, read) for read in self._read), default=0) // LEAST_CHUNK * LEAST_CHUNK
-        first = self._chunks.after(0)
-        self._expected = known > first
-        self._add_beginning(max(known, first))
+    def _known(self, ids: Any) -> int:
+        """How many tokens of a prompt were read before, with another one; all blocks of the cache that they fill."""
+        return max((_common(ids, read) for read in self._read), default=0) // LEAST_CHUNK * LEAST_CHUNK
 
-    def _add_beginning(self, end: int) -> None:
-        self._end = end
-        self._piece = self._add(self._waiting[0][1][:end])
-
-    def _leave(self) -> None:
-        """Go on to the next prompt."""
-        _, ids = self._waiting.popleft()
+    def _leave(self) -> int:
+        """Go on to the next prompt; returns the request whose prompt it was."""
+        number, ids = self._waiting.popleft()
         self._read.append(ids[: self._end])
         self._piece, self._end, self._expected = None, 0, False
-        if self._waiting:
-            self._begin()
+        return number
 
 
 def _common(ids: Any, others: Any) -> int:

@@ -23,7 +23,7 @@ from comps.core.prompts import Templates, build_prompt, escape_control_tokens
 from comps.core.prompts import text_of as said_in
 from comps.core.types import JSON, Message, Prompt, Sampling, TextDelta
 from comps.model_servers import control_token_escaper
-from comps.model_servers.embedded import openvino_embedder, openvino_engine, openvino_grammars
+from comps.model_servers.embedded import openvino_embedder, openvino_engine, openvino_grammars, openvino_prompts
 from comps.model_servers.embedded.constraints import REGEX, Constraint
 from comps.model_servers.embedded.decoding import Chunks
 from comps.model_servers.embedded.engine_process import EngineProcess
@@ -252,6 +252,7 @@ def test_a_long_prompt_is_read_in_pieces_between_which_other_answers_go_on(
     bare: Engine, logits_of: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bare._reader, "_chunks", Chunks(1.0, 256, 576))  # Pieces of 32 tokens.
+    monkeypatch.setattr(openvino_prompts, "_SHORT", 1)
     long, sampling = FOX * 32, replace(GREEDY, max_tokens=2)
     bare.start(1, "Once upon a time", replace(GREEDY, max_tokens=200))
     bare.step()

@@ -27,6 +27,7 @@ class Pipeline:
         self.room = 10_000
         self._cached: list[bytes] = []
         self._running: list[Handle] = []
+        self.asked: list[Handle] = []
 
     def forget(self) -> None:
         self._cached.clear()
@@ -36,6 +37,7 @@ class Pipeline:
         cached = max((len(one) for one in self._cached if asked.startswith(one)), default=0)
         handle = Handle(ids, min(cached // ids.itemsize, len(ids) - 1))
         self._running.append(handle)
+        self.asked.append(handle)
         return handle
 
     def step(self) -> None:
@@ -49,10 +51,6 @@ class Pipeline:
                 self._cached.append(handle.ids[: handle.read].tobytes())
                 handle.status = "FINISHED" if handle.read == len(handle.ids) else "RUNNING"
         self._running = [handle for handle in self._running if handle.status == "RUNNING"]
-
-    @property
-    def idle(self) -> bool:
-        return not self._running
 
 
 class Handle:
@@ -76,33 +74,42 @@ def reader(pipeline: Pipeline) -> PromptReader:
     return PromptReader(pipeline.add, CHUNKS)
 
 
-def read(reader: PromptReader, pipeline: Pipeline) -> Iterator[int]:
+def read(reader: PromptReader, pipeline: Pipeline, alone: bool = False) -> Iterator[int]:
     """The requests whose prompts are read, as long as there are any."""
-    while not pipeline.idle:
-        pipeline.step()
-        if (number := reader.step()) is not None:
+    while reader.busy:
+        if (number := reader.step(alone)) is not None:
             yield number
+        pipeline.step()
 
 
-def test_a_long_prompt_is_read_once_in_pieces_that_shrink_as_it_goes_on(
-    pipeline: Pipeline, reader: PromptReader
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_long_prompt_is_read_once_in_pieces_that_shrink_where_others_are_answered(
+    pipeline: Pipeline, reader: PromptReader, alone: bool
 ) -> None:
     reader.add(1, LONG)
-    assert list(read(reader, pipeline)) == [1]
+    assert list(read(reader, pipeline, alone)) == [1]
     pipeline.add(LONG)
     pipeline.step()
-    assert all(count <= CHUNKS.after(before) for before, count in pipeline.reads)
+    assert all(count <= (MOST if alone else CHUNKS.after(before)) for before, count in pipeline.reads)
     assert [sum(one) for one in pipeline.reads[:-1]] == [before for before, _ in pipeline.reads[1:]]
     assert sum(count for _, count in pipeline.reads) == len(LONG)
     assert {before % 32 for before, _ in pipeline.reads} == {0}  # A block of the cache is written once.
-    assert (pipeline.reads[0], pipeline.reads[-2][1]) == ((0, 128), 32)
+    assert (pipeline.reads[0], pipeline.reads[-2][1]) == ((0, MOST), MOST) if alone else ((0, 128), 32)
+
+
+def test_pieces_shrink_as_soon_as_another_is_answered(pipeline: Pipeline, reader: PromptReader) -> None:
+    reader.add(1, LONG)
+    for alone in (True, True, False, False, True):
+        assert reader.step(alone) is None
+        pipeline.step()
+    assert [count for _, count in pipeline.reads] == [256, 256, 64, 64, 256]
 
 
 def test_only_a_prompt_for_which_steps_would_take_too_long_is_read_in_pieces(reader: PromptReader) -> None:
     fast = PromptReader(lambda ids: None, Chunks(1e-5, MOST, 576))
-    assert [one.takes(numpy.arange(length)) for one in (reader, fast) for length in (MOST, MOST + 1, 8000)] == [
-        *(False, True, True),
-        *(False, False, False),
+    assert [one.takes(numpy.arange(length)) for one in (reader, fast) for length in (100, 1024, 1025, 8000)] == [
+        *(False, False, True, True),
+        *(False, False, False, False),
     ]
 
 
@@ -114,12 +121,12 @@ def test_prompts_are_read_one_after_the_other_and_a_cancelled_one_no_further(
     reader.cancel(4)
     numbers = read(reader, pipeline)
     assert next(numbers) == 1
-    pipeline.step()
-    reader.step()
+    reader.step(False)
     reader.cancel(2)
     assert list(numbers) == [3, 5]
     reader.cancel(5)
-    assert reader.step() is None
+    assert reader.step(False) is None
+    assert {handle.ids[0] for handle in pipeline.asked} == {1, 2, 3, 5}
 
 
 def test_what_is_in_the_cache_is_not_read_in_pieces_again(pipeline: Pipeline, reader: PromptReader) -> None:

@@ -1,0 +1,81 @@
+"""How long other answers stand still while an embedded engine reads a prompt of 8,000 tokens; measured, so `soak`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import aclosing
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+
+from comps.core.answers import read
+from comps.core.types import Sampling, TextDelta
+from comps.model_servers.embedded.base import Embedded
+from comps.model_servers.embedded.model_files import BUNDLED_MODEL
+from comps.model_servers.embedded.openvino import OpenVINO
+
+pytestmark = pytest.mark.soak
+
+OTHERS = 4
+"""Answers that are written meanwhile."""
+LONG = "".join(f"Ship {n} came from Bergen with {n % 17} barrels of salt and {n % 23} of fish.\n" for n in range(333))
+"""8,000 tokens or a little less, of the bundled model."""
+
+
+@dataclass
+class Measured:
+    """What reading a long prompt does."""
+
+    text: str
+    """How its answer begins."""
+    first_seconds: float
+    """To the first token of its answer."""
+    longest_pause: float
+    """Seconds between two tokens of another answer meanwhile."""
+
+
+async def times_of(engine: Embedded, number: int) -> list[float]:
+    """When each token of an answer arrives, which goes on until it is cancelled."""
+    arrived: list[float] = []
+    sampling = Sampling(max_tokens=4000, temperature=0.0)
+    async with aclosing(read(engine.generate, f"{number} 1 2 3 4 5 6 7", sampling, {})) as events:
+        try:
+            async for _ in events:
+                arrived.append(time.perf_counter())
+        except asyncio.CancelledError:
+            pass
+    return arrived
+
+
+async def measured(engine: Embedded) -> Measured:
+    await engine.load()
+    try:
+        others = [asyncio.ensure_future(times_of(engine, number)) for number in range(OTHERS)]
+        await asyncio.sleep(2)
+        started, deltas = time.perf_counter(), []
+        async with aclosing(read(engine.generate, LONG, Sampling(max_tokens=16, temperature=0.0), {})) as events:
+            async for event in events:
+                if isinstance(event, TextDelta):
+                    deltas.append((time.perf_counter(), event.text))
+        for other in others:
+            other.cancel()
+        arrived = await asyncio.gather(*others)
+        first = deltas[0][0]
+        during = [[at for at in one if started <= at <= first] for one in arrived]
+        assert all(one[-1] > first for one in arrived)
+        pauses = [after - before for one in during for before, after in pairwise(one)]
+        return Measured("".join(text for _, text in deltas), first - started, max(pauses))
+    finally:
+        await engine.aclose()
+
+
+async def test_reading_8000_tokens_pauses_other_answers_for_a_quarter_of_a_second_at_most() -> None:
+    whole = await measured(OpenVINO(BUNDLED_MODEL, settings={"max_num_batched_tokens": 256}))
+    pieces = await measured(OpenVINO(BUNDLED_MODEL))
+    print(f"in steps of 256: {whole}\nin pieces: {pieces}\nload: {os.getloadavg()[0]:.1f}")
+    assert pieces.text == whole.text
+    assert pieces.longest_pause <= 0.25
+    assert pieces.first_seconds <= 1.15 * whole.first_seconds
