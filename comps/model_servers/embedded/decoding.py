@@ -19,7 +19,7 @@ STEP_SECONDS = 0.25
 _READ_SECONDS = 0.2
 """How much of it reading a chunk of a prompt may take; the rest is for the tokens of other answers."""
 LEAST_CHUNK = 32
-"""The fewest tokens of a prompt to read in a step: fewer take hardly less time."""
+"""The fewest tokens of a prompt to read in a step, where fewer take hardly less time."""
 _WIDTHS = 4
 """Behind so many tokens times the hidden size, attention takes as long as all the rest of a token. Counted in
 multiplications they are 5.3, but attention makes fewer of them in a second."""
@@ -106,11 +106,13 @@ class Chunks:
         seconds_per_token: At the beginning of a prompt, measured.
         most: The most tokens that there may be.
         width: The model's hidden size.
+        least: The fewest that there may be, if `most` is not less.
     """
 
     seconds_per_token: float
     most: int
     width: int
+    least: int = LEAST_CHUNK
 
     def after(self, tokens: int) -> int:
         """The size of the chunk that comes after so many tokens.
@@ -121,7 +123,7 @@ class Chunks:
         seconds = self.seconds_per_token * (1 + tokens / (_WIDTHS * self.width))
         if self.most * seconds <= _READ_SECONDS:
             return self.most
-        chunk = LEAST_CHUNK
+        chunk = self.least
         while chunk * 2 <= self.most and chunk * 2 * seconds <= _READ_SECONDS:
             chunk *= 2
         return min(chunk, self.most)

@@ -33,6 +33,9 @@ from comps.model_servers.embedded.llama_cpp_context import Context, Row
 from comps.model_servers.embedded.llama_cpp_grammars import Sampler
 from comps.model_servers.embedded.llama_cpp_options import read_options
 
+_LEAST_CHUNK = 16
+"""The fewest tokens of prompts to read in a step. A token takes hardly longer in a small batch than in a large one."""
+
 
 @dataclass
 class _Request:
@@ -102,7 +105,7 @@ class Engine:
         """The sequence of a text to embed: with `embedding`, `llama_cpp.Llama` adds sequences to those asked for."""
         measured = "n_batch" not in settings and self._context.generates
         seconds = self._context.seconds_per_token() if measured else 0.0
-        self._chunks = Chunks(seconds, self._context.batch_size, self._context.width)
+        self._chunks = Chunks(seconds, self._context.batch_size, self._context.width, _LEAST_CHUNK)
         self._whole_text_limit = self._context.whole_text_limit
 
     @property

@@ -475,6 +475,7 @@ def test_prompts_are_read_in_chunks_of_a_steady_size_which_shrink_with_the_token
     small, large = Chunks(0.0014, 256, 576), Chunks(0.0014, 256, 5760)
     assert [small.after(tokens) for tokens in (0, 200, 400, 2000, 8000, 10**6)] == [128, 128, 64, 64, 32, 32]
     assert large.after(2000) == 128  # Attention is a smaller part of what a token takes.
+    assert Chunks(1.0, 256, 576, least=16).after(0) == 16
 
 
 def test_what_is_sent_to_a_process_that_has_ended_is_no_failure() -> None:
