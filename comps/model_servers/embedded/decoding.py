@@ -20,9 +20,9 @@ _READ_SECONDS = 0.2
 """How much of it reading a chunk of a prompt may take; the rest is for the tokens of other answers."""
 LEAST_CHUNK = 32
 """The fewest tokens of a prompt to read in a step, where fewer take hardly less time."""
-_WIDTHS = 4
-"""Behind so many tokens times the hidden size, attention takes as long as all the rest of a token. Counted in
-multiplications they are 5.3, but attention makes fewer of them in a second."""
+_WIDTHS = 2
+"""Behind so many tokens times the hidden size, attention takes as long as all the rest of a token, in small chunks of
+the bundled model. Counted in multiplications they are 5.3, but attention makes fewer of them in a second."""
 _CONTEXT = 8
 """Tokens of a text to continue that are decoded together with its continuation: the space between two words may belong
 to either."""

@@ -472,8 +472,16 @@ def test_all_that_has_arrived_is_read_at_once_however_long_its_lines_are(tmp_pat
 def test_prompts_are_read_in_chunks_of_a_steady_size_which_shrink_with_the_tokens_before_them() -> None:
     sizes = [(1.0, 512, 32), (0.001, 512, 128), (0.0011, 512, 128), (1e-6, 512, 512), (1.0, 10, 10), (0.0, 500, 500)]
     assert [Chunks(seconds, most, 576).after(0) for seconds, most, _ in sizes] == [size for *_, size in sizes]
-    small, large = Chunks(0.0014, 256, 576), Chunks(0.0014, 256, 5760)
-    assert [small.after(tokens) for tokens in (0, 200, 400, 2000, 8000, 10**6)] == [128, 128, 64, 64, 32, 32]
+    small, large = Chunks(0.00075, 256, 576), Chunks(0.00075, 256, 5760)
+    assert [small.after(tokens) for tokens in (0, 500, 1000, 1500, 3000, 4000, 10**6)] == [
+        256,
+        128,
+        128,
+        64,
+        64,
+        32,
+        32,
+    ]
     assert large.after(2000) == 128  # Attention is a smaller part of what a token takes.
     assert Chunks(1.0, 256, 576, least=16).after(0) == 16
 

@@ -13,7 +13,7 @@ from comps.model_servers.embedded.decoding import Chunks
 from comps.model_servers.embedded.openvino_prompts import PromptReader
 
 MOST = 256
-CHUNKS = Chunks(0.0014, MOST, 576)
+CHUNKS = Chunks(0.00075, MOST, 576)
 """Of the bundled model on two cores."""
 LONG = numpy.arange(8000)
 
@@ -94,7 +94,7 @@ def test_a_long_prompt_is_read_once_in_pieces_that_shrink_where_others_are_answe
     assert [sum(one) for one in pipeline.reads[:-1]] == [before for before, _ in pipeline.reads[1:]]
     assert sum(count for _, count in pipeline.reads) == len(LONG)
     assert {before % 32 for before, _ in pipeline.reads} == {0}  # A block of the cache is written once.
-    assert (pipeline.reads[0], pipeline.reads[-2][1]) == ((0, MOST), MOST) if alone else ((0, 128), 32)
+    assert {count for _, count in pipeline.reads[:-1]} == ({MOST} if alone else {256, 128, 64, 32})
 
 
 def test_pieces_shrink_as_soon_as_another_is_answered(pipeline: Pipeline, reader: PromptReader) -> None:
@@ -102,7 +102,7 @@ def test_pieces_shrink_as_soon_as_another_is_answered(pipeline: Pipeline, reader
     for alone in (True, True, False, False, True):
         assert reader.step(alone) is None
         pipeline.step()
-    assert [count for _, count in pipeline.reads] == [256, 256, 64, 64, 256]
+    assert [count for _, count in pipeline.reads] == [256, 256, 128, 128, 256]
 
 
 def test_only_a_prompt_for_which_steps_would_take_too_long_is_read_in_pieces(reader: PromptReader) -> None:
