@@ -36,6 +36,7 @@ from comps.core.types import JSON, Finished, Prompt, Sampling, Usage
 from comps.listening import listening_sockets
 from comps.model_servers.scripted import Scripted
 from comps.server import Server
+from tests.cli.invoking import invoked
 from tests.process import PATH, PATIENCE, ROOT, Running, command, free_port, serving
 
 LOADS_A_MODEL = pytest.mark.xdist_group("command")
@@ -356,9 +357,9 @@ def test_a_model_that_is_not_there_ends_the_service_with_one_message() -> None:
 def test_a_wrong_setting_is_one_line_and_exit_code_2(
     what: str, environment: dict[str, str], named: tuple[str, ...]
 ) -> None:
-    done = command(what, *(["?"] if what in ("ask", "prompt") else []), environment=environment)
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+    done = invoked(what, *(["?"] if what in ("ask", "prompt") else []), environment=environment)
+    assert done.code == 2
+    (line,) = done.err.strip().splitlines()
     assert all(name in line for name in named)
 
 
@@ -376,9 +377,9 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(
 def test_a_wrong_file_is_one_line_and_exit_code_2(tmp_path: Path, text: str, named: tuple[str, ...]) -> None:
     file = tmp_path / "my.ini"
     file.write_text(text)
-    done = command("check", "--config", str(file))
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+    done = invoked("check", "--config", str(file))
+    assert done.code == 2
+    (line,) = done.err.strip().splitlines()
     assert str(file) in line
     assert all(name in line for name in named)
 

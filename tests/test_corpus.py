@@ -14,7 +14,7 @@ from comps.core.ports import Answer as AnswerWriter
 from comps.core.types import JSON, Prompt, Sampling
 from comps.dialects.shared.base import GenerationCall
 from comps.model_servers import FRAMEWORKS, open_model_server
-from comps.model_servers.target import Target
+from comps.model_servers.target import Access, Target
 from tests.corpus import Case, cases
 from tests.dialects.kinds import KINDS, Kind
 from tests.model_servers.replay import Reply, replaying, sse
@@ -57,7 +57,7 @@ async def test_what_a_model_server_sends_is_read_as_far_as_it_can_be(
     settings = {"FRAMEWORK": framework, "LLM_DIALECTS": kind.dialect, "LLM_NAME": "scripted"}
     for name in SERVERS:
         async with replaying(Routes()) as replay:
-            server = open_model_server(name, Target("scripted", replay.url))
+            server = open_model_server(name, Target("scripted", replay.url, Access(repeats=False)))
             async with running(server, monkeypatch, settings) as service:
                 for case in UPSTREAM:
                     if case.get("server", "vllm") != name:

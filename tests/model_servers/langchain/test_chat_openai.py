@@ -343,7 +343,7 @@ STREAMS = {
     "unknown model": recorded("vllm", "err_unknown_model"),
     "wrong key": Reply([b'{"error":"wrong key sk-123"}'], 401),
     "busy": Reply([b"busy"], 429, {"Retry-After": "7"}),
-    "not ready": Reply([b"loading"], 503, {"Retry-After": "3"}),
+    "not ready": Reply([b"loading"], 503, {"Retry-After": "0"}),
     "context_length_exceeded": Reply([b'{"error":{"message":"context_length_exceeded: prompt is too long"}}'], 400),
     "HTML": Reply([b"<html>x</html>"], 500, {"Content-Type": "text/html"}),
 }
