@@ -37,7 +37,8 @@ async def test_a_token_and_a_request_call_no_more_than_they_need(
         "request": (several - one) / REQUESTS,
         "whole": (wholes - whole) / REQUESTS,
     }
-    assert {name: number for name, number in counted.items() if number > MOST[framework][name]} == {}, counted
+    # A timer of the service's own may fire in between, which is less than a call for each request.
+    assert {name: number for name, number in counted.items() if int(number) > MOST[framework][name]} == {}, counted
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
