@@ -182,8 +182,11 @@ class Contract:
     @pytest.mark.check("stop")
     async def test_an_answer_that_ends_by_itself_says_stop(self, server: ModelServer) -> None:
         question = (Message("user", "What is the capital of France?"),)
-        for seed in range(50):  # A random model ends at random: one time in a few hundred tokens.
-            *deltas, end = await events_of(server, question, Sampling(max_tokens=200, temperature=1.0, seed=seed))
+        for seed in range(50):  # A trained model ends at once, a random one one time in a few hundred tokens.
+            temperature = 1.0 if seed else 0.0
+            *deltas, end = await events_of(
+                server, question, Sampling(max_tokens=200, temperature=temperature, seed=seed)
+            )
             assert isinstance(end, Finished)
             if (end.usage.completion_tokens if end.usage else len(deltas)) < 200:
                 assert end.reason == "stop"
