@@ -83,9 +83,9 @@ async def _stream(writer: asyncio.StreamWriter, tokens: int, pause_ms: int) -> N
     for number in range(tokens):
         if number and pause_ms:
             await asyncio.sleep(pause_ms / 1000)
-        writer.write(_event(TOKEN))
-        if writer.is_closing():
+        if writer.is_closing():  # uvloop writes to no closed connection.
             raise ConnectionError
+        writer.write(_event(TOKEN))
     writer.write(b"".join(map(_event, END)) + b"0\r\n\r\n")
 
 
