@@ -184,17 +184,6 @@ def test_the_embedded_model_answers_the_seeds_question_and_when_told_to_terminat
     assert b"data: [DONE]\n\n" in streamed
 
 
-@LOADS_A_MODEL
-def test_told_to_shut_down_over_http_it_finishes_the_stream_that_is_running() -> None:
-    with serving(USVC_ALLOW_SHUTDOWN="true", FRAMEWORK="native") as service:
-
-        def tell() -> None:
-            with service.posting(None, "/shutdown") as told:
-                assert (told.status, told.read()) == (200, b"{}")
-
-        told_during_its_answer(service, tell)
-
-
 def test_told_to_shut_down_by_a_client_of_llm_on_k8s_it_ends_and_says_nothing() -> None:
     dialects = "llm_on_k8s, opea"
     with serving(MODEL_SERVER="scripted", USVC_ALLOW_SHUTDOWN="true", LLM_DIALECTS=dialects) as service:

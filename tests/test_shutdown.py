@@ -295,6 +295,25 @@ async def test_answers_that_are_cut_off_at_the_end_of_the_grace_period_have_an_e
         await said(service, "1 answers were cut off")
 
 
+async def test_told_to_shut_down_over_http_it_finishes_the_stream_that_is_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Told()
+    async with command(monkeypatch, model, USVC_ALLOW_SHUTDOWN="true") as service, connected(service) as running:
+        await told(running, STREAMED)
+        await running.head()
+        async with connected(service) as asking:
+            await asking.send("POST", "/shutdown")
+            answer = await asking.answer()
+        await said(service, "ending when all running answers have ended")
+        model.goes_on.set()
+        content = await asyncio.wait_for(running.reader.read(), PATIENCE)
+        assert (answer.status, answer.json) == (200, {})
+        assert b" two" in content
+        assert b"data: [DONE]" in content
+        assert await exit_code(service) == 0
+
+
 @pytest.mark.skipif(not AS_PROCESS_1, reason="a namespace for processes needs root and the command unshare")
 def test_as_process_1_it_ends_at_a_signal_while_it_is_still_being_imported() -> None:
     process = subprocess.Popen(
