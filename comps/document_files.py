@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -85,6 +86,7 @@ def _html(content: bytes) -> str:
 def _pdf(content: bytes) -> str:
     from pypdf import PdfReader
 
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # What is wrong with a file is said once, by us.
     reader = PdfReader(io.BytesIO(content))
     if reader.is_encrypted and not reader.decrypt(""):
         raise UnreadableDocument("it needs a password")

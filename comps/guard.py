@@ -60,7 +60,7 @@ class Guard:
         status, body, kind = self._refusal(error, path)
         caller: Caller | None = scope.get(CALLER)
         self._telemetry.refused(caller, status)
-        log.info(RequestLine(_Refusal(error, status, caller, scope), ""))
+        log.info(RequestLine(Refusal(error, status, caller, scope), ""))
         headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
         if isinstance(error, Unauthorized):
             headers.append((b"www-authenticate", b"Bearer"))
@@ -71,8 +71,8 @@ class Guard:
 
 
 @dataclass(frozen=True)
-class _Refusal:
-    """What the log says of a request that is refused. The path and the client may be anything that somebody sent."""
+class Refusal:
+    """What the log says of a request that no handler gets. Path and client may be anything that somebody sent."""
 
     error: LLMError
     status: int

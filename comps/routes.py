@@ -29,10 +29,10 @@ from comps.core.types import JSON, ModelInfo
 from comps.dialects.shared.base import Dialect, GenerationCall, ServiceStatus, Text
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
 from comps.gpus import gpus
-from comps.guard import Guard
+from comps.guard import Guard, Refusal
 from comps.handler import Handler, PromptHandler
 from comps.limits import Limits
-from comps.logs import log, log_unhandled
+from comps.logs import RequestLine, log, log_unhandled
 from comps.openapi import describe_bodies
 from comps.pages import DOCS, DOCS_ROUTES
 from comps.refusals import Refusals
@@ -375,6 +375,9 @@ class Service:
         shown = "; GET /docs shows what there is" if self.settings.microservice.serve_docs else ""
         hint = f"; did you mean {nearest}?" if nearest else shown
         said = InvalidRequest(f"{request.method} {path}: {error.detail}{hint}")
+        caller: Caller | None = request.scope.get(CALLER)
+        self.telemetry.refused(caller, error.status_code)
+        log.info(RequestLine(Refusal(said, error.status_code, caller, request.scope), ""))
         return Response(self.refusal.of_no_route(said, path), error.status_code, error.headers, "application/json")
 
     def _nearest(self, method: str, path: str) -> str | None:

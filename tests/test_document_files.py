@@ -71,9 +71,12 @@ def test_the_text_is_read_by_the_kind_of_the_file(name: str, content: bytes, tex
         ("a.html", b"<script>x</script>", "it has no text"),
     ],
 )
-def test_a_file_without_text_says_why(name: str, content: bytes, why: str) -> None:
+def test_a_file_without_text_says_why_and_nothing_else_is_said(
+    name: str, content: bytes, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(UnreadableDocument, match=f"^{why}$"):
         text_of_file(name, content)
+    assert caplog.text == ""
 
 
 async def test_a_file_is_read_in_a_process_of_its_own() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -342,16 +343,22 @@ async def test_the_content_type_does_not_matter(monkeypatch: pytest.MonkeyPatch,
         assert (await client.answer()).status == 200
 
 
-async def test_an_unknown_route_and_a_wrong_method_are_told_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_route_and_a_wrong_method_are_told_in_json_logged_and_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "opea_llm")
     async with running(Scripted([WORDS]), monkeypatch) as service:
         unknown, wrong, wrong_too = (
             await service.get("/nope"),
             await service.get(PATH),
             await service.post({}, "/health"),
         )
+        metrics = (await service.get("/metrics")).body.decode()
     assert [answer.status for answer in (unknown, wrong, wrong_too)] == [404, 405, 405]
     assert "/nope" in unknown.json["detail"]
     assert PATH in wrong.json["detail"]
+    assert "GET /nope from 127.0.0.1 404" in caplog.text
+    assert re.search(r'opea_llm_requests_total\{[^}]*outcome="405"[^}]*\} 2.0', metrics)
 
 
 async def test_a_fault_of_ours_is_a_500_that_tells_no_details(

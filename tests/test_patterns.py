@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
 import json
@@ -193,7 +194,16 @@ def test_a_pattern_that_takes_longer_is_found() -> None:
     assert list(slow_ones(known)) == known
 
 
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """A collection of all that the tests have made takes longer than a search may."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.mark.soak
+@pytest.mark.usefixtures("no_garbage_collection")
 def test_every_pattern_takes_linear_time_on_all_pairs() -> None:
     wrong: dict[str, list[str]] = {}
     for used in patterns():

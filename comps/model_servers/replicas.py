@@ -296,6 +296,9 @@ def _is_its_answer(error: LLMError) -> bool:
 
 
 def _summed_up(failures: Sequence[LLMError]) -> LLMError:
-    """Returns the most useful of several errors: the overload with the shortest retry time, or else the last error."""
+    """Returns the most useful of several errors: the overload with the shortest retry time, the last error of a replica
+    that was reached, or else the last one."""
     busy = [error for error in failures if isinstance(error, Overloaded)]
-    return min(busy, key=lambda error: error.retry_after or 0) if busy else failures[-1]
+    if busy:
+        return min(busy, key=lambda error: error.retry_after or 0)
+    return next((error for error in reversed(failures) if not isinstance(error, Unreachable)), failures[-1])

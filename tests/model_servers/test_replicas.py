@@ -233,6 +233,14 @@ async def test_one_that_is_only_busy_counts_for_more_than_one_that_fails() -> No
             await group.ask()
 
 
+async def test_one_that_fails_counts_for_more_than_one_that_is_away() -> None:
+    group = Group(2)
+    group.each[0].error, group.each[1].error = LLMError("the model server answered 500: boom"), Unreachable("away")
+    for _ in range(3):
+        with pytest.raises(LLMError, match="boom"):
+            await group.ask()
+
+
 async def test_a_fault_of_ours_is_no_failure_of_the_replica() -> None:
     class Faulty(Scripted):
         async def generate(
