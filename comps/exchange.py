@@ -185,7 +185,7 @@ class Exchange:
             f"model={self.model or '-'} server={server or '-'} stream={'yes' if self.streamed else 'no'} "
             f"reason={self.reason or '-'} tokens={tokens} queue={queue:.3f} "
             f"first={f'{first - self.started:.3f}' if first else '-'} answer={model:.3f} overhead={own:.4f} "
-            f"total={ended - self.started:.3f}{f' ignored={ignored}' if ignored else ''}"
+            f"total={ended - self.started:.4f}{f' ignored={ignored}' if ignored else ''}"
             f"{f': {self.why}' if self.why else ''}"
         )
 

@@ -176,21 +176,21 @@ class ServiceProcess(Server):
 
 def beginning(settings: Settings, problems: Sequence[str]) -> str:
     """Returns what the service says when it begins, in five lines: what is served, by whom, where, with which limits,
-    and what is wrong."""
+    and what to know."""
     service = settings.microservice
     pages = {"/ui": service.serve_ui, "/docs": service.serve_docs, "/metrics": service.serve_metrics}
-    listed = ", ".join(page for page, is_served in pages.items() if is_served) or "no pages"
+    listed = ", ".join(page for page, is_served in pages.items() if is_served) or "none"
     who = "callers need a key" if service.needs_key else "no key needed"
     several = f"; {service.workers} processes, each with these limits" if service.workers > 1 else ""
     wait = f" for {service.max_wait_seconds:g} s" if service.max_wait_seconds else ""
     return (
         f"{service.name}: loading {_model_names(settings)} …; requests get status 503 until it is ready\n"
         f"  by: {'; '.join(_served_by(name, one.model) for name, one in settings.models.items())}\n"
-        f"  at: {_address(settings)} (listening on {service.host}:{service.port}), {who}, {listed}; dialects: "
+        f"  at: {_address(settings)} (listening on {service.host}:{service.port}), {who}; pages: {listed}; dialects: "
         f"{', '.join(settings.dialects.enabled)}\n"
         f"  limits: {service.max_running} requests of a model at once, {service.max_waiting} more wait{wait}; "
         f"{service.max_body_mb} MB a body; {service.max_connections} connections{several}\n"
-        f"  wrong: {'; '.join(problems) or 'nothing'}"
+        f"  warnings: {'; '.join(problems) or 'none'}"
     )
 
 

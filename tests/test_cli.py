@@ -103,7 +103,7 @@ async def test_it_warns_if_others_reach_it_without_a_key(
     sockets: Any = [SimpleNamespace(getsockname=lambda one=one: (one, 9000)) for one in addresses]
     service = await asyncio.to_thread(lambda: comps.serving.ServiceProcess(read_settings(None)))
     await service.startup(sockets)
-    warning = "  wrong: all who reach 0.0.0.0:9000 may ask, since no API key is set; USVC_API_KEYS_FILE names a file"
+    warning = "  warnings: all who reach 0.0.0.0:9000 may ask, since no API key is set; USVC_API_KEYS_FILE names a file"
     assert (warning in capsys.readouterr().err) is warned
 
 
@@ -123,10 +123,10 @@ def test_it_begins_with_five_lines_what_is_served_by_whom_where_with_which_limit
         "it is ready",
         "  by: one by vllm at http://one:1/v1 and http://two:2, through native; two by scripted in this process, "
         "through langchain",
-        "  at: http://localhost:9000 (listening on 0.0.0.0:9000), no key needed, /ui, /metrics; dialects: openai, opea",
+        "  at: http://localhost:9000 (listening on 0.0.0.0:9000), no key needed; pages: /ui, /metrics; dialects: openai, opea",
         "  limits: 7 requests of a model at once, 8 more wait; 16 MB a body; 4096 connections; 2 processes, each with "
         "these limits",
-        "  wrong: few files; all who reach 0.0.0.0:9000 may ask, since no API key is set; USVC_API_KEYS_FILE names a "
+        "  warnings: few files; all who reach 0.0.0.0:9000 may ask, since no API key is set; USVC_API_KEYS_FILE names a "
         "file of keys; the log gets every prompt (log_prompts = true)",
     ]
     monkeypatch.setenv("LANGSMITH_TRACING", "true")
@@ -135,7 +135,7 @@ def test_it_begins_with_five_lines_what_is_served_by_whom_where_with_which_limit
     assert list(comps.serving.wrong(settings, True))[1:] == [
         "LangSmith gets every question and answer (LANGSMITH_TRACING)"
     ]
-    assert comps.serving.beginning(settings, []).splitlines()[-1] == "  wrong: nothing"
+    assert comps.serving.beginning(settings, []).splitlines()[-1] == "  warnings: none"
 
 
 def test_with_a_key_and_a_certificate_it_says_how_to_ask(tmp_path: Path) -> None:
