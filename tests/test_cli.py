@@ -123,11 +123,12 @@ def test_it_begins_with_five_lines_what_is_served_by_whom_where_with_which_limit
         "it is ready",
         "  by: one by vllm at http://one:1/v1 and http://two:2, through native; two by scripted in this process, "
         "through langchain",
-        "  at: http://localhost:9000 (listening on 0.0.0.0:9000), no key needed; pages: /ui, /metrics; dialects: openai, opea",
+        "  at: http://localhost:9000 (listening on 0.0.0.0:9000), no key needed; pages: /ui, /metrics; dialects: "
+        "openai, opea",
         "  limits: 7 requests of a model at once, 8 more wait; 16 MB a body; 4096 connections; 2 processes, each with "
         "these limits",
-        "  warnings: few files; all who reach 0.0.0.0:9000 may ask, since no API key is set; USVC_API_KEYS_FILE names a "
-        "file of keys; the log gets every prompt (log_prompts = true)",
+        "  warnings: few files; all who reach 0.0.0.0:9000 may ask, since no API key is set; USVC_API_KEYS_FILE names "
+        "a file of keys; the log gets every prompt (log_prompts = true)",
     ]
     monkeypatch.setenv("LANGSMITH_TRACING", "true")
     monkeypatch.setenv("USVC_API_KEYS", "web = s3cret")
