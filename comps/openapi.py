@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from comps.core.types import JSON
 from comps.dialects.shared.base import STATUS, Call, Dialect, EmbeddingCall, GenerationCall, Style, Text, TokenCountCall
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
-from comps.openapi_examples import error_answers, route_answer, schema_of, stream, whole_answer
-from comps.openapi_fields import FIELDS
+from comps.openapi_examples import error_answers, preview_answer, route_answer, schema_of, stream, whole_answer
+from comps.openapi_fields import FIELDS, FIELDS_OF_ANSWERS
 
 _FIRST = ("opea", "openai")
 """The dialects whose groups come first."""
@@ -93,7 +93,9 @@ def _preview(preview: PreviewEndpoint, document: dict[str, Any]) -> JSON:
     operation = _operation(preview, document)
     first = _operation(preview.endpoints[0], document)["requestBody"]["content"]["application/json"]
     operation["requestBody"]["content"]["application/json"]["examples"] = first["examples"]
-    operation["responses"]["200"] = {"description": _PREVIEWED, "content": {"application/json": {"schema": {}}}}
+    answer = preview_answer(preview, *preview.calls[0])
+    content = {"application/json": {"schema": {}, "example": answer}}
+    operation["responses"]["200"] = {"description": _PREVIEWED, "content": content}
     return {
         **operation,
         "tags": [_SERVICE],
@@ -133,6 +135,17 @@ def _describe_fields(name: str, schema: dict[str, Any]) -> None:
             told["description"] = said
 
 
+def _describe_answer(schema: JSON) -> JSON:
+    """Returns the schema of an answer, with descriptions of its fields, at all depths."""
+    for field, told in schema.get("properties", {}).items():
+        if said := FIELDS_OF_ANSWERS.get(field):
+            told["description"] = said
+        _describe_answer(told)
+    for one in (*schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else [])):
+        _describe_answer(one)
+    return schema
+
+
 def _summary(endpoint: Endpoint) -> str:
     said = next(said for kind, said in _SUMMARIES.items() if issubclass(endpoint.calls[0][0], kind))
     *others, last = dict.fromkeys(str(call.marker) for call, _ in endpoint.calls)
@@ -168,7 +181,7 @@ def _answer(endpoint: Endpoint, schemas: dict[str, Any]) -> JSON:
             if found:
                 told = content.setdefault(shown, {"schema": {}, "examples": {}})
                 if make is whole_answer:
-                    schemas[f"{call.__name__}Answer"] = schema_of(found.values())
+                    schemas[f"{call.__name__}Answer"] = _describe_answer(schema_of(found.values()))
                     schema = {"$ref": f"#/components/schemas/{call.__name__}Answer"}
                     told["schema"].setdefault("anyOf", []).append(schema)
                 titles = {key: example["summary"] for key, example in _examples(endpoint, call)}
@@ -205,7 +218,8 @@ def _error(status: int, answers: Sequence[tuple[str, str, Mapping[int, JSON]]]) 
         told = content.setdefault(media_type, {"schema": {}})
         if status in by_status:
             told.setdefault("examples", {})[name] = {"value": by_status[status]}
-    return {"description": _STATUSES.get(status, "Error"), "content": content}
+    headers = {"headers": _HEADERS_OF_WAITING} if status in _WAITING else {}
+    return {"description": _STATUSES.get(status, "Error"), "content": content, **headers}
 
 
 def _describe_route(name: str, operation: dict[str, Any], dialects: Sequence[Dialect]) -> None:
@@ -215,6 +229,8 @@ def _describe_route(name: str, operation: dict[str, Any], dialects: Sequence[Dia
     said = operation["responses"].setdefault("200", {})
     said["description"] = "The answer"
     if not owners:
+        for status in operation["responses"].keys() & set(map(str, _WAITING)):
+            operation["responses"][status]["headers"] = _HEADERS_OF_WAITING
         return
     owner = next(one for one in dialects if one in owners)
     path, route = next((path, route) for path, route in owner.routes.items() if _shown(path) == name)
@@ -256,6 +272,11 @@ _HEADERS = {
     "x-documents-used": _header("The places of the documents that are in the prompt, or none."),
     "x-turns-dropped": _header("How many earlier messages had no room in the prompt."),
     "x-finish-reason": _header("Of a whole answer that was cut: length."),
+}
+_WAITING = (429, 503)
+"""The statuses of errors that say when to come again."""
+_HEADERS_OF_WAITING = {
+    "Retry-After": {"description": "The seconds after which to come again.", "schema": {"type": "integer"}}
 }
 _STATUSES = {
     400: "The request is wrong; the error names the field",

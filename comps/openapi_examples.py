@@ -19,7 +19,21 @@ from comps.core.errors import (
     Unreachable,
     UnsupportedEncoding,
 )
-from comps.core.types import GPU, JSON, Embeddings, Finished, Generation, ModelInfo, Usage
+from comps.core.generator import Preview
+from comps.core.planning import Plan, Planner
+from comps.core.ports import Answer
+from comps.core.types import (
+    GPU,
+    JSON,
+    Embeddings,
+    Finished,
+    Generation,
+    GenerationRequest,
+    ModelInfo,
+    Prompt,
+    Sampling,
+    Usage,
+)
 from comps.dialects.shared.base import (
     Call,
     Dialect,
@@ -31,9 +45,11 @@ from comps.dialects.shared.base import (
     Text,
     TokenCountCall,
 )
-from comps.dialects.shared.framing import ResponseMetadata
+from comps.dialects.shared.endpoint import PreviewEndpoint
+from comps.dialects.shared.framing import ResponseMetadata, preview_document
 
 _MODEL = "SmolLM2-135M-Instruct"
+_INFO = ModelInfo(_MODEL, 2048, frozenset({"max_tokens", "temperature"}))
 _CREATED = 1_700_000_000
 _METADATA = ResponseMetadata("77a8ef08bd2a4bf0b4d1d1f2a0b3a7c5", _CREATED, _MODEL)
 PIECES = ("Deep", " learning")
@@ -82,12 +98,55 @@ def stream(kind: type[Call], dialect: Dialect, body: JSON) -> str | None:
     return b"".join(items).decode()
 
 
+def preview_answer(endpoint: PreviewEndpoint, kind: type[Call], dialect: Dialect) -> JSON:
+    """Returns the preview of the last example of a kind of body."""
+    call = kind.model_validate(list(kind.examples.values())[-1], context=dialect.switches)
+    assert isinstance(call, GenerationCall)
+    call.answered_by(_INFO)
+    previews = [_previewed(request) for request in call.requests()]
+    of_all = {
+        "model": _MODEL,
+        "model_server": {"kind": "openvino", "framework": "native"},
+        "dialect": dialect.name,
+        "route": endpoint.owner(call).path,
+        "stream": call.streamed,
+        "ignored": [],
+    }
+    return json.loads(preview_document(of_all, previews))
+
+
+def _previewed(request: GenerationRequest) -> Preview:
+    """Returns the preview of a request."""
+    planner = Planner(_NoServer())
+    planner.takes_system = True
+    planning = planner.plan(request, _INFO.context_window, to_the_token=True)
+    try:
+        planning.send(None)  # It ends at once, since no model server is asked.
+    except StopIteration as done:
+        plan: Plan = done.value
+        return Preview(plan, plan.prompt, None, plan.sampling, plan.options, None)
+    raise AssertionError("the plan of an example waits")
+
+
+class _NoServer:
+    """A model server that is described, and asked for nothing."""
+
+    async def describe(self) -> ModelInfo:
+        return _INFO
+
+    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """Does nothing."""
+
+
 def _call(kind: type[Call], dialect: Dialect, body: JSON, *, streams: bool) -> Call:
     """Returns a body as a call, changed to ask for a stream or for a whole answer."""
     names = [name for name in ("stream", "streaming") if name in body] or ["stream"]
     call = kind.model_validate({**body, **dict.fromkeys(names, streams)}, context=dialect.switches)
     if isinstance(call, GenerationCall):
-        call.answered_by(ModelInfo(_MODEL))
+        call.answered_by(_INFO)
     return call
 
 
@@ -106,7 +165,7 @@ async def _no_gpus() -> tuple[GPU, ...]:
 
 
 def route_answer(route: Route, names: Sequence[str]) -> JSON | Text | None:
-    """Returns the answer of a route without a body; None if it does something, or has to wait.
+    """Returns the answer of a route without a body; None if it has to wait, or has none here.
 
     Args:
         route: The route.
@@ -116,17 +175,17 @@ def route_answer(route: Route, names: Sequence[str]) -> JSON | Text | None:
         name="opea_service@llm",
         version="0.1.0",
         started=_CREATED,
-        models=[ModelInfo(_MODEL, 2048, frozenset({"max_tokens", "temperature"}))],
+        models=[_INFO],
         not_ready=None,
         statistics={"p50_latency": 0.5, "p99_latency": 1.5, "average_latency": 0.75},
         queue_length=0,
         path=dict.fromkeys(names, _MODEL),
-        shut_down=None,
+        shut_down=lambda: None,
         gpus=_no_gpus,
     )
     try:
         answer = route.respond(status)
-    except LLMError:  # It is not allowed here.
+    except LLMError:  # It has no answer here.
         return None
     if isinstance(answer, Awaitable):
         if iscoroutine(answer):

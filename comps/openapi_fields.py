@@ -1,4 +1,4 @@
-"""What fields of bodies mean, for the OpenAPI document, where a body says nothing of its own about them."""
+"""What fields of bodies and answers mean, for the OpenAPI document, where a body says nothing of its own about them."""
 
 from __future__ import annotations
 
@@ -67,3 +67,31 @@ FIELDS: Mapping[str, str] = {
     "pad_token_id": "It changes no text.",
 }
 """Descriptions by the field's name, or by the schema's and the field's (`MessagesCall.metadata`)."""
+
+FIELDS_OF_ANSWERS: Mapping[str, str] = {
+    "id": "The answer's id.",
+    "object": "The kind of this object.",
+    "created": "When the answer was made, in seconds since 1970 (UTC).",
+    "model": "The model that answered.",
+    "text": "The text of the answer.",
+    "prompt": "The question or the prompt, as the body has it.",
+    "choices": "The answers.",
+    "index": "The position in the list, from 0.",
+    "message": "The answer as a message.",
+    "role": "Who says it: system, user, assistant …",
+    "content": "What is said.",
+    "logprobs": "The log probabilities of the tokens, if the body asks for them.",
+    "finish_reason": "Why the answer ended: `stop` (by itself), `length` (cut), `tool_calls` …",
+    "usage": "The numbers of tokens, as the model server counted them.",
+    "prompt_tokens": "The tokens of the prompt.",
+    "completion_tokens": "The tokens of the answer.",
+    "total_tokens": "Both together.",
+    "data": "The vectors, one for each text.",
+    "embedding": "The vector: a list of numbers, or base64 of 32-bit floats.",
+    "count": "The number of tokens.",
+    "error_code": "0: there is no error.",
+    "results": "The answers, one for each prompt or dialog.",
+    "response": "The answer to the prompt.",
+    "Result": "The answer.",
+}
+"""Descriptions by the field's name, at any depth of a whole answer."""

@@ -84,9 +84,33 @@ def posted(document: Any) -> Iterator[tuple[str, str, dict[str, Any], dict[str, 
                     )
 
 
+def undescribed(schema: Any) -> Iterator[str]:
+    """Yields the fields of a schema that have no description, at any depth."""
+    for field, told in schema.get("properties", {}).items():
+        if not told.get("description"):
+            yield field
+        yield from undescribed(told)
+    for one in (*schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else [])):
+        yield from undescribed(one)
+
+
+def names(value: Any) -> Any:
+    """The names of the fields of a JSON value, at any depth."""
+    if isinstance(value, dict):
+        return {name: names(one) for name, one in value.items() if name not in ("model_server", "sampling")}
+    return [names(one) for one in value] if isinstance(value, list) else None
+
+
 async def test_every_example_of_a_body_gets_the_answer_that_the_document_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(Able([PIECES]), monkeypatch, {"LLM_NAME": MODEL}) as service:
         document = (await service.get("/openapi.json")).json
+        told = document["paths"]["/v1/prompt"]["post"]
+        shown = told["responses"]["200"]["content"]["application/json"]["example"]
+        previewed = await service.post(
+            told["requestBody"]["content"]["application/json"]["examples"]["QueryCall-2"]["value"], "/v1/prompt"
+        )
+        assert names({**previewed.json, "ignored": []}) == names(shown)
+        assert previewed.json["prompts"][0]["messages"] == shown["prompts"][0]["messages"]
         compared = set[tuple[str, str]]()
         for path, name, body, told in posted(document):
             asking = [body]
@@ -134,9 +158,11 @@ async def test_all_routes_are_grouped_and_told_with_opeas_and_openais_first(monk
     for name, schema in document["components"]["schemas"].items():
         if not name.endswith("Answer"):
             assert schema["description"], name
-            assert [field for field, one in schema.get("properties", {}).items() if not one.get("description")] == [], (
-                name
-            )
+        assert list(undescribed(schema)) == [], name
+    assert document["paths"]["/shutdown"]["post"]["responses"]["200"]["content"]["application/json"]["example"] == {}
+    for path, operations in document["paths"].items():
+        for status, told in next(iter(operations.values()))["responses"].items():
+            assert ("Retry-After" in told.get("headers", {})) == (status in ("429", "503")), (path, status)
     assert document["paths"]["/generate"]["post"]["tags"] == ["kaito", "llm_api", "llm_on_k8s"]
     first = {
         tag: next(path for path, one in document["paths"].items() if tag in next(iter(one.values()))["tags"])
