@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -14,9 +15,11 @@ from comps.core.errors import (
     LLMError,
     ModelServerError,
     Overloaded,
+    SettingsError,
     Unauthorized,
     Unreachable,
 )
+from comps.core.redaction import without_keys
 from comps.core.types import JSON, DocumentUse, Message, Prompt, Report, Sampling
 
 _ERRORS: Mapping[int, type[LLMError]] = {
@@ -65,11 +68,14 @@ class PromptClient:
         url: The service's URL, such as `http://localhost:9000`.
         api_key: The key that the service wants; empty: none.
         timeout: Seconds that a request may take.
+
+    Raises:
+        SettingsError: The URL is none, or not of HTTP.
     """
 
     def __init__(self, url: str = "http://localhost:9000", api_key: str = "", timeout: float = 60.0) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout)
+        self._http = httpx.Client(base_url=_checked(url).rstrip("/"), headers=headers, timeout=timeout)
 
     def prompt(self, body: Mapping[str, JSON], route: str = "") -> Previewed:
         """Returns what would be asked of the model; no model is asked.
@@ -85,7 +91,8 @@ class PromptClient:
         try:
             response = self._http.post("/v1/prompt", json=dict(body), params={"route": route} if route else {})
         except httpx.TransportError as error:
-            raise Unreachable(f"the service cannot be reached: {error}") from error
+            why = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+            raise Unreachable(f"the service cannot be reached: {why}") from error
         if response.is_error:
             raise _error(response)
         said = response.json()
@@ -111,6 +118,24 @@ def reports_of(answer: Mapping[str, Any]) -> tuple[Report, ...]:
     """
     found = answer.get("reports") or [answer.get("report")]
     return tuple(_report(one) for one in found if one)
+
+
+def _checked(url: str) -> str:
+    """Returns a URL of HTTP.
+
+    Raises:
+        SettingsError: It is none.
+    """
+    shown = without_keys(url.rpartition("@")[2])
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise SettingsError(f"url = {shown}: {error}") from None
+    if parsed.scheme not in ("http", "https"):
+        raise SettingsError(f"url = {shown}: a URL is needed, which begins with http:// or https://")
+    if not parsed.host:
+        raise SettingsError(f"url = {shown}: no host in this URL")
+    return url
 
 
 def _prompt(said: Mapping[str, Any]) -> PreviewedPrompt:

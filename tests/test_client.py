@@ -7,7 +7,16 @@ import asyncio
 import httpx
 import pytest
 
-from comps import DocumentUse, InvalidRequest, Message, PromptClient, Unauthorized, Unreachable, reports_of
+from comps import (
+    DocumentUse,
+    InvalidRequest,
+    Message,
+    PromptClient,
+    SettingsError,
+    Unauthorized,
+    Unreachable,
+    reports_of,
+)
 from tests.service import Able, running
 
 QUESTION = {"query": "How long is the warranty?", "documents": ["Three years.", "21 kg."], "max_new_tokens": 8}
@@ -77,5 +86,24 @@ def test_an_answer_that_is_not_the_services_own_is_an_error_with_its_words_or_st
 
 
 def test_a_service_that_is_not_there_is_unreachable() -> None:
-    with PromptClient("http://127.0.0.1:9") as client, pytest.raises(Unreachable, match="refused"):
+    with PromptClient("http://127.0.0.1:9") as client, pytest.raises(Unreachable, match="refused") as caught:
         client.prompt(QUESTION)
+    assert "Errno" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("localhost:1", "url = localhost:1: a URL is needed, which begins with http:// or https://"),
+        ("", "begins with http"),
+        ("ftp://localhost", "begins with http"),
+        ("http://", "no host"),
+        ("http://[::1", "url = http"),
+        ("me:a-secret@localhost:1", "begins with http"),
+    ],
+)
+def test_a_url_that_is_none_of_http_is_told_at_once(url: str, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        PromptClient(url)
+    assert said in str(caught.value)
+    assert "a-secret" not in str(caught.value)
