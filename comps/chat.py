@@ -41,7 +41,8 @@ def chat_model(
         fields: Fields of the chat model, such as `temperature` and `max_tokens`.
 
     Raises:
-        SettingsError: There is no such kind, it does not support the settings, or a package is missing.
+        SettingsError: There is no such kind or field, a value is wrong, the kind does not support the settings, or a
+            package is missing.
     """
     kinds = sorted(model_servers().keys() - {"langchain"})  # That one is for chat models that LangChain has.
     if model_server not in kinds:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from pydantic import BaseModel, Field
 
 from comps import InvalidRequest, ModelInfo, SettingsError, chat_model
@@ -57,6 +58,29 @@ def test_a_server_with_a_class_of_langchains_own_gets_that_one(kind: str, expect
 def test_an_unknown_kind_is_told_with_those_that_there_are(kind: str) -> None:
     with pytest.raises(SettingsError, match=f"model_server = {kind}: it is one of .*openvino.*vllm"):
         chat_model(kind)
+
+
+@pytest.mark.parametrize("kind", ["scripted", "vllm", "tgi"])
+def test_a_field_that_there_is_not_or_a_wrong_value_is_told_by_name(kind: str) -> None:
+    for fields, said in (
+        ({"temprature": 1}, "temprature: no such field; did you mean temperature?"),
+        ({"model": "m"}, "model: no such field; did you mean model_name?"),
+        ({"server": None, "zzz": 1}, "server: no such field"),
+        ({"temperature": "hot"}, "temperature: Input should be a valid number, unable to parse string as a number"),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            chat_model(kind, "m", "http://127.0.0.1:9" if kind != "scripted" else "", **fields)
+        assert str(caught.value).startswith(said)
+        assert "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "tgi"])
+def test_every_sampling_field_reaches_a_server_whose_class_does_not_have_it(kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chat: Any = chat_model(kind, "m", "http://127.0.0.1:9", top_k=3, repetition_penalty=1.5, temperature=0.5)
+    _, sampling, _ = chat._asked([HumanMessage("Hi")], None, {})
+    assert (sampling.top_k, sampling.repetition_penalty, sampling.temperature) == (3, 1.5, 0.5)
 
 
 def test_the_model_is_loaded_before_the_first_call_and_gets_the_functions_that_are_bound() -> None:

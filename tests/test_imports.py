@@ -203,7 +203,7 @@ MODULE_EXTERNAL: dict[str, set[str]] = {
     "comps.model_servers.remote.oauth": {"orjson"},
     "comps.model_servers.remote.parsing": {"orjson"},
     "comps.model_servers.langchain.standalone": {"langchain_core"},
-    "comps.model_servers.langchain.through": {"langchain_core"},
+    "comps.model_servers.langchain.through": {"langchain_core", "pydantic"},
     "comps.model_servers.langchain.chat_tgi": {"langchain_core", "langchain_huggingface", "pydantic"},
     "comps.model_servers.embedded.llama_cpp_chat_formats": {"jinja2", "llama_cpp"},
     "comps.model_servers.embedded.llama_cpp_context": {"llama_cpp", "numpy"},

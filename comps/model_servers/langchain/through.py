@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import aclosing
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManager
 from langchain_core.globals import get_llm_cache
 from langchain_core.runnables.config import ensure_config
+from pydantic import BaseModel, ValidationError
 
+from comps.core.errors import SettingsError
 from comps.core.ports import ABILITIES, Answer, ModelServer
 from comps.core.types import JSON, SAMPLING_FIELDS, Generation, ModelInfo, Prompt, Sampling
 from comps.model_servers.langchain.chat_model import CONTINUE, AnswersChat
@@ -29,6 +32,10 @@ CHAT_MODELS: dict[type[Any], str] = {
 one brings OpenAI's SDK, which takes long."""
 
 
+_GIVEN = {"server", "model", "model_id"}
+"""The fields of these classes that are given by themselves."""
+
+
 def through_langchain(server: ModelServer, model: str = "") -> ModelServer:
     """The same model server, reached through LangChain, which calls it `model`; it keeps all its abilities."""
     if isinstance(server, LangChainModel):  # It is LangChain's in any case.
@@ -41,7 +48,7 @@ def through_langchain(server: ModelServer, model: str = "") -> ModelServer:
 
 
 def chat_model_over(
-    server: ModelServer, model: str, classes: Mapping[type[Any], str] = CHAT_MODELS, **fields: Any
+    server: ModelServer, model: str, classes: Mapping[type[Any], str] = CHAT_MODELS, /, **fields: Any
 ) -> AnswersChat:
     """Returns the chat model over a model server.
 
@@ -49,12 +56,42 @@ def chat_model_over(
         server: The model server.
         model: The model's name.
         classes: See `CHAT_MODELS`.
-        fields: Fields of the class, such as `temperature`.
+        fields: Fields of the class, such as `temperature`, and of `Sampling`.
+
+    Raises:
+        SettingsError: There is no such field, or its value is wrong.
     """
     path = next(path for kind, path in classes.items() if isinstance(server, kind))
     module, _, name = path.partition(":")
-    chat_model: AnswersChat = getattr(import_module(module), name).over(server, model, **fields)
+    kind = getattr(import_module(module), name)
+    try:
+        chat_model: AnswersChat = kind.over(server, model, **_known_fields(kind, fields))
+    except ValidationError as error:
+        problems = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors(include_url=False)]
+        raise SettingsError(*(f"{field}: {said}" if field else said for field, said in problems)) from None
     return chat_model
+
+
+def _known_fields(kind: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields for a class; those of `Sampling` that it does not have are in its `model_kwargs`.
+
+    Raises:
+        SettingsError: There is no such field.
+    """
+    own = {name for field, info in kind.model_fields.items() for name in (field, info.alias) if name} - _GIVEN
+    further = set(SAMPLING_FIELDS) - own if "model_kwargs" in own else set()
+    known = [*own, *further, "model_name"]
+    problems = []
+    for name in given.keys() - own - further:
+        near = get_close_matches(name, known, n=1, cutoff=0.65)
+        problems.append(f"{name}: no such field" + (f"; did you mean {near[0]}?" if near else ""))
+    if problems:
+        raise SettingsError(*sorted(problems))
+    moved = {name: value for name, value in given.items() if name in further}
+    if not moved:
+        return dict(given)
+    left = {name: value for name, value in given.items() if name not in further}
+    return {**left, "model_kwargs": {**(given.get("model_kwargs") or {}), **moved}}
 
 
 class ThroughLangChain:
