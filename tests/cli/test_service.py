@@ -87,6 +87,24 @@ async def test_a_key_is_sent_from_the_flag_or_the_environment_and_never_printed(
     assert KEY not in echoed.out + echoed.err
     assert all(one.code in (1, 3) and "401" in one.out + one.err for one in ran[2:]), ran
     assert all(KEY not in one.out + one.err for one in ran)
+    assert "a key is needed: --api-key, or OPEA_LLM_API_KEY" in ran[2].out + ran[2].err
+    assert "know this key" in ran[3].out + ran[3].err or "this key is not known" in ran[3].out
+
+
+async def test_what_a_service_says_is_quoted_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted([[ModelServerError("the model server answered 500: boom")]]), monkeypatch) as service:
+        done = await invoke("ask", "?", "--url", service.url)
+    assert done.code == 1
+    assert "the service " in done.err
+    assert done.err.endswith("the model server answered 500: boom\n")
+
+
+def test_models_calls_a_model_server_of_the_settings_so() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    remote = {"MODEL_SERVER": "openai_api", "LLM_MODEL_SERVER_ENDPOINT": url, "LLM_NAME": "mine"}
+    done = invoked("models", environment=remote)
+    assert done.code == 1
+    assert "does not answer: the model server cannot be reached" in done.out
 
 
 @pytest.mark.parametrize(
