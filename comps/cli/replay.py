@@ -91,7 +91,7 @@ def replay(
 
 
 def _read(file: Path) -> dict[str, JSON]:
-    from comps.recording.record import FORMAT
+    from comps.recording.record import FORMAT, check_form
 
     try:
         record = json.loads(file.read_text("utf-8"))
@@ -101,6 +101,10 @@ def _read(file: Path) -> dict[str, JSON]:
         raise SettingsError(f"{file}: no record: it is not JSON") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise SettingsError(f'{file}: no record of this version, which has "format": {FORMAT}')
+    try:
+        check_form(record)
+    except ValueError as error:
+        raise SettingsError(f"{file}: no complete record: {error}") from None
     return record
 
 

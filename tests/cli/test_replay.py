@@ -297,9 +297,14 @@ async def test_replay_says_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch, tm
     assert hashes.code == 2
     assert "answered, length, by scripted (openvino, native)" in hashes.out
     assert "it has the hash of the request alone, so that it cannot be run again" in hashes.err
+    (record,) = records(folder)
     for text, said in (
         ("{", "it is not JSON"),
         ('{"format": 99}', "no record of this version"),
+        ('{"format": 1}', "no complete record: id: field required"),
+        (json.dumps({**record, "request": 5}), "no complete record: request: "),
+        (json.dumps({**record, "times": {"chunks": []}}), "no complete record: times.planned: field required"),
+        (json.dumps({**record, "prompt": {}}), "no complete record: prompt.sha256: field required"),
         (None, "cannot be read"),
     ):
         file = tmp_path / "file"
@@ -309,3 +314,4 @@ async def test_replay_says_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch, tm
         done = await invoke("replay", str(file))
         assert (done.code, done.out) == (2, "")
         assert said in done.err
+        assert done.err.count("\n") == 1
