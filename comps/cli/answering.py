@@ -114,12 +114,20 @@ class RunningService:
             self._server = OpenAIAPI(model, url, Access(api_key=api_key))
 
     async def load(self) -> None:
-        """Find out which model answers, and whether the service reads documents."""
+        """Find out which model answers, and whether the service reads documents.
+
+        Raises:
+            SettingsError: The service does not serve the model. A service may take any name, and other servers may know
+                names that they do not list, so that only services are judged by their lists.
+        """
         with progress(f"Waiting for {self.url}"):
             listed = await self.listed()
         named = [one["id"] for one in listed]
         self._is_ours = any("honours" in one for one in listed)
-        if not self._server.model_name and named:
+        model = self._server.model_name
+        if self._is_ours and model and model not in named:
+            raise SettingsError(f"--model = {model}: {self.url} does not serve it; it serves: {', '.join(named)}")
+        if not model and named:
             self._server.model_name = named[0]
 
     async def listed(self) -> list[dict[str, Any]]:
