@@ -24,7 +24,7 @@ from comps.cli.common import (
     settings_of,
 )
 from comps.cli.progress import progress
-from comps.cli.record_diff import differences, shown
+from comps.cli.record_diff import differences, not_asked_for, shown
 from comps.core.answers import Collector
 from comps.core.errors import LLMError, SettingsError
 from comps.core.types import JSON, GenerationRequest
@@ -50,7 +50,8 @@ def replay(
     """Run a recorded request again.
 
     It runs with the settings as they are here, or at another model server, and shows what differs: settings, prompt,
-    tokens, answer and times. Times always differ, and so they do not count. A difference is exit code 3.
+    tokens, answer and times. Times always differ, and so they do not count; nor does what the flags here change, such
+    as the model's name. Another difference is exit code 3.
 
     A record without texts (record_prompts = false) cannot be run again; what it has is shown.
 
@@ -84,9 +85,11 @@ def replay(
     run(_run(settings, generator, replace(request, model=wanted), streamed=bool(record["times"]["chunks"])))
     again = json.loads(json.dumps(record_of(drafts[0], settings, with_texts=True)))
     found = differences(record, again)
-    told = {"record": record, "again": again, "differs": list(found)}
-    print(json.dumps(told, ensure_ascii=False) if as_json else shown(found, record, again))
-    if found:
+    counted = not_asked_for(found, [key for key, value in flags.items() if value is not None])
+    by_flags = [name for name in found if name not in counted]
+    told = {"record": record, "again": again, "differs": counted, "changed_by_flags": by_flags}
+    print(json.dumps(told, ensure_ascii=False) if as_json else shown(found, record, again, counted))
+    if counted:
         raise typer.Exit(FOUND)
 
 
