@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comps.cli.common import APIKey, AsJSON, ConfigFile, expected_errors, load, run, settings_of
+from comps.cli.common import API_KEY, AsJSON, ConfigFile, expected_errors, load, run, settings_of
 from comps.cli.progress import progress
 from comps.core.errors import LLMError, SettingsError, for_operator
 from comps.exit_codes import FOUND
@@ -30,7 +30,10 @@ def check(
     idle: Annotated[
         float, typer.Option(min=0, max=140, help="With --through: seconds of silence to try; 0: none.")
     ] = 65.0,
-    api_key: APIKey = "",
+    api_key: Annotated[
+        str,
+        typer.Option(envvar=API_KEY, show_default=False, help="With --through: the key; better in the environment."),
+    ] = "",
     as_json: AsJSON = False,
     config: ConfigFile = None,
 ) -> None:
@@ -52,13 +55,13 @@ def check(
     if through:
         from comps.cli.path_check import PathCheck, report
 
-        if settings_only or config:
-            raise SettingsError("--through: no effect with --settings or --config: it checks a service elsewhere")
+        if given := [flag for flag, value in (("--settings", settings_only), ("--config", config)) if value]:
+            raise SettingsError(f"{' and '.join(given)}: no effect with --through: it checks a service elsewhere")
         if report(PathCheck(through, api_key, model, idle).findings(), as_json):
             raise typer.Exit(FOUND)
         return
-    if model or as_json:
-        raise SettingsError("--model and --json: no effect without --through")
+    if given := [flag for flag, value in (("--model", model), ("--json", as_json)) if value]:
+        raise SettingsError(f"{' and '.join(given)}: no effect without --through")
     from comps.app import open_models
     from comps.logs import start_log
 

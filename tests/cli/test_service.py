@@ -131,8 +131,10 @@ def test_models_calls_a_model_server_of_the_settings_so() -> None:
         (("ask", "?", "--url", "http://127.0.0.1:{port}"), 1, "the service cannot be reached: http://127.0.0.1:"),
         (("ask", "?", "--url", "http://127.0.0.1:1", "-c", "x.ini"), 2, "--config: no effect with --url"),
         (("ask", "-", "--url", "http://127.0.0.1:1"), 2, "the question is empty"),
-        (("check", "--through", "http://127.0.0.1:1", "--settings"), 2, "--through: no effect with --settings"),
-        (("check", "--model", "m"), 2, "no effect without --through"),
+        (("check", "--through", "http://127.0.0.1:1", "--settings"), 2, ": --settings: no effect with --through"),
+        (("check", "--model", "m"), 2, ": --model: no effect without --through"),
+        (("check", "--json"), 2, ": --json: no effect without --through"),
+        (("check", "--json", "--model", "m"), 2, ": --model and --json: no effect without --through"),
         (("models", "--url", "http://127.0.0.1:{port}"), 1, "the service cannot be reached: http://127.0.0.1:"),
     ],
 )
