@@ -149,7 +149,8 @@ def test_config_init_writes_a_file_that_can_be_served_and_writes_over_none(
     printed = invoked("config", "init", "-")
     assert invoked("config", "init", "--force").code == 0
     assert Path("config.ini").read_text() == printed.out
-    assert invoked("config", "init", str(tmp_path / "no" / "file")).code == 1
+    away = invoked("config", "init", str(tmp_path / "no" / "file"))
+    assert (away.code, away.err) == (1, f"opea-llm: {tmp_path}/no/file: cannot be written: No such file or directory\n")
 
 
 GGUF = b"GGUF" + bytes(100)
