@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -84,12 +85,7 @@ def replay(
     generator = open_models(settings, generator_of=partial(RecordedGenerator, keep=drafts.append)).named(wanted)
     run(_run(settings, generator, replace(request, model=wanted), streamed=bool(record["times"]["chunks"])))
     again = json.loads(json.dumps(record_of(drafts[0], settings, with_texts=True)))
-    found = differences(record, again)
-    counted = not_asked_for(found, [key for key, value in flags.items() if value is not None])
-    by_flags = [name for name in found if name not in counted]
-    told = {"record": record, "again": again, "differs": counted, "changed_by_flags": by_flags}
-    print(json.dumps(told, ensure_ascii=False) if as_json else shown(found, record, again, counted))
-    if counted:
+    if _differs(record, again, [key for key, value in flags.items() if value is not None], as_json):
         raise typer.Exit(FOUND)
 
 
@@ -129,6 +125,16 @@ async def _run(settings: Settings, generator: TextGenerator, request: Generation
             await (generator.answer(plan, Collector()) if streamed else generator.complete(plan))
     finally:
         await generator.server.aclose()
+
+
+def _differs(record: dict[str, JSON], again: dict[str, JSON], flags: Collection[str], as_json: bool) -> bool:
+    """Print what differs; returns whether that is more than what the flags changed."""
+    found = differences(record, again)
+    counted = not_asked_for(found, flags)
+    by_flags = [name for name in found if name not in counted]
+    told = {"record": record, "again": again, "differs": counted, "changed_by_flags": by_flags}
+    print(json.dumps(told, ensure_ascii=False) if as_json else shown(found, record, again, counted))
+    return bool(counted)
 
 
 def _show_alone(record: dict[str, JSON], as_json: bool) -> None:
