@@ -441,7 +441,7 @@ def test_ask_asks_the_model_that_is_named(tmp_path: Path, answers: str) -> None:
     )
     assert (first.returncode, first.stdout) == (0, "This answer\n")
     assert (second.returncode, second.stdout) == (0, " word0 word1\n")
-    assert (third.returncode, third.stdout) == (1, "")
+    assert (third.returncode, third.stdout) == (2, "")
     assert "known: one, two" in third.stderr
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -55,13 +56,11 @@ def check(
     if through:
         from comps.cli.path_check import PathCheck, report
 
-        if given := [flag for flag, value in (("--settings", settings_only), ("--config", config)) if value]:
-            raise SettingsError(f"{' and '.join(given)}: no effect with --through: it checks a service elsewhere")
+        _refuse("with --through: it checks a service elsewhere", {"--settings": settings_only, "--config": config})
         if report(PathCheck(through, api_key, model, idle).findings(), as_json):
             raise typer.Exit(FOUND)
         return
-    if given := [flag for flag, value in (("--model", model), ("--json", as_json)) if value]:
-        raise SettingsError(f"{' and '.join(given)}: no effect without --through")
+    _refuse("without --through", {"--model": model, "--json": as_json})
     from comps.app import open_models
     from comps.logs import start_log
 
@@ -74,6 +73,16 @@ def check(
         open_models(settings)  # Model servers check their own settings; nothing is connected yet.
     else:
         run(_check(settings))
+
+
+def _refuse(when: str, flags: Mapping[str, object]) -> None:
+    """Check that none of these flags is given.
+
+    Raises:
+        SettingsError: Those that are given have no effect.
+    """
+    if given := [flag for flag, value in flags.items() if value]:
+        raise SettingsError(f"{' and '.join(given)}: no effect {when}")
 
 
 async def _check(settings: Settings) -> None:
