@@ -154,7 +154,7 @@ def _check_workers(generator: TextGenerator, settings: Settings) -> None:
         kind = settings.models[generator.model].model.model_server
         raise SettingsError(
             f"model_server = {kind}: the model would be loaded by each of the workers ([OPEA_Microservice] workers = "
-            f"{workers}); workers = 1 is for models that run here, and a model server for more"
+            f"{workers}). Use workers = 1, or a model server."
         )
 
 

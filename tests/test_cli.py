@@ -442,7 +442,7 @@ def test_ask_asks_the_model_that_is_named(tmp_path: Path, answers: str) -> None:
     )
     assert (first.returncode, first.stdout) == (0, "This answer\n")
     assert (second.returncode, second.stdout) == (0, " word0 word1\n")
-    assert (third.returncode, third.stdout) == (1, "")
+    assert (third.returncode, third.stdout) == (2, "")
     assert "known: one, two" in third.stderr
 
 
@@ -634,7 +634,7 @@ def test_prompt_gives_a_terminal_no_commands_from_a_document(tmp_path: Path) -> 
 def test_prompt_names_a_model_that_is_not_there_before_it_loads_one(tmp_path: Path) -> None:
     (tmp_path / "config.ini").write_text(SMALL_AND_LARGE)
     done = command("prompt", "?", "--model", "small", "--model", "huge", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "opea-llm: model: 'huge' is not served here; known: small, large\n"
 
 

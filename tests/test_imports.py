@@ -158,6 +158,7 @@ EXTERNAL: dict[str, set[str]] = {
     "dialects.square": {"pydantic"},
     "dialects.llm_api": {"pydantic"},
     "settings": {"pydantic", "pydantic_settings"},
+    "recording": {"pydantic"},
     "client": {"httpx"},
     "metrics": {"prometheus_client"},
     "answer_metrics": {"prometheus_client"},

@@ -243,6 +243,7 @@ def test_several_workers_are_refused_where_each_would_load_the_model(
         open_models(settings)
     (problem,) = caught.value.problems
     assert problem.startswith(f"[Model] model_server = {kind}: the model would be loaded by each of the workers")
+    assert problem.endswith(" Use workers = 1, or a model server.")
     assert "[OPEA_Microservice] workers = 2" in problem
 
 

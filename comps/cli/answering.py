@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from comps.cli.common import load, settings_of
+from comps.cli.common import API_KEY, load, settings_of
 from comps.cli.progress import progress
 from comps.core.errors import InvalidRequest, LLMError, Refused, SettingsError
 from comps.core.ports import Answer
@@ -94,16 +94,18 @@ class RunningService:
         url: Its URL, with or without `/v1`.
         api_key: The key; empty: none.
         model: The model's name; empty: the first that it lists.
+        of_settings: Whether it is a model server of the settings; errors then call it so.
 
     Raises:
         SettingsError: The URL or the key is invalid.
     """
 
-    def __init__(self, url: str, api_key: str, model: str = "") -> None:
+    def __init__(self, url: str, api_key: str, model: str = "", *, of_settings: bool = False) -> None:
         from comps.model_servers.remote.openai_api import OpenAIAPI, check_endpoint, split_endpoint
         from comps.model_servers.target import Access
 
         self._key = api_key
+        self._of_settings = of_settings
         self.url = url
         self._is_ours = False
         with self.errors():
@@ -112,12 +114,20 @@ class RunningService:
             self._server = OpenAIAPI(model, url, Access(api_key=api_key))
 
     async def load(self) -> None:
-        """Find out which model answers, and whether the service reads documents."""
+        """Find out which model answers, and whether the service reads documents.
+
+        Raises:
+            SettingsError: The service does not serve the model. A service may take any name, and other servers may know
+                names that they do not list, so that only services are judged by their lists.
+        """
         with progress(f"Waiting for {self.url}"):
             listed = await self.listed()
         named = [one["id"] for one in listed]
         self._is_ours = any("honours" in one for one in listed)
-        if not self._server.model_name and named:
+        model = self._server.model_name
+        if self._is_ours and model and model not in named:
+            raise SettingsError(f"--model = {model}: {self.url} does not serve it; it serves: {', '.join(named)}")
+        if not model and named:
             self._server.model_name = named[0]
 
     async def listed(self) -> list[dict[str, Any]]:
@@ -126,7 +136,7 @@ class RunningService:
             try:
                 listing = await self._server.http.get(f"{self._api}/models")
             except (InvalidRequest, Refused, ValueError) as error:
-                if isinstance(error, Refused) and error.status in (401, 403):
+                if isinstance(error, Refused) and error.status in _KEY_REFUSED:
                     raise
                 return []
         listed = listing.get("data") if isinstance(listing, dict) else None
@@ -158,15 +168,21 @@ class RunningService:
         try:
             yield
         except LLMError as error:
-            error.operator_text = self._redacted(error.operator_text)
-            error.args = tuple(self._redacted(one) if isinstance(one, str) else one for one in error.args)
+            error.operator_text = self._said(error.operator_text, error)
+            error.args = tuple(self._said(one, error) if isinstance(one, str) else one for one in error.args)
             if isinstance(error, SettingsError):
-                error.problems = tuple(map(self._redacted, error.problems))
+                error.problems = tuple(self._said(one, error) for one in error.problems)
             raise
 
-    def _redacted(self, text: str) -> str:
-        for said, meant in _NAMES:
-            text = text.replace(said, meant)
+    def _said(self, text: str, error: LLMError) -> str:
+        """Returns the text of an error in the words of the command line, without the key."""
+        if not self._of_settings:
+            text = text.replace("the model server", "the service", 1)  # What follows may be the service's own words.
+            if isinstance(error, SettingsError):
+                for said, meant in _NAMES:
+                    text = text.replace(said, meant)
+            elif isinstance(error, Refused) and error.status in _KEY_REFUSED:
+                text = text.replace(error.body, _WRONG_KEY if self._key else _NO_KEY)
         return text.replace(self._key, "***") if self._key else text
 
     async def aclose(self) -> None:
@@ -178,9 +194,11 @@ _NAMES = (
     ("model_server_endpoint (LLM_MODEL_SERVER_ENDPOINT)", "--url"),
     ("model_server_endpoint", "--url"),
     ("LLM_API_KEY", "--api-key"),
-    ("the model server", "the service"),
 )
-"""What the client of model servers says, and what it means here."""
+"""Settings that the client of model servers names, and their flags here."""
+_KEY_REFUSED = (401, 403)
+_WRONG_KEY = "the service does not know this key, or does not allow it to do this"
+_NO_KEY = f"a key is needed: --api-key, or {API_KEY}"
 
 
 class _Begun:

@@ -28,6 +28,7 @@ from comps.cli.documents import asking
 from comps.cli.printing import PrintedAnswer
 from comps.core.errors import LLMError, for_operator
 from comps.core.types import GenerationRequest, Message
+from comps.exit_codes import FAILED
 from comps.messages import message
 
 _HELP = "/quit (or Ctrl-D) ends the chat, /reset forgets it, Ctrl-C stops an answer"
@@ -50,7 +51,8 @@ def chat(
 
     Each line of the input is a question. The documents, if there are any, are there for all of them.
 
-    /quit (or Ctrl-D) ends the chat, /reset forgets it, Ctrl-C stops an answer.
+    /quit (or Ctrl-D) ends the chat, /reset forgets it, Ctrl-C stops an answer. If the questions come from a pipe or a
+    file and one of them fails, the others are still asked, and the exit code is 1.
 
     \b
     Examples:
@@ -63,10 +65,12 @@ def chat(
     can_stop, loop = let_interrupt(), asyncio.new_event_loop()
     try:
         loop.run_until_complete(answering.load())
-        _Conversation(loop, answering, first, system, can_stop).run()
+        has_failed = _Conversation(loop, answering, first, system, can_stop).run()
     finally:
         loop.run_until_complete(answering.aclose())
         loop.close()
+    if has_failed and not sys.stdin.isatty():
+        raise typer.Exit(FAILED)
 
 
 class _Conversation:
@@ -94,14 +98,15 @@ class _Conversation:
         self._begin = (Message("system", system),) if system else ()
         self._messages = self._begin
         self._can_stop = can_stop
+        self._has_failed = False
 
-    def run(self) -> None:
-        """Answer until the end of the input, or /quit."""
+    def run(self) -> bool:
+        """Answer until the end of the input, or /quit; returns whether a question has failed."""
         read = _reader()
         while (line := self._line(read)) is not None:
             question = line.strip()
             if question == "/quit":
-                return
+                break
             if question == "/reset":
                 self._messages = self._begin
                 message("[the conversation is forgotten]")
@@ -109,6 +114,7 @@ class _Conversation:
                 message(f"[{_HELP}]")
             elif question:
                 self._ask(question)
+        return self._has_failed
 
     def _line(self, read: Callable[[], str | None]) -> str | None:
         while True:
@@ -128,6 +134,7 @@ class _Conversation:
             with suppress(asyncio.CancelledError):
                 self._loop.run_until_complete(task)
         except LLMError as error:
+            self._has_failed = True
             message(f"opea-llm: {for_operator(error)}")
         finally:
             if self._can_stop:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comps.cli.common import APIKey, AsJSON, ConfigFile, expected_errors, load, run, settings_of
+from comps.cli.common import API_KEY, AsJSON, ConfigFile, expected_errors, load, run, settings_of
 from comps.cli.progress import progress
 from comps.core.errors import LLMError, SettingsError, for_operator
 from comps.exit_codes import FOUND
@@ -30,7 +31,10 @@ def check(
     idle: Annotated[
         float, typer.Option(min=0, max=140, help="With --through: seconds of silence to try; 0: none.")
     ] = 65.0,
-    api_key: APIKey = "",
+    api_key: Annotated[
+        str,
+        typer.Option(envvar=API_KEY, show_default=False, help="With --through: the key; better in the environment."),
+    ] = "",
     as_json: AsJSON = False,
     config: ConfigFile = None,
 ) -> None:
@@ -52,13 +56,11 @@ def check(
     if through:
         from comps.cli.path_check import PathCheck, report
 
-        if settings_only or config:
-            raise SettingsError("--through: no effect with --settings or --config: it checks a service elsewhere")
+        _refuse("with --through: it checks a service elsewhere", {"--settings": settings_only, "--config": config})
         if report(PathCheck(through, api_key, model, idle).findings(), as_json):
             raise typer.Exit(FOUND)
         return
-    if model or as_json:
-        raise SettingsError("--model and --json: no effect without --through")
+    _refuse("without --through", {"--model": model, "--json": as_json})
     from comps.app import open_models
     from comps.logs import start_log
 
@@ -71,6 +73,16 @@ def check(
         open_models(settings)  # Model servers check their own settings; nothing is connected yet.
     else:
         run(_check(settings))
+
+
+def _refuse(when: str, flags: Mapping[str, object]) -> None:
+    """Check that none of these flags is given.
+
+    Raises:
+        SettingsError: Those that are given have no effect.
+    """
+    if given := [flag for flag, value in flags.items() if value]:
+        raise SettingsError(f"{' and '.join(given)}: no effect {when}")
 
 
 async def _check(settings: Settings) -> None:

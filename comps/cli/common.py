@@ -16,7 +16,7 @@ import typer
 
 from comps.cli.documents import KNOWN
 from comps.cli.progress import progress
-from comps.core.errors import LLMError, SettingsError, for_operator
+from comps.core.errors import InvalidRequest, LLMError, SettingsError, for_operator
 from comps.exit_codes import FAILED, INTERRUPTED, WRONG_SETTINGS
 from comps.messages import message
 from comps.model_servers import FRAMEWORKS, MODEL_SERVERS
@@ -80,7 +80,7 @@ def expected_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(WRONG_SETTINGS) from None
         except LLMError as error:
             message(f"opea-llm: {for_operator(error)}")
-            raise typer.Exit(FAILED) from None
+            raise typer.Exit(WRONG_SETTINGS if isinstance(error, InvalidRequest) else FAILED) from None
         except BrokenPipeError:  # The reader has closed the pipe; at exit, Python would report that once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from None

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from comps.cli.common import expected_errors
-from comps.core.errors import SettingsError
+from comps.core.errors import LLMError, SettingsError
 from comps.messages import message
 
 config = typer.Typer(help="Write a file of settings.", no_args_is_help=True, rich_markup_mode=None)
@@ -45,4 +45,6 @@ def init(
             written.write(text)
     except FileExistsError:
         raise SettingsError(f"{file} is there already; --force writes over it") from None
+    except OSError as error:
+        raise LLMError(f"{file}: cannot be written: {error.strerror}") from None
     message(f"Written: {file}; opea-llm check shows which settings are in effect")

@@ -72,11 +72,12 @@ async def _known(settings: Settings, name: str, model: Model) -> dict[str, JSON]
     from comps.core.ports import Loads
 
     if model.model_server in _WITH_LIST:
-        service = RunningService(model.model_server_endpoint.split(",")[0].strip(), model.api_key.get_secret_value())
+        url, key = model.model_server_endpoint.split(",")[0].strip(), model.api_key.get_secret_value()
+        remote = RunningService(url, key, of_settings=True)
         try:
-            known = [one["id"] for one in await service.listed()]
+            known = [one["id"] for one in await remote.listed()]
         finally:
-            await service.aclose()
+            await remote.aclose()
     else:
         known = []
     server = open_models(settings).named(name).server

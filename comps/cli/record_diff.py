@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import unified_diff
 from itertools import pairwise
 from typing import Any
@@ -30,6 +30,16 @@ _ASPECTS: dict[str, Callable[[Record], JSON]] = {
     "answer": lambda record: _identity(record["answer"]),
 }
 """What is compared."""
+_PLURAL = ("settings", "decisions", "tokens")
+"""Aspects whose names are plurals."""
+_OF_MODEL = ("name", "base", "context_window")
+_CHANGED_BY: dict[str, tuple[str, ...]] = {
+    "model_name": _OF_MODEL,
+    "framework": ("framework",),
+    "model_server": ("kind", "endpoint", *_OF_MODEL),
+    "model_server_endpoint": ("endpoint", *_OF_MODEL),
+}
+"""What differs in who answered if a flag changes a setting: another server may give another model."""
 _LONGEST = 300
 """The most lines of a difference between texts."""
 
@@ -40,13 +50,38 @@ def differences(one: Record, two: Record) -> dict[str, tuple[JSON, JSON]]:
     return {name: (first, second) for name, (first, second) in compared.items() if first != second}
 
 
-def shown(found: Mapping[str, tuple[JSON, JSON]], one: Record, two: Record | None) -> str:
+def not_asked_for(found: Mapping[str, tuple[JSON, JSON]], flags: Collection[str]) -> list[str]:
+    """Returns the aspects that differ in more than what flags changed.
+
+    Args:
+        found: What `differences` found.
+        flags: The keys of the settings that flags changed.
+    """
+    asked = {
+        "model": {"model"} if "model_name" in flags else set(),
+        "model_server": {field for key in flags for field in _CHANGED_BY.get(key, ())},
+        "settings": {f"[Model] {key}" for key in flags},
+    }
+    return [name for name, values in found.items() if not _fields(name, *values) <= asked.get(name, set())]
+
+
+def _fields(aspect: str, first: JSON, second: JSON) -> set[str]:
+    """Returns the fields in which two values differ; of values that are no objects, the aspect."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return {name for name in {*first, *second} if first.get(name) != second.get(name)}
+    return {aspect}
+
+
+def shown(
+    found: Mapping[str, tuple[JSON, JSON]], one: Record, two: Record | None, counted: Collection[str] = ()
+) -> str:
     """Returns text for a terminal: the record, what differs from it, and the times of both.
 
     Args:
         found: What `differences` found.
         one: The record.
         two: The same request, run again; None: it was not.
+        counted: The aspects that differ in more than what flags changed.
     """
     lines = [f"{one['id'] or 'request'} of {one['time']}, version {one['version']}: {_summary(one)}"]
     if two is None:
@@ -54,9 +89,11 @@ def shown(found: Mapping[str, tuple[JSON, JSON]], one: Record, two: Record | Non
     lines.append(f"again: {_summary(two)}")
     lines += _times(one, two)
     for name, (first, second) in found.items():
-        lines += ["", f"{name} differs"]
+        verb = "differ" if name in _PLURAL else "differs"
+        lines += ["", f"{name} {verb}{'' if name in counted else ', as the flags say'}"]
         lines += _TEXTS[name](one, two) if name in _TEXTS else _values(first, second)
-    lines += ["", f"differs: {', '.join(found)}" if found else "nothing differs but times"]
+    nothing = "nothing differs but times" + (" and what the flags changed" if found else "")
+    lines += ["", f"differs: {', '.join(counted)}" if counted else nothing]
     if one["redacted"]:
         lines.append("keys were taken out of the record: the model read *** in their places")
     return "\n".join(line.encode("utf-8", "replace").decode() for line in lines)
@@ -81,6 +118,7 @@ def _tokens(record: Record) -> JSON:
 
 def _times(one: Record, two: Record) -> Iterator[str]:
     """Yields the times of both, in seconds; the rate is that of the chunks after the first."""
+    yield f"  {'seconds':18} {'recorded':>10} {'now':>10}"
     for name, of in (
         ("prompt ready", lambda record: record["times"]["planned"]),
         ("first chunk", lambda record: record["times"]["first_chunk"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,7 @@ from comps.cli.common import (
     settings_of,
 )
 from comps.cli.progress import progress
-from comps.cli.record_diff import differences, shown
+from comps.cli.record_diff import differences, not_asked_for, shown
 from comps.core.answers import Collector
 from comps.core.errors import LLMError, SettingsError
 from comps.core.types import JSON, GenerationRequest
@@ -50,7 +51,8 @@ def replay(
     """Run a recorded request again.
 
     It runs with the settings as they are here, or at another model server, and shows what differs: settings, prompt,
-    tokens, answer and times. Times always differ, and so they do not count. A difference is exit code 3.
+    tokens, answer and times. Times always differ, and so they do not count; nor does what the flags here change, such
+    as the model's name. Another difference is exit code 3.
 
     A record without texts (record_prompts = false) cannot be run again; what it has is shown.
 
@@ -83,15 +85,12 @@ def replay(
     generator = open_models(settings, generator_of=partial(RecordedGenerator, keep=drafts.append)).named(wanted)
     run(_run(settings, generator, replace(request, model=wanted), streamed=bool(record["times"]["chunks"])))
     again = json.loads(json.dumps(record_of(drafts[0], settings, with_texts=True)))
-    found = differences(record, again)
-    told = {"record": record, "again": again, "differs": list(found)}
-    print(json.dumps(told, ensure_ascii=False) if as_json else shown(found, record, again))
-    if found:
+    if _differs(record, again, [key for key, value in flags.items() if value is not None], as_json):
         raise typer.Exit(FOUND)
 
 
 def _read(file: Path) -> dict[str, JSON]:
-    from comps.recording.record import FORMAT
+    from comps.recording.record import FORMAT, check_form
 
     try:
         record = json.loads(file.read_text("utf-8"))
@@ -101,6 +100,10 @@ def _read(file: Path) -> dict[str, JSON]:
         raise SettingsError(f"{file}: no record: it is not JSON") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise SettingsError(f'{file}: no record of this version, which has "format": {FORMAT}')
+    try:
+        check_form(record)
+    except ValueError as error:
+        raise SettingsError(f"{file}: no complete record: {error}") from None
     return record
 
 
@@ -122,6 +125,16 @@ async def _run(settings: Settings, generator: TextGenerator, request: Generation
             await (generator.answer(plan, Collector()) if streamed else generator.complete(plan))
     finally:
         await generator.server.aclose()
+
+
+def _differs(record: dict[str, JSON], again: dict[str, JSON], flags: Collection[str], as_json: bool) -> bool:
+    """Print what differs; returns whether that is more than what the flags changed."""
+    found = differences(record, again)
+    counted = not_asked_for(found, flags)
+    by_flags = [name for name in found if name not in counted]
+    told = {"record": record, "again": again, "differs": counted, "changed_by_flags": by_flags}
+    print(json.dumps(told, ensure_ascii=False) if as_json else shown(found, record, again, counted))
+    return bool(counted)
 
 
 def _show_alone(record: dict[str, JSON], as_json: bool) -> None:

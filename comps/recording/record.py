@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+
+from pydantic import TypeAdapter, ValidationError
 
 from comps.core.planning import Plan
 from comps.core.redaction import HIDDEN, without_keys
@@ -137,6 +139,72 @@ def _prompt_object(prompt: JSON) -> JSON:
 def _request_object(request: GenerationRequest) -> JSON:
     said = {name: value for name, value in asdict(request).items() if name != "is_large"}
     return {**said, "defaulted": sorted(request.defaulted)}
+
+
+@dataclass(frozen=True)
+class _ModelServer:
+    kind: str
+    framework: str
+    endpoint: str
+
+
+@dataclass(frozen=True)
+class _Kept:
+    sha256: str
+    bytes: int
+    value: JSON = None
+
+
+@dataclass(frozen=True)
+class _Usage:
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+@dataclass(frozen=True)
+class _Times:
+    planned: float | None
+    first_chunk: float | None
+    total: float | None
+    chunks: list[float]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What `record_of` writes, as far as it is read."""
+
+    id: str
+    time: str
+    version: str
+    outcome: str
+    error: str
+    model: str
+    model_server: _ModelServer
+    settings: dict[str, JSON]
+    request: _Kept
+    prompt: _Kept | None
+    sampling: dict[str, JSON] | None
+    decisions: dict[str, JSON] | None
+    report: dict[str, JSON] | None
+    answer: _Kept
+    finish_reason: str | None
+    usage: _Usage | None
+    times: _Times
+    redacted: bool
+
+
+def check_form(record: JSON) -> None:
+    """Check that a record has all that a comparison reads.
+
+    Raises:
+        ValueError: It has not; the text names the first field that is missing or has another type.
+    """
+    try:
+        TypeAdapter(_Form).validate_python(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "it"
+        raise ValueError(f"{field}: {first['msg'].lower()}") from None
 
 
 def request_in(record: Mapping[str, JSON]) -> GenerationRequest | None:

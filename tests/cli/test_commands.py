@@ -86,6 +86,13 @@ def test_the_key_for_services_in_the_environment_disturbs_no_other_command() -> 
     assert (done.code, done.err) == (0, "")
 
 
+def test_the_help_of_a_key_names_the_flag_that_it_is_for() -> None:
+    for command, flag in (("ask", "--url"), ("check", "--through")):
+        (said,) = re.findall(r"--api-key .*(?:\n {10,}.*)*", invoked(command, "--help").out)
+        assert flag in said
+        assert ("--url" in said) is (flag == "--url")
+
+
 def test_zsh_and_fish_have_scripts_and_no_other_shell_does() -> None:
     assert "#compdef opea-llm" in invoked("completion", "zsh").out
     assert "complete --command opea-llm" in invoked("completion", "fish").out
@@ -142,7 +149,8 @@ def test_config_init_writes_a_file_that_can_be_served_and_writes_over_none(
     printed = invoked("config", "init", "-")
     assert invoked("config", "init", "--force").code == 0
     assert Path("config.ini").read_text() == printed.out
-    assert invoked("config", "init", str(tmp_path / "no" / "file")).code == 1
+    away = invoked("config", "init", str(tmp_path / "no" / "file"))
+    assert (away.code, away.err) == (1, f"opea-llm: {tmp_path}/no/file: cannot be written: No such file or directory\n")
 
 
 GGUF = b"GGUF" + bytes(100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -252,6 +253,9 @@ async def test_replay_shows_what_differs_in_prompt_tokens_answer_and_settings_an
     differs = _differs(same)
     assert {"prompt", "tokens", "answer", "finish_reason", "sampling", "outcome"}.isdisjoint(differs)
     assert "the model read *** in their places" in same.out
+    assert re.search(r"^  seconds +recorded +now\n  prompt ready ", same.out, re.MULTILINE)
+    assert "\nsettings differ\n" in other.out
+    assert "\ntokens differ\n" in other.out
     for line in ("  first chunk ", "  end ", "  longest pause "):
         assert line in same.out
     assert other.code == 3
@@ -282,12 +286,45 @@ async def test_replay_runs_at_another_model_server(monkeypatch: pytest.MonkeyPat
         away = await invoke("replay", str(file), *where, "--model", "gone", "--framework", "native")
     assert done.code == 3, done
     assert f"by new (openai_api, native) at {service.url}" in done.out
-    assert {"model", "model_server", "answer"} <= set(_differs(done))
+    assert "answer" in _differs(done)
+    assert {"model", "model_server"}.isdisjoint(_differs(done))
+    for changed in ("model differs, as the flags say\n  scripted → new", "model_server differs, as the flags say"):
+        assert changed in done.out
     assert "  -In the harbour\n  +Here\n" in done.out
     (prompt, sampling, _) = server.asked[0]
     assert "It is in the harbour." in str(prompt[-1].content)  # type: ignore[union-attr]
     assert (sampling.max_tokens, sampling.stop) == (5, ("\n\n",))
     assert "outcome differs\n  answered → failed: " in away.out
+
+
+async def test_what_flags_of_a_replay_change_is_shown_and_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "records"
+    (tmp_path / "answers.json").write_text(json.dumps([["Here"]]))
+    known = {
+        "MODEL_SERVER": "scripted",
+        "LLM_MODEL_SERVER_ENDPOINT": str(tmp_path / "answers.json"),
+        "LLM_NAME": "scripted",
+        "FRAMEWORK": "native",
+    }
+    await recorded(monkeypatch, folder, Scripted([["Here"]]), QUESTION)
+    (file,) = folder.glob("*.json")
+    # The record of a run with these settings, so that nothing but the flags differs.
+    first = await invoke("replay", str(file), "--json", environment=known)
+    file.write_text(json.dumps(json.loads(first.out)["again"]))
+    (tmp_path / "moved.json").write_text(json.dumps([["Here"]]))
+    where = ("--endpoint", str(tmp_path / "moved.json"), "--model", "new")
+    moved = await invoke("replay", str(file), *where, environment=known)
+    as_json = await invoke("replay", str(file), *where, "--json", environment=known)
+    other = await invoke("replay", str(file), *where, environment={**known, "LLM_TOP_DOCUMENTS": "1"})
+    assert (moved.code, as_json.code, other.code) == (0, 0, 3), moved
+    assert moved.out.endswith("\nnothing differs but times and what the flags changed\n")
+    assert "\nsettings differ, as the flags say\n  [Model] model_name: scripted → new\n" in moved.out
+    told = json.loads(as_json.out)
+    assert (told["differs"], told["changed_by_flags"]) == ([], ["model", "model_server", "settings"])
+    assert {"settings", "report"} <= set(_differs(other))
+    assert "model" not in _differs(other)
 
 
 async def test_replay_says_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -297,9 +334,14 @@ async def test_replay_says_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch, tm
     assert hashes.code == 2
     assert "answered, length, by scripted (openvino, native)" in hashes.out
     assert "it has the hash of the request alone, so that it cannot be run again" in hashes.err
+    (record,) = records(folder)
     for text, said in (
         ("{", "it is not JSON"),
         ('{"format": 99}', "no record of this version"),
+        ('{"format": 1}', "no complete record: id: field required"),
+        (json.dumps({**record, "request": 5}), "no complete record: request: "),
+        (json.dumps({**record, "times": {"chunks": []}}), "no complete record: times.planned: field required"),
+        (json.dumps({**record, "prompt": {}}), "no complete record: prompt.sha256: field required"),
         (None, "cannot be read"),
     ):
         file = tmp_path / "file"
@@ -309,3 +351,4 @@ async def test_replay_says_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch, tm
         done = await invoke("replay", str(file))
         assert (done.code, done.out) == (2, "")
         assert said in done.err
+        assert done.err.count("\n") == 1

@@ -87,6 +87,40 @@ async def test_a_key_is_sent_from_the_flag_or_the_environment_and_never_printed(
     assert KEY not in echoed.out + echoed.err
     assert all(one.code in (1, 3) and "401" in one.out + one.err for one in ran[2:]), ran
     assert all(KEY not in one.out + one.err for one in ran)
+    assert "a key is needed: --api-key, or OPEA_LLM_API_KEY" in ran[2].out + ran[2].err
+    assert "know this key" in ran[3].out + ran[3].err or "this key is not known" in ran[3].out
+
+
+async def test_a_model_that_is_not_served_is_refused_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Scripted([["yes"]])
+    async with running({"one": server, "two": Scripted()}, monkeypatch, {"LLM_NAME": "one"}) as service:
+        served = await invoke("ask", "?", "--url", service.url, "--model", "one")
+    async with running(other := Scripted([["yes"]]), monkeypatch) as service:  # Its dialect takes any model's name.
+        alone = await invoke("ask", "?", "--url", service.url, "--model", "nope")
+        chat = await invoke("chat", "--url", service.url, "--model", "nope", stdin="?\n")
+    assert (served.code, served.out) == (0, "yes\n")
+    for done in (alone, chat):
+        assert (done.code, done.out) == (2, "")
+        assert done.err == f"opea-llm: --model = nope: {service.url} does not serve it; it serves: scripted\n"
+    assert not other.asked
+    here = await invoke("ask", "?", "--model", "nope", environment={"MODEL_SERVER": "scripted", "LLM_NAME": "mine"})
+    assert (here.code, here.err) == (2, "opea-llm: model: 'nope' is not served here; known: mine\n")
+
+
+async def test_what_a_service_says_is_quoted_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(Scripted([[ModelServerError("the model server answered 500: boom")]]), monkeypatch) as service:
+        done = await invoke("ask", "?", "--url", service.url)
+    assert done.code == 1
+    assert "the service " in done.err
+    assert done.err.endswith("the model server answered 500: boom\n")
+
+
+def test_models_calls_a_model_server_of_the_settings_so() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    remote = {"MODEL_SERVER": "openai_api", "LLM_MODEL_SERVER_ENDPOINT": url, "LLM_NAME": "mine"}
+    done = invoked("models", environment=remote)
+    assert done.code == 1
+    assert "does not answer: the model server cannot be reached" in done.out
 
 
 @pytest.mark.parametrize(
@@ -97,8 +131,10 @@ async def test_a_key_is_sent_from_the_flag_or_the_environment_and_never_printed(
         (("ask", "?", "--url", "http://127.0.0.1:{port}"), 1, "the service cannot be reached: http://127.0.0.1:"),
         (("ask", "?", "--url", "http://127.0.0.1:1", "-c", "x.ini"), 2, "--config: no effect with --url"),
         (("ask", "-", "--url", "http://127.0.0.1:1"), 2, "the question is empty"),
-        (("check", "--through", "http://127.0.0.1:1", "--settings"), 2, "--through: no effect with --settings"),
-        (("check", "--model", "m"), 2, "no effect without --through"),
+        (("check", "--through", "http://127.0.0.1:1", "--settings"), 2, ": --settings: no effect with --through"),
+        (("check", "--model", "m"), 2, ": --model: no effect without --through"),
+        (("check", "--json"), 2, ": --json: no effect without --through"),
+        (("check", "--json", "--model", "m"), 2, ": --model and --json: no effect without --through"),
         (("models", "--url", "http://127.0.0.1:{port}"), 1, "the service cannot be reached: http://127.0.0.1:"),
     ],
 )
@@ -183,7 +219,7 @@ async def test_a_chat_remembers_what_was_said_until_it_is_told_to_forget_and_sur
         chat = start_chat("--url", service.url, "-d", str(tmp_path / "a.txt"), "--system", "Be brief.")
         said = "one\ntwo\n\nthree\n/reset\n/what\nfour\n"
         out, err = await asyncio.to_thread(chat.communicate, said, timeout=PATIENCE)
-    assert chat.returncode == 0
+    assert chat.returncode == 1
     assert out == "first\nsecond\nthird\n"
     assert "opea-llm: " in err
     assert "it broke" in err
