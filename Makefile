@@ -28,12 +28,12 @@ test: $(BIN)/.tested $(CLIENTS) ## Set up, then check style and types and run th
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -rs $(TESTS)
+	$(BIN)/pytest -rfEs $(TESTS)
 
 test-fast: $(BIN)/.tested ## In less than a minute: style, and the tests of what a first patch touches
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -rs $(FAST) -k 'not bundled'
+	$(BIN)/pytest -rfEs $(FAST) -k 'not bundled'
 
 docs: .venv-docs/.installed ## Build the documentation into build/docs, with all links checked; its tables are made from the code
 	$(BIN)/python -m tests.tables
