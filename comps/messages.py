@@ -9,6 +9,10 @@ from comps.logs import as_logged
 
 
 def message(text: str) -> None:
-    """Print a line for the operator, on standard error, in the form of the log."""
+    """Print a line for the operator, on standard error, in the form of the log.
+
+    It is one write, so that lines of several workers do not mix: with PYTHONUNBUFFERED, `print` makes two.
+    """
     with suppress(OSError):  # A full disk, or a reader that has left, ends no service.
-        print(as_logged(text), file=sys.stderr, flush=True)
+        sys.stderr.write(f"{as_logged(text)}\n")
+        sys.stderr.flush()
