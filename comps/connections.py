@@ -11,6 +11,7 @@ optional.
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from errno import ETIMEDOUT
 from math import inf
 from typing import Any, Protocol
@@ -121,9 +122,9 @@ class LimitedConnection(HttpToolsProtocol):
             if self._phase < _BETWEEN:
                 self._check_incomplete()
 
+    @abstractmethod
     def feed(self, data: bytes) -> None:
         """Parse a part of what the client sends."""
-        raise NotImplementedError
 
     def _feed_slices(self, data: bytes) -> None:
         """Parse slice by slice, as far as it is bounded what waits for answers."""

@@ -101,7 +101,7 @@ class _LogFile(logging.FileHandler):
 
     _told = -_TELL_AGAIN_SECONDS
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name.
         now = time.monotonic()
         if now - self._told >= _TELL_AGAIN_SECONDS:
             self._told = now
@@ -134,7 +134,7 @@ class _Formatter(logging.Formatter):
             line = _displayed(line)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name.
         error, lines = ei[1], list[str]()
         while error is not None and len(lines) < _MOST_LINES:
             places = traceback.extract_tb(error.__traceback__)
@@ -144,7 +144,7 @@ class _Formatter(logging.Formatter):
             error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         return "\n".join(lines)
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name.
         second = int(record.created)
         if second != self._second:
             self._second, self._text = second, time.strftime(self.default_time_format, self.converter(record.created))

@@ -22,7 +22,7 @@ ROOM = {"USVC_MAX_BODIES_MB": "1", "USVC_MAX_BODY_MB": "1"}
 
 async def until(holds: Callable[[], bool]) -> None:
     async def look() -> None:
-        while not holds():  # noqa: ASYNC110
+        while not holds():  # noqa: ASYNC110  # There is no event for it.
             await asyncio.sleep(0.001)
 
     await asyncio.wait_for(look(), PATIENCE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from comps.cli.common import API_KEY, load, settings_of
 from comps.cli.progress import progress
+from comps.core.answers import Forwarding
 from comps.core.errors import InvalidRequest, LLMError, Refused, SettingsError
 from comps.core.ports import Answer
 from comps.core.types import JSON, Finished, GenerationRequest, TextDelta
@@ -201,7 +202,7 @@ _WRONG_KEY = "the service does not know this key, or does not allow it to do thi
 _NO_KEY = f"a key is needed: --api-key, or {API_KEY}"
 
 
-class _Begun:
+class _Begun(Forwarding):
     """Answer that ends the progress with its first piece.
 
     Args:
@@ -209,8 +210,8 @@ class _Begun:
         waiting: Ends the progress.
     """
 
-    def __init__(self, answer: Answer, waiting: Any) -> None:
-        self._answer = answer
+    def __init__(self, answer: Answer, waiting: Callable[[], None]) -> None:
+        super().__init__(answer)
         self._waiting = waiting
 
     def text(self, text: str, choice: int = 0) -> None:
@@ -224,13 +225,6 @@ class _Begun:
     def finished(self, end: Finished) -> None:
         self._waiting()
         self._answer.finished(end)
-
-    @property
-    def full(self) -> bool:
-        return self._answer.full
-
-    async def drain(self) -> None:
-        await self._answer.drain()
 
 
 def _with_documents(request: GenerationRequest) -> dict[str, JSON]:

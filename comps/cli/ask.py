@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Annotated
-
-import typer
 
 from comps.cli.answering import Answering, opened
 from comps.cli.common import (
@@ -16,6 +13,7 @@ from comps.cli.common import (
     ConfigFile,
     Documents,
     MaxTokens,
+    OneModel,
     Question,
     System,
     Temperature,
@@ -36,9 +34,7 @@ def ask(
     max_tokens: MaxTokens = 512,
     temperature: Temperature = None,
     system: System = "",
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Which of the models to ask; the first one if left out.")
-    ] = None,
+    model: OneModel = None,
     url: URL = "",
     api_key: APIKey = "",
     as_json: AsJSON = False,

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Annotated
 
 import typer
 
@@ -19,6 +18,7 @@ from comps.cli.common import (
     ConfigFile,
     Documents,
     MaxTokens,
+    OneModel,
     System,
     Temperature,
     expected_errors,
@@ -40,9 +40,7 @@ def chat(
     max_tokens: MaxTokens = 512,
     temperature: Temperature = None,
     system: System = "",
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Which of the models to ask; the first one if left out.")
-    ] = None,
+    model: OneModel = None,
     url: URL = "",
     api_key: APIKey = "",
     config: ConfigFile = None,
@@ -151,7 +149,7 @@ def _reader() -> Callable[[], str | None]:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return lambda: sys.stdin.readline() or None
     with suppress(ImportError):
-        import readline  # noqa: F401  (It gives `input` history and editing.)
+        import readline  # noqa: F401  # It gives `input` history and editing.
     message(f"[{_HELP}]")
 
     def read() -> str | None:

@@ -49,6 +49,9 @@ Temperature = Annotated[
     float | None, typer.Option(min=0, help="0, if left out, always takes the likeliest token.", show_default=False)
 ]
 System = Annotated[str, typer.Option(help="What the model is told before the question (a system message).")]
+OneModel = Annotated[
+    str | None, typer.Option("--model", "-m", help="Which of the models to ask; the first one if left out.")
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 URL = Annotated[str, typer.Option(help="Ask the service that runs there, instead of a model in this process.")]
 APIKey = Annotated[

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from time import perf_counter, time
 from typing import Any, TypeVar
 
+from comps.core.answers import Forwarding
 from comps.core.deltas import join_extra
 from comps.core.errors import LLMError, for_operator
 from comps.core.generator import TextGenerator
@@ -130,11 +131,11 @@ class RecordedGenerator(TextGenerator):
         self._keep(draft)
 
 
-class _Timed:
+class _Timed(Forwarding):
     """Answer that notes when each piece is written."""
 
     def __init__(self, answer: Answer, draft: Draft) -> None:
-        self._answer = answer
+        super().__init__(answer)
         self._draft = draft
 
     def text(self, text: str, choice: int = 0) -> None:
@@ -155,10 +156,3 @@ class _Timed:
         if not self._draft.end or end.usage:
             self._draft.end = end
         self._answer.finished(end)
-
-    @property
-    def full(self) -> bool:
-        return self._answer.full
-
-    async def drain(self) -> None:
-        await self._answer.drain()

@@ -14,7 +14,8 @@ _BEGIN = """# OPEA LLM Microservice: every setting, at its default.
 # The environment goes before this file. Values may stand in quotes; a comment has a line of its own.
 """
 _ENDS = {
-    "Model": """# A key that is none of these goes to the engine of a model_server that has one, with its type: n_ctx=4096.
+    "Model": """\
+# A key that is none of these goes to the engine of a model_server that has one, with its type: n_ctx=4096.
 # env - LLM_ENGINE_<KEY>, such as LLM_ENGINE_N_CTX
 #
 # A secret may be in a file: its variable with _FILE has the path, such as LLM_API_KEY_FILE=/run/secrets/key.
@@ -25,13 +26,15 @@ _ENDS = {
 # If model_server or model_server_endpoint is there, the model is at another model server, and takes no endpoint,
 # credential, certificate, TLS switch or engine setting from [Model].
 # env - the usual variable, __ and the name in capitals, such as LLM_API_KEY__VICUNA_7B_V1_3
-""",  # noqa: E501
-    "Dialects": """#
+""",
+    "Dialects": """\
+#
 # Conversation templates of your own, by which square lays out a chat, have sections of their own:
 #   [Conversation.neural-chat]
 # match: parts of the names of its models, separated by commas, in small or large letters; else the section's name
-# system_template, roles, sep_style, sep, sep2, stop_str, stop_token_ids: as in FastChat's Conversation; docs/dialects.md has one
-""",  # noqa: E501
+# system_template, roles, sep_style, sep, sep2, stop_str, stop_token_ids: as in FastChat's Conversation;
+# docs/dialects.md has one
+""",
 }
 """What follows the keys of a section."""
 
