@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from difflib import get_close_matches
 from functools import partial
 from inspect import isawaitable
 from math import inf
@@ -14,25 +13,24 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse, RedirectResponse
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from comps.access import CALLER, Caller, Keys
 from comps.admission import Admission
 from comps.body_memory import BodyMemory
-from comps.core.errors import InvalidRequest, LLMError, for_operator, shutting_down
-from comps.core.generator import TextGenerator
+from comps.core.errors import LLMError, shutting_down
 from comps.core.models import Models
 from comps.core.redaction import shown_urls
 from comps.core.types import JSON, ModelInfo
 from comps.dialects.shared.base import Dialect, GenerationCall, ServiceStatus, Text
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
 from comps.gpus import gpus
-from comps.guard import Guard, Refusal
+from comps.guard import Guard
 from comps.handler import Handler, PromptHandler
 from comps.limits import Limits
-from comps.logs import RequestLine, log, log_unhandled
+from comps.loading import load_all, state_of
+from comps.logs import log, log_unhandled
 from comps.openapi import describe_bodies
 from comps.pages import DOCS, DOCS_ROUTES
 from comps.refusals import Refusals
@@ -40,6 +38,7 @@ from comps.settings import Model, Settings
 from comps.telemetry import Telemetry
 from comps.tracing import Tracing
 from comps.ui import PAGE, page_files, page_routes
+from comps.unknown_routes import UnknownRoutes
 from comps.version import version
 from comps.watched_files import WatchedFiles
 
@@ -47,8 +46,6 @@ MEGABYTE = 1_000_000
 PROMPT = "/v1/prompt"
 _STREAM_TESTS = 8
 """How many test streams may run at once; see `comps.model_servers.stream_test`."""
-_ASK_AGAIN_SECONDS = 3.0
-"""Seconds after which a model server that did not answer at the start is asked again."""
 
 
 class Service:
@@ -114,7 +111,7 @@ class Service:
         traces = await asyncio.to_thread(tracing, self.settings.microservice.name, models, self.version)
         self.telemetry.tracing = traces
         watching = [self.telemetry.watch_loop(), *(files.watch() for files in self._watched)]
-        tasks = [asyncio.ensure_future(one) for one in (self._load(on_loaded, on_state), *watching)]
+        tasks = [asyncio.ensure_future(one) for one in (load_all(self.models, on_loaded, on_state), *watching)]
         try:
             yield
         finally:
@@ -128,49 +125,6 @@ class Service:
     def withdraw(self) -> None:
         """From now on, the service is not ready. It still answers."""
         self._ending = True
-
-    async def _load(
-        self,
-        on_loaded: Callable[[LLMError | None], None] | None,
-        on_state: Callable[[Mapping[str, LLMError]], None] | None,
-    ) -> None:
-        failures = await asyncio.gather(*(self._load_one(generator) for generator in self.models))
-        if on_loaded:
-            on_loaded(failures[0] if all(failures) else None)
-        if on_state and not all(failures):
-            await self._watch(dict(zip(self.models, failures, strict=True)), on_state)
-
-    async def _watch(
-        self,
-        failures: Mapping[TextGenerator, LLMError | None],
-        on_state: Callable[[Mapping[str, LLMError]], None],
-    ) -> None:
-        """Ask the loaded models until each has answered once, and tell when the number of silent ones changes."""
-        failed = {generator.model: error for generator, error in failures.items() if error}
-        waiting = [generator for generator, error in failures.items() if not error]
-        told: int | None = None
-        while waiting:
-            states = await asyncio.gather(*(_state(generator) for generator in waiting))
-            silent = {info.name: error for info, error in states if error}
-            if len(silent) != told:
-                on_state({**failed, **silent})
-                told = len(silent)
-            waiting = [generator for generator in waiting if generator.model in silent]
-            if waiting:
-                await asyncio.sleep(_ASK_AGAIN_SECONDS)
-
-    async def _load_one(self, generator: TextGenerator) -> LLMError | None:
-        """Load one model; returns the error if that fails, since the other models do not depend on it."""
-        try:
-            await generator.load()
-        except LLMError as error:
-            if len(self.settings.models) > 1:  # Of a single model, the command prints it.
-                log.error("the model %s cannot be loaded: %s", generator.model, for_operator(error))
-            return error
-        except Exception:  # A fault of ours: the log gets the details.
-            log.exception("while loading the model %s", generator.model)
-            return LLMError("the model could not be loaded; the log above has the reason")
-        return None
 
     async def describe(self, asks_models: bool, path: Mapping[str, str], caller: Caller | None = None) -> ServiceStatus:
         """Returns the current service status. The service is ready if one of its models can answer.
@@ -190,7 +144,7 @@ class Service:
             models = self.models.allowed(caller.models)
         states: list[tuple[ModelInfo, LLMError | None]] = [(ModelInfo(one.model), None) for one in models]
         if asks_models:
-            states = await asyncio.gather(*(_state(generator) for generator in models))
+            states = await asyncio.gather(*(state_of(generator) for generator in models))
         not_ready = states[0][1] if all(error for _, error in states) else None
         if asks_models and self._ending:
             not_ready = shutting_down()
@@ -248,8 +202,9 @@ class Service:
         self._add_get_routes(app)
         if self.settings.microservice.serve_ui:
             self._add_page(app)
-        app.add_exception_handler(HTTPException, self._no_such_route)
-        self._routes = app.router.routes
+        shows_docs = self.settings.microservice.serve_docs
+        unknown = UnknownRoutes(app.router.routes, self.refusal, self.telemetry, shows_docs=shows_docs)
+        app.add_exception_handler(HTTPException, unknown)
         shown = preview if prompt else None
         describe_bodies(app, endpoints, shown, self.dialects, needs_key=self.guard is not None)
 
@@ -368,28 +323,6 @@ class Service:
         await self.telemetry.read_process()
         return Response(self.telemetry.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def _no_such_route(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        path = request.url.path
-        nearest = self._nearest(request.method, path)
-        shown = "; GET /docs shows what there is" if self.settings.microservice.serve_docs else ""
-        hint = f"; did you mean {nearest}?" if nearest else shown
-        said = InvalidRequest(f"{request.method} {path}: {error.detail}{hint}")
-        caller: Caller | None = request.scope.get(CALLER)
-        self.telemetry.refused(caller, error.status_code)
-        log.info(RequestLine(Refusal(said, error.status_code, caller, request.scope), ""))
-        return Response(self.refusal.of_no_route(said, path), error.status_code, error.headers, "application/json")
-
-    def _nearest(self, method: str, path: str) -> str | None:
-        """Returns the route that is most like a path that is none, with its method; None if none is like it."""
-        known = {route.path: route.methods or set() for route in self._routes if isinstance(route, Route | APIRoute)}
-        wanted = next((one for one in known if path.endswith(one) and one != "/"), None)
-        found = [path] if path in known else [wanted] if wanted else get_close_matches(path, known, 1, 0.75)
-        if not found:
-            return None
-        methods = known[found[0]] - {"HEAD"}
-        return f"{method if method in methods else min(methods)} {found[0]}"
-
 
 def _open_routes(settings: Settings) -> list[str]:
     """Returns the paths that need no key."""
@@ -413,14 +346,6 @@ def _model_server(model: Model, show_endpoint: bool) -> JSON:
     if show_endpoint:
         seen["endpoint"] = ", ".join(shown_urls(model.model_server_endpoint)) or None
     return seen
-
-
-async def _state(generator: TextGenerator) -> tuple[ModelInfo, LLMError | None]:
-    """Returns the description of a model, and the error if it is not ready."""
-    try:
-        return await generator.describe(), None
-    except LLMError as error:
-        return ModelInfo(generator.model), error
 
 
 def _retry(error: LLMError) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 
-import comps.routes
+import comps.loading
 from comps.app import make_app, open_models, read_settings
 from comps.core.errors import LLMError, ModelServerError, SettingsError, Unreachable
 from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
@@ -442,7 +442,7 @@ class Late(Scripted):
 async def test_models_that_do_not_answer_at_the_start_are_told_and_told_again_when_they_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(comps.routes, "_ASK_AGAIN_SECONDS", 0.005)
+    monkeypatch.setattr(comps.loading, "_ASK_AGAIN_SECONDS", 0.005)
     (tmp_path / "config.ini").write_text(
         "[Model]\nmodel_server=scripted\nmodel_name=one\nframework=native\n[Model.two]\n[Model.three]\n"
     )

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 from comps.core.answers import collect
 from comps.core.beside import FromBeside, beside, run_beside
 from comps.core.budget import DEFAULT_SHARING, Sharing
-from comps.core.citations import Cited, Find, by_number, citations, with_citations
+from comps.core.citations import Cited, with_citations
+from comps.core.citing import echoed, finder
 from comps.core.counting import NO_SUCH_ROUTE, estimate
 from comps.core.decisions import decided
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused, UnknownModel, no_room
+from comps.core.fallbacks import TOTAL, one_token, without_default
 from comps.core.instructions import in_user_message, refuses_system
-from comps.core.matching import Matcher
 from comps.core.model_names import has_chat_template
 from comps.core.ordering import DEFAULT_ORDERING, Ordering
 from comps.core.planning import Plan, Planner
@@ -50,9 +51,6 @@ T = TypeVar("T")
 
 _LONG_ANSWER = 10_000
 """The characters of an answer from which on its citations are found beside the event loop."""
-_TOTAL = "max_total_tokens"
-_OTHER_NAMES = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens"}
-"""Other names of sampling fields in the errors of model servers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +176,8 @@ class TextGenerator:
             answer.finished(Finished("stop", Usage(0, 0)))
             return
         cited = None
-        if find := _finder(plan):
-            answer = cited = Cited(answer, find, _echoed(plan), 0 if plan.request.is_large else _LONG_ANSWER)
+        if find := finder(plan):
+            answer = cited = Cited(answer, find, echoed(plan), 0 if plan.request.is_large else _LONG_ANSWER)
         generate, to = self.server.generate, answer
         await self._ask(plan, lambda prompt, sampling, options: generate(prompt, sampling, options, to))
         if cited and cited.late:
@@ -194,19 +192,19 @@ class TextGenerator:
         if (text := self._known(plan)) is not None:
             return Generation(text, "stop", Usage(0, 0))
         generation = await self._ask(plan, self._complete or partial(collect, self.server.generate))
-        find = _finder(plan)
+        find = finder(plan)
         if find is None:
             return generation
         if plan.request.is_large or len(generation.text) > _LONG_ANSWER:
-            return await beside(with_citations, generation, find, _echoed(plan))
-        return with_citations(generation, find, _echoed(plan))
+            return await beside(with_citations, generation, find, echoed(plan))
+        return with_citations(generation, find, echoed(plan))
 
     async def _ask(self, plan: Plan, ask: Callable[[Prompt, Sampling, Mapping[str, JSON]], Awaitable[T]]) -> T:
         """Call `ask` with the plan, without those defaults that the model server refuses."""
         try:
             return await self._within_total(plan, ask)
         except (InvalidRequest, Refused) as error:
-            without = _without_default(plan, error) if isinstance(error, InvalidRequest) else None
+            without = without_default(plan, error) if isinstance(error, InvalidRequest) else None
             moved = self._without_system(plan, error)
             if not (without or moved):
                 raise
@@ -236,7 +234,7 @@ class TextGenerator:
         try:
             return await ask(plan.prompt, await self._limited(most, plan.prompt, request.sampling), plan.options)
         except InvalidRequest as error:
-            one = _one_token(error, request)
+            one = one_token(error, request)
         return await ask(plan.prompt, one, plan.options)
 
     def _known(self, plan: Plan) -> str | None:
@@ -281,7 +279,7 @@ class TextGenerator:
                     raise no_room(tokens, most)
             return limited
         except InvalidRequest as error:
-            return _one_token(error, plan.request)
+            return one_token(error, plan.request)
 
     async def _limited(self, most: int, prompt: Prompt, sampling: Sampling) -> Sampling:
         """Returns the sampling that limits prompt and answer to `most` tokens together.
@@ -316,7 +314,7 @@ class TextGenerator:
         try:
             sampling = await self._counted(most, prompt, request.sampling)
         except InvalidRequest as error:
-            sampling = _one_token(error, request)
+            sampling = one_token(error, request)
         return replace(request, sampling=sampling, max_total_tokens=None)
 
     async def embed(self, texts: Sequence[str], model: str | None = None) -> Embeddings:
@@ -365,8 +363,8 @@ class TextGenerator:
         if self._broken:
             raise ModelServerError(self._broken)
         info = await self.server.describe()
-        self._keeps_total = _TOTAL in info.capabilities
-        counts = {_TOTAL} if isinstance(self.server, CountsTokens) else set()
+        self._keeps_total = TOTAL in info.capabilities
+        counts = {TOTAL} if isinstance(self.server, CountsTokens) else set()
         base = next((name for name in (info.base, info.name) if has_chat_template(name) is not None), self.model)
         template = has_chat_template(base) if info.has_chat_template is None else info.has_chat_template
         self._info = replace(
@@ -386,47 +384,6 @@ class TextGenerator:
     async def info(self) -> ModelInfo:
         """Returns the last description, so that a request does not wait for a new one."""
         return self._info if self._info and not self._broken else await self.describe()
-
-
-def _one_token(error: InvalidRequest, request: GenerationRequest) -> Sampling:
-    """Returns the sampling for a prompt that fills a default `max_total_tokens`: one token.
-
-    Raises:
-        InvalidRequest: The error, if it is another one, or the limit was set by the caller.
-    """
-    if error.field != _TOTAL:
-        raise error
-    if not request.total_is_default:
-        raise InvalidRequest(error.args[0], request.total_field) from None
-    return replace(request.sampling, max_tokens=1)
-
-
-def _without_default(plan: Plan, error: InvalidRequest) -> Plan | None:
-    """Returns the plan without the sampling field that a model server refuses; None if the caller sent that field."""
-    field = _OTHER_NAMES.get(error.field or "", error.field)
-    request = plan.request
-    if field is None or field not in request.defaulted or getattr(plan.sampling, field) is None:
-        return None
-    unset: dict[str, Any] = {field: None}
-    sampling = replace(request.sampling, **unset)
-    return replace(plan, request=replace(request, sampling=sampling), sampling=replace(plan.sampling, **unset))
-
-
-def _finder(plan: Plan) -> Find | None:
-    """Returns what finds the citations in an answer; None if it has no documents that it may cite."""
-    quoted, mode = plan.request.quoted, plan.citations
-    sources = plan.sources if plan.numbered or mode == "matched" else ()
-    if mode == "off" or not (sources or quoted):
-        return None
-    given = by_number(sources, quoted)
-    if mode == "matched":
-        return Matcher(given).matches
-    return lambda text, start: citations(text, given, start)
-
-
-def _echoed(plan: Plan) -> str:
-    """Returns the prompt if the answer begins with it (`echo`), because marks in it are no citations."""
-    return plan.prompt if plan.options.get("echo") and isinstance(plan.prompt, str) else ""
 
 
 def _text(prompt: Prompt) -> str:

@@ -6,7 +6,8 @@ from comps.config_files.base import ConfigValue, read_text
 from comps.settings.loaded_section import Setting
 from comps.settings.loading import CONVERSATION, Flags, ServedModel, Settings, gather_settings, load_settings
 from comps.settings.prompt_templates import read_templates
-from comps.settings.sections import SECTIONS, Dialects, Model, Section
+from comps.settings.section import Section
+from comps.settings.sections import SECTIONS, Dialects, Model
 from comps.settings.variables import environment_names
 
 __all__ = [

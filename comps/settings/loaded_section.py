@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from comps.config_files.base import ConfigValue, nearest, read_text
 from comps.core.errors import SettingsError, SettingsProblems
 from comps.settings.engine_values import masked, may_be_secret, written
-from comps.settings.sections import Section
+from comps.settings.section import Section
 from comps.settings.variables import environment_names, of_file, variable_of
 
 

@@ -25,8 +25,9 @@ from comps.core.types import JSON
 from comps.settings.engines import ENGINE, engine_of_file, engine_settings
 from comps.settings.field_types import key_of
 from comps.settings.loaded_section import LoadedSection, Setting, load_section
+from comps.settings.microservice import Microservice
 from comps.settings.openai_key import without_openai_key
-from comps.settings.sections import SECTIONS, Dialects, Logging, Microservice, Model
+from comps.settings.sections import SECTIONS, Dialects, Logging, Model
 from comps.settings.unknown_variables import unknown_variables
 from comps.settings.variables import environment_names, file_names, variable_of
 

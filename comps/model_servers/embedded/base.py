@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import ClassVar, TypeVar
 
 from comps.core.answers import Parts
 from comps.core.errors import (
-    InvalidRequest,
     LLMError,
     ModelServerError,
     PromptTooLong,
@@ -28,7 +25,7 @@ from comps.core.errors import (
 )
 from comps.core.ports import Answer
 from comps.core.prompts import text_of
-from comps.core.tasks import at_once
+from comps.core.tasks import at_once, in_daemon_thread
 from comps.core.types import (
     CALLS_ON_DEMAND,
     JSON,
@@ -40,7 +37,7 @@ from comps.core.types import (
 )
 from comps.model_servers.embedded.buffered_answer import BufferedAnswer
 from comps.model_servers.embedded.constraints import JSON_SCHEMA, options_for
-from comps.model_servers.embedded.engine_process import EngineProcess, run_check
+from comps.model_servers.embedded.engine_process import EngineProcess, error_of, run_check
 from comps.model_servers.embedded.logprobs import LOGPROBS, TOP_LOGPROBS, form_for, wanted
 from comps.model_servers.embedded.model_files import find_model
 from comps.model_servers.embedded.questions import Question, question_of
@@ -157,7 +154,7 @@ class Embedded:
                 return
             await self._end()
             self._not_loaded = f"the model {self._model_name} could not be loaded; the service's log has the reason"
-            model = await _in_daemon_thread(lambda: self.find(self._model_name, self._local_dir))
+            model = await in_daemon_thread(lambda: self.find(self._model_name, self._local_dir))
             self._engine = await asyncio.to_thread(EngineProcess, self.program, self._called_at_its_end())
             loaded = await self._engine.ask({"load": {"model": model, **self._load_options}})
             if "setting" in loaded:
@@ -301,7 +298,7 @@ class Embedded:
         finally:
             answer.close()
         if "error" in last:
-            raise _error(last, PromptTooLong)
+            raise error_of(last, PromptTooLong)
         prompt_tokens, completion_tokens = last["usage"]
         answer.finish(last["reason"], Usage(prompt_tokens if counts_prompt else 0, completion_tokens))
 
@@ -372,7 +369,7 @@ class Embedded:
         """The engine's answer to a request that has one part."""
         part = await self._loaded_engine().ask(message)
         if "error" in part:
-            raise _error(part, TextTooLong)
+            raise error_of(part, TextTooLong)
         return part
 
     async def aclose(self) -> None:
@@ -387,27 +384,3 @@ class Embedded:
         self._engine = self._info = None
         if engine:
             await asyncio.to_thread(engine.close, *(() if loaded else (0.0,)))
-
-
-async def _in_daemon_thread(work: Callable[[], str]) -> str:
-    """The result of `work`, done in a daemon thread: unlike asyncio's own threads, it does not delay the exit."""
-    done: Future[str] = Future()
-    done.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # Raised where it is awaited.
-            done.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wrap_future(done)
-
-
-def _error(part: Mapping[str, JSON], too_long: type[PromptTooLong]) -> LLMError:
-    """The error that a part of the engine's tells, as `too_long` where it is about a length."""
-    if "too_long" in part:
-        return too_long(*part["too_long"])
-    if field := part.get("field"):
-        return InvalidRequest(part["error"], field)
-    return ModelServerError(f"the model failed: {part['error']}")

@@ -26,7 +26,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO
 
-from comps.core.errors import Unreachable
+from comps.core.errors import InvalidRequest, LLMError, ModelServerError, PromptTooLong, Unreachable
 from comps.core.types import JSON
 from comps.model_servers.embedded.engine_program import Part
 
@@ -218,3 +218,12 @@ class EngineProcess:
 def _deliver_all(arrived: Sequence[tuple[_Request, Part]]) -> None:
     for request, part in arrived:
         request.deliver(part)
+
+
+def error_of(part: Mapping[str, JSON], too_long: type[PromptTooLong]) -> LLMError:
+    """Returns the error that a part of the engine's tells, as `too_long` where it is about a length."""
+    if "too_long" in part:
+        return too_long(*part["too_long"])
+    if field := part.get("field"):
+        return InvalidRequest(part["error"], field)
+    return ModelServerError(f"the model failed: {part['error']}")
