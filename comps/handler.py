@@ -25,7 +25,15 @@ from comps.core.generator import Preview, TextGenerator
 from comps.core.models import Models
 from comps.core.tasks import at_once
 from comps.core.types import JSON, GenerationRequest, ModelInfo, Usage
-from comps.dialects.shared.base import Call, EmbeddingCall, GenerationCall, Style, TokenCountCall
+from comps.dialects.shared.base import (
+    Call,
+    DescriptionCall,
+    EmbeddingCall,
+    GenerationCall,
+    PromptCountCall,
+    Style,
+    TokenCountCall,
+)
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint, RequestError
 from comps.dialects.shared.framing import preview_document
 from comps.exchange import Exchange
@@ -192,23 +200,17 @@ class Handler:
         if isinstance(call, GenerationCall):
             await self._generate(call, model, slots, reply, exchange)
             return
-        assert isinstance(call, EmbeddingCall | TokenCountCall)
         info = await _info(call, model, slots)
         headers = self._ignored(call, info)
         if headers:
             exchange.ignored = headers[0][1].decode()
-        exchange.operation = "embeddings" if isinstance(call, EmbeddingCall) else "count_tokens"
+        exchange.operation = next(name for kind, name in _OPERATIONS.items() if isinstance(call, kind))
         await slots.enter()
         exchange.window = "whole"
         exchange.asked_at = monotonic()
-        if isinstance(call, EmbeddingCall):
-            embeddings = await model.embed(call.texts())
-            if embeddings.prompt_tokens is not None:
-                exchange.usage = Usage(embeddings.prompt_tokens, 0)
-            encoded = partial(_encoded, call, embeddings, metadata_of(info))
-        else:
-            encoded = partial(_encoded, call, await model.count_tokens(call.text()))
+        computed = await _computed(call, model, info, exchange)
         exchange.answered_at = monotonic()
+        encoded = partial(_encoded, call, *computed)
         reply.whole(200, await beside(encoded) if call.is_large else encoded(), headers)
 
     async def _generate(
@@ -309,7 +311,34 @@ class PromptHandler(Handler):
         reply.whole(200, await beside(document) if call.is_large else document(), [])
 
 
-def _encoded(call: EmbeddingCall | TokenCountCall, *computed: Any) -> bytes:
+_OPERATIONS: dict[type[Call], str] = {
+    EmbeddingCall: "embeddings",
+    TokenCountCall: "count_tokens",
+    PromptCountCall: "count_tokens",
+    DescriptionCall: "describe",
+}
+"""What metrics and traces call the work of a body that asks for no text, by its class."""
+
+
+async def _computed(call: Call, model: TextGenerator, info: ModelInfo, exchange: Exchange) -> tuple[Any, ...]:
+    """Returns what a body that asks for no text is answered with: the arguments of its `reply`."""
+    if isinstance(call, EmbeddingCall):
+        embeddings = await model.embed(call.texts())
+        if embeddings.prompt_tokens is not None:
+            exchange.usage = Usage(embeddings.prompt_tokens, 0)
+        return embeddings, metadata_of(info)
+    if isinstance(call, TokenCountCall):
+        return (await model.count_tokens(call.text()),)
+    if isinstance(call, PromptCountCall):
+        request = _honoured(call.request(), info)
+        plan = await model.plan(replace(request, is_large=True) if call.is_large else request, to_the_token=True)
+        return (plan.report.prompt_tokens,)
+    assert isinstance(call, DescriptionCall)
+    return (info,)
+
+
+def _encoded(call: Call, *computed: Any) -> bytes:
+    assert isinstance(call, EmbeddingCall | TokenCountCall | PromptCountCall | DescriptionCall)
     return call.style.encode(call.reply(*computed))
 
 

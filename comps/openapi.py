@@ -9,7 +9,18 @@ from typing import Any
 from fastapi import FastAPI
 
 from comps.core.types import JSON
-from comps.dialects.shared.base import STATUS, Call, Dialect, EmbeddingCall, GenerationCall, Style, Text, TokenCountCall
+from comps.dialects.shared.base import (
+    STATUS,
+    Call,
+    DescriptionCall,
+    Dialect,
+    EmbeddingCall,
+    GenerationCall,
+    PromptCountCall,
+    Style,
+    Text,
+    TokenCountCall,
+)
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
 from comps.openapi_examples import error_answers, preview_answer, route_answer, schema_of, stream, whole_answer
 from comps.openapi_fields import FIELDS, FIELDS_OF_ANSWERS
@@ -246,6 +257,8 @@ _SUMMARIES: dict[type[Call], str] = {
     GenerationCall: "Generate text",
     EmbeddingCall: "Turn texts into vectors",
     TokenCountCall: "Count the tokens of a text",
+    PromptCountCall: "Count the tokens of a prompt",
+    DescriptionCall: "Tell what is known of a model",
 }
 """The summary of an endpoint, by the class of its calls."""
 _ROUTE = (

@@ -36,9 +36,11 @@ from comps.core.types import (
 )
 from comps.dialects.shared.base import (
     Call,
+    DescriptionCall,
     Dialect,
     EmbeddingCall,
     GenerationCall,
+    PromptCountCall,
     Route,
     ServiceStatus,
     Style,
@@ -75,8 +77,10 @@ def whole_answer(kind: type[Call], dialect: Dialect, body: JSON) -> JSON:
     call = _call(kind, dialect, body, streams=False)
     if isinstance(call, EmbeddingCall):
         return _plain(kind.style, call.reply(Embeddings(([0.25, -0.5],) * len(call.texts()), 12), _METADATA))
-    if isinstance(call, TokenCountCall):
+    if isinstance(call, TokenCountCall | PromptCountCall):
         return _plain(kind.style, call.reply(len(PIECES)))
+    if isinstance(call, DescriptionCall):
+        return _plain(kind.style, call.reply(_INFO))
     assert isinstance(call, GenerationCall)
     if call.streamed or type(call).reply is GenerationCall.reply:
         return None

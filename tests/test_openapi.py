@@ -133,7 +133,7 @@ async def test_every_example_of_a_body_gets_the_answer_that_the_document_shows(m
                     if "/embeddings" not in path:  # Their vectors are those of the model.
                         assert alike(text) == alike(expected), (path, name)
                     compared.add((path, media_type))
-    assert len(compared) == 15
+    assert len(compared) > 14
     assert len(list(posted(document))) > 40
 
 

@@ -18,6 +18,7 @@ from comps.settings import SECTIONS, Model, Section, Settings, environment_names
 KINDS = ("openvino", "scripted", "tgi", "vllm", "llama_cpp")
 WITHOUT_ENGINE = ("openvino", "scripted", "tgi", "vllm")
 DIALECTS = ("opea", "openai", "square", "llm_api", "kaito", "llm_on_k8s")
+"""Some of the names."""
 SHIPPED = Path(comps.__file__).parents[1] / "config.ini"
 
 SEED = """\
@@ -392,6 +393,19 @@ def test_quotes_that_are_no_pair_around_the_value_stay(write: Write, text: str) 
 @pytest.mark.parametrize("text", ["%", "100%", "%(name)s", "%%", "http://host/a%20b", "$HOME", "${LLM_NAME}", "a=b;#c"])
 def test_a_value_is_read_as_it_stands(write: Write, text: str) -> None:
     assert load(write(f"[Model]\nmodel_server_endpoint={text}\n")).model.model_server_endpoint == text
+
+
+@pytest.mark.parametrize(
+    ("text", "enabled"),
+    [
+        ("all", DIALECTS),
+        ("kaito, ALL", ("kaito", "opea", "openai", "square", "llm_api", "llm_on_k8s")),
+        ("all, opea", ("openai", "square", "llm_api", "kaito", "llm_on_k8s", "opea")),
+        ("openai, opea, openai", ("openai", "opea")),
+    ],
+)
+def test_all_stands_for_the_dialects_that_are_not_named(write: Write, text: str, enabled: tuple[str, ...]) -> None:
+    assert load(write(f"[Dialects]\nenabled={text}\n")).dialects.enabled == enabled
 
 
 def test_quoted_numbers_switches_and_choices_are_understood(write: Write) -> None:

@@ -27,7 +27,7 @@ from comps.settings.field_types import key_of
 from comps.settings.loaded_section import LoadedSection, Setting, load_section
 from comps.settings.microservice import Microservice
 from comps.settings.openai_key import without_openai_key
-from comps.settings.sections import SECTIONS, Dialects, Logging, Model
+from comps.settings.sections import ALL, SECTIONS, Dialects, Logging, Model
 from comps.settings.unknown_variables import unknown_variables
 from comps.settings.variables import environment_names, file_names, variable_of
 
@@ -152,13 +152,20 @@ def gather_settings(
         if not isinstance(section.values, Model):
             with problems.caught():
                 section.check_no_others()
-    chosen = sections["Dialects"]
-    for dialect in chosen.values.enabled:
-        with problems.caught():
-            chosen.check_known("enabled", dialect, dialects)
-    known = tuple(dialect for dialect in chosen.values.enabled if dialect in dialects)
-    sections["Dialects"] = replace(chosen, values=chosen.values.model_copy(update={"enabled": known}))
+    sections["Dialects"] = _with_dialects(sections["Dialects"], dialects, problems)
     return _assembled(sections, read, lost, problems)
+
+
+def _with_dialects(section: LoadedSection, known: Collection[str], problems: SettingsProblems) -> LoadedSection:
+    """Returns the section with the names of all enabled dialects in place of `all`, and without unknown ones."""
+    named = section.values.enabled
+    for dialect in named:
+        with problems.caught():
+            section.check_known("enabled", dialect, (*known, ALL))
+    others = [dialect for dialect in known if dialect not in named]
+    expanded = [one for name in named for one in (others if name == ALL else (name,))]
+    enabled = tuple(dict.fromkeys(dialect for dialect in expanded if dialect in known))
+    return replace(section, values=section.values.model_copy(update={"enabled": enabled}))
 
 
 def _assembled(
@@ -264,7 +271,7 @@ def _read(path: Path | None, problems: SettingsProblems) -> ConfigFile:
             problems.add(SettingsError(f"{file}: unknown section [{heading}]{nearest(heading, SECTIONS)}"))
     file = replace(file, sections={heading: keys for heading, keys in file.sections.items() if _is_known(heading)})
     if file.first_dialect:
-        enabled = dict.fromkeys((file.first_dialect, *Dialects.model_fields["enabled"].default))
+        enabled = (file.first_dialect, ALL)
         dialects = {"enabled": ConfigValue(", ".join(enabled), str(file)), **file.sections.get("Dialects", {})}
         file = replace(file, sections={**file.sections, "Dialects": dialects})
     return file

@@ -204,12 +204,17 @@ class Model(Section):
     device: str = key_of("CPU", "where the model runs here: CPU, GPU or NPU", "LLM_DEVICE", min_length=1)
 
 
+ALL = "all"
+"""In `Dialects.enabled`: all dialects that are not named."""
+
+
 class Dialects(Section):
     """How the service is asked, and how it answers."""
 
     enabled: Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)] = key_of(
-        ("opea", "openai", "square", "llm_api", "kaito", "llm_on_k8s"),
-        "the dialects that are spoken, separated by commas; the first has what several claim",
+        (ALL,),
+        "the dialects that are spoken, separated by commas; the first has what several claim; all: those that are not "
+        "named, in the order of docs/dialects.md",
         "LLM_DIALECTS",
     )
     opea_stream: Annotated[Literal["bytes", "text", "openai", "text_completion"], BeforeValidator(lowered)] = key_of(

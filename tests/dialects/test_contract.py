@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from comps.core.errors import (
 from comps.core.ports import Answer
 from comps.core.types import JSON, Embeddings, Finished, ModelInfo, Prompt, Sampling, TextDelta
 from comps.dialects import DIALECTS
-from comps.dialects.shared.base import Call, Dialect, GenerationCall, TokenCountCall
+from comps.dialects.shared.base import Call, Dialect, EmbeddingCall, GenerationCall
 from comps.dialects.shared.fields import matters
 from comps.model_servers.scripted import Scripted
 from tests.dialects.kinds import KINDS, Kind, dialects
@@ -49,6 +50,22 @@ WORDS = ["Deep", " learning", " ."]
 EVERY = pytest.mark.parametrize("kind", KINDS, ids=str)
 TEXTS = pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(kind.call, GenerationCall)], ids=str)
 STREAMS = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.bodies(streamed=True)], ids=str)
+
+
+def own_tests(name: str) -> Any:
+    """The test file of a dialect."""
+    is_folder = (Path(__file__).parent / name).is_dir()
+    return import_module(f"tests.dialects.{name}.test_dialect" if is_folder else f"tests.dialects.test_{name}")
+
+
+OWN_TESTS = {name: own_tests(name) for name in DIALECTS}
+"""The test file of each dialect. It has `ERROR_SHAPES`, the keys that its errors may have, and, if its bodies have
+fields that need it, its own part of `TOGETHER`, `ANYWAY` and `SILENT`."""
+
+
+def of_all(name: str) -> dict[str, Any]:
+    """What the dialects' own test files have under this name."""
+    return {key: value for module in OWN_TESTS.values() for key, value in getattr(module, name, {}).items()}
 
 
 def only(dialect: str) -> dict[str, str]:
@@ -105,15 +122,6 @@ def test_what_comes_without_text_is_an_item_of_its_own_or_none(kind: Kind) -> No
 
 # How they fail.
 
-SHAPES: dict[str, list[set[str]]] = {
-    "opea": [{"detail"}, {"error"}],
-    "openai": [{"error"}],
-    "square": [{"error_code", "error_message", "text"}, {"error_code", "error_message"}],
-    "llm_api": [{"detail"}],
-    "kaito": [{"detail"}],
-    "llm_on_k8s": [{"error"}],
-}
-"""The keys of an error."""
 ERRORS: dict[LLMError, int] = {
     InvalidRequest("no good", "top_k"): 400,
     PromptTooLong(9000, 8192): 400,
@@ -151,7 +159,7 @@ def check_error(dialect: str, answer: Response, said: str = "") -> None:
     is_frame = answer.body.endswith(b"\0")  # As square's streams are.
     assert answer.headers["content-type"] == ("application/octet-stream" if is_frame else "application/json")
     error = json.loads(answer.body.removesuffix(b"\0"))
-    assert set(error) in SHAPES[dialect], answer.body
+    assert set(error) in OWN_TESTS[dialect].ERROR_SHAPES, answer.body
     assert said in answer.body.decode()
 
 
@@ -439,6 +447,7 @@ TOGETHER: dict[str, dict[str, JSON]] = {
         "retrieved_docs": None,
     },
     "top_n": {"retrieved_docs": [{"text": "one"}, {"text": "two"}, {"text": "three"}]},
+    **of_all("TOGETHER"),
 }
 """What has to be in a body for a field to mean anything."""
 ANYWAY: dict[str, list[JSON]] = {
@@ -457,6 +466,7 @@ ANYWAY: dict[str, list[JSON]] = {
     "top_k": [0, -1],
     "top_n": [1],
     "top_p": [1.5],
+    **of_all("ANYWAY"),
 }
 """Values by which a field says what holds where it is left out, or in an example."""
 SILENT: dict[str, str] = {
@@ -470,6 +480,7 @@ SILENT: dict[str, str] = {
         [f"{place}.0.metadata" for place in ("documents", "reranked_docs", "retrieved_docs", "data.reranked_docs")],
         "where a document is from; handed back if a setting says so",
     ),
+    **of_all("SILENT"),
 }
 """Fields that nothing comes of and that are not named, and why."""
 
@@ -592,7 +603,9 @@ class Waiting(Able):
             raise
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if not issubclass(kind.call, TokenCountCall)], ids=str)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if issubclass(kind.call, GenerationCall | EmbeddingCall)], ids=str
+)
 async def test_a_client_that_leaves_the_queue_never_reaches_the_model(
     monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:

@@ -55,6 +55,9 @@ from tests.dialects.llama_seeds import (
 )
 from tests.service import PATIENCE, running
 
+ERROR_SHAPES = [{"detail"}]
+"""The keys of an error."""
+
 ONLY = {"LLM_DIALECTS": "kaito"}
 STAMP = ResponseMetadata("0123456789abcdef0123456789abcdef", 1_700_000_000, "tiny")
 SPECIAL_TAGS = "Error: special tags are not allowed as part of the prompt."

@@ -34,6 +34,9 @@ from comps.model_servers.scripted import Scripted
 from tests.dialects.written import METADATA, written
 from tests.service import PATIENCE, Able, Service, running
 
+ERROR_SHAPES = [{"detail"}]
+"""The keys of an error."""
+
 LLAMA = Switches()
 ALL = frozenset((*Sampling.__dataclass_fields__, "max_total_tokens", "min_tokens"))
 LLAMAS = Sampling(128, 0.8, 0.95, 40, None, 1.1, 0.0, 0.0)

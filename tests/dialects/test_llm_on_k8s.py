@@ -13,6 +13,9 @@ from tests.dialects.llama_seeds import EMOJIS, HAIKU, MAYONNAISE, MOST_RESPECTFU
 from tests.dialects.test_kaito import ALTERNATING, SPECIAL_TAGS, Away, Telling, conversation, shown
 from tests.service import running
 
+ERROR_SHAPES = [{"error"}]
+"""The keys of an error."""
+
 ONLY = {"LLM_DIALECTS": "llm_on_k8s"}
 HTML = "text/html; charset=utf-8"
 

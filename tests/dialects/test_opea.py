@@ -29,6 +29,9 @@ from comps.dialects.shared.base import GenerationCall
 from comps.dialects.shared.endpoint import Endpoint, RequestError
 from tests.dialects.written import METADATA, written
 
+ERROR_SHAPES = [{"detail"}, {"error"}]
+"""The keys of an error."""
+
 NORMAL = Switches()
 DEFAULTS = Sampling(1024, 0.01, 0.95, 10, 0.95, None, 0.0, 0.0)
 SEED = {

@@ -35,6 +35,9 @@ from tests.model_servers.replay import Reply, replaying, sse
 from tests.model_servers.tgi_stand_in import standing_in
 from tests.service import Able, running
 
+ERROR_SHAPES = [{"error"}]
+"""The keys of an error."""
+
 TEXT, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
 QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "?"}]}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {}}}

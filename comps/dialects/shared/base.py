@@ -93,9 +93,9 @@ class Writer(Protocol):
 class Call(BaseModel):
     """One kind of request body: its fields, their meaning, and the encoding of the answer.
 
-    Subclasses derive from `GenerationCall`, `EmbeddingCall` or `TokenCountCall`, by the work that is asked for. A
-    variable of the path (`{model}`) is a field as well, and overrides that of the body. Undeclared fields are accepted,
-    and reported by `ignored`.
+    Subclasses derive from `GenerationCall`, `EmbeddingCall`, `TokenCountCall`, `PromptCountCall` or `DescriptionCall`,
+    by the work that is asked for. A variable of the path (`{model}`) is a field as well, and overrides that of the
+    body. Undeclared fields are accepted, and reported by `ignored`.
     """
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
@@ -231,6 +231,30 @@ class TokenCountCall(Call):
         raise NotImplementedError(f"{type(self).__name__} has no text")
 
     def reply(self, tokens: int) -> JSON:
+        """The answer."""
+        raise NotImplementedError(f"{type(self).__name__} has no answer")
+
+
+class PromptCountCall(Call):
+    """A body that asks for the number of tokens of a whole prompt, as the model would read it."""
+
+    def request(self) -> GenerationRequest:
+        """The prompt: what a body that asks for text would ask of the model.
+
+        Raises:
+            InvalidRequest: The fields contradict each other.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no prompt")
+
+    def reply(self, tokens: int) -> JSON:
+        """The answer."""
+        raise NotImplementedError(f"{type(self).__name__} has no answer")
+
+
+class DescriptionCall(Call):
+    """A body that asks what is known of a model."""
+
+    def reply(self, info: ModelInfo) -> JSON:
         """The answer."""
         raise NotImplementedError(f"{type(self).__name__} has no answer")
 

@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from comps.core.errors import Forbidden, InvalidRequest, LLMError, ModelServerError
-from comps.core.types import JSON, Embeddings, Finished, Generation, GenerationRequest, TextDelta
+from comps.core.types import JSON, Embeddings, Finished, Generation, GenerationRequest, Message, ModelInfo, TextDelta
 from comps.dialects.shared.base import (
+    DescriptionCall,
     Dialect,
     EmbeddingCall,
     GenerationCall,
+    PromptCountCall,
     Route,
     ServiceStatus,
     Style,
@@ -111,6 +113,32 @@ class Count(TokenCountCall):
         return tokens
 
 
+class PromptCount(PromptCountCall):
+    """Tokens of a prompt."""
+
+    marker = None
+    examples = {"One": {"of": "a"}}
+    style = STYLE
+    of: str
+
+    def request(self) -> GenerationRequest:
+        return GenerationRequest((Message("user", self.of),))
+
+    def reply(self, tokens: int) -> JSON:
+        return tokens
+
+
+class Describe(DescriptionCall):
+    """What is known of a model."""
+
+    marker = None
+    examples = {"One": {}}
+    style = STYLE
+
+    def reply(self, info: ModelInfo) -> JSON:
+        return [info.name, info.context_window]
+
+
 def _who(status: ServiceStatus) -> JSON:
     """Which model the path names"""
     return {"asked": status.path["model"], "served": [model.name for model in status.models]}
@@ -128,6 +156,8 @@ ALL = Dialect(
         "/tell": (Tell,),
         "/embed": (Embed,),
         "/count": (Count,),
+        "/count-prompt": (PromptCount,),
+        "/describe": (Describe,),
     },
     STYLE,
     {
@@ -203,7 +233,13 @@ async def test_bodies_that_ask_for_vectors_and_counts_are_answered(monkeypatch: 
     async with running(Able(), monkeypatch, further=[ALL]) as service:
         vectors = await service.post({"of": "abc"}, "/embed")
         tokens = await service.post({"of": "abc", "colour": "red"}, "/count")
+        of_prompt = await service.post({"of": "abc", "colour": "red"}, "/count-prompt")
+        described = await service.post({"colour": "red"}, "/describe")
+        unknown = await service.post({"model": ["x"]}, "/describe")
     assert vectors.json == [[1.0, 3.0]]
+    assert (of_prompt.json, of_prompt.headers["x-ignored-params"]) == (19, "colour")  # With the markers of its message.
+    assert (described.body, described.headers["x-ignored-params"]) == (b'["SCRIPTED", NULL]', "colour")
+    assert unknown.status == 422
     assert tokens.json == 3
     assert tokens.headers["x-ignored-params"] == "colour"
 

@@ -39,6 +39,9 @@ from tests.dialects.written import METADATA
 from tests.model_servers.replay import Reply, replaying
 from tests.service import Able, Answer, running
 
+ERROR_SHAPES = [{"error_code", "error_message", "text"}, {"error_code", "error_message"}]
+"""The keys of an error."""
+
 WHOLE, STREAM = "/api/worker_generate", "/api/worker_generate_stream"
 END = {WHOLE: b"", STREAM: b"\0"}
 """What a document ends with."""
