@@ -16,8 +16,9 @@ from comps.model_servers.embedded.text import IncrementalDecoder
 
 STEP_SECONDS = 0.25
 """How long a step may take. For so long a long prompt delays all answers, and a cancelled request goes on."""
-_READ_SECONDS = 0.2
-"""How much of it reading a chunk of a prompt may take; the rest is for the tokens of other answers."""
+_READ_SECONDS = 0.12
+"""How much of it reading a chunk of a prompt may take, by the rule of `Chunks`. The rest is for the tokens of other
+answers, and for what a step takes longer than by the rule."""
 LEAST_CHUNK = 32
 """The fewest tokens of a prompt to read in a step, where fewer take hardly less time."""
 _WIDTHS = 2

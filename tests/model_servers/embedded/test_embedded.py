@@ -470,9 +470,9 @@ def test_all_that_has_arrived_is_read_at_once_however_long_its_lines_are(tmp_pat
 
 
 def test_prompts_are_read_in_chunks_of_a_steady_size_which_shrink_with_the_tokens_before_them() -> None:
-    sizes = [(1.0, 512, 32), (0.001, 512, 128), (0.0011, 512, 128), (1e-6, 512, 512), (1.0, 10, 10), (0.0, 500, 500)]
+    sizes = [(1.0, 512, 32), (0.0006, 512, 128), (0.0007, 512, 128), (1e-6, 512, 512), (1.0, 10, 10), (0.0, 500, 500)]
     assert [Chunks(seconds, most, 576).after(0) for seconds, most, _ in sizes] == [size for *_, size in sizes]
-    small, large = Chunks(0.00075, 256, 576), Chunks(0.00075, 256, 5760)
+    small, large = Chunks(0.00045, 256, 576), Chunks(0.00045, 256, 5760)
     assert [small.after(tokens) for tokens in (0, 500, 1000, 1500, 3000, 4000, 10**6)] == [
         256,
         128,

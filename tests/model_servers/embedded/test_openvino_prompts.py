@@ -13,8 +13,8 @@ from comps.model_servers.embedded.decoding import Chunks
 from comps.model_servers.embedded.openvino_prompts import PromptReader
 
 MOST = 256
-CHUNKS = Chunks(0.00075, MOST, 576)
-"""Of the bundled model on two cores."""
+CHUNKS = Chunks(0.00045, MOST, 576)
+"""Of the bundled model on four cores."""
 LONG = numpy.arange(8000)
 
 
