@@ -95,6 +95,7 @@ async def test_the_model_s_name_chooses_its_family(monkeypatch: pytest.MonkeyPat
         ({"document.txt": "{title}"}, "document.txt: it has no {text}, so that no document would reach the model"),
         ({"en.txt": b"\xff"}, "en.txt: cannot be read: it is not UTF-8 text"),
         ({"de.system.txt": "x"}, "de.system.txt: there is no de.txt"),
+        ({"en.txt": "{context} {qestion}"}, "en.txt: {qestion} is no placeholder; did you mean {question}?"),
         ({"auto.txt": "x"}, "auto.txt: no language can be called auto, which chooses one by the documents"),
     ],
 )

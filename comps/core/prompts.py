@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import lru_cache
 from itertools import groupby
 from operator import is_
@@ -40,6 +41,10 @@ DOCUMENT_TEMPLATE = "{title}: {text}"
 _NUMBER = "[{number}] "
 
 _PLACEHOLDER = re.compile(r"\{(context|question)\}")
+_BRACED = re.compile(r"\{\s?(\w{4,12})\s?\}")
+"""What may be meant as a placeholder."""
+_ALIKE = 0.75
+"""How alike it is to one, at least; see `difflib`."""
 _REPEATED = 1_000_000
 """The characters that a caller's template may make of short texts by repeating them."""
 _FIELD = re.compile(r"\{(\w+)\}(: (?=\{))?")
@@ -277,6 +282,15 @@ def fill(template: str, context: str, question: str) -> str:
     values = {"context": context, "question": question}
     _check_filled(template, len(context), len(question), "chat_template")
     return _PLACEHOLDER.sub(lambda found: values[found[1]], template)
+
+
+def misspelled(template: str) -> str | None:
+    """Returns what is wrong with a template that has `{contxt}` or `{qestion}` and not the placeholder itself."""
+    for found in _BRACED.finditer(template):
+        for meant in get_close_matches(found[1].lower(), ("context", "question"), 1, _ALIKE):
+            if f"{{{meant}}}" not in template:
+                return f"{found[0]} is no placeholder; did you mean {{{meant}}}?"
+    return None
 
 
 def _check_filled(template: str, context: int, question: int, field: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from comps.config_files.base import read_text
 from comps.core.errors import SettingsError
 from comps.core.model_names import name_parts
-from comps.core.prompts import AUTO, DOCUMENT_TEMPLATE, INSTRUCTIONS, RAG_TEMPLATES, Templates
+from comps.core.prompts import AUTO, DOCUMENT_TEMPLATE, INSTRUCTIONS, RAG_TEMPLATES, Templates, misspelled
 
 _TEXT = ".txt"
 _DOCUMENT = "document"
@@ -81,6 +81,8 @@ def _read_files(folder: Path, where: str = "") -> Iterator[tuple[str, str]]:
         template = read_text(file, where + file.name).removesuffix("\n")
         if file.stem == _DOCUMENT and "{text}" not in template:
             raise SettingsError(f"{where}{file.name}: it has no {{text}}, so that no document would reach the model")
+        if file.stem != _DOCUMENT and (wrong := misspelled(template)):
+            raise SettingsError(f"{where}{file.name}: {wrong}")
         if file.stem == AUTO:
             raise SettingsError(
                 f"{where}{file.name}: no language can be called {AUTO}, which chooses one by the documents"

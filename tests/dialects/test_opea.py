@@ -342,6 +342,26 @@ def test_messages_may_be_a_string_or_a_list() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("template", "wrong"),
+    [
+        ("{context} {qestion}", "{qestion} is no placeholder; did you mean {question}?"),
+        ("{ Context }: {question}", "{ Context } is no placeholder; did you mean {context}?"),
+        ("{contexts}\n{context} {question}", None),
+        ("{context} {question} {answer}", None),
+        ("Answer with {} or {1}", None),
+    ],
+)
+def test_a_misspelled_placeholder_is_an_error_that_names_the_right_one(template: str, wrong: str | None) -> None:
+    body = {"query": "?", "chat_template": template}
+    if wrong is None:
+        assert request(body).template == template
+        return
+    with pytest.raises(RequestError) as caught:
+        request(body)
+    assert str(caught.value) == f"chat_template: {wrong}"
+
+
 def test_template_and_language_are_passed_on() -> None:
     asked = request({"query": "?", "chat_template": "{context} {question}", "language": "zh"})
     assert (asked.template, asked.language) == ("{context} {question}", "zh")

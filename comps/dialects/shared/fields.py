@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 
 from comps.core import types
 from comps.core.errors import InvalidRequest
+from comps.core.prompts import misspelled
 from comps.core.types import JSON, Document, Sampling
 from comps.dialects.shared.base import GenerationCall
 from comps.dialects.shared.bodies import DataBody, DocumentBody, Documents
@@ -75,6 +76,20 @@ def or_all(top_k: int | None) -> int | None:
 def at_most_1(share: float | None) -> float | None:
     """`top_p`, with 1 for what is more; both switch it off."""
     return None if share is None else min(share, 1.0)
+
+
+def _spelled(template: str) -> str:
+    """A template without misspelled placeholders; those of Jinja are the model server's."""
+    if not is_jinja(template) and (wrong := misspelled(template)):
+        raise ValueError(wrong)
+    return template
+
+
+def is_jinja(template: str) -> bool:
+    """Whether a template is one for Jinja, and none of ours."""
+    if "{question}" in template or "{context}" in template:
+        return False
+    return any(opening in template for opening in ("{%", "{{", "{#"))
 
 
 class SampledCall(GenerationCall):
@@ -157,8 +172,8 @@ class DocumentsCall(SampledCall):
     reranked_docs: Documents | None = None
     top_n: int | None = Field(None, gt=0, description="How many of retrieved_docs are taken; 1 if left out.")
     data: DataBody | None = Field(None, description="Enterprise-RAG 2: may hold reranked_docs.")
-    chat_template: str | None = Field(
-        None, max_length=100_000, description="A prompt template with {context} and {question}."
+    chat_template: Annotated[str, Field(max_length=100_000), AfterValidator(_spelled)] | None = Field(
+        None, description="A prompt template with {context} and {question}."
     )
     language: str | None = Field(
         None, description="Of the default prompt template: auto (by the documents), en, zh, or another of the settings."
@@ -203,9 +218,7 @@ class DocumentsCall(SampledCall):
     def template_options(self) -> dict[str, JSON]:
         """`chat_template`, if it is a Jinja template, which vLLM applies instead of the model's own."""
         template = self.chat_template
-        if not template or "{question}" in template or "{context}" in template:
-            return {}
-        return {"chat_template": template} if any(opening in template for opening in ("{%", "{{", "{#")) else {}
+        return {"chat_template": template} if template and is_jinja(template) else {}
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         if self.template_options and "chat_template" not in capabilities:
