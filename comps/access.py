@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import ceil
 from time import monotonic
@@ -27,6 +27,8 @@ CALLER: Final = "opea_llm.caller"
 """The key of ASGI's scope with the `Caller`. It is absent if no keys are set, and on open routes."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SEPARATOR = re.compile(rf"[,\n](?=[ \t]*{_NAME.pattern}[ \t]*=)")
+_SHORT = 16
+"""The characters from which on a key is not called short."""
 _KEY = re.compile(r"[!#-&(-+\--:<-~]+")
 """Visible ASCII without quotes, `,` and `;`."""
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -72,6 +74,8 @@ class Caller:
     """The requests of a minute; None: no limit."""
     tokens: Allowance | None = field(default=None, repr=False, compare=False)
     """The tokens of a minute, of prompts and answers together; None: no limit."""
+    is_short: bool = field(default=False, compare=False)
+    """Whether the key is so short that it could be guessed."""
 
     def check_limits(self, generates: bool) -> None:
         """Count a request.
@@ -129,9 +133,14 @@ class Keys:
         before = {one.name: one for one in self._by_digest.values()}
         self._by_digest = {digest: _with_spent(one, before.get(one.name)) for digest, one in parsed.items()}
 
-    def warn_of_unknown_models(self) -> None:
-        """Log a warning for each model that a key names and that is not served."""
+    def warn(self) -> None:
+        """Log a warning for each short key, and for each model that a key names and that is not served."""
         for one in self._by_digest.values():
+            if one.is_short:
+                said = (
+                    "%s: the key '%s' has fewer than %d characters and could be guessed; openssl rand -hex 24 makes one"
+                )
+                log.warning(said, self._source, one.name, _SHORT)
             for model in sorted(one.models - self._known):
                 said = "%s: the key '%s' names the model '%s', which is not served here"
                 log.warning(said, self._source, one.name, model)
@@ -144,7 +153,7 @@ class Keys:
                 log.error("%s; the keys stay as they were", problem)
         else:
             log.info("%s: read again, %d keys", self._source, len(self._by_digest))
-            self.warn_of_unknown_models()
+            self.warn()
 
     def caller(self, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
         """Returns who sent a request.
@@ -180,7 +189,7 @@ def _with_spent(caller: Caller, before: Caller | None) -> Caller:
         old if old and new and old.per_minute == new.per_minute else new
         for old, new in ((before.requests, caller.requests), (before.tokens, caller.tokens))
     )
-    return Caller(caller.name, caller.models, requests, tokens)
+    return replace(caller, requests=requests, tokens=tokens)
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
@@ -234,7 +243,8 @@ def _entry(entry: str) -> tuple[bytes, Caller]:
         raise SettingsError("a key is of visible ASCII characters, none of them a quote, a comma or a semicolon")
     values = dict(_option(option) for option in options)
     requests, tokens = (Allowance(values[one]) if one in values else None for one in _LIMITS)  # type: ignore[arg-type]
-    return digest, Caller(name, frozenset(values.get(_MODELS, ())), requests, tokens)  # type: ignore[arg-type]
+    is_short = len(key) < _SHORT
+    return digest, Caller(name, frozenset(values.get(_MODELS, ())), requests, tokens, is_short)  # type: ignore[arg-type]
 
 
 def _option(option: str) -> tuple[str, int | list[str]]:

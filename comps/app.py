@@ -376,7 +376,7 @@ def make_app(
 def _add_middlewares(app: FastAPI, service: Service, origins: Sequence[str]) -> None:
     """Add the guard, if keys are set, and before it what answers web pages, if they may ask."""
     if service.guard:
-        service.guard.keys.warn_of_unknown_models()
+        service.guard.keys.warn()
         app.add_middleware(Guarded, guard=service.guard)
     if origins:
         # Without credentials: cookies of a page's user have no meaning here. It answers preflights, which have no key.

@@ -175,6 +175,7 @@ async def test_a_key_is_taken_however_it_is_sent_and_wherever_it_is_kept(
     assert f"{PATH} 200 id=" in caplog.text
     assert " key=web " in caplog.text
     assert f"POST {PATH} from 127.0.0.1 401 key=-: an API key is needed" in caplog.text
+    assert ("the key 'web' has fewer than 16 characters and could be guessed" in caplog.text) is (way == KEYS)
     assert not re.search("(?i)s3cret", metrics + caplog.text)
 
 
