@@ -315,9 +315,10 @@ def _conversations(settings: Settings) -> tuple[Conversation, ...]:
 
 
 def example(settings: Settings) -> tuple[str, JSON]:
-    """Returns a path and an example body of the first dialect."""
+    """Returns a path and an example body of the first dialect, with documents if it has one."""
     path, calls = next(iter(make_dialects(settings)[0].calls.items()))
-    return path, next(iter(calls[0].examples.values()))
+    examples = list(calls[0].examples.values())
+    return path, next((body for body in examples if "documents" in body), examples[0])
 
 
 def make_app(

@@ -184,7 +184,7 @@ def beginning(settings: Settings, problems: Sequence[str]) -> str:
     several = f"; {service.workers} processes, each with these limits" if service.workers > 1 else ""
     wait = f" for {service.max_wait_seconds:g} s" if service.max_wait_seconds else ""
     return (
-        f"{service.name}: loading {_model_names(settings)} …; requests get status 503 until it is ready\n"
+        f"{service.name}: starting with {_model_names(settings)} …; requests get status 503 until it is ready\n"
         f"  by: {'; '.join(_served_by(name, one.model) for name, one in settings.models.items())}\n"
         f"  at: {_address(settings)} (listening on {service.host}:{service.port}), {who}; pages: {listed}; dialects: "
         f"{', '.join(settings.dialects.enabled)}\n"

@@ -119,7 +119,7 @@ def test_it_begins_with_five_lines_what_is_served_by_whom_where_with_which_limit
     monkeypatch.setenv("USVC_HOST", "0.0.0.0")
     settings = read_settings(tmp_path / "config.ini")
     assert comps.serving.beginning(settings, ["few files", *comps.serving.wrong(settings, True)]).splitlines() == [
-        "opea_service@llm: loading one (vllm, native), two (scripted, langchain) …; requests get status 503 until "
+        "opea_service@llm: starting with one (vllm, native), two (scripted, langchain) …; requests get status 503 until "
         "it is ready",
         "  by: one by vllm at http://one:1/v1 and http://two:2, through native; two by scripted in this process, "
         "through langchain",
@@ -227,7 +227,7 @@ def test_a_signal_while_the_model_loads_ends_it_and_its_engine(number: signal.Si
     )
     assert process.stderr
     for line in process.stderr:
-        if ": loading " in line:
+        if ": starting with " in line:
             break
     os.killpg(process.pid, number)  # To all that the terminal runs, as Ctrl-C is.
     rest = process.stderr.read()  # Ends only when the engine, which has inherited it, has ended as well.
