@@ -27,8 +27,9 @@ _SMALL_BLOCK, _SMALL_GAPS, _GAPS = 64, 10, 2
 """For each request of a storm, gaps of a size that are filled: up to this many bytes, and above."""
 _REUSED = 300
 """More than asyncio and uvloop keep of a kind of object, which is 255 and 250."""
-_M_MMAP_THRESHOLD, _LARGE = -3, 262_144
-"""The option of glibc, and from which size on, in bytes, a block is large."""
+_M_MMAP_THRESHOLD, _LARGE = -3, 524_288
+"""The option of glibc, and from which size on, in bytes, a block is large: above the 256 KB that asyncio allocates for
+each read from a socket. To return those would take a fifth of the time of a request."""
 
 
 def return_large_blocks() -> None:
