@@ -119,8 +119,8 @@ def test_it_begins_with_five_lines_what_is_served_by_whom_where_with_which_limit
     monkeypatch.setenv("USVC_HOST", "0.0.0.0")
     settings = read_settings(tmp_path / "config.ini")
     assert comps.serving.beginning(settings, ["few files", *comps.serving.wrong(settings, True)]).splitlines() == [
-        "opea_service@llm: starting with one (vllm, native), two (scripted, langchain) …; requests get status 503 until "
-        "it is ready",
+        "opea_service@llm: starting with one (vllm, native), two (scripted, langchain) …; requests get status 503 "
+        "until it is ready",
         "  by: one by vllm at http://one:1/v1 and http://two:2, through native; two by scripted in this process, "
         "through langchain",
         "  at: http://localhost:9000 (listening on 0.0.0.0:9000), no key needed; pages: /ui, /metrics; dialects: "

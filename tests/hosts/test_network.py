@@ -28,10 +28,11 @@ VANISHED = 20.0
 SLACK = 10.0
 """Seconds that all else may take."""
 QUESTION: dict[str, Any] = {
-    "messages": [{"role": "user", "content": "What is Deep Learning?"}],
+    "messages": [{"role": "user", "content": "Write the numbers from 1 to 20."}],
     "max_tokens": 24,
     "temperature": 0,
 }
+"""Its answer is the same alone and beside others, whose sums are rounded in another order."""
 STORY: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Count from one to ten thousand, in words."}],
     "max_tokens": 6000,
@@ -243,7 +244,7 @@ async def test_with_both_links_cut_it_says_so_and_recovers_by_itself(site: Site)
     site.one.cut = site.two.cut = True
     refused = await site.ask(QUESTION)
     ready, alive = await site.get("/ready", site.front), await site.get("/health", site.front)
-    assert refused.status in (503, 504)
+    assert refused.status in (502, 503, 504)  # 502: an idle connection was used, and broke.
     assert refused.json["error"]["message"]
     assert (ready.status, alive.status) == (503, 200)
     site.mend()
