@@ -35,6 +35,7 @@ GENERATING = ("/v1/completions", "/generate_stream", "/generate", "scripted")
 EVERY_ROUTE = (
     *("/v1/chat/completions", "/v1/completions", "/api/worker_generate", "/api/worker_generate_stream"),
     *("/api/{model}/worker_generate", "/api/{model}/worker_generate_stream", "/generate", "/agenerate", "/chat"),
+    *("/api/chat", "/api/generate"),
 )
 
 

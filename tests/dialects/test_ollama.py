@@ -320,6 +320,18 @@ def test_a_duration_that_is_none_is_refused(keep_alive: Any) -> None:
     assert refused({**QUESTION, "keep_alive": keep_alive}).startswith("keep_alive: ")
 
 
+@pytest.mark.parametrize("path", [CHAT, GENERATE, EMBED, OLDER])
+def test_a_body_that_asks_nothing_needs_a_model_to_load(path: str) -> None:
+    for body in ({}, {"stream": False}, {"model": "", "messages": [], "prompt": "", "input": []}):
+        assert refused(body, path) == "body: model is required"
+    assert refused({}, SHOW) == "body: model is required"
+
+
+def test_a_message_without_anything_in_it_is_refused() -> None:
+    assert "a message needs content" in refused({"messages": [{"role": "user", "text": "?"}]})
+    assert asked({"messages": [{"role": "user", "content": ""}]}).prompt == (Message("user", ""),)
+
+
 # Answers.
 
 

@@ -118,9 +118,14 @@ class _Body(Call):
 
     keep_alive: KeepAlive = None
 
+    @property
+    def asks(self) -> bool:
+        """Whether anything is asked of the model; if not, it is loaded."""
+        return bool(self.model_fields_set or self.model_extra)
+
     @model_validator(mode="after")
-    def _says_something(self) -> _Body:
-        if not self.model_fields_set and not self.model_extra:
+    def _has_model_or_question(self) -> _Body:
+        if not self.model and not self.asks:
             raise ValueError("model is required")
         return self
 
@@ -151,11 +156,6 @@ class OllamaCall(_Body, GroundedCall):
     top_logprobs: int | None = Field(None, ge=0, le=20, description="How many alternatives to each token.")
 
     _switches: ClassVar[Any] = Switches()
-
-    @property
-    def asks(self) -> bool:
-        """Whether anything is asked of the model."""
-        raise NotImplementedError
 
     @property
     def continues(self) -> bool:
@@ -414,6 +414,10 @@ class OllamaEmbedCall(_Body, EmbeddingCall):
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         return [*(["truncate"] if self.truncate else []), *_unread(self.options), *super().ignored(capabilities)]
 
+    @property
+    def asks(self) -> bool:
+        return bool(self.input)
+
     def texts(self) -> Sequence[str]:
         return self.input
 
@@ -441,6 +445,10 @@ class OllamaEmbeddingsCall(_Body, EmbeddingCall):
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         return [*_unread(self.options), *super().ignored(capabilities)]
+
+    @property
+    def asks(self) -> bool:
+        return bool(self.prompt)
 
     def texts(self) -> Sequence[str]:
         return [self.prompt] if self.prompt else []

@@ -13,7 +13,7 @@ from itertools import count
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from comps.core.errors import InvalidRequest
 from comps.core.types import JSON, Message
@@ -50,6 +50,12 @@ class OllamaMessage(BaseModel):
     )
     tool_name: str | None = Field(None, description="Whose result it is, of role tool.")
     tool_call_id: str | None = Field(None, description="Of which call it is the result.")
+
+    @model_validator(mode="after")
+    def _has_content(self) -> OllamaMessage:
+        if self.content is None and not (self.images or self.tool_calls or self.thinking):
+            raise ValueError("a message needs content, images or tool_calls")
+        return self
 
 
 def conversation(turns: Sequence[OllamaMessage]) -> tuple[Message, ...]:
