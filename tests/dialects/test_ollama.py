@@ -128,7 +128,7 @@ def test_options_without_effect_are_named_with_where_they_stand() -> None:
     }
     call = read({**QUESTION, "options": options, "keep_alive": "5m"}, served=ModelInfo("tiny", 2048))
     lost = call.ignored(frozenset({"messages.*"}))
-    names = ["top_k", "num_ctx", "num_gpu", "mirostat", "use_mmap", "colour"]
+    names = ["top_k", "num_ctx", "num_gpu", "use_mmap", "mirostat", "colour"]
     assert lost == ["keep_alive", *(f"options.{name}" for name in names)]
     within = read({**QUESTION, "options": {"num_ctx": 2048}}, served=ModelInfo("tiny", 2048))
     assert within.ignored(frozenset({"messages.*"})) == []

@@ -1,4 +1,4 @@
-"""The options of Ollama's bodies: how to sample, and how its runner would be started.
+"""The options of Ollama's bodies: how to sample, and how its runner would be started. Older ones count as unknown.
 
 https://docs.ollama.com/modelfile#valid-parameters-and-values
 """
@@ -16,8 +16,6 @@ from comps.dialects.shared.fields import MANY, StopStrings, at_most_1, matters, 
 
 _WITHOUT_EFFECT = Field(description="Of Ollama's runner; no effect here, and named as ignored.")
 _Int: TypeAlias = Annotated[int | None, _WITHOUT_EFFECT]
-_Float: TypeAlias = Annotated[float | None, _WITHOUT_EFFECT]
-_Bool: TypeAlias = Annotated[bool | None, _WITHOUT_EFFECT]
 
 
 def _as_list(value: Any) -> Any:
@@ -58,15 +56,7 @@ class OllamaOptions(BaseModel):
     main_gpu: _Int = None
     num_thread: _Int = None
     draft_num_predict: _Int = None
-    mirostat: _Int = None
-    mirostat_tau: _Float = None
-    mirostat_eta: _Float = None
-    tfs_z: _Float = None
-    penalize_newline: _Bool = None
-    numa: _Bool = None
-    low_vram: _Bool = None
-    use_mmap: _Bool = None
-    use_mlock: _Bool = None
+    use_mmap: Annotated[bool | None, _WITHOUT_EFFECT] = None
 
     def sampling(self) -> Sampling:
         """How to sample; what is left out, the model server decides."""
