@@ -65,8 +65,12 @@ stream it has for what comes without text, and `REFUSED` are its routes that the
 
 
 def of_all(name: str) -> dict[str, Any]:
-    """What the dialects' own test files have under this name."""
-    return {key: value for module in OWN_TESTS.values() for key, value in getattr(module, name, {}).items()}
+    """What the dialects' own test files have under this name; lists under the same key are joined."""
+    found: dict[str, Any] = {}
+    for module in OWN_TESTS.values():
+        for key, value in getattr(module, name, {}).items():
+            found[key] = [*found.get(key, ()), *value] if isinstance(value, list) else value
+    return found
 
 
 def only(dialect: str) -> dict[str, str]:

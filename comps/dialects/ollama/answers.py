@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from itertools import repeat
 from typing import Any
 
 import orjson
@@ -98,7 +99,10 @@ class Lines:
         self._write(b"".join((self._before, orjson.dumps(text), self._after)))
 
     def delta(self, delta: TextDelta) -> None:
-        extra = dict(delta.extra or {})
+        if not delta.extra:
+            self.text(delta.text)
+            return
+        extra = dict(delta.extra)
         if calls := extra.pop("tool_calls", None):
             self._calls = join_extra(self._calls, {"tool_calls": calls})
         if delta.text or any(extra.values()):
@@ -172,12 +176,10 @@ def _logprobs_in(logprobs: JSON) -> Iterator[JSON]:
     for token in logprobs.get("content") or ():
         further = [_token(one) for one in token.get("top_logprobs") or ()]
         yield {**_token(token), **({"top_logprobs": further} if further else {})}
-    alternatives = logprobs.get("top_logprobs") or ()
-    for place, token in enumerate(logprobs.get("tokens") or ()):
-        others = alternatives[place] if place < len(alternatives) else None
-        further = [{"token": text, "logprob": value} for text, value in (others or {}).items()]
-        told = {"token": token, "logprob": logprobs["token_logprobs"][place]}
-        yield {**told, **({"top_logprobs": further} if further else {})}
+    texts, values = logprobs.get("tokens") or (), logprobs.get("token_logprobs") or ()
+    for text, value, others in zip(texts, values, logprobs.get("top_logprobs") or repeat(None), strict=False):
+        further = [{"token": other, "logprob": one} for other, one in (others or {}).items()]
+        yield {"token": text, "logprob": value, **({"top_logprobs": further} if further else {})}
 
 
 def _token(token: Mapping[str, JSON]) -> JSON:
