@@ -50,7 +50,7 @@ ANYWAY = {"num_predict": [0, -1], "shift": [False], "truncate": [True, False], "
 CHAT, GENERATE, EMBED, OLDER, SHOW = "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/show"
 ONLY = {"LLM_DIALECTS": "ollama"}
 QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "?"}]}
-HEAD = '{"model":"tiny","created_at":"2023-11-14T22:13:20Z"'
+HEAD = '{"model":"tiny","created_at":"2023-11-14T22:13:20.000000Z"'
 DURATIONS = '"total_duration":0,"load_duration":0,"eval_duration":0'
 PNG = "iVBORw0KGgo="
 
@@ -417,7 +417,7 @@ def test_a_whole_answer_has_all_of_that_at_once() -> None:
     cites = {"annotations": [{"type": "x"}]}
     assert answer == {
         "model": "tiny:latest",
-        "created_at": "2023-11-14T22:13:20Z",
+        "created_at": "2023-11-14T22:13:20.000000Z",
         "message": {"role": "assistant", "content": "", "thinking": "Hm.", "tool_calls": [told], **cites},
         "done": True,
         "done_reason": "stop",
@@ -454,6 +454,8 @@ def test_vectors_are_cut_and_have_the_length_1_but_for_the_older_form() -> None:
         **{"total_duration": 4 * 10**9, "load_duration": 10**9, "prompt_eval_count": 5},
     }
     assert reply({"prompt": "a"}, OLDER, [3.0, 4.0]) == {"embedding": [3.0, 4.0]}
+    for wrong in (0, False, {}, [1]):
+        assert refused({"input": wrong}, EMBED).startswith("input")
     with pytest.raises(InvalidRequest, match="dimensions: the vectors of tiny have 2 dimensions"):
         reply({"input": "a", "dimensions": 3}, EMBED, [3.0, 4.0])
 

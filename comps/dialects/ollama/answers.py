@@ -24,8 +24,8 @@ _DONE_REASONS = {"tool_calls": "stop", "function_call": "stop"}
 
 
 def timestamp(seconds: float) -> str:
-    """A time in seconds since 1970, as RFC 3339 has it."""
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
+    """A time in seconds since 1970 as RFC 3339 has it, with a fraction, since some clients need one."""
+    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
 class Frame:

@@ -39,6 +39,7 @@ from comps.dialects.shared.openai_values import Schema, Tool
 _DURATION = re.compile(r"[-+]?(0|((\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))+)", re.ASCII)
 """A duration as Go parses it: https://pkg.go.dev/time#ParseDuration"""
 _ZERO = re.compile(r"[-+]?[0.a-zµμ]+")
+"""A duration that is none, of those that `_DURATION` matches, or of numbers."""
 _EFFORTS = {"max": "high"}
 """OpenAI's words for the efforts of thinking, where they are not Ollama's."""
 _WISHES = {"format": "response_format", "logprobs": "logprobs", "top_logprobs": "top_logprobs"}
@@ -108,7 +109,9 @@ Format = Annotated[
 
 
 def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) and value else value or []
+    if value in (None, ""):
+        return []
+    return [value] if isinstance(value, str) else value
 
 
 class _Body(Call):
@@ -120,7 +123,7 @@ class _Body(Call):
 
     @property
     def asks(self) -> bool:
-        """Whether anything is asked of the model; if not, it is loaded."""
+        """Whether it asks for more than that the model is loaded."""
         return bool(self.model_fields_set or self.model_extra)
 
     @model_validator(mode="after")
