@@ -454,7 +454,8 @@ def test_vectors_are_cut_and_have_the_length_1_but_for_the_older_form() -> None:
         **{"total_duration": 4 * 10**9, "load_duration": 10**9, "prompt_eval_count": 5},
     }
     assert reply({"prompt": "a"}, OLDER, [3.0, 4.0]) == {"embedding": [3.0, 4.0]}
-    for wrong in (0, False, {}, [1]):
+    no_texts: list[JSON] = [0, False, {}, [1]]
+    for wrong in no_texts:
         assert refused({"input": wrong}, EMBED).startswith("input")
     with pytest.raises(InvalidRequest, match="dimensions: the vectors of tiny have 2 dimensions"):
         reply({"input": "a", "dimensions": 3}, EMBED, [3.0, 4.0])
