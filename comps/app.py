@@ -27,6 +27,7 @@ from comps.core.retries import Retries
 from comps.core.types import JSON
 from comps.dialects import DIALECTS, opea, open_dialect, openai
 from comps.dialects.llm_api import dialect as llm_api
+from comps.dialects.ollama import dialect as ollama
 from comps.dialects.shared import llama
 from comps.dialects.shared.base import Dialect
 from comps.dialects.square import dialect as square
@@ -299,6 +300,7 @@ def make_dialects(settings: Settings) -> list[Dialect]:
         "llm_api": llm_api.Switches(chosen.llm_api_family, chosen.llm_api_prompt, whole),
         "kaito": llama.Switches(*limits, chosen.kaito_prompt),
         "llm_on_k8s": llama.Switches(*limits, chosen.llm_on_k8s_prompt),
+        "ollama": ollama.Switches(whole),
     }
     return [open_dialect(name, switches.get(name)) for name in chosen.enabled]
 

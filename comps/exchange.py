@@ -12,6 +12,7 @@ from comps.access import CALLER, Caller
 from comps.admission import RequestSlots
 from comps.core.generator import TextGenerator
 from comps.core.request_id import REQUEST_ID
+from comps.core.times import Times
 from comps.core.types import GenerationRequest, Report, Usage
 
 Fields: TypeAlias = "dict[str, str | int | float | bool | list[str] | None]"
@@ -36,7 +37,7 @@ class Trace(Protocol):
         ...
 
 
-class Exchange:
+class Exchange(Times):
     """One request and its answer.
 
     Args:
@@ -82,12 +83,6 @@ class Exchange:
     """Its spans; None if there are no traces."""
     received_at = 0.0
     """When the body had arrived."""
-    asked_at = 0.0
-    """When the model server was asked, with the first prompt if there are several."""
-    first_token_at = 0.0
-    """When the first text, reasoning or tool call of a stream came; whole answers have no such time."""
-    answered_at = 0.0
-    """When the model server had answered, the last prompt if there are several."""
     ended_at = 0.0
 
     def __init__(self, path: str, scope: Mapping[str, Any], dialect: str = "") -> None:

@@ -326,7 +326,7 @@ async def _computed(call: Call, model: TextGenerator, info: ModelInfo, exchange:
         embeddings = await model.embed(call.texts())
         if embeddings.prompt_tokens is not None:
             exchange.usage = Usage(embeddings.prompt_tokens, 0)
-        return embeddings, metadata_of(info)
+        return embeddings, metadata_of(info, exchange)
     if isinstance(call, TokenCountCall):
         return (await model.count_tokens(call.text()),)
     if isinstance(call, PromptCountCall):
@@ -351,7 +351,7 @@ def _requests(call: GenerationCall, info: ModelInfo) -> list[GenerationRequest]:
 
 def _ignored_names(call: Call, info: ModelInfo) -> list[str]:
     """Returns the names of the fields that were sent and have no effect."""
-    misnamed = ["model"] if call.wanted_model not in (None, "", info.name) else []
+    misnamed = ["model"] if call.any_model and call.wanted_model not in (None, "", info.name) else []
     return misnamed + call.ignored(info.capabilities)
 
 

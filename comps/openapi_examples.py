@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from inspect import iscoroutine
 
 from comps.core.errors import (
@@ -22,6 +23,7 @@ from comps.core.errors import (
 from comps.core.generator import Preview
 from comps.core.planning import Plan, Planner
 from comps.core.ports import Answer
+from comps.core.times import Times
 from comps.core.types import (
     GPU,
     JSON,
@@ -53,7 +55,21 @@ from comps.dialects.shared.framing import ResponseMetadata, preview_document
 _MODEL = "SmolLM2-135M-Instruct"
 _INFO = ModelInfo(_MODEL, 2048, frozenset({"max_tokens", "temperature"}))
 _CREATED = 1_700_000_000
-_METADATA = ResponseMetadata("77a8ef08bd2a4bf0b4d1d1f2a0b3a7c5", _CREATED, _MODEL)
+
+
+class _Times(Times):
+    """When what happened in the exchanges of the examples with a whole answer."""
+
+    started, asked_at, answered_at = 100.0, 100.25, 101.25
+
+
+class _StreamTimes(_Times):
+    """The same, of those with a stream."""
+
+    first_token_at = 100.5
+
+
+_METADATA = ResponseMetadata("77a8ef08bd2a4bf0b4d1d1f2a0b3a7c5", _CREATED, _MODEL, times=_Times())
 PIECES = ("Deep", " learning")
 """The answer in the examples, token by token."""
 _USAGE = Usage(12, len(PIECES))
@@ -93,7 +109,7 @@ def stream(kind: type[Call], dialect: Dialect, body: JSON) -> str | None:
     call, items = _call(kind, dialect, body, streams=True), list[bytes]()
     if not isinstance(call, GenerationCall) or not call.streamed:
         return None
-    writer = call.writer(_METADATA, items.append)
+    writer = call.writer(replace(_METADATA, times=_StreamTimes()), items.append)
     for number, _ in enumerate(call.requests()):
         for piece in PIECES:
             writer.text(piece, number)

@@ -110,7 +110,7 @@ class Responder:
         self._call = call
         self._keepalive_seconds = keepalive_seconds
         self._reports: dict[int, Report] = {}
-        self._metadata = metadata_of(info, self._reports)
+        self._metadata = metadata_of(info, exchange, self._reports)
         self._prompts = prompts
         self._reply = reply
         self._headers = headers
@@ -317,8 +317,10 @@ class _StreamedAnswer:
             self.delta = writer.delta  # type: ignore[method-assign]
 
 
-def metadata_of(info: ModelInfo, reports: Mapping[int, Report] = MappingProxyType({})) -> ResponseMetadata:
-    return ResponseMetadata(f"{getrandbits(128):032x}", int(time()), info.name, reports)
+def metadata_of(
+    info: ModelInfo, exchange: Exchange, reports: Mapping[int, Report] = MappingProxyType({})
+) -> ResponseMetadata:
+    return ResponseMetadata(f"{getrandbits(128):032x}", int(time()), info.name, reports, exchange)
 
 
 def _reported(reports: Mapping[int, Report], prompts: int) -> list[tuple[bytes, bytes]]:

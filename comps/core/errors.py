@@ -109,6 +109,7 @@ class UnknownModel(InvalidRequest):
 
     def __init__(self, name: str, known: str) -> None:
         super().__init__(f"'{name}' is not served here; known: {known}", "model")
+        self.name = name
 
 
 class BodyTooLarge(InvalidRequest):

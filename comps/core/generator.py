@@ -331,7 +331,7 @@ class TextGenerator:
         self._usable(model)
         if not isinstance(self.server, Embeds):
             raise InvalidRequest(f"{self.model} makes no embeddings", "model")
-        return await self.server.embed(texts)
+        return await self.server.embed(texts) if texts else Embeddings((), 0)
 
     async def count_tokens(self, text: str, model: str | None = None) -> int:
         """Returns the number of tokens of a text, without special tokens; see `CountsTokens.count_tokens`.

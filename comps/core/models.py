@@ -7,6 +7,9 @@ from collections.abc import Collection, Iterator, Sequence
 from comps.core.errors import Forbidden, UnknownModel
 from comps.core.generator import TextGenerator
 
+_DEFAULT_TAG = ":latest"
+"""The tag of a model's name that has none: https://docs.ollama.com/api#model-names"""
+
 
 class Models:
     """The served models, by their public names.
@@ -31,7 +34,7 @@ class Models:
         """Returns the generator of a model; for None or an empty name, that of the first model that may be used.
 
         Args:
-            name: The model's public name.
+            name: The model's public name; a tag `latest` may be there or not.
             any_name: If only one model is served, accept any name for it.
             allowed: The names of the models that may be used; none: all. They do not restrict the unlisted model.
 
@@ -46,8 +49,14 @@ class Models:
             if not allowed or first.model in allowed:
                 return first
             name = next((one.model for one in self.allowed(allowed)), first.model)
+        name = self._served(name)
         if name not in self._by_name:
             raise UnknownModel(name, ", ".join(one.model for one in self.allowed(allowed)))
         if allowed and name not in allowed:
             raise Forbidden(f"'{name}' may not be used with this API key", "model")
         return self._by_name[name]
+
+    def _served(self, name: str) -> str:
+        """Returns the public name that a name stands for: with the tag `latest` or without it, if that is served."""
+        other = name.removesuffix(_DEFAULT_TAG) if name.endswith(_DEFAULT_TAG) else name + _DEFAULT_TAG
+        return other if name not in self._by_name and other in self._by_name else name

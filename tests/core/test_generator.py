@@ -338,6 +338,7 @@ async def test_whether_prompt_and_answer_can_be_counted_together_is_a_capability
 async def test_abilities_are_the_model_servers() -> None:
     generator = TextGenerator(Counting(), "m")
     assert (await generator.embed(["ab", "c"])).vectors == ([2.0], [1.0])
+    assert await generator.embed([]) == Embeddings((), 0)
     assert await generator.count_tokens("a b") == 2
 
 
@@ -347,6 +348,17 @@ async def test_an_ability_that_the_model_server_lacks_is_an_error_that_names_the
         await generator.embed(["a"])
     with pytest.raises(InvalidRequest, match="tiny counts no tokens"):
         await generator.count_tokens("a")
+
+
+def test_a_name_without_a_tag_is_that_with_the_tag_latest_unless_both_are_served() -> None:
+    plain, tagged, both, latest = (TextGenerator(Scripted(), name) for name in ("a", "b:latest", "c", "c:latest"))
+    models = Models([plain, tagged, both, latest])
+    asked = [models.named(name).model for name in ("a:latest", "b", "c", "c:latest")]
+    assert asked == ["a", "b:latest", "c", "c:latest"]
+    assert models.named("a:latest", allowed=("a",)) is plain
+    with pytest.raises(UnknownModel) as caught:
+        models.named("a:7b")
+    assert caught.value.name == "a:7b"
 
 
 def test_any_name_may_stand_for_the_only_model() -> None:

@@ -117,7 +117,8 @@ class PreviewEndpoint(Endpoint):
     """An endpoint that reads the bodies of several other endpoints.
 
     Of the kinds for which a body is valid, it is read as that which declares the most of its fields, the first of equal
-    ones; kinds without a marker are tried last.
+    ones; kinds without a marker are tried last. A marker with nothing in it, with which some kinds only load a model,
+    counts for nothing.
 
     Attributes:
         endpoints: The other endpoints; the first one explains what is wrong with a body without any marker.
@@ -141,12 +142,14 @@ class PreviewEndpoint(Endpoint):
             read: list[Call] = []
             for call, dialect in candidates:
                 try:
-                    read.append(_consistent(_validated(document, call, dialect)))
+                    valid = _consistent(_validated(document, call, dialect))
                 except RequestError as request_error:
                     wrong.append(request_error)
+                else:
+                    read += [valid] if call.marker is None or document[call.marker] else []
             if read:
                 return min(read, key=lambda call: len(call.model_extra or ()))
-        if marked:
+        if marked and wrong:
             raise wrong[0]
         return self.endpoints[0]._as_call(document)
 

@@ -158,7 +158,7 @@ class SampledCall(GenerationCall):
         return lost + super().ignored(capabilities)
 
 
-class DocumentsCall(SampledCall):
+class GroundedCall(GenerationCall):
     """A body that may have documents, in any of the fields that OPEA's services use for them."""
 
     documents: Documents | None = Field(
@@ -292,6 +292,10 @@ class DocumentsCall(SampledCall):
     def data_documents(self) -> list[Document]:
         """The documents in `data`."""
         return _documents_of((self.data and self.data.reranked_docs) or [])
+
+
+class DocumentsCall(GroundedCall, SampledCall):
+    """A body that may have documents, and the sampling fields under the names of `Sampling`."""
 
 
 def _documents_of(bodies: Sequence[DocumentBody]) -> list[Document]:

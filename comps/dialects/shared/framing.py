@@ -12,6 +12,7 @@ import orjson
 from comps.core.citations import ANNOTATIONS, UNKNOWN
 from comps.core.errors import InvalidRequest, LLMError, Malformed, Overloaded, PromptTooLong, Unauthorized, UnknownModel
 from comps.core.generator import Preview
+from comps.core.times import Times
 from comps.core.types import JSON, Generation, Message, Report, Usage, total
 from comps.core.value_types import value_type
 
@@ -32,6 +33,8 @@ class ResponseMetadata:
     model: str
     reports: Mapping[int, Report] = field(default_factory=dict)
     """The report of each request, by its place; complete when the first event is written."""
+    times: Times = Times()
+    """Of its exchange; complete when the whole answer, or what follows the ends of a stream, is written."""
 
 
 def sse(data: bytes) -> bytes:

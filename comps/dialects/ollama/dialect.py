@@ -1,0 +1,487 @@
+"""Ollama's API: chats, completions and embeddings, streamed as lines of JSON, and what it tells of models.
+
+https://docs.ollama.com/api, with the types of its source: https://github.com/ollama/ollama/blob/main/api/types.go
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from math import sqrt
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from comps.core.errors import InvalidRequest, LLMError, UnknownModel
+from comps.core.types import (
+    CALLS_ON_DEMAND,
+    JSON,
+    Embeddings,
+    Generation,
+    GenerationRequest,
+    Message,
+    ModelInfo,
+    Prompt,
+)
+from comps.dialects.ollama.answers import NDJSON, Frame, Lines, durations_of
+from comps.dialects.ollama.messages import Images, OllamaMessage, content_of, conversation, ignored_in
+from comps.dialects.ollama.models import ROUTES, show
+from comps.dialects.ollama.options import NO_OPTIONS, OllamaOptions
+from comps.dialects.ollama.templates import fill
+from comps.dialects.shared.base import Call, DescriptionCall, Dialect, EmbeddingCall, Style, Writer
+from comps.dialects.shared.bodies import MOST
+from comps.dialects.shared.fields import GroundedCall, matters
+from comps.dialects.shared.framing import ResponseMetadata
+from comps.dialects.shared.openai_values import Schema, Tool
+
+_DURATION = re.compile(r"[-+]?(0|((\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))+)", re.ASCII)
+"""A duration as Go parses it: https://pkg.go.dev/time#ParseDuration"""
+_ZERO = re.compile(r"[-+]?[0.a-zµμ]+")
+"""A duration that is none, of those that `_DURATION` matches, or of numbers."""
+_EFFORTS = {"max": "high"}
+"""OpenAI's words for the efforts of thinking, where they are not Ollama's."""
+_WISHES = {"format": "response_format", "logprobs": "logprobs", "top_logprobs": "top_logprobs"}
+"""The options of OpenAI's API, by the fields that ask for them."""
+_SHORTEST = 1e-12
+"""The least length that a vector is divided by."""
+_ADDED = 8
+"""The most tokens that a model server adds to a text to continue."""
+_OF_QUESTIONS = dict.fromkeys(
+    (
+        *("format", "options", "think", "truncate", "shift", "logprobs", "top_logprobs", "tools", "documents"),
+        *("suffix", "system", "template", "raw", "images", "context"),
+    )
+)
+"""Fields that have no effect where nothing is asked."""
+_FACT = "Intel Gaudi 2 has 96 GB of HBM2E memory on board."
+_WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather in a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+def _error(error: LLMError) -> JSON:
+    if isinstance(error, UnknownModel):
+        return {"error": f"model '{error.name}' not found: {error.args[0]}"}
+    return {"error": str(error)}
+
+
+STYLE = Style(_error)
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """The dialect's settings.
+
+    Attributes:
+        disable_streaming: Never stream, even if asked to.
+    """
+
+    disable_streaming: bool = False
+
+
+def _checked_duration(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, str) and not _DURATION.fullmatch(value)):
+        raise ValueError("a duration is a number of seconds, or a text such as '5m' or '1h30m'")
+    return value
+
+
+def _checked_format(value: Any) -> Any:
+    if isinstance(value, str) and value not in ("", "json"):
+        raise ValueError("it is 'json', or a JSON schema")
+    return value
+
+
+KeepAlive = Annotated[
+    float | str | None,
+    BeforeValidator(_checked_duration, json_schema_input_type=float | str | None),
+    Field(description="No effect here, and named as ignored: a model stays loaded as long as the service runs."),
+]
+Format = Annotated[
+    Schema | str | None, AfterValidator(_checked_format), Field(description="`json`, or the JSON schema of the answer.")
+]
+
+
+def _listed(value: Any) -> Any:
+    if value in (None, ""):
+        return []
+    return [value] if isinstance(value, str) else value
+
+
+class _Body(Call):
+    """What all bodies of this dialect have in common."""
+
+    style = STYLE
+
+    keep_alive: KeepAlive = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether it asks for more than that the model is loaded."""
+        return bool(self.model_fields_set or self.model_extra)
+
+    @model_validator(mode="after")
+    def _has_model_or_question(self) -> _Body:
+        if not self.model and not self.asks:
+            raise ValueError("model is required")
+        return self
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        return [*(["keep_alive"] if self.keep_alive is not None else []), *super().ignored(capabilities)]
+
+
+class OllamaCall(_Body, GroundedCall):
+    """What the bodies that ask for text have in common. One that asks nothing loads the model, or unloads it."""
+
+    media_type = NDJSON
+    is_chat: ClassVar[bool]
+    """Whether the answer is a message."""
+
+    stream: bool | None = Field(None, description="Whether the answer is streamed, as it is if this is left out.")
+    format: Format = None
+    options: OllamaOptions | None = Field(None, description="How to sample.")
+    think: bool | Literal["low", "medium", "high", "max"] | None = Field(
+        None, description="Whether the model thinks before it answers, and how hard; for model servers that know it."
+    )
+    truncate: bool | None = Field(
+        None, description="false is named as ignored: early messages without room are left out."
+    )
+    shift: bool | None = Field(
+        None, description="true is named as ignored: an answer ends where the context window does."
+    )
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="How many alternatives to each token.")
+
+    _switches: ClassVar[Any] = Switches()
+
+    @property
+    def continues(self) -> bool:
+        """Whether it is a text to continue, instead of a conversation."""
+        return False
+
+    def prompt_for(self) -> Prompt:
+        """What is asked of the model: a conversation, or a text to continue.
+
+        Raises:
+            InvalidRequest: The fields contradict each other.
+        """
+        raise NotImplementedError
+
+    @property
+    def streamed(self) -> bool:
+        return self.asks and self.stream is not False and not self._switches.disable_streaming
+
+    def requests(self) -> Sequence[GenerationRequest]:
+        if not self.asks:
+            return []
+        prompt, sampling = self.prompt_for(), (self.options or NO_OPTIONS).sampling()
+        room = self._room if self.continues and sampling.max_tokens is None else None
+        request = GenerationRequest(
+            prompt=prompt,
+            documents=self.all_documents(),
+            **self.of_documents(),
+            sampling=sampling,
+            max_total_tokens=room,
+            total_is_default=room is not None,
+            options={**self.wishes(), **self.template_options},
+        )
+        return [request]
+
+    @property
+    def _room(self) -> int | None:
+        """The most tokens of a text and its continuation, since OpenAI's servers end it after 16 tokens if nothing is
+        said; None if that cannot be told."""
+        window = self._served.context_window
+        counts = "max_total_tokens" in self._served.capabilities
+        return window - _ADDED if window and window > _ADDED and counts else None
+
+    def wishes(self) -> dict[str, JSON]:
+        """The options that only some model servers know, by their names in OpenAI's API."""
+        wishes = {**(self.options or NO_OPTIONS).passed(), **self._thinking}
+        if self.format == "json":
+            wishes["response_format"] = {"type": "json_object"}
+        elif self.format:
+            wishes["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "format", "schema": self.format},
+            }
+        if self.logprobs:
+            alternatives = self.top_logprobs or 0
+            of_text = alternatives if "top_logprobs" in self._served.capabilities else 0
+            of_chat = {"logprobs": True, "top_logprobs": alternatives}
+            wishes |= {"logprobs": of_text} if self.continues else of_chat
+        return wishes
+
+    @property
+    def _thinking(self) -> dict[str, JSON]:
+        """The options that say whether to think: an effort, or a variable of the chat templates of Qwen and others."""
+        if self.think is None or self.continues:
+            return {}
+        if isinstance(self.think, str):
+            return {"reasoning_effort": _EFFORTS.get(self.think, self.think)}
+        if self.think and "chat_template_kwargs" not in self._served.capabilities:
+            return {"reasoning_effort": "medium"}
+        return {"chat_template_kwargs": {"enable_thinking": self.think}}
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        lost = super().ignored(capabilities)
+        if not self.asks:
+            return [*lost, *(name for name, value in self.sent_fields(_OF_QUESTIONS).items() if value)]
+        for name, ours in _WISHES.items():
+            if ours not in capabilities and matters(name, getattr(self, name)):
+                lost.append(name)
+        if self.top_logprobs and not self.logprobs and "top_logprobs" not in lost:
+            lost.append("top_logprobs")
+        if self.think is not None and self._thinking.keys().isdisjoint(capabilities):
+            lost.append("think")
+        lost += [*(["truncate"] if self.truncate is False else []), *(["shift"] if self.shift else [])]
+        return lost + (self.options or NO_OPTIONS).ignored(capabilities, self._served.context_window)
+
+    def ends(self, generations: Sequence[Generation]) -> Sequence[str]:
+        return super().ends(generations) if self.asks else [self._loads]
+
+    @property
+    def _loads(self) -> str:
+        """What a body that asks nothing does: `load` or `unload`."""
+        return "unload" if self.keep_alive is not None and _ZERO.fullmatch(str(self.keep_alive)) else "load"
+
+    def _frame(self, metadata: ResponseMetadata) -> Frame:
+        return Frame(self.model or metadata.model, metadata.created, self.is_chat)
+
+    def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
+        frame = self._frame(metadata)
+        if not self.asks:
+            return frame.line("", done_reason=self._loads)
+        return self.with_report(frame.whole(generations[0], metadata.times), metadata)
+
+    def writer(self, metadata: ResponseMetadata, write: Callable[[bytes], None]) -> Writer:
+        reports = metadata.reports if self.include_report else {}
+        return Lines(self._frame(metadata), metadata.times, write, lambda: reports.get(0))
+
+    def error_item(self, error: LLMError) -> bytes:
+        return STYLE.encode(STYLE.error(error)) + b"\n"
+
+
+class OllamaChatCall(OllamaCall):
+    """A conversation, with documents if there are any; without messages, the model is loaded."""
+
+    marker = "messages"
+    is_chat = True
+    examples = {
+        "A conversation": {
+            "messages": [
+                {"role": "system", "content": "You answer in one sentence."},
+                {"role": "user", "content": "What is Deep Learning?"},
+            ],
+            "options": {"num_predict": 32},
+        },
+        "With documents, whole": {
+            "messages": [{"role": "user", "content": "How much memory does Gaudi 2 have?"}],
+            "documents": [_FACT],
+            "stream": False,
+        },
+        "With a tool": {
+            "messages": [{"role": "user", "content": "How is the weather in Paris?"}],
+            "tools": [_WEATHER],
+        },
+    }
+
+    messages: Annotated[list[OllamaMessage], Field(max_length=MOST, fail_fast=True)] | None = None
+    tools: list[Tool] | None = None
+
+    @property
+    def asks(self) -> bool:
+        return bool(self.messages)
+
+    def prompt_for(self) -> Prompt:
+        return conversation(self.messages or ())
+
+    def wishes(self) -> dict[str, JSON]:
+        wishes = super().wishes()
+        return {**wishes, "tools": self.tools} if self.tools else wishes
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        lost = super().ignored(capabilities)
+        if self.tools and ("tools" not in capabilities or CALLS_ON_DEMAND in capabilities):
+            lost.append("tools")
+        return lost + ignored_in(self.messages or (), capabilities)
+
+
+class OllamaGenerateCall(OllamaCall):
+    """A text to answer, to continue or to fill in, with documents if there are any; without it, the model is loaded."""
+
+    marker = "prompt"
+    is_chat = False
+    examples = {
+        "A text": {"prompt": "Why is the sky blue?", "options": {"num_predict": 32}},
+        "A text to continue, whole": {"prompt": "Deep learning is", "raw": True, "stream": False},
+    }
+
+    prompt: str | None = None
+    suffix: str | None = Field(None, description="The text behind what is to be filled in; refused by most models.")
+    system: str | None = Field(None, description="The system message.")
+    template: str | None = Field(
+        None,
+        max_length=100_000,
+        description="A template with .System, .Prompt and .Suffix, instead of the model's own.",
+    )
+    raw: bool | None = Field(None, description="Whether the text is continued as it is.")
+    images: Images | None = Field(None, description="Each in base64; for models that see.")
+    context: list[int] | None = Field(None, description="Refused: send messages to /api/chat.")
+
+    @property
+    def asks(self) -> bool:
+        return bool(self.prompt)
+
+    @property
+    def continues(self) -> bool:
+        if self.raw or self.template or self.suffix:
+            return True
+        return self._served.has_chat_template is False and not (self.system or self.images)
+
+    def prompt_for(self) -> Prompt:
+        text, system = self.prompt or "", self.system or ""
+        if self.context:
+            why = "token ids of an earlier answer are not read here; send the conversation to /api/chat"
+            raise InvalidRequest(why, "context")
+        if self.raw and (self.template or system):
+            field = "template" if self.template else "system"
+            raise InvalidRequest("raw mode does not support template, system, or context", field)
+        if self.continues:
+            if self.images:
+                raise InvalidRequest("a text to continue has no images; leave raw, template and suffix out", "images")
+            values = {"System": system, "Prompt": text, "Suffix": self.suffix or ""}
+            return fill(self.template, values) if self.template else text
+        question = Message("user", content_of(text, self.images, "images"))
+        return (Message("system", system), question) if system else (question,)
+
+    def wishes(self) -> dict[str, JSON]:
+        wishes = super().wishes()
+        return {**wishes, "suffix": self.suffix} if self._fills_in else wishes
+
+    @property
+    def _fills_in(self) -> bool:
+        """Whether the model server puts the suffix behind the text, since no template does."""
+        return bool(self.suffix) and not self.template
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        if self.asks and self._fills_in and "suffix" not in capabilities:
+            raise InvalidRequest(f'"{self.model or self._served.name}" does not support insert', "suffix")
+        lost = ["system"] if self.asks and self.system and self._fills_in else []
+        return lost + super().ignored(capabilities)
+
+
+class OllamaShowCall(_Body, DescriptionCall):
+    """A model to describe."""
+
+    marker = "model"
+    examples = {"The facts of a model": {"verbose": False}}
+
+    name: str | None = Field(None, description="An older name of model.")
+    verbose: bool | None = Field(None, description="true is named as ignored.")
+
+    @property
+    def wanted_model(self) -> str | None:
+        return self.model or self.name
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        lost = ["name"] if self.model and self.name not in (None, "", self.model) else []
+        return [*lost, *(["verbose"] if self.verbose else []), *super().ignored(capabilities)]
+
+    def reply(self, info: ModelInfo) -> JSON:
+        return show(info)
+
+
+class OllamaEmbedCall(_Body, EmbeddingCall):
+    """Texts to embed, as vectors of length 1; without one, the model is loaded."""
+
+    marker = "input"
+    examples = {
+        "One text": {"input": "Why is the sky blue?"},
+        "Several": {"input": ["Deep learning", "Bread and butter"]},
+    }
+
+    input: Annotated[
+        list[str], Field(max_length=MOST), BeforeValidator(_listed, json_schema_input_type=str | list[str])
+    ] = Field([], description="A text, or a list of texts.")
+    truncate: bool | None = Field(None, description="true is named as ignored: texts that are too long are refused.")
+    dimensions: int | None = Field(None, gt=0, description="How many of a vector's numbers are kept.")
+    options: dict[str, Any] | None = Field(None, description="No effect here, and named as ignored.")
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        return [*(["truncate"] if self.truncate else []), *_unread(self.options), *super().ignored(capabilities)]
+
+    @property
+    def asks(self) -> bool:
+        return bool(self.input)
+
+    def texts(self) -> Sequence[str]:
+        return self.input
+
+    def reply(self, embeddings: Embeddings, metadata: ResponseMetadata) -> JSON:
+        length = len(embeddings.vectors[0]) if embeddings.vectors else 0
+        if embeddings.vectors and self.dimensions is not None and self.dimensions > length:
+            raise InvalidRequest(f"the vectors of {metadata.model} have {length} dimensions", "dimensions")
+        counted = {} if embeddings.prompt_tokens is None else {"prompt_eval_count": embeddings.prompt_tokens}
+        return {
+            "model": self.model or metadata.model,
+            "embeddings": [_of_length_1(vector[: self.dimensions]) for vector in embeddings.vectors],
+            **durations_of(metadata.times),
+            **counted,
+        }
+
+
+class OllamaEmbeddingsCall(_Body, EmbeddingCall):
+    """A text to embed, as the model has it: the older form; without one, the model is loaded."""
+
+    marker = "prompt"
+    examples = {"A text": {"prompt": "Why is the sky blue?"}}
+
+    prompt: str | None = None
+    options: dict[str, Any] | None = Field(None, description="No effect here, and named as ignored.")
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        return [*_unread(self.options), *super().ignored(capabilities)]
+
+    @property
+    def asks(self) -> bool:
+        return bool(self.prompt)
+
+    def texts(self) -> Sequence[str]:
+        return [self.prompt] if self.prompt else []
+
+    def reply(self, embeddings: Embeddings, metadata: ResponseMetadata) -> JSON:
+        return {"embedding": list(embeddings.vectors[0]) if embeddings.vectors else []}
+
+
+def _unread(options: dict[str, Any] | None) -> list[str]:
+    return [f"options.{name}" for name, value in (options or {}).items() if value is not None]
+
+
+def _of_length_1(vector: Sequence[float]) -> list[float]:
+    length = max(sqrt(sum(number * number for number in vector)), _SHORTEST)
+    return [number / length for number in vector]
+
+
+def ollama(switches: Switches) -> Dialect:
+    """The dialect with these switches."""
+    return Dialect(
+        name="ollama",
+        calls={
+            "/api/chat": (OllamaChatCall,),
+            "/api/generate": (OllamaGenerateCall,),
+            "/api/show": (OllamaShowCall,),
+            "/api/embed": (OllamaEmbedCall,),
+            "/api/embeddings": (OllamaEmbeddingsCall,),
+        },
+        style=STYLE,
+        routes=ROUTES,
+        switches=switches,
+        about="Ollama's API, for its clients, Open WebUI and LangChain. A body may have `documents`.",
+    )

@@ -1,0 +1,72 @@
+"""The prompt templates of Ollama's completions, as far as they only fill in texts.
+
+https://docs.ollama.com/template, https://pkg.go.dev/text/template
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from comps.core.errors import InvalidRequest
+
+_ACTION = re.compile(r"{{(-\s)?([^{}]*?)(\s-)?}}")
+_CONDITION = re.compile(r"if +\.(\w+)")
+_ANSWER = ".Response"
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """A template with its variables filled in, up to `.Response`, where the answer begins.
+
+    It may have variables (`{{ .Prompt }}`), conditions on them (`{{ if .System }}`, `{{ else }}`, `{{ end }}`), and
+    hyphens that trim the spaces around (`{{-`, `-}}`).
+
+    Args:
+        template: The template.
+        values: The variables' values by their names.
+
+    Raises:
+        InvalidRequest: It has something else, such as `range`.
+    """
+    written: list[str] = []
+    holds: list[bool] = []
+    """Whether each condition holds that surrounds the place, the innermost last."""
+    place, is_trimmed = 0, False
+    for found in _ACTION.finditer(template):
+        text, action = _checked(template[place : found.start()]), found[2].strip()
+        _write(written, text.rstrip() if found[1] else text, holds, is_trimmed)
+        place, is_trimmed = found.end(), bool(found[3])
+        condition = _CONDITION.fullmatch(action)
+        if condition and condition[1] in values:
+            holds.append(bool(values[condition[1]]))
+        elif action in ("else", "end") and holds:
+            innermost = holds.pop()
+            holds += [not innermost] if action == "else" else []
+        elif action == _ANSWER:
+            if all(holds):
+                return "".join(written)
+        elif action[:1] == "." and action[1:] in values:
+            _write(written, values[action[1:]], holds)
+        else:
+            raise _unknown(action, values)
+    if holds:
+        raise InvalidRequest("an if has no end", "template")
+    _write(written, _checked(template[place:]), holds, is_trimmed)
+    return "".join(written)
+
+
+def _write(written: list[str], text: str, holds: list[bool], is_trimmed: bool = False) -> None:
+    """Write a text of the template, if the conditions around it hold."""
+    if all(holds):
+        written.append(text.lstrip() if is_trimmed else text)
+
+
+def _checked(text: str) -> str:
+    if "{{" in text:
+        raise InvalidRequest("an action is not closed, or has braces in it", "template")
+    return text
+
+
+def _unknown(action: str, values: Mapping[str, str]) -> InvalidRequest:
+    known = ", ".join(f".{name}" for name in values)
+    return InvalidRequest(f"'{action}' is not read here; what is: {known}, {_ANSWER}, if, else and end", "template")
