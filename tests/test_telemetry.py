@@ -290,9 +290,9 @@ async def test_the_log_has_a_line_for_each_request_and_nothing_of_a_prompt(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = Scripted([["a", "b"], [Refused(500, "it broke")], ["a", RuntimeError("Canary")]])  # type: ignore[list-item]
-    web = {"x-api-key": "s3cret", "x-request-id": "mine"}
+    web = {"x-api-key": "a-key-of-sixteen", "x-request-id": "mine"}
     query = {"query": "Canary of a question", "documents": ["Canary of a document"], "top_k": 5, "odd one": "Canary"}
-    keys = {"USVC_API_KEYS": "web = s3cret"}
+    keys = {"USVC_API_KEYS": "web = a-key-of-sixteen"}
     with logged(form, "INFO") as text:
         async with running(server, monkeypatch, keys) as service:
             await service.post({**query, "stream": True}, **web)
