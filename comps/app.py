@@ -26,6 +26,7 @@ from comps.core.redaction import Redactor
 from comps.core.retries import Retries
 from comps.core.types import JSON
 from comps.dialects import DIALECTS, opea, open_dialect, openai
+from comps.dialects.cohere import dialect as cohere
 from comps.dialects.llm_api import dialect as llm_api
 from comps.dialects.ollama import dialect as ollama
 from comps.dialects.shared import llama
@@ -300,6 +301,7 @@ def make_dialects(settings: Settings) -> list[Dialect]:
         "llm_api": llm_api.Switches(chosen.llm_api_family, chosen.llm_api_prompt, whole),
         "kaito": llama.Switches(*limits, chosen.kaito_prompt),
         "llm_on_k8s": llama.Switches(*limits, chosen.llm_on_k8s_prompt),
+        "cohere": cohere.Switches(whole),
         "ollama": ollama.Switches(whole),
     }
     return [open_dialect(name, switches.get(name)) for name in chosen.enabled]

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from comps import app as composition
 from comps.access import Caller
 from comps.core.errors import ModelServerError, Overloaded
+from comps.core.request_id import REQUEST_ID
 from comps.core.types import ModelInfo
 from comps.model_servers.scripted import Script, Scripted
 from tests.dialects.kinds import KINDS
@@ -116,6 +117,7 @@ async def test_beyond_the_queue_every_body_is_refused_in_its_own_shape_before_it
                 answer = await service.post(kind.examples[0], kind.path)
                 assert (answer.status, answer.headers["retry-after"]) == (429, "1")
                 style = kind.call.style
+                REQUEST_ID.set(answer.headers["x-request-id"])  # Some errors have it in them.
                 assert answer.body == style.encode(style.error(Overloaded("too many requests: 1 are waiting already")))
         with uncollected() as left:
             assert (await service.post(CHAT)).status == 429

@@ -121,8 +121,8 @@ def read_back(kind: Kind, items: list[bytes]) -> str:
         assert frames[-1] == b""
         texts = [json.loads(frame)["text"] for frame in frames[:-1] if frame]
         return str(texts[-1]) if texts else ""
-    said = [item.decode().removeprefix("data: ").removesuffix("\n\n") for item in items]
-    return "".join(map(text_in, said))
+    said = b"".join(items).decode().removesuffix("\n\n").split("\n\n")
+    return "".join(text_in(event.rpartition("\ndata: ")[2].removeprefix("data: ")) for event in said)
 
 
 def text_in(data: str) -> str:
@@ -131,6 +131,8 @@ def text_in(data: str) -> str:
     if data[:1] != "{":
         return ""
     event = json.loads(data)
+    if event.get("type") == "content-delta":
+        return str(event["delta"]["message"]["content"]["text"])
     choices = event.get("choices") or [{}]
     found = choices[0].get("delta", {}).get("content") or choices[0].get("text") or event.get("text")
     return str(found or "")

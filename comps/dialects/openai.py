@@ -6,8 +6,6 @@ logprobs …) are passed to those, and reported as ignored by the others.
 
 from __future__ import annotations
 
-import struct
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -46,6 +44,7 @@ from comps.dialects.shared.openai_values import (
     TokenIds,
     Tool,
 )
+from comps.dialects.shared.vectors import in_base64
 from comps.dialects.shared.writers import ChatChunks, TextChunks
 
 CHAT = "/v1/chat/completions"
@@ -321,7 +320,7 @@ class EmbeddingsCall(EmbeddingCall):
         length = len(embeddings.vectors[0])
         if self.dimensions not in (None, length):
             raise InvalidRequest(f"the vectors of {metadata.model} have {length} dimensions", "dimensions")
-        encode = _in_base64 if self.encoding_format == "base64" else list
+        encode = in_base64 if self.encoding_format == "base64" else list
         tokens = embeddings.prompt_tokens
         return {
             "object": "list",
@@ -332,10 +331,6 @@ class EmbeddingsCall(EmbeddingCall):
             "model": metadata.model,
             "usage": None if tokens is None else {"prompt_tokens": tokens, "total_tokens": tokens},
         }
-
-
-def _in_base64(vector: Sequence[float]) -> str:
-    return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def _models(status: ServiceStatus) -> JSON:
