@@ -29,6 +29,7 @@ from comps.dialects import DIALECTS, opea, open_dialect, openai
 from comps.dialects.cohere import dialect as cohere
 from comps.dialects.llm_api import dialect as llm_api
 from comps.dialects.ollama import dialect as ollama
+from comps.dialects.responses import dialect as responses
 from comps.dialects.shared import llama
 from comps.dialects.shared.base import Dialect
 from comps.dialects.square import dialect as square
@@ -301,6 +302,7 @@ def make_dialects(settings: Settings) -> list[Dialect]:
         "llm_api": llm_api.Switches(chosen.llm_api_family, chosen.llm_api_prompt, whole),
         "kaito": llama.Switches(*limits, chosen.kaito_prompt),
         "llm_on_k8s": llama.Switches(*limits, chosen.llm_on_k8s_prompt),
+        "responses": responses.Switches(whole),
         "cohere": cohere.Switches(whole),
         "ollama": ollama.Switches(whole),
     }

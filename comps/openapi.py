@@ -146,14 +146,19 @@ def _describe_fields(name: str, schema: dict[str, Any]) -> None:
             told["description"] = said
 
 
-def _describe_answer(schema: JSON) -> JSON:
-    """Returns the schema of an answer, with descriptions of its fields, at all depths."""
+def _describe_answer(schema: JSON, name: str) -> JSON:
+    """Returns the schema of an answer, with descriptions of its fields, at all depths.
+
+    Args:
+        schema: The schema, or a part of it.
+        name: Its name, and the path of the part.
+    """
     for field, told in schema.get("properties", {}).items():
-        if said := FIELDS_OF_ANSWERS.get(field):
+        if said := FIELDS_OF_ANSWERS.get(f"{name}.{field}") or FIELDS_OF_ANSWERS.get(field):
             told["description"] = said
-        _describe_answer(told)
+        _describe_answer(told, f"{name}.{field}")
     for one in (*schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else [])):
-        _describe_answer(one)
+        _describe_answer(one, name)
     return schema
 
 
@@ -192,7 +197,8 @@ def _answer(endpoint: Endpoint, schemas: dict[str, Any]) -> JSON:
             if found:
                 told = content.setdefault(shown, {"schema": {}, "examples": {}})
                 if make is whole_answer:
-                    schemas[f"{call.__name__}Answer"] = _describe_answer(schema_of(found.values()))
+                    name = f"{call.__name__}Answer"
+                    schemas[name] = _describe_answer(schema_of(found.values()), name)
                     schema = {"$ref": f"#/components/schemas/{call.__name__}Answer"}
                     told["schema"].setdefault("anyOf", []).append(schema)
                 titles = {key: example["summary"] for key, example in _examples(endpoint, call)}

@@ -93,6 +93,30 @@ FIELDS_OF_ANSWERS: Mapping[str, str] = {
     "results": "The answers, one for each prompt or dialog.",
     "response": "The answer to the prompt.",
     "Result": "The answer.",
+    # Of OpenAI's Responses API.
+    "status": "`completed`, or `incomplete` if it was cut.",
+    "incomplete_details": "Why it was cut.",
+    "error": "What failed; in streams alone.",
+    "output": "The items of the answer: messages, calls of functions, reasoning.",
+    "type": "What it is.",
+    "annotations": "What the text cites.",
+    "store": "Whether it is kept here.",
+    "input_tokens": "The tokens of the prompt.",
+    "output_tokens": "The tokens of the answer.",
+    **dict.fromkeys(("input_tokens_details", "output_tokens_details"), "Which they are, as far as it is known."),
+    "cached_tokens": "Those that the model server had read before.",
+    "cache_write_tokens": "Those that it has kept.",
+    "reasoning_tokens": "Those of the reasoning.",
+    "ResponsesCallAnswer.created_at": "When the answer was made, in seconds since 1970 (UTC).",
+    **{
+        f"ResponsesCallAnswer.{name}": "As the body has it, or what holds without it."
+        for name in (
+            *("background", "instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "user"),
+            *("previous_response_id", "reasoning", "reasoning.effort", "reasoning.summary", "temperature", "text"),
+            *("text.format", "tool_choice", "tools", "tools.name", "tools.description", "tools.parameters"),
+            *("tools.strict", "top_logprobs", "top_p", "truncation"),
+        )
+    },
     # Ollama's.
     "created_at": "When the answer was begun.",
     "done": "Whether the answer is complete.",
@@ -113,4 +137,5 @@ FIELDS_OF_ANSWERS: Mapping[str, str] = {
     **dict.fromkeys(("parent_model", "format", "family", "families"), "Not known here."),
     **dict.fromkeys(("parameter_size", "quantization_level"), "Not known here."),
 }
-"""Descriptions by the field's name, at any depth of a whole answer."""
+"""Descriptions by the field's name, at any depth of a whole answer, or by the answer's name and the path of the field
+(`ResponsesCallAnswer.text.format`)."""

@@ -100,7 +100,7 @@ async def ask(service: Service, kind: Kind, shown: list[str], hidden: list[str])
             await connection.send("POST", kind.path, json.dumps(planted(body)).encode(), headers)
             said = (await asyncio.wait_for(connection.reader.read(), PATIENCE)).decode()
         succeeded = said.startswith("HTTP/1.1 200")
-        echoes = succeeded and kind.dialect in ("square", "kaito", "llm_on_k8s")
+        echoes = succeeded and kind.dialect in ("square", "kaito", "llm_on_k8s", "responses")
         for canary in [*hidden, *([] if echoes else [PROMPT]), *([] if succeeded else [ANSWER])]:
             assert canary not in said, (str(kind), said)
         shown.append(said)

@@ -121,7 +121,7 @@ def read_back(kind: Kind, items: list[bytes]) -> str:
         assert frames[-1] == b""
         texts = [json.loads(frame)["text"] for frame in frames[:-1] if frame]
         return str(texts[-1]) if texts else ""
-    said = b"".join(items).decode().removesuffix("\n\n").split("\n\n")
+    said = [event for item in items for event in item.decode().removesuffix("\n\n").split("\n\n")]
     return "".join(text_in(event.rpartition("\ndata: ")[2].removeprefix("data: ")) for event in said)
 
 
@@ -133,9 +133,11 @@ def text_in(data: str) -> str:
     event = json.loads(data)
     if event.get("type") == "content-delta":
         return str(event["delta"]["message"]["content"]["text"])
+    if event.get("type") == "response.output_text.delta":
+        return str(event["delta"])
     choices = event.get("choices") or [{}]
     found = choices[0].get("delta", {}).get("content") or choices[0].get("text") or event.get("text")
-    return str(found or "")
+    return str(found or event.get("message", {}).get("content") or event.get("response") or "")  # Or Ollama's.
 
 
 @FEW

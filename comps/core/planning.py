@@ -263,7 +263,7 @@ class Planner:
     ) -> Plan:
         """The plan of a request whose parts are counted; what does not fit is dropped or cut."""
         candidate = self._shortened(request, window)
-        exchanges = exchanges_of(candidate.prompt)
+        exchanges = _droppable(candidate)
         count = self.counter.count()
         sizes = await self._sizes(candidate, exchanges, layout, count)
         if not count.exact:  # Nobody is refused by an estimate.
@@ -301,7 +301,7 @@ class Planner:
         Raises:
             PromptTooLong: The question cannot fit.
         """
-        exchanges = exchanges_of(request.prompt)
+        exchanges = _droppable(request)
         least = lower_bound(without(request.prompt, exchanges))
         if least >= window:
             raise PromptTooLong(least, window, at_least=True)
@@ -363,6 +363,11 @@ class _Sizes:
     history: list[int]
     """Of each exchange, with what a chat template may write around its messages."""
     documents: list[int]
+
+
+def _droppable(request: GenerationRequest) -> list[list[int]]:
+    """The exchanges that may be dropped, as the places of their messages; where none may, all is the question."""
+    return exchanges_of(request.prompt) if request.drops_turns else []
 
 
 def _parts(sizes: _Sizes, shared: Share, packed: Packed, overhead: int) -> Report:

@@ -119,6 +119,8 @@ class GenerationRequest:
     """Whether the documents were reranked, the best first."""
     quoted: tuple[Document, ...] = ()
     """Documents that the prompt already contains, numbered by their `citation_id`s."""
+    drops_turns: bool = True
+    """Whether earlier messages give way where a conversation does not fit; if not, it is refused."""
     is_large: bool = field(default=False, compare=False)
     """Whether it is planned beside the event loop, since its texts are long or many; see `core.beside`."""
 

@@ -14,6 +14,7 @@ DIALECTS = {
     "llm_api": "comps.dialects.llm_api.dialect:llm_api",
     "kaito": "comps.dialects.kaito:kaito",
     "llm_on_k8s": "comps.dialects.llm_on_k8s:llm_on_k8s",
+    "responses": "comps.dialects.responses.dialect:responses",
     "cohere": "comps.dialects.cohere.dialect:cohere",
     "ollama": "comps.dialects.ollama.dialect:ollama",
 }

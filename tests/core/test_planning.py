@@ -289,6 +289,19 @@ async def test_the_earliest_exchanges_give_way_whole_and_the_systems_message_nev
     assert fates(plan) == [("kept", 60)]
 
 
+async def test_a_conversation_none_of_which_may_be_dropped_is_refused_unless_it_fits_and_documents_give_way() -> None:
+    said = [Message(role, f"{number} " * 30) for number in range(3) for role in ("user", "assistant")]
+    asked = replace(request((*said, *QUESTION), documents(60)), drops_turns=False)
+    plan = await planned(asked, 280)
+    assert (plan.report.turns_dropped, len(plan.prompt)) == (0, 7)
+    assert [use.fate for use in plan.report.documents] == ["dropped"]
+    for window in (180, 100):
+        with pytest.raises(PromptTooLong):
+            await planned(asked, window)
+    estimated = await planned(asked, 180, Words(Unreachable("away")))  # Nobody is refused by an estimate.
+    assert estimated.report.turns_dropped == 0
+
+
 async def test_a_question_that_does_not_fit_is_refused_with_the_numbers() -> None:
     with pytest.raises(PromptTooLong) as caught:
         await planned(request((Message("user", "word " * 500),), documents(10)), 400)

@@ -280,9 +280,13 @@ def _vector(said: JSON) -> list[float]:
 
 
 def wire_message(message: Message) -> dict[str, JSON]:
-    """Returns a message in OpenAI's form."""
+    """Returns a message in OpenAI's form. Reasoning goes under both of its names: of `reasoning_content`, which others
+    read, vLLM reads nothing (https://github.com/vllm-project/vllm/issues/38488)."""
     content = None if message.content == "" and message.extra.get("tool_calls") else message.content
-    return {"role": message.role, "content": content, **message.extra}
+    wired = {"role": message.role, "content": content, **message.extra}
+    if "reasoning_content" in wired:
+        wired.setdefault("reasoning", wired["reasoning_content"])
+    return wired
 
 
 def check_endpoint(endpoint: str) -> None:

@@ -92,6 +92,17 @@ async def test_the_details_of_a_usage_that_are_numbers_are_passed_on(asker: Aske
     assert whole.usage == Usage(3, 4, told)
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+async def test_earlier_reasoning_is_sent_under_both_of_its_names(framework: str) -> None:
+    earlier = Message("assistant", "Four.", {"reasoning_content": "Hm."})
+    async with replaying({CHAT: sse(delta("a", "stop"))}) as replay:
+        server = await asyncio.to_thread(through_framework, VLLM("m", replay.url), framework)
+        await collect(server.generate, (*QUESTION, earlier, *QUESTION), Sampling(), {})
+        await server.aclose()
+    sent = replay.asked[-1][2]["messages"][1]
+    assert sent == {"role": "assistant", "content": "Four.", "reasoning_content": "Hm.", "reasoning": "Hm."}
+
+
 async def test_text_is_continued_over_completions(asker: Asker) -> None:
     whole = await asker.whole(recorded("vllm", "completions_stream"), "What is Deep Learning?")
     assert whole.text.startswith("ages")
