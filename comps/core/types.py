@@ -113,6 +113,9 @@ class GenerationRequest:
     """Options of OpenAI's API that are not sampling: tools, response_format, logprobs, n …"""
     citations: str | None = None
     """How the answer cites its documents: `auto`, `on`, `off` or `matched`; see `CITATION_MODES`. None: as set."""
+    passages: bool = False
+    """Whether `matched` citations have the passage of the document, and are written in a stream as soon as a sentence
+    has ended; see `CitedSentences`."""
     order: str | None = None
     """The order of the documents: `auto`, `given`, `relevance` or `ends`; see `Ordering`. None: as set."""
     ranked: bool = True
