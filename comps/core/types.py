@@ -230,6 +230,8 @@ class Finished:
     usage: Usage | None = None
     """The usage of all choices together. One `Finished` event of an answer has it, the others have None."""
     choice: int = 0
+    stop_string: str | None = field(default=None, repr=False)
+    """The stop string before which the answer ended; None if it ended otherwise, or the model server does not say."""
 
 
 Event: TypeAlias = TextDelta | Finished
@@ -247,6 +249,8 @@ class Generation:
     """The extra fields of the deltas (see `TextDelta.extra`), joined."""
     further: tuple[Generation, ...] = ()
     """The other choices, if the answer has several."""
+    stop_string: str | None = field(default=None, repr=False)
+    """See `Finished.stop_string`."""
 
     @property
     def choices(self) -> tuple[Generation, ...]:
