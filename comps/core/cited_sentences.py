@@ -10,7 +10,7 @@ from comps.core.ports import Answer
 from comps.core.sentences import SentenceEnds
 from comps.core.types import TextDelta
 
-_EARLY = 10_000
+_EARLY = 5_000
 """The characters of a choice up to which its sentences are cited as they end. Each time, the text so far is searched
 for code and JSON; what follows is cited at the end of the choice, so that all that together takes linear time."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 import orjson
@@ -354,6 +355,65 @@ def test_what_cannot_be_read_is_refused_with_the_name_of_the_field(fields: dict[
     assert expected in message
 
 
+RICH: dict[str, Any] = {
+    "system": [text("x", cache_control={"type": "ephemeral"})],
+    "tools": [{**TOOL, "strict": True}],
+    "tool_choice": {"type": "tool", "name": "look", "disable_parallel_tool_use": True},
+    "thinking": {"type": "enabled", "budget_tokens": 3, "display": "omitted"},
+    "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {}}},
+    "max_tokens": 5,
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUI="}},
+                document("x", title="T", context="C"),
+                {"type": "document", "source": {"type": "content", "content": [text("a"), text("b")]}},
+                {"type": "search_result", "source": "s", "title": "t", "content": [text("c")]},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "x", "signature": ""},
+                {"type": "redacted_thinking", "data": "x"},
+                {"type": "tool_use", "id": "c1", "name": "look", "input": {"a": 1}},
+            ],
+        },
+        {"role": "user", "content": [result(document("y"), text("z"), is_error=True)]},
+    ],
+}
+
+
+def places(value: JSON, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """All places in a JSON value."""
+    yield place
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, one in inner:
+        yield from places(one, (*place, step))
+
+
+def test_no_value_within_a_field_is_the_services_fault() -> None:
+    refused = 0
+    for *around, last in [place for place in places(RICH) if place]:
+        for wrong in (None, -1, "x", [None], [{"type": "text", "text": "x"}], {}, {"type": ["a"]}):
+            body = deepcopy(RICH)
+            inside: Any = body
+            for step in around:
+                inside = inside[step]
+            inside[last] = wrong
+            try:
+                call = read(body)
+                call.ignored(EVERYTHING)
+                (request,) = call.requests()
+                call.reply([Generation("x", "stop")], METADATA)
+            except (RequestError, InvalidRequest):
+                refused += 1
+            else:
+                assert request.prompt
+    assert refused > 300
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
@@ -591,7 +651,7 @@ def test_an_error_has_anthropics_type_and_is_an_event_in_a_stream(error: LLMErro
 
 GRASS, SKY = "The grass is green. ", "The sky\n\n  is blue, as a rule."
 DOCUMENTS = [
-    document(f"Of colours.\n\n\n{GRASS}{SKY}", True, title="Colours"),
+    document(f"Of colours 🙂\n\n\n{GRASS}{SKY}", True, title="Colours"),
     {
         "type": "document",
         "source": {"type": "content", "content": [text("Bread is baked."), text("Herring is sold on Fridays.")]},
@@ -616,8 +676,8 @@ CITED = [
             "cited_text": "The grass is green.",
             "document_index": 0,
             "document_title": "Colours",
-            "start_char_index": 14,
-            "end_char_index": 33,
+            "start_char_index": 15,
+            "end_char_index": 34,
         },
     ),
     (
@@ -627,8 +687,8 @@ CITED = [
             "cited_text": SKY,
             "document_index": 0,
             "document_title": "Colours",
-            "start_char_index": 34,
-            "end_char_index": 64,
+            "start_char_index": 35,
+            "end_char_index": 65,
         },
     ),
     (
