@@ -122,7 +122,8 @@ def _calls_in(extra: Mapping[str, JSON]) -> list[dict[str, Any]]:
     """Returns the calls of tools, or pieces of them, in OpenAI's form."""
     if calls := extra.get("tool_calls"):
         return list(calls)
-    return [{"index": 0, "function": extra["function_call"]}] if extra.get("function_call") else []
+    call = extra.get("function_call")
+    return [{"index": 0, "function": call}] if isinstance(call, dict) else []
 
 
 def _whole_call(call: Mapping[str, Any], metadata: ResponseMetadata, number: int) -> JSON:
