@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,10 @@ from comps.core.errors import ModelServerError
 from comps.core.ports import Answer
 from comps.core.types import JSON, Finished, ModelInfo, Prompt, Sampling, TextDelta, Usage
 from tests.clients import is_installed, use
+from tests.process import ROOT
 from tests.service import Able, running
 
+MOVING = ROOT / "docs" / "moving.md"
 WORDS = ["Deep", " learning", " is", " fun."]
 ANSWER = "".join(WORDS)
 GREEN = "The grass is green."
@@ -54,13 +57,14 @@ class Answering(Able):
         answer.finished(Finished("stop", Usage(7, 4)))
 
 
-async def used(monkeypatch: pytest.MonkeyPatch, client: str, package: str) -> dict[str, Any]:
-    """What a client gets from the service."""
+async def used(monkeypatch: pytest.MonkeyPatch, client: str, package: str, example: str = "") -> dict[str, Any]:
+    """What a client gets from the service, and what it prints in an example."""
     if not is_installed(client, package):
         pytest.skip(f"{client} is not installed: `make test` does it, where it can be had")
-    environment = {"LLM_DIALECTS": "anthropic", "USVC_API_KEYS": "web=s3cret"}
+    environment = {"LLM_DIALECTS": "anthropic,openai", "USVC_API_KEYS": "web=s3cret"}
     async with running(Answering([WORDS]), monkeypatch, environment) as service:
-        return await asyncio.to_thread(use, client, service.url)
+        ours = example.replace("http://localhost:9000", service.url).replace("none", "s3cret")
+        return await asyncio.to_thread(use, client, service.url, ours)
 
 
 def text(said: str, **fields: JSON) -> JSON:
@@ -81,7 +85,8 @@ THOUGHT = [{"type": "thinking", "thinking": "Hm.", "signature": ""}, text(ANSWER
 
 
 async def test_anthropics_sdk_and_langchain_get_all_that_they_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    got = await used(monkeypatch, "anthropic_clients", "anthropic")
+    (example,) = re.findall(r"^```py\n(import anthropic\n.*?)^```", MOVING.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    got = await used(monkeypatch, "anthropic_clients", "anthropic", example)
     kind, role, content, reason, usage, length = got["whole"]
     assert (kind, role, content, reason, length) == ("message", "assistant", [text(ANSWER)], "end_turn", 32)
     assert (usage["input_tokens"], usage["output_tokens"]) == (3, 4)
@@ -108,6 +113,7 @@ async def test_anthropics_sdk_and_langchain_get_all_that_they_ask_for(monkeypatc
         assert [block["citations"][0]["cited_text"] for block in blocks if block.get("citations")] == [GREEN]
     assert langchain["error"][1:4] == [502, "api_error", "it broke"]
     assert langchain["tokens"] == got["counted"][1] > 0
+    assert got["documented"] == f"{ANSWER} []\n"
 
 
 async def test_anthropics_sdk_for_javascript_gets_all_that_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,14 @@
-"""What Anthropic's SDK and ChatAnthropic make of the service's answers, as JSON: run with the service's URL."""
+"""What Anthropic's SDK and ChatAnthropic make of the service's answers, as JSON: run with the service's URL.
+
+And with the example of the documentation.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 import anthropic
@@ -134,6 +139,12 @@ def langchain() -> Any:
     }
 
 
+def documented() -> Any:
+    with redirect_stdout(io.StringIO()) as printed:
+        exec(sys.argv[2], {})
+    return printed.getvalue()
+
+
 if __name__ == "__main__":
-    asked = (whole, stopped, streamed, thought, tools, citations, errors, counted, langchain)
+    asked = (whole, stopped, streamed, thought, tools, citations, errors, counted, langchain, documented)
     print(json.dumps({ask.__name__: ask() for ask in asked}))
