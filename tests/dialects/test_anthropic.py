@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -626,7 +627,15 @@ def test_a_report_is_in_a_whole_answer_and_in_the_last_delta_of_a_stream_and_the
     begun, *_, last, _ = events(written(call, TextDelta("Hi"), Finished("stop"), reports={0: report}))
     assert begun["message"]["usage"] == last["usage"] == {"input_tokens": 7, "output_tokens": 0}
     assert last["report"]["prompt_tokens"] == 7
-    assert call.reply([Generation("Hi", "stop")], METADATA).get("report") is None
+    told, counted = (
+        replace(METADATA, reports={0: report}),
+        replace(METADATA, reports={0: replace(report, counted="not")}),
+    )
+    assert call.reply([Generation("Hi", "stop")], told)["report"]["prompt_tokens"] == 7
+    assert ["report" in read(QUESTION).reply([Generation("Hi", "stop")], one) for one in (told, counted)] == [
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
