@@ -748,6 +748,18 @@ async def test_each_sentence_that_cites_is_a_text_block_with_its_citation_whole_
     assert "Herring is sold on Fridays." in texts(prompt)
 
 
+async def test_a_sentence_from_several_blocks_cites_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = {"type": "content", "content": [text("Gaudi 2 has 96 GB."), text("Intel made it in 2022."), text("So?")]}
+    content = [{"type": "document", "source": source, "citations": {"enabled": True}}, text("?")]
+    said = "Intel made Gaudi 2 with 96 GB in 2022."
+    async with running(Scripted([[said]]), monkeypatch, ONLY) as service:
+        answer = await service.post({**QUESTION, "messages": [{"role": "user", "content": content}]}, PATH)
+    (block,) = answer.json["content"]
+    (citation,) = block["citations"]
+    assert (block["text"], citation["cited_text"]) == (said, "Gaudi 2 has 96 GB.Intel made it in 2022.")
+    assert (citation["start_block_index"], citation["end_block_index"]) == (0, 2)
+
+
 async def test_an_answer_without_wanted_citations_is_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     body = {**QUESTION, "messages": [{"role": "user", "content": [document(GRASS), text("Why [1]?")]}]}
     async with running(Scripted([["The grass is green [1]. ", "Yes."]]), monkeypatch, ONLY) as service:
