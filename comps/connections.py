@@ -312,6 +312,8 @@ class LimitedConnection(HttpToolsProtocol):
         log.info("refused: %d id=%s %s", status, said, error)
         headers = [*self.server_state.default_headers, (b"content-type", kind.encode())]
         headers.append((REQUEST_ID_HEADER, said.encode()))
+        if further := self.config.app.refusal.id_headers.get(path):  # type: ignore[union-attr]
+            headers.append((further, said.encode()))
         headers += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
         if error.retry_after is not None:
             headers.append((b"retry-after", b"%d" % error.retry_after))

@@ -159,6 +159,8 @@ class Handler:
             error.field = call.marker
         exchange.outcome = str(status)
         headers = [] if error.retry_after is None else [(b"retry-after", str(error.retry_after).encode())]
+        if style.id_header:
+            headers.append((style.id_header, exchange.id.encode()))
         reply.whole(status, style.encode(style.error(error)), headers, style.media_type)
 
     def _endpoint_for(self, scope: Scope) -> tuple[Endpoint, Mapping[str, str]]:
@@ -204,6 +206,8 @@ class Handler:
         headers = self._ignored(call, info)
         if headers:
             exchange.ignored = headers[0][1].decode()
+        if call.style.id_header:
+            headers.append((call.style.id_header, exchange.id.encode()))
         exchange.operation = next(name for kind, name in _OPERATIONS.items() if isinstance(call, kind))
         await slots.enter()
         exchange.window = "whole"
@@ -221,6 +225,8 @@ class Handler:
         exchange.asked = requests
         if headers:
             exchange.ignored = headers[0][1].decode()
+        if call.style.id_header:
+            headers.append((call.style.id_header, exchange.id.encode()))
         response = Responder(call, info, len(requests), reply, headers, exchange, self._keepalive_seconds)
         if call.streamed:
             choices = requests[0].options.get("n", 1) if "n" in info.capabilities else 1

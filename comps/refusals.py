@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from starlette.routing import compile_path
@@ -22,7 +21,10 @@ class Refusals:
     """
 
     def __init__(self, dialects: Sequence[Dialect]) -> None:
-        self._styles = _styles_by_path(dialects)
+        styles = _styles_by_path(dialects)
+        self._styles = [(compile_path(path)[0], style) for path, style in styles.items()]
+        self.id_headers = {path: style.id_header for path, style in styles.items() if style.id_header}
+        """The further names of the header with the request's id, by path."""
         self._first = dialects[0].style
 
     def __call__(self, error: LLMError, path: str) -> tuple[int, bytes, str]:
@@ -45,7 +47,7 @@ class Refusals:
         return self._first.encode(content)
 
 
-def _styles_by_path(dialects: Sequence[Dialect]) -> list[tuple[re.Pattern[str], Style]]:
+def _styles_by_path(dialects: Sequence[Dialect]) -> dict[str, Style]:
     """Returns the style of errors of all paths of these dialects; of several patterns that match, the first counts."""
     paths = dict.fromkeys(path for dialect in dialects for path in dialect.calls)
     styles = {path: Endpoint(path, dialects).style for path in paths}
@@ -53,4 +55,4 @@ def _styles_by_path(dialects: Sequence[Dialect]) -> list[tuple[re.Pattern[str], 
         for route, one in dialect.routes.items():
             path = route.partition(" ")[2].partition("?")[0]
             styles.setdefault(path, one.style or dialect.style)
-    return [(compile_path(path)[0], style) for path, style in styles.items()]
+    return styles

@@ -78,14 +78,21 @@ def plain_path(path: str) -> str:
     return _SLASHES.sub("/", path).rstrip("/") or "/"
 
 
-def with_request_id(send: Send, said: str) -> Send:
-    """Returns ASGI's `send`, with the request's id added to the headers of the response."""
+def with_request_id(send: Send, said: str, further: bytes | None = None) -> Send:
+    """Returns ASGI's `send`, with the request's id added to the headers of the response.
+
+    Args:
+        send: ASGI's `send`.
+        said: The id.
+        further: A further name of the header.
+    """
+    names = (REQUEST_ID_HEADER, further) if further else (REQUEST_ID_HEADER,)
 
     async def send_with_id(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))
             if all(name.lower() != REQUEST_ID_HEADER for name, _ in headers):
-                message = {**message, "headers": [*headers, (REQUEST_ID_HEADER, said.encode())]}
+                message = {**message, "headers": [*headers, *((name, said.encode()) for name in names)]}
         await send(message)
 
     return send_with_id

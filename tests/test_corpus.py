@@ -207,7 +207,8 @@ class Refusing(Able):
 
 @pytest.mark.parametrize("kind", TEXTS, ids=str)
 async def test_a_default_that_nobody_sent_refuses_nothing(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = {name: value for name, value in kind.examples[-1].items() if name in _ASKING}
+    needed = {name for name, field in kind.call.model_fields.items() if field.is_required()}
+    bare = {name: value for name, value in kind.examples[-1].items() if name in {*_ASKING, kind.call.marker, *needed}}
     async with running(Refusing([["Deep"]]), monkeypatch, {"LLM_DIALECTS": kind.dialect}) as service:
         answer = await service.post(bare, kind.path)
         assert (answer.status, b"Deep" in answer.body) == (200, True), answer.body

@@ -20,7 +20,7 @@ from comps.core.citations import marks
 from comps.core.errors import InvalidRequest, LLMError, SettingsError
 from comps.core.redaction import without_keys, without_quotes
 from comps.core.stop_strings import Stopped, cut
-from comps.core.types import Finished, Message
+from comps.core.types import Finished, Generation, Message
 from comps.core.whitespace import _without_blank_lines
 from comps.dialects.shared.base import GenerationCall
 from comps.dialects.shared.framing import ResponseMetadata
@@ -133,6 +133,8 @@ def text_in(data: str) -> str:
     event = json.loads(data)
     if event.get("type") == "content-delta":
         return str(event["delta"]["message"]["content"]["text"])
+    if event.get("type") == "content_block_delta":
+        return str(event["delta"]["text"])
     if event.get("type") == "response.output_text.delta":
         return str(event["delta"])
     choices = event.get("choices") or [{}]
@@ -143,10 +145,13 @@ def text_in(data: str) -> str:
 @FEW
 @given(TEXT, st.lists(TEXT.filter(bool), max_size=3))
 def test_a_text_is_cut_before_the_first_stop_string(text: str, stops: list[str]) -> None:
-    shown, _ = cut(text, "length", tuple(stops))
+    ended = cut(Generation(text, "length"), tuple(stops))
+    shown = ended.text
     assert text.startswith(shown)
     assert not any(stop in shown for stop in stops)
     assert shown == text or any(text[len(shown) :].startswith(stop) for stop in stops)
+    assert (ended.reason == "stop") is bool(ended.stop_string)
+    assert not ended.stop_string or text[len(shown) :].startswith(ended.stop_string)
 
 
 @FEW

@@ -51,7 +51,13 @@ class Collector:
             raise broken_off()
         usage = next((end.usage for end in self._ends.values() if end.usage), None)
         first, *further = (
-            Generation("".join(self._texts.get(choice, ())), end.reason, usage, self._extras.get(choice))
+            Generation(
+                "".join(self._texts.get(choice, ())),
+                end.reason,
+                usage,
+                self._extras.get(choice),
+                stop_string=end.stop_string,
+            )
             for choice, end in sorted(self._ends.items())
         )
         return replace(first, further=tuple(further))

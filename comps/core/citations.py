@@ -253,8 +253,8 @@ class Cited(Forwarding):
 
     def __init__(self, answer: Answer, find: Find, echoed: str = "", most: float = inf) -> None:
         super().__init__(answer)
-        self.late: list[tuple[str, Finished]] = []
-        """The texts and the ends that `finish` writes."""
+        self.late: list[tuple[str, int, Finished]] = []
+        """The texts, from where on they are searched, and the ends that `finish` writes."""
         self._most = most
         self._find = find
         self._echoed = echoed
@@ -270,15 +270,20 @@ class Cited(Forwarding):
 
     def finished(self, end: Finished) -> None:
         text = "".join(self._pieces.pop(end.choice, ()))
-        if len(text) > self._most:
-            self.late.append((text, end))
+        start = self._start(text, end.choice)
+        if len(text) - start > self._most:
+            self.late.append((text, start, end))
         else:
-            self._finish(end, _found_in(text, self._find, self._echoed))
+            self._finish(end, self._find(text, start))
 
     async def finish(self) -> None:
         """Write the citations and the ends of long choices. To find citations in them would hold the event loop."""
-        for text, end in self.late:
-            self._finish(end, await beside(_found_in, text, self._find, self._echoed))
+        for text, start, end in self.late:
+            self._finish(end, await beside(self._find, text, start))
+
+    def _start(self, text: str, choice: int) -> int:
+        """Returns the offset from which on a choice is searched at its end."""
+        return _echo(text, self._echoed)
 
     def _finish(self, end: Finished, found: Mapping[str, JSON]) -> None:
         if found:
@@ -288,11 +293,12 @@ class Cited(Forwarding):
 
 def with_citations(generation: Generation, find: Find, echoed: str = "") -> Generation:
     """Returns a complete answer with the citations of each choice in its extra fields; see `Cited`."""
-    found = _found_in(generation.text, find, echoed)
+    found = find(generation.text, _echo(generation.text, echoed))
     further = tuple(with_citations(choice, find, echoed) for choice in generation.further)
     extra = join_extra(generation.extra or {}, found) if found else generation.extra
     return replace(generation, extra=extra, further=further)
 
 
-def _found_in(text: str, find: Find, echoed: str) -> dict[str, JSON]:
-    return find(text, len(echoed) if text.startswith(echoed) else 0)
+def _echo(text: str, echoed: str) -> int:
+    """Returns how many characters of an answer are the echoed prompt."""
+    return len(echoed) if text.startswith(echoed) else 0

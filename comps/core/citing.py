@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from comps.core.citations import Find, by_number, citations
+from comps.core.citations import Cited, Find, by_number, citations
+from comps.core.cited_sentences import CitedSentences
 from comps.core.matching import Matcher
 from comps.core.planning import Plan
+from comps.core.ports import Answer
 
 
 def finder(plan: Plan) -> Find | None:
@@ -15,8 +17,22 @@ def finder(plan: Plan) -> Find | None:
         return None
     given = by_number(sources, quoted)
     if mode == "matched":
-        return Matcher(given).matches
+        return Matcher(given, plan.request.passages).matches
     return lambda text, start: citations(text, given, start)
+
+
+def citing(answer: Answer, plan: Plan, find: Find, most: float) -> Cited:
+    """Returns the answer that adds the citations to a streamed one: at the end of it, or of each of its sentences.
+
+    Args:
+        answer: The answer to write to.
+        plan: The plan.
+        find: Finds the citations.
+        most: See `Cited`.
+    """
+    if plan.request.passages and not plan.request.is_large:
+        return CitedSentences(answer, find, most=most)
+    return Cited(answer, find, echoed(plan), 0 if plan.request.is_large else most)
 
 
 def echoed(plan: Plan) -> str:

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from comps.core.answers import collect
 from comps.core.beside import FromBeside, beside, run_beside
 from comps.core.budget import DEFAULT_SHARING, Sharing
-from comps.core.citations import Cited, with_citations
-from comps.core.citing import echoed, finder
+from comps.core.citations import with_citations
+from comps.core.citing import citing, echoed, finder
 from comps.core.counting import NO_SUCH_ROUTE, estimate
 from comps.core.decisions import decided
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused, UnknownModel, no_room
@@ -177,7 +177,7 @@ class TextGenerator:
             return
         cited = None
         if find := finder(plan):
-            answer = cited = Cited(answer, find, echoed(plan), 0 if plan.request.is_large else _LONG_ANSWER)
+            answer = cited = citing(answer, plan, find, _LONG_ANSWER)
         generate, to = self.server.generate, answer
         await self._ask(plan, lambda prompt, sampling, options: generate(prompt, sampling, options, to))
         if cited and cited.late:

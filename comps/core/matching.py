@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from math import log
+from collections.abc import Set as AbstractSet
 
 from comps.core.citations import ANNOTATIONS, annotation, skipped
+from comps.core.passages import Passages
+from comps.core.sentences import sentences
 from comps.core.types import JSON, Document
+from comps.core.word_index import WordIndex
 from comps.core.words import words
 
 LEAST_SCORE = 0.6
 """The least share of a sentence's words, by weight, that its document has; see `tests.benchmarks.answers.citing`."""
 _LEAST_LEAD = 0.05
 """How much greater the best document's score is than the next one's, so that the sentence tells them apart."""
-_UNKNOWN = log(2)
-"""The weight of a word that no document has: that of one that all have, since most such words are `is` and the like."""
-_SENTENCE = re.compile(r"(?:[^.!?…。！？\n]|[.!?…](?!\s|$|[\"'”’)\]]))+[.!?…。！？]*[\"'”’)\]」』]*")
 
 
 class Matcher:
@@ -24,44 +23,43 @@ class Matcher:
 
     Args:
         given: The documents by citation number.
+        passages: Whether to find the passage of the document as well.
     """
 
-    def __init__(self, given: Mapping[int, Document]) -> None:
+    def __init__(self, given: Mapping[int, Document], passages: bool = False) -> None:
         self._given = given
-        self._having: dict[str, list[int]] | None = None
-        """The numbers of the documents that have a word, by word."""
+        self._index: WordIndex | None = None
+        self._passages: dict[int, Passages] | None = {} if passages else None
+        """Those of the documents that were cited, by number."""
 
     def matches(self, text: str, start: int = 0) -> dict[str, JSON]:
         """Returns an annotation for each sentence that one document has the words of, as extra fields; empty if there
         is none.
 
-        It says `"matched_by": "words"`, and the `score`: the share of the sentence's words that are in the document,
-        from 0 to 1, where rare words weigh more (inverse document frequency). Code, JSON and reasoning are skipped.
+        It says `"matched_by": "words"`, the `score`: the share of the sentence's words that are in the document, from
+        0 to 1, where rare words weigh more (inverse document frequency), and, if wanted, the `passage`: the text in the
+        document, which is null where its title alone has the words. Code, JSON and reasoning are skipped.
 
         Args:
             text: The answer.
             start: The offset, in characters, at which to begin.
         """
-        if self._having is None:
-            self._having = _having(self._given)
+        if self._index is None:
+            self._index = WordIndex({number: f"{one.title}\n{one.text}" for number, one in self._given.items()})
         found: list[JSON] = []
-        for begin, end in _sentences(text, start):
-            if best := self._best(set(words(text[begin:end])), self._having):
+        for begin, end in _prose(text, start):
+            sentence = set(words(text[begin:end]))
+            if best := self._best(sentence, self._index):
                 number, score = best
-                told = {"matched_by": "words", "score": round(score, 3)}
+                told: dict[str, JSON] = {"matched_by": "words", "score": round(score, 3)}
+                if self._passages is not None:
+                    told["passage"] = self._passage(number, sentence, self._passages)
                 found.append(annotation(begin, end, number, self._given[number], told))
         return {ANNOTATIONS: found} if found else {}
 
-    def _best(self, sentence: set[str], having: Mapping[str, list[int]]) -> tuple[int, float] | None:
+    def _best(self, sentence: AbstractSet[str], index: WordIndex) -> tuple[int, float] | None:
         """Returns the document that a sentence comes from, and its score; None if that is not clear."""
-        scores: dict[int, float] = {}
-        whole = 0.0
-        for word in sentence:
-            numbers = having.get(word, ())
-            weight = log(1 + len(self._given) / len(numbers)) if numbers else _UNKNOWN
-            whole += weight
-            for number in numbers:
-                scores[number] = scores.get(number, 0.0) + weight
+        scores, whole = index.scores(sentence)
         if not scores:
             return None
         best = max(scores, key=lambda number: scores[number])
@@ -69,20 +67,16 @@ class Matcher:
         is_clear = len(self._given) == 1 or scores[best] - second >= _LEAST_LEAD * whole
         return (best, scores[best] / whole) if whole and is_clear and scores[best] >= LEAST_SCORE * whole else None
 
+    def _passage(self, number: int, sentence: AbstractSet[str], known: dict[int, Passages]) -> str | None:
+        text = self._given[number].text
+        if number not in known:
+            known[number] = Passages(text)
+        span = known[number].find(sentence)
+        return text[span[0] : span[1]] if span else None
 
-def _having(given: Mapping[int, Document]) -> dict[str, list[int]]:
-    having: dict[str, list[int]] = {}
-    for number, document in given.items():
-        for word in set(words(f"{document.title}\n{document.text}")):
-            having.setdefault(word, []).append(number)
-    return having
 
-
-def _sentences(text: str, start: int) -> Iterator[tuple[int, int]]:
+def _prose(text: str, start: int) -> Iterator[tuple[int, int]]:
     """Yields the spans of sentences, without those that are no prose."""
     for first, last in (*skipped(text), (len(text), len(text))):
-        for found in _SENTENCE.finditer(text, start, max(start, first)):
-            begin = found.start() + len(found[0]) - len(found[0].lstrip())
-            if begin < found.end():
-                yield begin, found.end()
+        yield from sentences(text, start, max(start, first))
         start = max(start, last)

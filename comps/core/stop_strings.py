@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from comps.core.answers import Forwarding
 from comps.core.ports import Answer
-from comps.core.types import Finished, TextDelta
+from comps.core.types import Finished, Generation, TextDelta
 
 
 class StopStrings:
@@ -22,16 +22,19 @@ class StopStrings:
         self._held = ""
         self.hit = False
         """Whether a stop string was found; all text after it is dropped."""
+        self.found: str | None = None
+        """The stop string that was found."""
 
     def push(self, text: str) -> str:
         """Returns the text, of this piece and those before, that can be written now."""
         if not self._stops:
             return text
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.hit = True
-            return self._take(min(found))
+            at, self.found = min(found)
+            return self._take(at)
         return self._take(len(self._held) - self._longest_beginning())
 
     def flush(self) -> str:
@@ -74,11 +77,11 @@ class Stopped(Forwarding):
     def finished(self, end: Finished) -> None:
         if rest := self.stops.flush():
             self._answer.text(rest, end.choice)
-        self._answer.finished(replace(end, reason="stop") if self.stops.hit else end)
+        self._answer.finished(replace(end, reason="stop", stop_string=self.stops.found) if self.stops.hit else end)
 
 
-def cut(text: str, reason: str, stops: Sequence[str]) -> tuple[str, str]:
-    """Returns the text up to the first stop string, and the finish reason."""
+def cut(generation: Generation, stops: Sequence[str]) -> Generation:
+    """Returns a whole answer up to the first stop string."""
     found = StopStrings(stops)
-    text = found.push(text)
-    return text + found.flush(), "stop" if found.hit else reason
+    text = found.push(generation.text) + found.flush()
+    return replace(generation, text=text, reason="stop", stop_string=found.found) if found.hit else generation

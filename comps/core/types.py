@@ -113,6 +113,9 @@ class GenerationRequest:
     """Options of OpenAI's API that are not sampling: tools, response_format, logprobs, n …"""
     citations: str | None = None
     """How the answer cites its documents: `auto`, `on`, `off` or `matched`; see `CITATION_MODES`. None: as set."""
+    passages: bool = False
+    """Whether `matched` citations have the passage of the document, and are written in a stream as soon as a sentence
+    has ended; see `CitedSentences`."""
     order: str | None = None
     """The order of the documents: `auto`, `given`, `relevance` or `ends`; see `Ordering`. None: as set."""
     ranked: bool = True
@@ -227,6 +230,8 @@ class Finished:
     usage: Usage | None = None
     """The usage of all choices together. One `Finished` event of an answer has it, the others have None."""
     choice: int = 0
+    stop_string: str | None = field(default=None, repr=False)
+    """The stop string before which the answer ended; None if it ended otherwise, or the model server does not say."""
 
 
 Event: TypeAlias = TextDelta | Finished
@@ -244,6 +249,8 @@ class Generation:
     """The extra fields of the deltas (see `TextDelta.extra`), joined."""
     further: tuple[Generation, ...] = ()
     """The other choices, if the answer has several."""
+    stop_string: str | None = field(default=None, repr=False)
+    """See `Finished.stop_string`."""
 
     @property
     def choices(self) -> tuple[Generation, ...]:

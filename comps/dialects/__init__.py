@@ -15,6 +15,7 @@ DIALECTS = {
     "kaito": "comps.dialects.kaito:kaito",
     "llm_on_k8s": "comps.dialects.llm_on_k8s:llm_on_k8s",
     "responses": "comps.dialects.responses.dialect:responses",
+    "anthropic": "comps.dialects.anthropic.dialect:anthropic",
     "cohere": "comps.dialects.cohere.dialect:cohere",
     "ollama": "comps.dialects.ollama.dialect:ollama",
 }

@@ -106,7 +106,7 @@ class Scripted:
                 break
         if text := stops.flush():
             answer.text(text)
-        answer.finished(Finished(reason, Usage(prompt_tokens, used)))
+        answer.finished(Finished(reason, Usage(prompt_tokens, used), stop_string=stops.found))
 
     async def aclose(self) -> None:
         """There are no resources to release."""

@@ -38,7 +38,7 @@ from comps.core.errors import (
 from comps.core.ports import Answer
 from comps.core.types import JSON, Embeddings, Finished, ModelInfo, Prompt, Sampling, TextDelta
 from comps.dialects import DIALECTS
-from comps.dialects.shared.base import Call, DescriptionCall, Dialect, EmbeddingCall, GenerationCall
+from comps.dialects.shared.base import Call, DescriptionCall, Dialect, EmbeddingCall, GenerationCall, PromptCountCall
 from comps.dialects.shared.fields import matters
 from comps.model_servers.scripted import Scripted
 from tests.dialects.kinds import KINDS, Kind, dialects
@@ -171,7 +171,11 @@ def check_error(dialect: str, answer: Response, said: str = "") -> None:
     assert said in answer.body.decode()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if not issubclass(kind.call, DescriptionCall)], ids=str)
+ASKING = [kind for kind in KINDS if not issubclass(kind.call, DescriptionCall | PromptCountCall)]
+"""The kinds of bodies for which the model server has to answer: the tokens of a prompt can be estimated."""
+
+
+@pytest.mark.parametrize("kind", ASKING, ids=str)
 async def test_every_error_before_the_answer_is_a_status_in_the_dialects_own_shape(
     monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:

@@ -208,6 +208,7 @@ class Contract:
         before, shown, _ = whole.partition(stop)
         assert cut.text == (before + shown if subject.shows_stop else before)
         assert cut.reason == "stop"
+        assert cut.stop_string in (stop, None)
 
     @pytest.mark.check("several")
     async def test_an_answer_can_be_had_while_another_is_open(self, server: ModelServer) -> None:

@@ -81,7 +81,7 @@ async def test_an_answer_within_max_tokens_ends_with_stop(max_tokens: int) -> No
 
 async def test_a_stop_string_ends_the_answer_and_is_not_shown() -> None:
     events = await events_of(["one ", "E", "ND", " two"], Sampling(stop=("END",)))
-    assert events == [TextDelta("one "), Finished("stop", Usage(2, 3))]
+    assert events == [TextDelta("one "), Finished("stop", Usage(2, 3), stop_string="END")]
 
 
 async def test_what_looked_like_a_stop_string_is_shown_at_the_end() -> None:

@@ -84,6 +84,8 @@ def _whole(sent: Any, answer: Any) -> Iterator[str]:
             yield text
         case {"Result": text}:  # KAITO's other models
             yield text.removeprefix(sent.get("prompt", ""))
+        case {"content": blocks}:  # Anthropic
+            yield "".join(block["text"] for block in blocks)
         case {"results": results}:  # Llama: prompts, or dialogs with the answer as the last turn
             yield from (one["response"] if "response" in one else one[-1]["content"] for one in results)
         case _:

@@ -55,12 +55,15 @@ class Style:
         statuses: HTTP statuses by error class, where they differ from `STATUS`.
         encode: A JSON document as bytes.
         media_type: The content type of these bytes.
+        id_header: A further name of the response header `x-request-id`, by which clients read the request's id; empty:
+            there is none.
     """
 
     error: Callable[[LLMError], JSON]
     statuses: Mapping[type[LLMError], int] = field(default_factory=dict)
     encode: Callable[[JSON], bytes] = orjson.dumps
     media_type: str = "application/json"
+    id_header: bytes = b""
 
     def status(self, error: LLMError) -> int:
         """The HTTP status of an error."""

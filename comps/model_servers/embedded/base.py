@@ -300,7 +300,8 @@ class Embedded:
         if "error" in last:
             raise error_of(last, PromptTooLong)
         prompt_tokens, completion_tokens = last["usage"]
-        answer.finish(last["reason"], Usage(prompt_tokens if counts_prompt else 0, completion_tokens))
+        usage = Usage(prompt_tokens if counts_prompt else 0, completion_tokens)
+        answer.finish(last["reason"], usage, last.get("stop_string"))
 
     def _question(self, prompt: Prompt, options: Mapping[str, JSON]) -> Question:
         return question_of(prompt, options, self._chat_template, self.constraints)

@@ -61,11 +61,11 @@ class BufferedAnswer:
         if self._records:
             self._write("")
 
-    def finish(self, reason: str, usage: Usage) -> None:
-        """Write the end of the answer, which the engine has ended for `reason`."""
+    def finish(self, reason: str, usage: Usage, stop_string: str | None = None) -> None:
+        """Write the end of the answer, which the engine has ended for `reason`, perhaps before a stop string."""
         if self._reader and self._reader.called and reason == "stop":
             reason = self._reader.reason
-        self._answer.finished(Finished(reason, usage))
+        self._answer.finished(Finished(reason, usage, stop_string=stop_string))
 
     def _write(self, event: str | TextDelta) -> None:
         if self._records:

@@ -210,6 +210,8 @@ class Completion:
         if ended or full or self._stops.hit:
             reason = "stop" if ended or self._stops.hit else "length"
             part.update(reason=reason, usage=[self._prompt_tokens, self.tokens], last=True)
+            if self._stops.found:
+                part.update(stop_string=self._stops.found)
         elif not text:
             return None
         return self._records.whole(part, self._stops.hit) if self._records else part

@@ -314,7 +314,7 @@ class Engine:
         part: Part = {"id": number, "text": text}
         if request.stops.hit:
             request.handle.cancel()
-            part.update(reason="stop", usage=request.usage, last=True)
+            part.update(reason="stop", usage=request.usage, stop_string=request.stops.found, last=True)
         elif finish != "NONE":
             part.update(reason=finish.lower(), usage=request.usage, last=True)
         elif request.handle.get_status().name == "IGNORED":

@@ -120,7 +120,7 @@ class LangChainModel:
                 async for message in messages:
                     reader.read(message)
                     if ended.stops.hit:  # How many tokens there were, nobody will tell.
-                        answer.finished(Finished("stop"))
+                        answer.finished(Finished("stop", stop_string=ended.stops.found))
                         return
                     if answer.full:
                         await answer.drain()

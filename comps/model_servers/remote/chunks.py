@@ -9,6 +9,7 @@ https://platform.openai.com/docs/api-reference/chat/streaming
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -64,6 +65,8 @@ class ChunkReader:
         """The tool calls by choice."""
         self.reasons: dict[int, str] = {}
         """The finish reasons by choice."""
+        self._stopped_by: dict[int, JSON] = {}
+        """The stop strings before which choices ended, or the ids of tokens, as far as the server says; by choice."""
         self.usage: Usage | None = None
         """The usage of all choices together; None until it arrives."""
 
@@ -106,6 +109,8 @@ class ChunkReader:
             self._seen.add(number)
             if reason := choice.get("finish_reason"):
                 self.reasons[number] = finish_reason(reason)
+                # vLLM and SGLang say by what.
+                self._stopped_by[number] = choice.get("stop_reason") or choice.get("matched_stop")
         return False
 
     def _write(self, choice: dict[str, Any], number: int) -> None:
@@ -133,7 +138,9 @@ class ChunkReader:
         if not self.reasons or self._seen - self.reasons.keys():
             raise broken_off()
         for place, (number, reason) in enumerate(sorted(self.reasons.items())):
-            self.answer.finished(Finished(reason, None if place else self.usage, number))
+            stop = self._stopped_by.get(number)
+            stop_string = stop if type(stop) is str else None
+            self.answer.finished(Finished(reason, None if place else self.usage, number, stop_string))
 
 
 def parse_chunk(data: bytes, name: bytes = b"") -> dict[str, Any]:
@@ -360,7 +367,7 @@ def generation_of(completion: dict[str, Any]) -> Generation:
         return _whole_choice(choices[0], usage)
     numbered = [(_count(choice, "index") or 0, choice) for choice in choices]
     first, *further = (_whole_choice(choice, usage) for _, choice in sorted(numbered, key=lambda one: one[0]))
-    return Generation(first.text, first.reason, usage, first.extra, tuple(further))
+    return replace(first, further=tuple(further))
 
 
 def _whole_choice(choice: dict[str, Any], usage: Usage | None) -> Generation:
@@ -370,4 +377,6 @@ def _whole_choice(choice: dict[str, Any], usage: Usage | None) -> Generation:
         extra = join_extra({}, {**extra, "tool_calls": ToolCalls().numbered(extra["tool_calls"])})
     if not choice.get("finish_reason"):
         raise broken_off()
-    return Generation(text, finish_reason(choice["finish_reason"]), usage, extra or None)
+    reason = finish_reason(choice["finish_reason"])
+    stop = choice.get("stop_reason") or choice.get("matched_stop")
+    return Generation(text, reason, usage, extra or None, stop_string=stop if type(stop) is str else None)

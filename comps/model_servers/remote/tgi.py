@@ -103,8 +103,7 @@ class TGI(OpenAIAPI):
             path, body = self.request(prompt, sampling, wanted)
             generation = whole_answer(await self.http.response(path, body))
         called = bool((generation.extra or {}).get("tool_calls"))
-        text, reason = cut(generation.text, chat_reason(generation.reason, called), sampling.stop)
-        return replace(generation, text=text, reason=reason)
+        return cut(replace(generation, reason=chat_reason(generation.reason, called)), sampling.stop)
 
     async def count_tokens(self, text: str) -> int:
         with checked_answer():
@@ -169,17 +168,17 @@ class TGI(OpenAIAPI):
         if not isinstance(said.get("generated_text"), str):
             raise_tgi_error(said, b"", begun=False)
         details = details_of(said) or {}
-        text, reason = cut(str(said["generated_text"]), finish_reason(details.get("finish_reason")), sampling.stop)
+        answer = Generation(str(said["generated_text"]), finish_reason(details.get("finish_reason")))
         generated, counted = details.get("generated_tokens"), response.headers.get(b"x-prompt-tokens", b"")
         if type(generated) is not int:
             left_out("usage")
-            return Generation(text, reason)
+            return cut(answer, sampling.stop)
         usage = (
             Usage(int(counted), generated)
             if counted.isdigit() and len(counted) < _LONGEST_NUMBER
             else await self._usage(inputs, generated)
         )
-        return Generation(text, reason, usage)
+        return cut(replace(answer, usage=usage), sampling.stop)
 
     async def _usage(self, inputs: str, generated: int) -> Usage | None:
         """Returns the usage of a continuation; None if the server does not count the prompt."""

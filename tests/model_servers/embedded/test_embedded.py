@@ -68,7 +68,7 @@ async def test_texts_to_embed_reach_the_engine_unless_one_cannot_fit_whatever_it
 
 async def test_a_stop_string_across_tokens_ends_an_answer_before_it(words: Words) -> None:
     cut = await collect(words.generate, "one two three", Sampling(stop=("o th",)), {})
-    assert cut == Generation(" one tw", "stop", Usage(3, 3))
+    assert cut == Generation(" one tw", "stop", Usage(3, 3), stop_string="o th")
 
 
 async def test_a_control_token_in_a_message_reaches_the_engine_broken_up(words: Words) -> None:

@@ -348,8 +348,9 @@ async def test_a_stop_string_ends_the_answer_of_a_class_that_knows_none() -> Non
     server = await loaded(target(FAKE, responses=["one two three"]))
     *deltas, end = await events_of(server, Sampling(stop=("two",)))
     assert "".join(delta.text for delta in deltas if isinstance(delta, TextDelta)) == "one "
-    assert end == Finished("stop")
-    assert await server.complete(QUESTION, Sampling(stop=("two",)), {}) == Generation("one ", "stop")
+    assert end == Finished("stop", stop_string="two")
+    whole = await server.complete(QUESTION, Sampling(stop=("two",)), {})
+    assert whole == Generation("one ", "stop", stop_string="two")
 
 
 async def test_reasoning_and_tool_calls_come_in_openais_form() -> None:

@@ -27,6 +27,7 @@ from comps.core.types import JSON, Event, Finished, Generation, Message, Prompt,
 from comps.model_servers import FRAMEWORKS, through_framework
 from comps.model_servers.langchain.chat_model import ChatModelServer
 from comps.model_servers.langchain.sync import wait_for
+from comps.model_servers.remote.chunks import generation_of
 from comps.model_servers.remote.openai_api import OpenAIAPI
 from comps.model_servers.remote.tgi import TGI
 from comps.model_servers.remote.vllm import VLLM
@@ -168,6 +169,16 @@ def choice(number: int = 0, reason: str | None = None, **more: object) -> dict[s
             sse(choice(delta={"content": "a"}), choice(delta={"content": "b"}, reason="length")),
             [TextDelta("a"), TextDelta("b"), Finished("length")],
             id="text with the end",
+        ),
+        pytest.param(
+            sse(choice(delta={"content": "a"}), choice(delta={}, reason="stop", stop_reason="END")),
+            [TextDelta("a"), Finished("stop", stop_string="END")],
+            id="a stop string",
+        ),
+        pytest.param(
+            sse(choice(delta={"content": "a"}), choice(delta={}, reason="stop", stop_reason=2)),
+            [TextDelta("a"), Finished("stop")],
+            id="the id of a token that stops",
         ),
         pytest.param(
             sse(choice(delta={"reasoning": "hm", "content": None}), choice(delta={"content": "a"}, reason="stop")),
@@ -565,6 +576,13 @@ async def test_sampling_that_the_server_does_not_know_is_not_sent_and_said_not_t
         assert told == replace(sampling, top_k=top_k)
         assert server.request(QUESTION, sampling, {})[1].get("top_k") == top_k
         await server.aclose()
+
+
+def test_a_whole_answer_says_before_which_stop_string_it_ended() -> None:
+    choices = [{"index": 1, "finish_reason": "stop", "message": {"content": "b"}, "matched_stop": 2}]
+    choices += [{"index": 0, "finish_reason": "stop", "message": {"content": "a"}, "matched_stop": "END"}]
+    whole = generation_of({"choices": choices})
+    assert [(one.text, one.stop_string) for one in whole.choices] == [("a", "END"), ("b", None)]
 
 
 @pytest.mark.parametrize(

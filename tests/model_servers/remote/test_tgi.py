@@ -264,7 +264,7 @@ async def test_a_stop_string_is_never_shown_wherever_it_begins_and_ends(
     stand_in: StandIn, framework: Framework, stop: str, options: dict[str, Any]
 ) -> None:
     whole = await answer(stand_in, framework, Sampling(temperature=0.0, stop=(stop,)), options=options)
-    assert (whole.text, whole.reason) == (ANSWER[: ANSWER.index(stop)], "stop")
+    assert (whole.text, whole.reason, whole.stop_string) == (ANSWER[: ANSWER.index(stop)], "stop", stop)
 
 
 async def test_stop_strings_over_tgis_limit_are_looked_for_here_and_end_the_answer_there(framework: Framework) -> None:
