@@ -450,13 +450,19 @@ def test_a_text_before_a_demanded_call_is_streamed_as_the_plan_for_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "told"),
-    [("stop", "COMPLETE"), ("length", "MAX_TOKENS"), ("content_filter", "ERROR"), ("abort", "ERROR")],
+    ("end", "told"),
+    [
+        (Finished("stop"), "COMPLETE"),
+        (Finished("stop", stop_string="###"), "STOP_SEQUENCE"),
+        (Finished("length"), "MAX_TOKENS"),
+        (Finished("content_filter"), "ERROR"),
+        (Finished("abort"), "ERROR"),
+    ],
 )
-def test_finish_reasons(reason: str, told: str) -> None:
-    given = (TextDelta("a"), Finished(reason))
+def test_finish_reasons(end: Finished, told: str) -> None:
+    given = (TextDelta("a"), end)
     assert replied(read(), *given)["finish_reason"] == told
-    error = {"error": f"the model server says: {reason}"} if told == "ERROR" else {}
+    error = {"error": f"the model server says: {end.reason}"} if told == "ERROR" else {}
     delta = events(read(stream=True), *given)[-1]["delta"]
     assert delta.pop("usage")
     assert delta == {"finish_reason": told, **error}

@@ -70,8 +70,8 @@ def reasoning(extra: Mapping[str, JSON]) -> str:
 
 def finish_reason(end: Finished | Generation, has_calls: bool) -> str:
     """The API's finish reason. Some model servers say `stop` for an answer that they made a call."""
-    if has_calls and end.reason == "stop":
-        return "TOOL_CALL"
+    if end.reason == "stop" and (has_calls or end.stop_string):
+        return "TOOL_CALL" if has_calls else "STOP_SEQUENCE"
     return _REASONS.get(end.reason, "ERROR")
 
 
