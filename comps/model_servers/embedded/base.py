@@ -33,6 +33,7 @@ from comps.core.types import (
     ModelInfo,
     Prompt,
     Sampling,
+    Token,
     Usage,
 )
 from comps.model_servers.embedded.buffered_answer import BufferedAnswer
@@ -338,6 +339,13 @@ class Embedded:
         """See `CountsTokens`; a text that is sure to have more tokens than the window holds is refused."""
         self._check_text_lengths([text])
         return int((await self._ask({"count": text}))["count"])
+
+    async def tokenize(self, text: str) -> Sequence[Token]:
+        """See `Tokenizes`; a text that is sure to have more tokens than the window holds is refused."""
+        self._check_text_lengths([text])
+        part = await self._ask({"tokenize": text})
+        ids = part["tokens"]
+        return [Token(id, end) for id, end in zip(ids, part["ends"] or [None] * len(ids), strict=True)]
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         """See `CountsPrompts`."""
