@@ -112,7 +112,7 @@ class TGIGenerateCall(GroundedCall):
     style = STYLE
     any_model = True
 
-    inputs: str
+    inputs: str = Field(description="The text.", json_schema_extra={"minLength": 1})
     parameters: TGIParameters | None = None
     stream: bool | None = Field(None, description="No effect: /generate_stream streams, /generate does not.")
 

@@ -122,7 +122,7 @@ class TGI(OpenAIAPI):
         """See `Tokenizes`."""
         with checked_answer():
             tokens = await self.http.post("/tokenize", {"inputs": text})
-            ends = _ends_of(tokens, text) or [None] * len(tokens)
+            ends: Sequence[int | None] = _ends_of(tokens, text) or [None] * len(tokens)
             return [Token(int(token["id"]), end) for token, end in zip(tokens, ends, strict=True)]
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
