@@ -155,7 +155,7 @@ GREEDY = Sampling(1024, 0.0)
 def test_it_samples_as_tgi_does(parameters: Any, sampling: Sampling, defaulted: set[str]) -> None:
     (request,) = asked(parameters)
     assert request.sampling == sampling
-    assert request.defaulted - {"logprobs"} == defaulted
+    assert request.defaulted - {"logprobs", "logprob_ids"} == defaulted
 
 
 @pytest.mark.parametrize(
@@ -183,6 +183,12 @@ def test_it_samples_as_tgi_does(parameters: Any, sampling: Sampling, defaulted: 
 def test_parameters_become_the_options_of_openais_api(parameters: Any, of_text: JSON, of_chat: JSON) -> None:
     assert asked(parameters)[0].options == of_text
     assert asked(parameters, served=CHATTING)[0].options == of_chat
+
+
+def test_the_ids_of_tokens_are_asked_for_where_the_model_server_knows_them() -> None:
+    served = replace(TEXT_ONLY, capabilities=ALL | {"logprob_ids"})
+    assert asked({"details": True}, served=served)[0].options == {"logprobs": 0, "logprob_ids": True}
+    assert asked({}, served=served)[0].options == {}
 
 
 def test_a_model_server_without_alternatives_tells_its_tokens_all_the_same() -> None:
@@ -397,6 +403,32 @@ def test_the_details_have_the_tokens(logprobs: JSON) -> None:
     assert one["details"]["top_tokens"] == [[token("Deep", -0.5)], []]
 
 
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        {
+            "content": [
+                {"token": "Deep", "logprob": -1, "id": 5, "top_logprobs": [{"token": "x", "logprob": -2, "id": 6}]}
+            ]
+        },
+        {
+            "tokens": ["Deep"],
+            "token_logprobs": [-1],
+            "top_logprobs": [{"x": -2}],
+            "token_ids": [5],
+            "top_token_ids": [{"x": 6}],
+        },
+    ],
+)
+def test_tokens_have_the_ids_that_the_model_server_tells(logprobs: JSON) -> None:
+    told = ({**token("Deep", -1), "id": 5}, {**token("x", -2), "id": 6})
+    details = replied({"details": True, "top_n_tokens": 1}, replace(ANSWER, extra={"logprobs": logprobs}))["details"]
+    assert (details["tokens"], details["top_tokens"]) == ([told[0]], [[told[1]]])
+    delta = TextDelta("Deep", extra={"logprobs": logprobs})
+    event = json.loads(streamed({"top_n_tokens": 1}, delta, END)[0].removeprefix(b"data:"))
+    assert (event["token"], event["top_tokens"]) == (told[0], [told[1]])
+
+
 def test_the_details_of_a_model_server_that_tells_no_tokens_have_none() -> None:
     details = replied({"details": True}, replace(ANSWER, reason="length"))["details"]
     told = {"finish_reason": "length", "generated_tokens": 2, "seed": None, "prefill": [], "tokens": []}
@@ -581,7 +613,8 @@ async def test_a_model_server_that_tells_no_ids_has_no_tokens(monkeypatch: pytes
 
 async def test_to_clients_of_vllm_its_route_of_the_same_name_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(Able(), monkeypatch) as service:
-        answers = [await service.post(body, "/tokenize") for body in ({"prompt": "ab"}, {"messages": []}, {})]
+        bodies: list[JSON] = [{"prompt": "ab"}, {"messages": []}, {}]
+        answers = [await service.post(body, "/tokenize") for body in bodies]
     assert [answer.status for answer in answers] == [404, 404, 422]
     assert answers[0].json == {"error": "the route /tokenize of vLLM is not here; a text to tokenize is in `inputs`"}
 

@@ -143,7 +143,7 @@ class TGIGenerateCall(GroundedCall):
             documents=self.all_documents(),
             **self.of_documents(),
             sampling=parameters.sampling(),
-            defaulted=parameters.defaulted() | ({"logprobs"} if "top_logprobs" not in options else set()),
+            defaulted=parameters.defaulted() | ({"logprobs", "logprob_ids"} if not parameters.top_n_tokens else set()),
             options={**options, **self.template_options},
         )
         return [request] * self._answers

@@ -147,6 +147,8 @@ class TGIParameters(BaseModel):
         top = (self.top_n_tokens or 0) if "top_logprobs" in capabilities else 0
         if self.tells_details or self.answers > 1 or top:
             options = {"logprobs": top} if is_text else {"logprobs": True, **({"top_logprobs": top} if top else {})}
+            if "logprob_ids" in capabilities:
+                options["logprob_ids"] = True
         if self.truncate:
             options["truncate_prompt_tokens"] = self.truncate
         return {**options, **self._constraint(capabilities)}

@@ -1,8 +1,8 @@
 """The tokens of an answer, its details, and its stream, in TGI's form: router/src/lib.rs (`Token`, `Details`,
 `StreamResponse`).
 
-Model servers tell the text of a token and its log probability, as OpenAI's API has them, and no id: `id` is 0. They do
-not tell special tokens either, so none but the end of a stream has `special`.
+Model servers tell the text of a token and its log probability, as OpenAI's API has them. Only embedded models tell ids
+as well; where they are unknown, `id` is 0. Special tokens are told by none, so only the end of a stream has `special`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def _reason(reason: str) -> str:
     return _REASONS.get(reason, "eos_token")
 
 
-def _token(text: str, logprob: float | None) -> dict[str, JSON]:
-    return {"id": _UNKNOWN_ID, "text": text, "logprob": logprob, "special": False}
+def _token(text: str, logprob: float | None, id: int | None = None) -> dict[str, JSON]:
+    return {"id": _UNKNOWN_ID if id is None else id, "text": text, "logprob": logprob, "special": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,8 @@ class ScoredToken:
 
     text: str
     logprob: float | None
-    top: Sequence[tuple[str, float | None]]
+    id: int | None
+    top: Sequence[tuple[str, float | None, int | None]]
 
 
 def tokens_in(extra: Mapping[str, JSON] | None) -> list[ScoredToken]:
@@ -53,15 +54,21 @@ def tokens_in(extra: Mapping[str, JSON] | None) -> list[ScoredToken]:
 
 
 def _of_chat(entry: Mapping[str, Any]) -> ScoredToken:
-    top = [(str(other.get("token")), other.get("logprob")) for other in entry.get("top_logprobs") or ()]
-    return ScoredToken(str(entry.get("token") or ""), entry.get("logprob"), top)
+    others = entry.get("top_logprobs") or ()
+    top = [(str(other.get("token")), other.get("logprob"), other.get("id")) for other in others]
+    return ScoredToken(str(entry.get("token") or ""), entry.get("logprob"), entry.get("id"), top)
 
 
 def _of_text(logprobs: Mapping[str, Any]) -> Iterator[ScoredToken]:
     texts, scores = logprobs.get("tokens") or [], logprobs.get("token_logprobs") or []
-    tops = logprobs.get("top_logprobs") or [None] * len(texts)
-    for text, score, top in zip(texts, scores, tops, strict=False):
-        yield ScoredToken(str(text), score, sorted((top or {}).items(), key=lambda pair: -pair[1]))
+    tops, ids, top_ids = (
+        logprobs.get(name) or [None] * len(texts) for name in ("top_logprobs", "token_ids", "top_token_ids")
+    )
+    for text, score, id, top, of_top in zip(texts, scores, ids, tops, top_ids, strict=False):
+        likeliest = sorted((top or {}).items(), key=lambda pair: -pair[1])
+        yield ScoredToken(
+            str(text), score, id, [(other, value, (of_top or {}).get(other)) for other, value in likeliest]
+        )
 
 
 def mean_logprob(generation: Generation) -> float:
@@ -93,7 +100,7 @@ class Shown:
 
     def top_tokens(self, token: ScoredToken) -> list[JSON]:
         """The likeliest tokens at a token's place."""
-        return [_token(text, logprob) for text, logprob in token.top[: self.top]]
+        return [_token(*one) for one in token.top[: self.top]]
 
     def details_of(self, generation: Generation) -> dict[str, JSON]:
         """The details of a whole answer."""
@@ -104,7 +111,7 @@ class Shown:
             "generated_tokens": generation.usage.completion_tokens if generation.usage else len(scored),
             "seed": self.seed,
             "prefill": [],
-            "tokens": [_token(token.text, token.logprob) for token in scored],
+            "tokens": [_token(token.text, token.logprob, token.id) for token in scored],
             **tops,
         }
 
@@ -168,7 +175,7 @@ class TokenEvents:
         if "".join(texts) != delta.text:  # Of tokens that end within a character.
             texts = [delta.text, *[""] * (len(scored) - 1)]
         for text, token in zip(texts, scored, strict=True):
-            self._write_token(_token(text, token.logprob), self._shown.top_tokens(token))
+            self._write_token(_token(text, token.logprob, token.id), self._shown.top_tokens(token))
 
     def _write_token(self, token: JSON, top: Sequence[JSON], **last: JSON) -> None:
         self._index += 1

@@ -39,7 +39,7 @@ from comps.core.types import (
 from comps.model_servers.embedded.buffered_answer import BufferedAnswer
 from comps.model_servers.embedded.constraints import JSON_SCHEMA, options_for
 from comps.model_servers.embedded.engine_process import EngineProcess, error_of, run_check
-from comps.model_servers.embedded.logprobs import LOGPROBS, TOP_LOGPROBS, form_for, wanted
+from comps.model_servers.embedded.logprobs import LOGPROB_IDS, LOGPROBS, TOP_LOGPROBS, form_for, wanted
 from comps.model_servers.embedded.model_files import find_model
 from comps.model_servers.embedded.questions import Question, question_of
 from comps.model_servers.embedded.tool_calls import is_recognised
@@ -173,7 +173,8 @@ class Embedded:
             )
 
     def _capabilities(self) -> frozenset[str]:
-        capabilities = self.honoured | {"n", "echo", LOGPROBS} | ({TOP_LOGPROBS} if self.alternatives else frozenset())
+        capabilities = self.honoured | {"n", "echo", LOGPROBS, LOGPROB_IDS}
+        capabilities |= {TOP_LOGPROBS} if self.alternatives else frozenset()
         if JSON_SCHEMA not in self.constraints:
             return capabilities
         on_demand = frozenset() if is_recognised(self._chat_template) else {CALLS_ON_DEMAND}
@@ -258,7 +259,7 @@ class Embedded:
                         choices.part(number) if count > 1 else answer,
                         question.reader(),
                         echoed,
-                        form_for(prompt) if logprobs else None,
+                        form_for(prompt, bool(options.get(LOGPROB_IDS))) if logprobs else None,
                     ),
                     counts_prompt=number == 0,
                     answers=answers,
