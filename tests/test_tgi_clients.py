@@ -93,6 +93,7 @@ async def test_huggingface_hub_reads_whole_answers(service: Service) -> None:
             PROMPT, return_full_text=False, details=True, max_new_tokens=2, do_sample=True, seed=3, top_n_tokens=1
         )
         best = await client.text_generation(PROMPT, details=True, best_of=2, temperature=0.5)
+        stopped = await client.text_generation(PROMPT, details=True, stop=[" learn"], return_full_text=False)
     assert (text, full) == (ANSWER, PROMPT + ANSWER)
     assert told.details
     assert (told.details.finish_reason, told.details.generated_tokens, told.details.seed) == ("length", 2, 3)
@@ -100,6 +101,8 @@ async def test_huggingface_hub_reads_whole_answers(service: Service) -> None:
     assert [token.logprob for token in told.details.tokens] == [-0.5, -0.5]
     top: Any = told.details.top_tokens
     assert [[token["text"] for token in place] for place in top] == [["Deep"], [" learning"]]
+    assert stopped.details
+    assert (stopped.generated_text, stopped.details.finish_reason) == ("Deep", "stop_sequence")
     assert best.details
     assert [one.generated_text for one in best.details.best_of_sequences or ()] == [PROMPT + ANSWER]
 

@@ -435,6 +435,13 @@ def test_the_details_of_a_model_server_that_tells_no_tokens_have_none() -> None:
     assert details == told
 
 
+def test_an_answer_that_a_stop_string_ended_says_so_where_that_is_known() -> None:
+    details = replied({"details": True}, replace(ANSWER, stop_string="."))["details"]
+    assert details["finish_reason"] == "stop_sequence"
+    last = streamed({"details": True}, *BEGUN, replace(END, stop_string="."))[-1]
+    assert json.loads(last.removeprefix(b"data:"))["details"]["finish_reason"] == "stop_sequence"
+
+
 def test_of_several_answers_the_one_with_the_likeliest_tokens_is_given() -> None:
     def generation(text: str, reason: str, *scores: float) -> Generation:
         logprobs = {"tokens": [text] * len(scores), "token_logprobs": scores, "top_logprobs": None}

@@ -19,13 +19,14 @@ from comps.core.types import JSON, Finished, Generation, Report, TextDelta, Usag
 from comps.dialects.shared.framing import citations_in, comment, report_object
 
 _UNKNOWN_ID = 0
-_REASONS = {"length": "length"}
-"""TGI's finish reasons; all others are `eos_token`, since which stop string ended an answer is not known."""
 _AFTER_TEXT = b',"logprob":null,"special":false},"generated_text":null,"details":null}\n\n'
 
 
-def _reason(reason: str) -> str:
-    return _REASONS.get(reason, "eos_token")
+def _reason(end: Finished | Generation) -> str:
+    """TGI's finish reason. It is `eos_token` for a stop string, too, where the model server does not tell that one."""
+    if end.reason == "length":
+        return "length"
+    return "eos_token" if end.stop_string is None else "stop_sequence"
 
 
 def _token(text: str, logprob: float | None, id: int | None = None) -> dict[str, JSON]:
@@ -107,7 +108,7 @@ class Shown:
         scored = tokens_in(generation.extra)
         tops = {"top_tokens": [self.top_tokens(token) for token in scored]} if self.top and scored else {}
         return {
-            "finish_reason": _reason(generation.reason),
+            "finish_reason": _reason(generation),
             "generated_tokens": generation.usage.completion_tokens if generation.usage else len(scored),
             "seed": self.seed,
             "prefill": [],
@@ -203,7 +204,7 @@ class TokenEvents:
     def _details(self, usage: Usage | None) -> JSON:
         counted = {} if usage is None else {"input_length": usage.prompt_tokens}
         return {
-            "finish_reason": _reason(self._end.reason),
+            "finish_reason": _reason(self._end),
             "generated_tokens": usage.completion_tokens if usage else self._index,
             "seed": self._shown.seed,
             **counted,
