@@ -672,3 +672,11 @@ async def test_details_are_no_reason_to_refuse_an_answer(monkeypatch: pytest.Mon
         answer = await service.post({"inputs": QUESTION, "parameters": {"details": True}}, "/generate")
     assert answer.json["generated_text"] == "Deep"
     assert [options for _, _, options in server.asked] == [{"logprobs": True}, {}]
+
+
+async def test_a_prompt_that_is_too_long_is_not_asked_again_without_details(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Scripted([[PromptTooLong(9000, 8192)]])
+    monkeypatch.setattr(server, "_info", replace(CHATTING, name="scripted"))
+    async with running(server, monkeypatch, ONLY) as service:
+        answer = await service.post({"inputs": QUESTION, "parameters": {"details": True}}, "/generate")
+    assert (answer.status, len(server.asked)) == (422, 1)
