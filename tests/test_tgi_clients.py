@@ -107,6 +107,12 @@ async def test_huggingface_hub_reads_whole_answers(service: Service) -> None:
     assert [one.generated_text for one in best.details.best_of_sequences or ()] == [PROMPT + ANSWER]
 
 
+async def test_huggingface_hub_reads_the_facts_of_the_endpoint(service: Service) -> None:
+    async with AsyncInferenceClient(service.url, provider="hf-inference") as client:
+        info, healthy = await client.get_endpoint_info(), await client.health_check()
+    assert (info["model_id"], info["max_total_tokens"], healthy) == ("scripted", 100_000, True)
+
+
 async def test_huggingface_hub_reads_streams(service: Service) -> None:
     def sync() -> list[str]:
         return [*InferenceClient(service.url).text_generation(PROMPT, stream=True)]
