@@ -674,6 +674,17 @@ async def test_details_are_no_reason_to_refuse_an_answer(monkeypatch: pytest.Mon
     assert [options for _, _, options in server.asked] == [{"logprobs": True}, {}]
 
 
+@pytest.mark.parametrize("further", [{"best_of": 2, "do_sample": True}, {"top_n_tokens": 2}])
+async def test_what_needs_log_probabilities_is_refused_where_the_model_server_refuses_them(
+    monkeypatch: pytest.MonkeyPatch, further: dict[str, JSON]
+) -> None:
+    server = Scripted([[InvalidRequest("none of a chat", "logprobs")]])
+    monkeypatch.setattr(server, "_info", replace(CHATTING, name="scripted"))
+    async with running(server, monkeypatch, ONLY) as service:
+        answer = await service.post({"inputs": QUESTION, "parameters": {"details": True, **further}}, "/generate")
+    assert (answer.status, "`logprobs`: none of a chat" in answer.json["error"]) == (422, True)
+
+
 async def test_a_prompt_that_is_too_long_is_not_asked_again_without_details(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Scripted([[PromptTooLong(9000, 8192)]])
     monkeypatch.setattr(server, "_info", replace(CHATTING, name="scripted"))

@@ -143,7 +143,7 @@ class TGIGenerateCall(GroundedCall):
             documents=self.all_documents(),
             **self.of_documents(),
             sampling=parameters.sampling(),
-            defaulted=parameters.defaulted() | ({"logprobs", "logprob_ids"} if not parameters.top_n_tokens else set()),
+            defaulted=parameters.defaulted(),
             options={**options, **self.template_options},
         )
         return [request] * self._answers

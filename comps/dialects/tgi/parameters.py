@@ -127,14 +127,16 @@ class TGIParameters(BaseModel):
             "frequency_penalty": self.frequency_penalty,
             "seed": None if self.seed is None else self.seed % _MAX_SEED,
         }
-        defaults = {name: _DEFAULTS[name] for name in self.defaulted()}
+        defaults = {name: _DEFAULTS[name] for name in self.defaulted() & _DEFAULTS.keys()}
         stop = tuple(text for text in self.stop or () if text)
         return Sampling(**{**fields, **defaults}, stop=stop)
 
     def defaulted(self) -> set[str]:
-        """The sampling fields that are defaults, since the body does not have them."""
+        """The sampling fields that are defaults, since the body does not have them, and the options that details can do
+        without."""
         names = _DEFAULTS if self.samples else ("max_tokens",)
-        return {name for name in names if getattr(self, _OURS.get(name, name)) is None}
+        fields = {name for name in names if getattr(self, _OURS.get(name, name)) is None}
+        return fields if self.answers > 1 or self.top_n_tokens else fields | {"logprobs", "logprob_ids"}
 
     def options(self, capabilities: AbstractSet[str], is_text: bool) -> dict[str, JSON]:
         """The options for the model server.
