@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from comps.core.answers import collect, read
 from comps.core.errors import (
     BodyTooLarge,
+    BrokenOff,
     Forbidden,
     InvalidHTTP,
     InvalidRequest,
     LLMError,
     Malformed,
     ModelServerError,
+    NotSupported,
     Overloaded,
     PromptTooLong,
     Refused,
@@ -29,7 +31,7 @@ from comps.core.errors import (
 )
 from comps.core.generator import TextGenerator
 from comps.core.models import Models
-from comps.core.ports import Answer, Completes, CountsTokens, Embeds, Loads, ModelServer
+from comps.core.ports import Answer, Completes, CountsTokens, Embeds, Loads, ModelServer, Tokenizes
 from comps.core.types import (
     Document,
     DocumentUse,
@@ -44,6 +46,7 @@ from comps.core.types import (
     Report,
     Sampling,
     TextDelta,
+    Token,
     Usage,
 )
 
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "BodyTooLarge",
+    "BrokenOff",
     "Completes",
     "CountsTokens",
     "Document",
@@ -75,6 +79,7 @@ __all__ = [
     "ModelServer",
     "ModelServerError",
     "Models",
+    "NotSupported",
     "Overloaded",
     "Previewed",
     "PreviewedPrompt",
@@ -89,6 +94,8 @@ __all__ = [
     "TextGenerator",
     "TextTooLong",
     "Timeout",
+    "Token",
+    "Tokenizes",
     "Unauthorized",
     "UnknownModel",
     "Unreachable",

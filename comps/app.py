@@ -34,6 +34,7 @@ from comps.dialects.shared import llama
 from comps.dialects.shared.base import Dialect
 from comps.dialects.square import dialect as square
 from comps.dialects.square.conversations import Conversation, read_conversation
+from comps.dialects.tgi import dialect as tgi
 from comps.direct_routes import DirectRoutes
 from comps.guard import Guarded
 from comps.logs import log
@@ -293,6 +294,7 @@ def make_dialects(settings: Settings) -> list[Dialect]:
     chosen = settings.dialects
     whole = chosen.disable_streaming
     limits = (chosen.max_batch_size, chosen.max_seq_len)
+    concurrent = settings.microservice.max_running + settings.microservice.max_waiting
     switches: dict[str, Any] = {
         "opea": opea.Switches(chosen.opea_stream, chosen.messages, whole, chosen.output_guard, chosen.string_messages),
         "openai": openai.Switches(whole),
@@ -305,6 +307,7 @@ def make_dialects(settings: Settings) -> list[Dialect]:
         "responses": responses.Switches(whole),
         "cohere": cohere.Switches(whole),
         "ollama": ollama.Switches(whole),
+        "tgi": tgi.Switches(chosen.tgi_prompt, whole, concurrent),
     }
     return [open_dialect(name, switches.get(name)) for name in chosen.enabled]
 

@@ -24,7 +24,8 @@ class Guard:
 
     Args:
         keys: The keys.
-        open_routes: The paths that need no key; one that ends in `/` stands for all that begin with it.
+        open_routes: The paths that need no key; one that ends in `/` stands for all that begin with it, and `/` for the
+            page there, not for bodies.
         refusal: Returns the status, the body and its content type for an error, by the error and the path.
         telemetry: Counts what is refused.
     """
@@ -45,7 +46,8 @@ class Guard:
     def check(self, scope: Scope) -> LLMError | None:
         """Returns why a request is refused; None if it is let in, and then its caller is in the scope."""
         path = _route_path(scope)
-        if path in self._open or path.startswith(self._open_folders):
+        is_body = path == "/" and scope["method"] == "POST"
+        if (path in self._open and not is_body) or path.startswith(self._open_folders):
             return None
         try:
             caller = scope[CALLER] = self.keys.caller(scope["headers"])

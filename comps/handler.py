@@ -33,6 +33,7 @@ from comps.dialects.shared.base import (
     PromptCountCall,
     Style,
     TokenCountCall,
+    TokenizeCall,
 )
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint, RequestError
 from comps.dialects.shared.framing import preview_document
@@ -320,6 +321,7 @@ class PromptHandler(Handler):
 _OPERATIONS: dict[type[Call], str] = {
     EmbeddingCall: "embeddings",
     TokenCountCall: "count_tokens",
+    TokenizeCall: "tokenize",
     PromptCountCall: "count_tokens",
     DescriptionCall: "describe",
 }
@@ -335,6 +337,8 @@ async def _computed(call: Call, model: TextGenerator, info: ModelInfo, exchange:
         return embeddings, metadata_of(info, exchange)
     if isinstance(call, TokenCountCall):
         return (await model.count_tokens(call.text()),)
+    if isinstance(call, TokenizeCall):
+        return (await model.tokenize(call.text()),)
     if isinstance(call, PromptCountCall):
         request = _honoured(call.request(), info)
         plan = await model.plan(replace(request, is_large=True) if call.is_large else request, to_the_token=True)
@@ -344,7 +348,7 @@ async def _computed(call: Call, model: TextGenerator, info: ModelInfo, exchange:
 
 
 def _encoded(call: Call, *computed: Any) -> bytes:
-    assert isinstance(call, EmbeddingCall | TokenCountCall | PromptCountCall | DescriptionCall)
+    assert isinstance(call, EmbeddingCall | TokenCountCall | TokenizeCall | PromptCountCall | DescriptionCall)
     return call.style.encode(call.reply(*computed))
 
 

@@ -20,6 +20,7 @@ from comps.dialects.shared.base import (
     Style,
     Text,
     TokenCountCall,
+    TokenizeCall,
 )
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
 from comps.openapi_examples import error_answers, preview_answer, route_answer, schema_of, stream, whole_answer
@@ -263,6 +264,7 @@ _SUMMARIES: dict[type[Call], str] = {
     GenerationCall: "Generate text",
     EmbeddingCall: "Turn texts into vectors",
     TokenCountCall: "Count the tokens of a text",
+    TokenizeCall: "Tell the tokens of a text",
     PromptCountCall: "Count the tokens of a prompt",
     DescriptionCall: "Tell what is known of a model",
 }
@@ -305,6 +307,7 @@ _STATUSES = {
     413: "The body is larger than max_body_mb",
     415: "The content encoding is not read",
     422: "The body is no valid JSON, or a field is missing or has a wrong type",
+    424: "The model server failed",
     429: "Too many requests at once; Retry-After says when to come again",
     500: "A fault of the service; its log has it",
     502: "The model server failed",

@@ -34,6 +34,7 @@ from comps.core.types import (
     ModelInfo,
     Prompt,
     Sampling,
+    Token,
     Usage,
 )
 from comps.dialects.shared.base import (
@@ -48,6 +49,7 @@ from comps.dialects.shared.base import (
     Style,
     Text,
     TokenCountCall,
+    TokenizeCall,
 )
 from comps.dialects.shared.endpoint import PreviewEndpoint
 from comps.dialects.shared.framing import ResponseMetadata, preview_document
@@ -73,6 +75,8 @@ _METADATA = ResponseMetadata("77a8ef08bd2a4bf0b4d1d1f2a0b3a7c5", _CREATED, _MODE
 PIECES = ("Deep", " learning")
 """The answer in the examples, token by token."""
 _USAGE = Usage(12, len(PIECES))
+_TOKENS = (Token(50, 4), Token(1290, 13))
+"""Those of the answer."""
 _ERRORS = (
     InvalidRequest("Input should be greater than or equal to 0", "temperature"),
     Unauthorized("a key is needed"),
@@ -95,6 +99,8 @@ def whole_answer(kind: type[Call], dialect: Dialect, body: JSON) -> JSON:
         return _plain(kind.style, call.reply(Embeddings(([0.25, -0.5],) * len(call.texts()), 12), _METADATA))
     if isinstance(call, TokenCountCall | PromptCountCall):
         return _plain(kind.style, call.reply(len(PIECES)))
+    if isinstance(call, TokenizeCall):
+        return _plain(kind.style, call.reply(_TOKENS))
     if isinstance(call, DescriptionCall):
         return _plain(kind.style, call.reply(_INFO))
     assert isinstance(call, GenerationCall)

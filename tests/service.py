@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from comps.app import direct, make_app, read_settings
 from comps.core.errors import LLMError
 from comps.core.ports import ModelServer
-from comps.core.types import Embeddings
+from comps.core.types import Embeddings, Token
 from comps.dialects.shared.base import Dialect
 from comps.model_servers.scripted import Scripted
 from comps.server import Server, ServerProtocol
@@ -36,6 +36,9 @@ class Able(Scripted):
 
     async def count_tokens(self, text: str) -> int:
         return len(text)
+
+    async def tokenize(self, text: str) -> Sequence[Token]:
+        return [Token(ord(character), end) for end, character in enumerate(text, 1)]
 
 
 @dataclass

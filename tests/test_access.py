@@ -17,7 +17,7 @@ from comps import access, watched_files
 from comps.access import Keys
 from comps.app import read_settings
 from comps.core import ports
-from comps.core.errors import LLMError, ModelServerError, SettingsError, Unauthorized
+from comps.core.errors import LLMError, ModelServerError, Overloaded, SettingsError, Unauthorized
 from comps.core.types import Finished, Sampling
 from comps.dialects import DIALECTS, open_dialect
 from comps.model_servers.scripted import Script, Scripted
@@ -233,10 +233,10 @@ async def test_a_refusal_has_the_shape_of_the_dialect(name: str, monkeypatch: py
         for method, styles in (("POST", posts), ("GET", gets)):
             for path, style in styles.items():
                 where = re.sub(r"\{.*?\}", "scripted", path)
-                for headers, status in ((bearer("no"), 401), (WEB, 429)):
+                for headers, status, error in ((bearer("no"), 401, Unauthorized("x")), (WEB, 429, Overloaded("x"))):
                     answer = await ask(service, method, where, headers)
                     assert answer.status == status, where
-                    shape = style.error(Unauthorized("x"))
+                    shape = style.error(error)
                     assert json.loads(answer.body.rstrip(b"\0")).keys() == shape.keys(), where
                     assert answer.headers["content-type"] == style.media_type
                     assert "x-request-id" in answer.headers

@@ -267,7 +267,7 @@ AMBIGUOUS: dict[str, bytes] = {
 }
 STARTS: dict[str, bytes] = {
     "no host": b"GET /health HTTP/1.1\r\n\r\n",
-    "chunks in HTTP/1.0": b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunks in HTTP/1.0": b"POST /v1/chat/completions HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "HTTP/0.9": b"GET /health\r\n\r\n",
     "HTTP/2": b"GET /health HTTP/2.0\r\nHost: x\r\n\r\n",
     "bare LFs": b"GET /health HTTP/1.1\nHost: x\n\n",

@@ -11,12 +11,14 @@ import comps
 from comps.core import errors
 from comps.core.errors import (
     BodyTooLarge,
+    BrokenOff,
     Forbidden,
     InvalidHTTP,
     InvalidRequest,
     LLMError,
     Malformed,
     ModelServerError,
+    NotSupported,
     Overloaded,
     PromptTooLong,
     Refused,
@@ -42,10 +44,12 @@ EXPECTED: list[tuple[LLMError, int]] = [
     (InvalidHTTP("wrong", 431), 431),
     (Forbidden("wrong"), 403),
     (Unauthorized("wrong"), 401),
+    (NotSupported("wrong"), 400),
     (Overloaded("wrong"), 429),
     (ModelServerError("wrong"), 502),
     (Unreachable("wrong"), 503),
     (Timeout("wrong"), 504),
+    (BrokenOff("wrong"), 502),
     (Refused(418, "no coffee"), 502),
     (SettingsError("wrong"), 500),
 ]

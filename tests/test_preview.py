@@ -233,6 +233,7 @@ async def test_a_search_that_found_nothing_is_answered_without_the_model_and_the
         ({"prompt": ["Once", "Twice"]}, "openai", "/v1/completions", 2),
         ({"prompts": ["Once", "Twice"]}, "kaito", "/generate", 2),
         ({"input_data": {"input_string": [[{"role": "user", "content": "?"}]]}}, "kaito", "/chat", 1),
+        ({"inputs": "Once"}, "tgi", "/generate", 1),
         # OpenAI's has no parameters, but that they are nothing is said; what it cannot be is llm-api's.
         ({"prompt": "Once", "max_tokens": "many"}, "llm_api", "/generate", 1),
         # SQuARE's has no marker, and is asked last: its chats have their turns where OpenAI has messages.

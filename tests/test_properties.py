@@ -122,7 +122,8 @@ def read_back(kind: Kind, items: list[bytes]) -> str:
         texts = [json.loads(frame)["text"] for frame in frames[:-1] if frame]
         return str(texts[-1]) if texts else ""
     said = [event for item in items for event in item.decode().removesuffix("\n\n").split("\n\n")]
-    return "".join(text_in(event.rpartition("\ndata: ")[2].removeprefix("data: ")) for event in said)
+    data = [event.rpartition("\ndata: ")[2].removeprefix("data:").removeprefix(" ") for event in said]
+    return "".join(map(text_in, data))
 
 
 def text_in(data: str) -> str:
@@ -135,6 +136,8 @@ def text_in(data: str) -> str:
         return str(event["delta"]["message"]["content"]["text"])
     if event.get("type") == "content_block_delta":
         return str(event["delta"]["text"])
+    if "token" in event:
+        return str(event["token"]["text"])
     if event.get("type") == "response.output_text.delta":
         return str(event["delta"])
     choices = event.get("choices") or [{}]

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants  # noqa: F401  # At its import it reads whether it is offline, which tests are.
 import pytest
 
 from comps.app import open_models, read_settings

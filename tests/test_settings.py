@@ -132,6 +132,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "llm_api_prompt": ("Messages", "messages"),
     "kaito_prompt": ("Text", "text"),
     "llm_on_k8s_prompt": ("TEXT", "text"),
+    "tgi_prompt": ("messages", "messages"),
     "llm_api_family": ("autoawq", "autoawq"),
     "strict": ("true", True),
     "disable_streaming": ("True", True),

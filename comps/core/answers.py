@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from comps.core.deltas import join_extra
-from comps.core.errors import ModelServerError
+from comps.core.errors import BrokenOff
 from comps.core.ports import Answer
 from comps.core.types import JSON, Event, Finished, Generation, TextDelta, Usage, total
 
@@ -228,6 +228,6 @@ class Part(Forwarding):
         self._answer.finished(replace(end, choice=self._offset + end.choice, usage=usage))
 
 
-def broken_off() -> ModelServerError:
+def broken_off() -> BrokenOff:
     """Returns the error of an incomplete answer."""
-    return ModelServerError("the model server broke off in the middle of the answer")
+    return BrokenOff("the model server broke off in the middle of the answer")

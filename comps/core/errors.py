@@ -9,12 +9,14 @@ LLMError
 │   ├── BodyTooLarge       the HTTP body exceeds the configured limit
 │   ├── UnsupportedEncoding  the HTTP body has a content encoding that is not read
 │   ├── InvalidHTTP        the HTTP message is malformed, too large or too late; with its `status`
+│   ├── NotSupported       the model server has no such ability
 │   ├── Unauthorized       the request has no API key, or an unknown one
 │   └── Forbidden          the settings, or the caller's API key, do not allow the request
 ├── Overloaded             too many requests; try again after `retry_after` seconds
 ├── ModelServerError       the model server failed
 │   ├── Unreachable        no connection, or the model is still loading
 │   ├── Timeout            no answer before the deadline
+│   ├── BrokenOff          the answer ended before its end
 │   └── Refused            the model server answered with an error: `status` and `body`
 └── SettingsError          at start-up only: a setting is missing, unknown or wrong
 
@@ -142,6 +144,10 @@ class InvalidHTTP(InvalidRequest):
         self.status = status
 
 
+class NotSupported(InvalidRequest):
+    """The model server does not have the ability that the request needs, such as embeddings."""
+
+
 class Unauthorized(InvalidRequest):
     """The request has no API key, or an unknown one."""
 
@@ -182,6 +188,10 @@ class Unreachable(ModelServerError):
 
 class Timeout(ModelServerError):
     """The model server missed a deadline."""
+
+
+class BrokenOff(ModelServerError):
+    """The model server's answer ended without a finish reason."""
 
 
 class Refused(ModelServerError):

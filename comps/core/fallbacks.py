@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from comps.core.errors import InvalidRequest
+from comps.core.errors import InvalidRequest, PromptTooLong
 from comps.core.planning import Plan
 from comps.core.types import GenerationRequest, Sampling
 
@@ -28,10 +28,16 @@ def one_token(error: InvalidRequest, request: GenerationRequest) -> Sampling:
 
 
 def without_default(plan: Plan, error: InvalidRequest) -> Plan | None:
-    """Returns the plan without the sampling field that a model server refuses; None if the caller sent that field."""
-    field = _OTHER_NAMES.get(error.field or "", error.field)
+    """Returns the plan without the default that a model server refuses; None if it refuses what the caller sent.
+
+    A default option may also be the reason for which another field is refused, so it is left out first.
+    """
     request = plan.request
-    if field is None or field not in request.defaulted or getattr(plan.sampling, field) is None:
+    kept = {name: value for name, value in plan.options.items() if name not in request.defaulted}
+    if len(kept) < len(plan.options) and not isinstance(error, PromptTooLong):
+        return replace(plan, options=kept)
+    field = _OTHER_NAMES.get(error.field or "", error.field)
+    if field is None or field not in request.defaulted or getattr(plan.sampling, field, None) is None:
         return None
     unset: dict[str, Any] = {field: None}
     sampling = replace(request.sampling, **unset)

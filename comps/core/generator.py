@@ -16,7 +16,7 @@ from comps.core.citations import with_citations
 from comps.core.citing import citing, echoed, finder
 from comps.core.counting import NO_SUCH_ROUTE, estimate
 from comps.core.decisions import decided
-from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused, UnknownModel, no_room
+from comps.core.errors import InvalidRequest, LLMError, ModelServerError, NotSupported, Refused, UnknownModel, no_room
 from comps.core.fallbacks import TOTAL, one_token, without_default
 from comps.core.instructions import in_user_message, refuses_system
 from comps.core.model_names import has_chat_template
@@ -31,6 +31,7 @@ from comps.core.ports import (
     Loads,
     ModelServer,
     Renders,
+    Tokenizes,
     Translates,
 )
 from comps.core.prompts import DEFAULT_TEMPLATES, Templates, text_of
@@ -43,6 +44,7 @@ from comps.core.types import (
     ModelInfo,
     Prompt,
     Sampling,
+    Token,
     Usage,
 )
 
@@ -325,12 +327,13 @@ class TextGenerator:
             model: The model's public name; None or empty: any.
 
         Raises:
-            InvalidRequest: The model computes no embeddings, or a text cannot be served.
+            NotSupported: The model computes no embeddings.
+            InvalidRequest: A text cannot be served.
             ModelServerError: The model server failed.
         """
         self._usable(model)
         if not isinstance(self.server, Embeds):
-            raise InvalidRequest(f"{self.model} makes no embeddings", "model")
+            raise NotSupported(f"{self.model} makes no embeddings", "model")
         return await self.server.embed(texts) if texts else Embeddings((), 0)
 
     async def count_tokens(self, text: str, model: str | None = None) -> int:
@@ -339,18 +342,38 @@ class TextGenerator:
         It is an estimate if the model server turns out to have no route that counts.
 
         Raises:
-            InvalidRequest: The model server counts no tokens, or the text is too long.
+            NotSupported: The model server counts no tokens.
+            InvalidRequest: The text is too long.
             ModelServerError: The model server failed.
         """
         self._usable(model)
         if not isinstance(self.server, CountsTokens):
-            raise InvalidRequest(f"the model server of {self.model} counts no tokens", "model")
+            raise NotSupported(f"the model server of {self.model} counts no tokens", "model")
         try:
             return await self.server.count_tokens(text)
         except Refused as refused:
             if refused.status not in NO_SUCH_ROUTE:
                 raise
             return estimate(text)
+
+    async def tokenize(self, text: str, model: str | None = None) -> Sequence[Token]:
+        """Returns the tokens of a text as the model reads it; see `Tokenizes.tokenize`.
+
+        Raises:
+            NotSupported: The model server tells no token ids.
+            InvalidRequest: The text is too long.
+            ModelServerError: The model server failed.
+        """
+        self._usable(model)
+        unsupported = NotSupported(f"the model server of {self.model} tells no token ids", "model")
+        if not isinstance(self.server, Tokenizes):
+            raise unsupported
+        try:
+            return await self.server.tokenize(text)
+        except Refused as refused:
+            if refused.status not in NO_SUCH_ROUTE:
+                raise
+            raise unsupported from None
 
     def _usable(self, model: str | None) -> None:
         if model and model != self.model:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from comps.core.types import JSON, Embeddings, Finished, Generation, ModelInfo, Prompt, Sampling, TextDelta
+from comps.core.types import JSON, Embeddings, Finished, Generation, ModelInfo, Prompt, Sampling, TextDelta, Token
 
 
 class Answer(Protocol):
@@ -153,6 +153,19 @@ class FindsTokens(CountsTokens, Protocol):
 
 
 @runtime_checkable
+class Tokenizes(Protocol):
+    """Optional ability: tokenize a text with the served model's own tokenizer."""
+
+    async def tokenize(self, text: str) -> Sequence[Token]:
+        """Returns the tokens of `text` as the model reads it, with the special tokens that go before any text.
+
+        Raises:
+            InvalidRequest: The text is too long (`TextTooLong`).
+        """
+        ...
+
+
+@runtime_checkable
 class CountsPrompts(CountsTokens, Protocol):
     """Optional ability: count a complete prompt, chat template included."""
 
@@ -233,6 +246,7 @@ ABILITIES = (
     "count_tokens",
     "count_texts",
     "token_ends",
+    "tokenize",
     "count_prompt",
     "render",
     "translated",

@@ -104,8 +104,8 @@ class GenerationRequest:
     total_is_default: bool = False
     """Whether `max_total_tokens` is a default: a prompt that fills a default is answered with one token."""
     defaulted: AbstractSet[str] = field(default=frozenset(), compare=False)
-    """The fields of `sampling` that are defaults of a dialect, which nobody sent. A model server that refuses one of
-    them is asked without it."""
+    """The fields of `sampling` and the options that are defaults of a dialect, which nobody sent. A model server that
+    refuses one of them is asked without it."""
     total_without_template: bool = False
     """Whether `max_total_tokens` counts of the prompt only the contents of its messages."""
     model: str | None = None
@@ -256,6 +256,16 @@ class Generation:
     def choices(self) -> tuple[Generation, ...]:
         """All choices; the first is this one."""
         return (self, *self.further)
+
+
+@value_type(frozen=True, slots=True)
+class Token:
+    """A token of a text."""
+
+    id: int
+    """Its number in the vocabulary of the served model."""
+    end: int | None
+    """Where it ends in the text, in characters; 0 for a special token in front of the text. None: unknown."""
 
 
 @value_type(frozen=True, slots=True)

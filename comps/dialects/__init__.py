@@ -18,6 +18,7 @@ DIALECTS = {
     "anthropic": "comps.dialects.anthropic.dialect:anthropic",
     "cohere": "comps.dialects.cohere.dialect:cohere",
     "ollama": "comps.dialects.ollama.dialect:ollama",
+    "tgi": "comps.dialects.tgi.dialect:tgi",
 }
 """Dialects by name: `module:function`, where `function(switches)` makes a `Dialect`."""
 

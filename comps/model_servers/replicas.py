@@ -30,7 +30,7 @@ from comps.model_servers.circuit_breaker import Call, CircuitBreaker
 
 log = logging.getLogger("opea_llm")
 
-_PREPARING = ("count_tokens", "count_texts", "token_ends", "count_prompt", "render", "translated")
+_PREPARING = ("count_tokens", "count_texts", "token_ends", "tokenize", "count_prompt", "render", "translated")
 """The abilities that prepare a prompt. A replica that fails at one may still generate answers."""
 
 

@@ -62,7 +62,8 @@ class Microservice(Section):
         tuple[Annotated[str, AfterValidator(url_path)], ...], NoDecode, BeforeValidator(words_of)
     ] = key_of(
         ("/", "/health", "/ready", "/healthz", "/v1/health_check", "/check", "/ui"),
-        "the paths that need no key, separated by commas; /docs and /ui: the pages with what they load",
+        "the paths that need no key, separated by commas; /: for GET alone; /docs and /ui: the pages with what they "
+        "load",
         "USVC_OPEN_ROUTES",
     )
     max_body_mb: int = key_of(16, "the largest request body that is read, in megabytes", "USVC_MAX_BODY_MB", gt=0)

@@ -246,6 +246,7 @@ class Dialects(Section):
     )
     kaito_prompt: PromptForm = key_of("auto", "the same for a prompt of kaito", "LLM_KAITO_PROMPT")
     llm_on_k8s_prompt: PromptForm = key_of("auto", "the same for a prompt of llm_on_k8s", "LLM_ON_K8S_PROMPT")
+    tgi_prompt: PromptForm = key_of("auto", "the same for inputs of tgi", "LLM_TGI_PROMPT")
     llm_api_family: LLMAPIFamily = key_of(
         "llama",
         "whose sampling defaults an llm_api body has: those of llama, huggingface, gptq_llama or autoawq",

@@ -18,12 +18,14 @@ import pytest
 from comps.core.answers import Forwarding
 from comps.core.errors import (
     BodyTooLarge,
+    BrokenOff,
     Forbidden,
     InvalidHTTP,
     InvalidRequest,
     LLMError,
     Malformed,
     ModelServerError,
+    NotSupported,
     Overloaded,
     PromptTooLong,
     Refused,
@@ -36,7 +38,7 @@ from comps.core.errors import (
     UnsupportedEncoding,
 )
 from comps.core.ports import Answer
-from comps.core.types import JSON, Embeddings, Finished, ModelInfo, Prompt, Sampling, TextDelta
+from comps.core.types import JSON, Embeddings, Finished, ModelInfo, Prompt, Sampling, TextDelta, Token
 from comps.dialects import DIALECTS
 from comps.dialects.shared.base import Call, DescriptionCall, Dialect, EmbeddingCall, GenerationCall, PromptCountCall
 from comps.dialects.shared.fields import matters
@@ -59,10 +61,11 @@ def own_tests(name: str) -> Any:
 
 
 OWN_TESTS = {name: own_tests(name) for name in DIALECTS}
-"""The test file of each dialect. It has `ERROR_SHAPES`, the keys that its errors may have, and, if its bodies have
-fields that need it, its own part of `TOGETHER`, `ANYWAY`, `SILENT` and `VALUES`; `ITEMS_WITHOUT_TEXT` is how many items
-of a stream it has for what comes without text, and `REFUSED` are its routes that the settings do not allow. `CUT` is
-what a stream has that was cut short, and what only a complete one has, where these are not `length` and `stop`."""
+"""The test file of each dialect. It has `ERROR_SHAPES`, the keys that its errors may have, `STATUSES`, those of its own
+by the class of the error, if it has any, and, if its bodies have fields that need it, its own part of `TOGETHER`,
+`ANYWAY`, `SILENT` and `VALUES`; `ITEMS_WITHOUT_TEXT` is how many items of a stream it has for what comes without text,
+and `REFUSED` are its routes that the settings do not allow. `CUT` is what a stream has that was cut short, and what
+only a complete one has, where these are not `length` and `stop`."""
 
 
 def of_all(name: str) -> dict[str, Any]:
@@ -137,11 +140,13 @@ ERRORS: dict[LLMError, int] = {
     UnknownModel("other", "scripted"): 404,
     Forbidden("not this"): 403,
     Unauthorized("who is this"): 401,
+    NotSupported("not able to"): 400,
     Overloaded("full"): 429,
     ModelServerError("broken"): 502,
     Refused(500, "its own fault"): 502,
     Unreachable("not there"): 503,
     Timeout("too slow"): 504,
+    BrokenOff("in the middle"): 502,
     LLMError("what is this"): 500,
 }
 """What a model server may raise, and the status that it becomes where a dialect has no other one."""
@@ -159,6 +164,9 @@ class Failing(Able):
         raise self.error
 
     async def count_tokens(self, text: str) -> int:
+        raise self.error
+
+    async def tokenize(self, text: str) -> Sequence[Token]:
         raise self.error
 
 
@@ -185,9 +193,20 @@ async def test_every_error_before_the_answer_is_a_status_in_the_dialects_own_sha
         for server.error, status in ERRORS.items():
             for body in bodies:
                 answer = await service.post(body, kind.path)
-                assert answer.status == status
+                assert answer.status == own_status(kind.dialect, server.error, status)
                 assert ("retry-after" in answer.headers) is (server.error.retry_after is not None)
                 check_error(kind.dialect, answer, str(server.error.args[0])[:20])
+
+
+def own_status(dialect: str, error: LLMError, status: int) -> int:
+    """The status of an error in a dialect; `status` where the dialect has no other one."""
+    statuses: dict[type[LLMError], int] = getattr(OWN_TESTS[dialect], "STATUSES", {})
+    return statuses.get(type(error), status)
+
+
+def own_statuses(dialect: str, status: int) -> set[int]:
+    """What stands in a dialect for a status of `ERRORS`."""
+    return {own_status(dialect, error, status) for error, usual in ERRORS.items() if usual == status} or {status}
 
 
 def test_every_class_of_error_is_among_these() -> None:
@@ -593,6 +612,10 @@ class Counting(Able):
     async def count_tokens(self, text: str) -> int:
         self.used = True
         return await super().count_tokens(text)
+
+    async def tokenize(self, text: str) -> Sequence[Token]:
+        self.used = True
+        return await super().tokenize(text)
 
 
 # When their clients leave.

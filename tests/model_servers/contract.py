@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from comps.core.answers import collect, read
-from comps.core.ports import Completes, CountsPrompts, CountsTokens, FindsTokens, ModelServer, Renders
+from comps.core.ports import Completes, CountsPrompts, CountsTokens, FindsTokens, ModelServer, Renders, Tokenizes
 from comps.core.types import JSON, Event, Finished, Message, Prompt, Sampling, TextDelta
 from comps.model_servers import FRAMEWORKS, through_framework
 
@@ -178,6 +178,20 @@ class Contract:
         assert ends[-1] == len(text)
         before = text[: ends[4]]
         assert list(await subject.server.token_ends(before)) == list(ends[:5])
+
+    @pytest.mark.check("tokens")
+    async def test_it_tells_the_tokens_of_a_text_as_the_model_reads_it(
+        self, server: ModelServer, subject: Subject
+    ) -> None:
+        if not (subject.tokenizes and isinstance(server, Tokenizes) and isinstance(server, CountsPrompts)):
+            pytest.skip("this model server tells no tokens")
+        text = "What is Deep Learning? Ça, c'est 深度学习 🌊.\n\nAnd more."
+        tokens = await server.tokenize(text)
+        assert len(tokens) == await server.count_prompt(text, {})
+        ends = [token.end or 0 for token in tokens]
+        assert ends == sorted(ends)
+        assert ends[-1] == len(text)
+        assert await server.tokenize(text[: ends[4]]) == tokens[:5]
 
     @pytest.mark.check("stop")
     async def test_an_answer_that_ends_by_itself_says_stop(self, server: ModelServer) -> None:

@@ -27,7 +27,7 @@ from comps.core.errors import (
     Unreachable,
     UnsupportedEncoding,
 )
-from comps.core.types import GPU, JSON, Embeddings, Finished, Generation, GenerationRequest, ModelInfo, TextDelta
+from comps.core.types import GPU, JSON, Embeddings, Finished, Generation, GenerationRequest, ModelInfo, TextDelta, Token
 from comps.dialects.shared.framing import SSE, ResponseMetadata
 
 STATUS: Mapping[type[LLMError], int] = {
@@ -96,9 +96,9 @@ class Writer(Protocol):
 class Call(BaseModel):
     """One kind of request body: its fields, their meaning, and the encoding of the answer.
 
-    Subclasses derive from `GenerationCall`, `EmbeddingCall`, `TokenCountCall`, `PromptCountCall` or `DescriptionCall`,
-    by the work that is asked for. A variable of the path (`{model}`) is a field as well, and overrides that of the
-    body. Undeclared fields are accepted, and reported by `ignored`.
+    Subclasses derive from `GenerationCall`, `EmbeddingCall`, `TokenCountCall`, `TokenizeCall`, `PromptCountCall` or
+    `DescriptionCall`, by the work that is asked for. A variable of the path (`{model}`) is a field as well, and
+    overrides that of the body. Undeclared fields are accepted, and reported by `ignored`.
     """
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
@@ -234,6 +234,18 @@ class TokenCountCall(Call):
         raise NotImplementedError(f"{type(self).__name__} has no text")
 
     def reply(self, tokens: int) -> JSON:
+        """The answer."""
+        raise NotImplementedError(f"{type(self).__name__} has no answer")
+
+
+class TokenizeCall(Call):
+    """A body that asks for the tokens of a text."""
+
+    def text(self) -> str:
+        """The text."""
+        raise NotImplementedError(f"{type(self).__name__} has no text")
+
+    def reply(self, tokens: Sequence[Token]) -> JSON:
         """The answer."""
         raise NotImplementedError(f"{type(self).__name__} has no answer")
 

@@ -13,7 +13,7 @@ from tokenizers import Encoding, Tokenizer
 from comps.core.counting import prompt_texts, with_overhead
 from comps.core.errors import ModelServerError, SettingsError
 from comps.core.ports import ABILITIES, Answer, CountsPrompts, ModelServer
-from comps.core.types import JSON, ModelInfo, Prompt, Sampling
+from comps.core.types import JSON, ModelInfo, Prompt, Sampling, Token
 
 _LONG = 2_000
 """In characters: what takes a millisecond. Longer texts are counted in a thread."""
@@ -65,6 +65,11 @@ class WithTokenizer:
         """See `FindsTokens`."""
         encoding = await self._encoded(text, special=False)
         return [end for _, end in encoding.offsets]
+
+    async def tokenize(self, text: str) -> Sequence[Token]:
+        """See `Tokenizes`."""
+        encoding = await self._encoded(text, special=True)
+        return [Token(id, end) for id, (_, end) in zip(encoding.ids, encoding.offsets, strict=True)]
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         """See `CountsPrompts`; what a chat template that is not known here writes around a message is estimated."""

@@ -33,12 +33,13 @@ from comps.core.types import (
     ModelInfo,
     Prompt,
     Sampling,
+    Token,
     Usage,
 )
 from comps.model_servers.embedded.buffered_answer import BufferedAnswer
 from comps.model_servers.embedded.constraints import JSON_SCHEMA, options_for
 from comps.model_servers.embedded.engine_process import EngineProcess, error_of, run_check
-from comps.model_servers.embedded.logprobs import LOGPROBS, TOP_LOGPROBS, form_for, wanted
+from comps.model_servers.embedded.logprobs import LOGPROB_IDS, LOGPROBS, TOP_LOGPROBS, form_for, wanted
 from comps.model_servers.embedded.model_files import find_model
 from comps.model_servers.embedded.questions import Question, question_of
 from comps.model_servers.embedded.tool_calls import is_recognised
@@ -172,7 +173,8 @@ class Embedded:
             )
 
     def _capabilities(self) -> frozenset[str]:
-        capabilities = self.honoured | {"n", "echo", LOGPROBS} | ({TOP_LOGPROBS} if self.alternatives else frozenset())
+        capabilities = self.honoured | {"n", "echo", LOGPROBS, LOGPROB_IDS}
+        capabilities |= {TOP_LOGPROBS} if self.alternatives else frozenset()
         if JSON_SCHEMA not in self.constraints:
             return capabilities
         on_demand = frozenset() if is_recognised(self._chat_template) else {CALLS_ON_DEMAND}
@@ -257,7 +259,7 @@ class Embedded:
                         choices.part(number) if count > 1 else answer,
                         question.reader(),
                         echoed,
-                        form_for(prompt) if logprobs else None,
+                        form_for(prompt, bool(options.get(LOGPROB_IDS))) if logprobs else None,
                     ),
                     counts_prompt=number == 0,
                     answers=answers,
@@ -338,6 +340,13 @@ class Embedded:
         """See `CountsTokens`; a text that is sure to have more tokens than the window holds is refused."""
         self._check_text_lengths([text])
         return int((await self._ask({"count": text}))["count"])
+
+    async def tokenize(self, text: str) -> Sequence[Token]:
+        """See `Tokenizes`; a text that is sure to have more tokens than the window holds is refused."""
+        self._check_text_lengths([text])
+        part = await self._ask({"tokenize": text})
+        ids = part["tokens"]
+        return [Token(id, end) for id, end in zip(ids, part["ends"] or [None] * len(ids), strict=True)]
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         """See `CountsPrompts`."""

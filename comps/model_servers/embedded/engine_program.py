@@ -5,6 +5,7 @@ Input, a JSON line each:
     {"id": n, "generate": {"prompt": text | messages, "tools": […], "constraint": {…} | null, "sampling": {…},
                            "logprobs": {"alternatives": number, "prompt": bool} | null}}
     {"id": n, "count": text}
+    {"id": n, "tokenize": text}
     {"id": n, "count_prompt": {"prompt": text | messages, "tools": […]}}
     {"id": n, "render": {"prompt": messages, "tools": […]}}
     {"id": n, "embed": [text, …]}
@@ -15,6 +16,7 @@ Output, a JSON line for each step, a list of parts:
     {"id": n, "text": piece, "logprobs"?: [record, …]}                        see `logprobs`
     {"id": n, "text": piece, "logprobs"?: […], "reason": "stop" | "length", "usage": [prompt, completion], "last": true}
     {"id": n, "count": tokens, "last": true}
+    {"id": n, "tokens": [id, …], "ends": [characters, …] | null, "last": true}
     {"id": n, "text": rendered, "last": true}
     {"id": n, "vectors": [[number, …], …], "prompt_tokens": tokens, "last": true}
     {"id": n, "error": text, "field"?: name, "too_long"?: [prompt, window], "last": true}
@@ -39,6 +41,7 @@ from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, S
 from comps.core.types import JSON, Sampling
 from comps.model_servers.embedded.constraints import Constraint
 from comps.model_servers.embedded.logprobs import Wanted
+from comps.model_servers.embedded.text import ends_of
 
 Part: TypeAlias = dict[str, JSON]
 Messages: TypeAlias = list[dict[str, JSON]]
@@ -91,6 +94,14 @@ class Engine(Protocol):
 
     def count(self, text: str) -> int:
         """The tokens of `text`, without special tokens."""
+        ...
+
+    def tokenize(self, text: str) -> Sequence[int]:
+        """The ids of the tokens of `text` as the model reads it, with special tokens."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, in which special tokens have none."""
         ...
 
     def count_prompt(self, prompt: EnginePrompt, tools: Sequence[JSON] = ()) -> int:
@@ -257,6 +268,9 @@ def _answered_at_once(engine: Engine, message: dict[str, JSON]) -> Part | None:
     """What answers a message that needs no step; None for the others."""
     if "count" in message:
         return {"count": engine.count(message["count"])}
+    if "tokenize" in message:
+        ids = list(engine.tokenize(message["tokenize"]))
+        return {"tokens": ids, "ends": ends_of(ids, engine.decode, message["tokenize"])}
     if "count_prompt" in message:
         return {"count": engine.count_prompt(message["count_prompt"]["prompt"], message["count_prompt"]["tools"])}
     if "render" in message:

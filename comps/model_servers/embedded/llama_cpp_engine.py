@@ -155,6 +155,12 @@ class Engine:
     def count(self, text: str) -> int:
         return len(self._context.tokenize(text, special=True))
 
+    def tokenize(self, text: str) -> list[int]:
+        return self._tokens_of(text)[0]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._context.detokenize(tokens)
+
     def count_prompt(self, prompt: EnginePrompt, tools: Sequence[JSON] = ()) -> int:
         return len(self._tokens_of(prompt, tools)[0])
 

@@ -1,7 +1,8 @@
 """Logprobs: log probabilities of tokens, as records in the parts of an engine, and in the two forms of OpenAI's API.
 
 A record is of one token:
-    {"token": text, "logprob": number | null, "top_logprobs": [[text, number], …]}
+    {"token": text, "id": number | null, "logprob": number | null, "top_logprobs": [[text, number], …],
+     "top_ids": [number, …]}
 `token` is the text that the token adds; joined, those of all records are the text of the answer. A token that ends
 within a character adds none, and the last one of the character adds all of it. An end-of-sequence token has no record.
 `logprob` is null for a token with nothing before it. `top_logprobs` has the likeliest tokens, the likeliest first.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 from comps.core.errors import InvalidRequest
@@ -24,6 +26,8 @@ from comps.model_servers.embedded.text import IncrementalDecoder
 
 LOGPROBS, TOP_LOGPROBS = "logprobs", "top_logprobs"
 """The options, and the names of the capabilities: the tokens of the answer, and alternatives at each place."""
+LOGPROB_IDS = "logprob_ids"
+"""An option and a capability of ours: whether both forms have the ids of the tokens as well."""
 SCORED_CHUNK = 64
 """The most tokens of a prompt to read at once for logprobs: the logits of all of them are in memory together."""
 _LEAST = -9999.0
@@ -89,8 +93,10 @@ def wanted(prompt: Prompt, options: Mapping[str, JSON], has_alternatives: bool) 
     return Wanted(alternatives, echo)
 
 
-def _record(token: str, logprob: float | None, likeliest: JSON) -> Record:
-    return {"token": token, "logprob": logprob, "top_logprobs": likeliest}
+def _record(
+    token: str, logprob: float | None, likeliest: JSON, id: int | None = None, top_ids: Sequence[int] = ()
+) -> Record:
+    return {"token": token, "id": id, "logprob": logprob, "top_logprobs": likeliest, "top_ids": list(top_ids)}
 
 
 class Records:
@@ -116,7 +122,8 @@ class Records:
         for entry, (other, _) in zip(others, likeliest, strict=True):
             if other == token:
                 entry[0] = added
-        self._held.append(_record(added, None if logprob is None else max(logprob, _LEAST), others))
+        value = None if logprob is None else max(logprob, _LEAST)
+        self._held.append(_record(added, value, others, token, [other for other, _ in likeliest]))
         return added
 
     def push_start(self) -> None:
@@ -249,23 +256,27 @@ Form: TypeAlias = Callable[[Sequence[Record]], JSON]
 it are joined by `join_extra`."""
 
 
-def form_for(prompt: Prompt) -> Form:
-    """The form of the logprobs of an answer to this prompt; each answer has one of its own."""
-    return TextLogprobs() if isinstance(prompt, str) else chat_logprobs
+def form_for(prompt: Prompt, ids: bool = False) -> Form:
+    """The form of the logprobs of an answer to this prompt; each answer has one of its own.
+
+    Args:
+        prompt: As for `ModelServer.generate`.
+        ids: See `LOGPROB_IDS`.
+    """
+    return TextLogprobs(ids) if isinstance(prompt, str) else partial(chat_logprobs, ids=ids)
 
 
-def chat_logprobs(records: Sequence[Record]) -> JSON:
+def chat_logprobs(records: Sequence[Record], ids: bool = False) -> JSON:
     """The logprobs of a choice of a `chat.completion`."""
-    return {
-        "content": [
-            {
-                **_with_bytes(record["token"], record["logprob"]),
-                "top_logprobs": [_with_bytes(token, logprob) for token, logprob in record["top_logprobs"]],
-            }
-            for record in records
-        ],
-        "refusal": None,
-    }
+    content = []
+    for record in records:
+        entry = _with_bytes(record["token"], record["logprob"])
+        top = [_with_bytes(token, logprob) for token, logprob in record["top_logprobs"]]
+        if ids:
+            entry["id"] = record["id"]
+            top = [{**one, "id": id} for one, id in zip(top, record["top_ids"], strict=True)]
+        content.append({**entry, "top_logprobs": top})
+    return {"content": content, "refusal": None}
 
 
 def _with_bytes(token: str, logprob: float) -> dict[str, JSON]:
@@ -277,22 +288,40 @@ class TextLogprobs:
 
     `top_logprobs` has the chosen token in any case, so it may have one more than was asked for; of tokens with the same
     text it has the likeliest.
+
+    Args:
+        ids: See `LOGPROB_IDS`; they are in `token_ids`, and by their texts in `top_token_ids`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ids: bool = False) -> None:
         self._offset = 0
+        self._ids = ids
 
     def __call__(self, records: Sequence[Record]) -> JSON:
         offsets = []
         for record in records:
             offsets.append(self._offset)
             self._offset += len(record["token"])
+        ids = {}
+        if self._ids:
+            ids = {
+                "token_ids": [record["id"] for record in records],
+                "top_token_ids": [_ids_by_text(record) for record in records],
+            }
         return {
             "tokens": [record["token"] for record in records],
             "token_logprobs": [record["logprob"] for record in records],
             "top_logprobs": [_by_text(record) for record in records],
             "text_offset": offsets,
+            **ids,
         }
+
+
+def _ids_by_text(record: Record) -> dict[str, JSON]:
+    by_text: dict[str, JSON] = {}
+    for (token, _), id in zip(record["top_logprobs"], record["top_ids"], strict=True):
+        by_text.setdefault(token, id)
+    return {**by_text, record["token"]: record["id"]}
 
 
 def _by_text(record: Record) -> dict[str, JSON] | None:

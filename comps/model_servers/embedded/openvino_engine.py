@@ -146,6 +146,12 @@ class Engine:
     def count(self, text: str) -> int:
         return len(self._encode(text, special=False))
 
+    def tokenize(self, text: str) -> list[int]:
+        return list(map(int, self._tokens_of(text)))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens)))
+
     def start(
         self,
         number: int,

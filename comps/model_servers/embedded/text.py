@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 
 from comps.core.types import JSON
 
@@ -62,6 +63,25 @@ class IncrementalDecoder:
             self._window = self._window[_WINDOW // 2 :]
             # A character that is cut in two here was returned whole, and its rest makes no other character.
             self._returned = self._decode(self._window)
+
+
+def ends_of(ids: Sequence[int], decode: Callable[[Sequence[int]], str], text: str) -> list[int] | None:
+    """Where each token of `text` ends, in characters; None if the tokens do not decode to it.
+
+    Args:
+        ids: The tokens, special ones included.
+        decode: As for `IncrementalDecoder`.
+        text: What they came from.
+    """
+    decoder = IncrementalDecoder(decode)
+    pieces = [decoder.push([id]) for id in ids]
+    if pieces:
+        pieces[-1] += decoder.flush()
+    added = len("".join(pieces)) - len(text)
+    # SentencePiece may put a space before a text.
+    if added not in (0, 1) or "".join(pieces) != " " * added + text:
+        return None
+    return [max(end - added, 0) for end in accumulate(map(len, pieces))]
 
 
 class ControlTokens:

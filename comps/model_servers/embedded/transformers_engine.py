@@ -118,7 +118,7 @@ class Engine:
             raise InvalidRequest("there is nothing to continue", "prompt")
         most = max_new_tokens(len(tokens), sampling, self._window)
         continues = isinstance(prompt, str)
-        completion = Completion(number, tokens, most, sampling.stop, self._decode, self._ends, continues)
+        completion = Completion(number, tokens, most, sampling.stop, self.decode, self._ends, continues)
         if logprobs:
             bos = [] if self._tokenizer.bos_token is None else [self._tokenizer.bos_token_id]
             completion.add_logprobs(logprobs, self._named, logprobs.of_prompt(prompt, tokens, bos, self._named))
@@ -141,6 +141,12 @@ class Engine:
 
     def count(self, text: str) -> int:
         return len(self._encode(text, special=False))
+
+    def tokenize(self, text: str) -> list[int]:
+        return self._tokens_of(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def count_prompt(self, prompt: EnginePrompt, tools: Sequence[JSON] = ()) -> int:
         return len(self._tokens_of(prompt, tools))
@@ -255,9 +261,6 @@ class Engine:
 
     def _encode(self, text: str, special: bool) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _named(self, tokens: Sequence[int]) -> str:
         """Their text, special tokens too."""

@@ -17,7 +17,7 @@ from comps.core.finish_reasons import finish_reason
 from comps.core.ports import Answer
 from comps.core.prompts import plain_roles, text_of
 from comps.core.stop_strings import Stopped, cut
-from comps.core.types import JSON, Finished, Generation, ModelInfo, Prompt, Sampling, Usage, only
+from comps.core.types import JSON, Finished, Generation, ModelInfo, Prompt, Sampling, Token, Usage, only
 from comps.core.unread import left_out
 from comps.model_servers.chat_templates.token_strings import in_characters
 from comps.model_servers.remote.chunks import whole_answer
@@ -113,13 +113,17 @@ class TGI(OpenAIAPI):
         with checked_answer():
             special = len(await self._specials())
             tokens = (await self.http.post("/tokenize", {"inputs": text}))[special:]
-            ends = [int(token["stop"]) for token in tokens]
-        length = len(text.encode("utf-8", "replace"))
-        if ends and ends[-1] == length:
-            return in_characters(ends, text)
-        if ends and ends[-1] != len(text):  # A tokenizer without offsets.
+            ends = _ends_of(tokens, text)
+        if ends is None:
             raise ModelServerError("it does not say where in a text its tokens are")
         return ends
+
+    async def tokenize(self, text: str) -> Sequence[Token]:
+        """See `Tokenizes`."""
+        with checked_answer():
+            tokens = await self.http.post("/tokenize", {"inputs": text})
+            ends: Sequence[int | None] = _ends_of(tokens, text) or [None] * len(tokens)
+            return [Token(int(token["id"]), end) for token, end in zip(tokens, ends, strict=True)]
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         if isinstance(prompt, str):
@@ -291,6 +295,14 @@ class TGI(OpenAIAPI):
 
     async def _tokenize(self, text: str) -> list[int]:
         return [token["id"] for token in await self.http.post("/tokenize", {"inputs": text})]
+
+
+def _ends_of(tokens: Sequence[Mapping[str, JSON]], text: str) -> list[int] | None:
+    """Returns where each token ends, in characters; None for a tokenizer without offsets."""
+    ends = [int(token["stop"]) for token in tokens]
+    if ends and ends[-1] == len(text.encode("utf-8", "replace")):
+        return in_characters(ends, text)
+    return None if ends and ends[-1] != len(text) else ends
 
 
 def _told(fields: dict[str, JSON]) -> dict[str, JSON]:

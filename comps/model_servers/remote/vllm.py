@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comps.core.errors import ModelServerError
-from comps.core.types import JSON, Message, Prompt, Sampling
+from comps.core.types import JSON, Message, Prompt, Sampling, Token
 from comps.model_servers.chat_templates.token_strings import ends_of
 from comps.model_servers.remote.failures import checked_answer
 from comps.model_servers.remote.openai_api import OPENAI_OPTIONS, OpenAIAPI, wire_message
@@ -68,6 +68,8 @@ _UNKNOWN = frozenset(
     )
 )
 """The options of OpenAI that vLLM ignores."""
+_MOST_SPECIAL = 2
+"""The most special tokens in front of a text."""
 _READ = ("tools", "chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 """The options that change the rendered prompt."""
 
@@ -99,6 +101,15 @@ class VLLM(OpenAIAPI):
         if ends is None:
             raise ModelServerError("its tokens are not spelled in a way that is known here")
         return ends
+
+    async def tokenize(self, text: str) -> Sequence[Token]:
+        """See `Tokenizes`."""
+        with checked_answer():
+            answer = await self._tokenizer("/tokenize", {"prompt": text, "return_token_strs": True})
+            ids, strings = answer["tokens"], answer.get("token_strs") or []
+            found = (ends_of(strings[special:], text) for special in range(min(len(strings), _MOST_SPECIAL) + 1))
+            ends = next((one for one in found if one is not None), [None] * len(ids))
+            return [Token(int(id), end) for id, end in zip(ids, [0] * (len(ids) - len(ends)) + ends, strict=True)]
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         return await self._count({"prompt": prompt} if isinstance(prompt, str) else _chat(prompt, options))

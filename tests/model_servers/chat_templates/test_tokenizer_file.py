@@ -13,7 +13,7 @@ from comps.app import open_models, read_settings
 from comps.core.answers import collect
 from comps.core.counting import MESSAGE_OVERHEAD
 from comps.core.errors import SettingsError
-from comps.core.ports import CountsPrompts, CountsTexts, CountsTokens, Embeds
+from comps.core.ports import CountsPrompts, CountsTexts, CountsTokens, Embeds, Tokenizes
 from comps.core.types import Message, Sampling
 from comps.model_servers import with_chat_template, with_tokenizer
 from comps.model_servers.scripted import Scripted
@@ -43,6 +43,14 @@ async def test_a_text_is_counted_without_special_tokens_and_one_to_continue_with
     assert await server.count_tokens(TEXT) == tokens(TEXT)
     assert await server.count_tokens(TEXT * 500) == tokens(TEXT * 500)
     assert await server.count_prompt(TEXT, {}) == len(tokenizer().encode(TEXT)) == tokens(TEXT) + 1
+
+
+async def test_a_text_s_tokens_are_told_with_special_tokens(file: str) -> None:
+    server = with_tokenizer(Scripted(), file)
+    assert isinstance(server, Tokenizes)
+    told = await server.tokenize(TEXT)
+    assert [token.id for token in told] == tokenizer().encode(TEXT).ids
+    assert (told[0].end, told[-1].end) == (0, len(TEXT))
 
 
 @pytest.mark.parametrize("times", [1, 100])

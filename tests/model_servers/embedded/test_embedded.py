@@ -16,7 +16,7 @@ import pytest
 
 from comps.core.answers import Collector, collect, read
 from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, SettingsError, TextTooLong, Unreachable
-from comps.core.types import JSON, Finished, Generation, Message, Sampling, TextDelta, Usage
+from comps.core.types import JSON, Finished, Generation, Message, Sampling, TextDelta, Token, Usage
 from comps.model_servers import open_model_server, target
 from comps.model_servers.embedded import base as embedded
 from comps.model_servers.embedded.decoding import Chunks, is_greedy
@@ -227,6 +227,14 @@ async def test_a_value_that_means_nothing_is_refused_by_name(words: Words, sampl
 
 async def test_tokens_are_counted_by_the_engine(words: Words) -> None:
     assert await words.count_tokens("one two three") == 3
+
+
+async def test_tokens_are_told_by_the_engine_with_their_ends_where_they_decode_to_the_text(words: Words) -> None:
+    assert await words.tokenize("two words two") == [Token(0, 3), Token(1, 9), Token(0, 13)]
+    assert await words.tokenize("two  words") == [Token(0, None), Token(1, None)]
+    assert await words.tokenize("") == []
+    with pytest.raises(TextTooLong):
+        await words.tokenize("x" * 5000)
 
 
 async def test_a_conversation_is_rendered_by_the_engine_and_a_text_is_itself(words: Words) -> None:

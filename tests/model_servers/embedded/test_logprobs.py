@@ -13,7 +13,7 @@ from openai.types import Completion as SdkCompletion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from comps.core.answers import Collector, collect
-from comps.core.types import JSON, Generation, Sampling, Usage
+from comps.core.types import JSON, Generation, Message, Sampling, Usage
 from comps.model_servers import FRAMEWORKS
 from comps.model_servers.embedded.buffered_answer import BufferedAnswer
 from comps.model_servers.embedded.decoding import Completion
@@ -156,6 +156,19 @@ def test_the_tokens_of_a_call_have_logprobs_beside_its_deltas() -> None:
 
 async def said(words: Words, prompt: str, most: int, **options: JSON) -> Generation:
     return await collect(words.generate, prompt, Sampling(max_tokens=most), options)
+
+
+async def test_where_they_are_asked_for_tokens_and_alternatives_have_their_ids(words: Words) -> None:
+    assert "logprob_ids" in (await words.describe()).capabilities
+    conversation, asked = (Message("user", "a b ."),), {"logprobs": True, "top_logprobs": 1, "logprob_ids": True}
+    chat = await collect(words.generate, conversation, Sampling(), asked)
+    assert chat.extra
+    content = chat.extra["logprobs"]["content"]
+    assert [(one["id"], [other["id"] for other in one["top_logprobs"]]) for one in content] == [(0, [0]), (1, [0])]
+    text = (await said(words, "a b .", 5, logprobs=1, logprob_ids=True)).extra
+    assert text
+    assert text["logprobs"]["token_ids"] == [0, 1]
+    assert text["logprobs"]["top_token_ids"] == [{" a": 0}, {" a": 0, " b": 1}]
 
 
 async def test_an_echoed_prompt_has_logprobs_too_but_for_its_first_token(words: Words) -> None:

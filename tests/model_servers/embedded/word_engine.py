@@ -44,12 +44,12 @@ class WordEngine:
             tokens.append(self._words.index(word))
         return tokens
 
-    def _decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int]) -> str:
         return "".join(f" {self._words[token]}" for token in tokens)
 
     def _named(self, tokens: Sequence[int]) -> str:
         """The text of a prompt, which begins with no space."""
-        return self._decode(tokens).removeprefix(" ")
+        return self.decode(tokens).removeprefix(" ")
 
     def _scores(self, token: int, alternatives: int | None) -> Scores | None:
         if alternatives is None:
@@ -79,7 +79,7 @@ class WordEngine:
             raise InvalidRequest("13 brings bad luck", "seed")
         tokens, ends = self._tokens_of(prompt), set(self._tokens(END))
         most = max_new_tokens(len(tokens), sampling, self.context_window or 0)
-        completion = Completion(number, tokens, most, sampling.stop, self._decode, ends, isinstance(prompt, str))
+        completion = Completion(number, tokens, most, sampling.stop, self.decode, ends, isinstance(prompt, str))
         if logprobs:
             completion.add_logprobs(logprobs, self._named, logprobs.of_prompt(prompt, tokens, [], self._named))
         self._running[number] = completion, tokens
@@ -100,6 +100,9 @@ class WordEngine:
         if not self._has_chat_template:
             raise InvalidRequest("words answer no conversation", "messages")
         return " ".join(turn["content"] for turn in ControlTokens(["<end>"]).escaped(messages))
+
+    def tokenize(self, text: str) -> list[int]:
+        return self._tokens(text)
 
     def count(self, text: str) -> int:
         return len(text.split())

@@ -23,7 +23,7 @@ from comps.core.errors import (
     SettingsError,
     Unreachable,
 )
-from comps.core.types import JSON, Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
+from comps.core.types import JSON, Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Token, Usage
 from comps.model_servers import FRAMEWORKS, through_framework
 from comps.model_servers.langchain.chat_model import ChatModelServer
 from comps.model_servers.langchain.sync import wait_for
@@ -552,6 +552,24 @@ async def test_documents_beside_the_messages_reach_vllms_chat_and_its_tokenizer(
     }
     assert asked["documents"] == documents
     assert asked["chat_template_kwargs"] == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("strings", "tokens"),
+    [
+        (["<s>", "\u2581rain", "bow"], [Token(1, 0), Token(5, 4), Token(6, 7)]),
+        (["rain", "bow", ""], [Token(1, 4), Token(5, 7), Token(6, 7)]),
+        (["?", "?", "?"], [Token(1, None), Token(5, None), Token(6, None)]),
+        (None, [Token(1, None), Token(5, None), Token(6, None)]),
+    ],
+)
+async def test_vllm_tells_the_tokens_of_a_text(strings: list[str] | None, tokens: list[Token]) -> None:
+    answer = json.dumps({"count": 3, "tokens": [1, 5, 6], "token_strs": strings}).encode()
+    async with replaying({"/tokenize": Reply([answer])}) as replay:
+        server = VLLM("m", replay.url)
+        assert await server.tokenize("rainbow") == tokens
+        await server.aclose()
+    assert replay.asked[0][2] == {"model": "m", "prompt": "rainbow", "return_token_strs": True}
 
 
 async def test_vllm_renders_a_conversation_by_its_tokenizer() -> None:
