@@ -27,6 +27,8 @@ for line in sys.stdin:
         code = 0
         try:
             exec(program, {"__name__": "__main__"})
+        except SystemExit as end:
+            code = end.code or 0
         except BaseException:
             traceback.print_exc()
             code = 1
