@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator
 
 import pytest
@@ -17,6 +18,11 @@ from comps.model_servers.embedded.openvino import OpenVINO
 from comps.settings import SECTIONS, environment_names
 
 pytest.register_assert_rewrite("tests.model_servers.contract")
+
+# PYTHONDONTWRITEBYTECODE would have each run rewrite all assertions anew, a third of the time to collect the tests, and
+# each process that a test starts compile the service anew, a quarter of its start.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 SETTINGS = {
     name for section in SECTIONS.values() for info in section.model_fields.values() for name in environment_names(info)
@@ -54,8 +60,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         if {name, setting} & SETTINGS or name.startswith(OTHERS) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    # Else each process that a test starts compiles the service anew, a quarter of its start.
-    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
 
 
 @pytest.fixture(autouse=True)
