@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -14,6 +15,7 @@ from blockbuster import BlockBuster, blockbuster_ctx
 
 from comps.core.ports import ModelServer
 from comps.model_servers import FRAMEWORKS, through_framework
+from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_model
 from comps.model_servers.embedded.openvino import OpenVINO
 from comps.settings import SECTIONS, environment_names
 
@@ -80,11 +82,25 @@ def no_blocking_calls() -> Iterator[BlockBuster]:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[OpenVINO]:
+def engine_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the bundled model is, is written in OpenVINO's own format once it is loaded, and its process has its
+    temporary files (`tmp`)."""
+    folder = tmp_path_factory.mktemp("engine")
+    (folder / "tmp").mkdir()
+    (folder / "model.gguf").symlink_to(find_model(BUNDLED_MODEL))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine(engine_folder: Path) -> Iterator[OpenVINO]:
     """The bundled model, loaded once; tests that use it carry the mark `xdist_group("engine")`."""
-    server = OpenVINO("SmolLM2-135M-Instruct")
-    with start_blocking_portal() as portal:  # A fixture may be asked for while a loop runs in this thread.
+    server = OpenVINO(BUNDLED_MODEL, settings={"enable_save_ov_model": True})
+    server.find = lambda *_: str(engine_folder / "model.gguf")  # type: ignore[method-assign]
+    # A fixture may be asked for while a loop runs in this thread.
+    with start_blocking_portal() as portal, pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("TMPDIR", str(engine_folder / "tmp"))
         portal.call(server.load)
+        monkeypatch.undo()
         yield server
         portal.call(server.aclose)
 
