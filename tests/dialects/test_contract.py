@@ -542,20 +542,24 @@ async def test_no_field_is_dropped_without_a_word(
 async def unnoticed(watch: Watch, field: Field, bodies: list[dict[str, Any]]) -> list[JSON]:
     """The values of a field that are there to change something, and in no body do, are named as ignored or refused by
     the field's name."""
-    tried: dict[str, JSON] = {}
+    name, tried = str(field.place[-1]), False
+    missed: dict[str, JSON] = {}
     noticed = set()
     for value in field.values():
+        is_said = matters(name, value) and value not in ANYWAY.get(name, ())
         for body in ({**body, **TOGETHER.get(str(field), {})} for body in bodies):
+            if str(value) in noticed or (tried and not is_said):
+                break
             other = changed(body, field.place, value)
-            if other is None or other == body or not watch.kind.reads(other) or str(value) in noticed:
+            if other is None or other == body or not watch.kind.reads(other):
                 continue
-            tried[str(value)] = value
-            if await is_noticed(watch, field, body, other):
+            tried = True
+            if is_said and await is_noticed(watch, field, body, other):
                 noticed.add(str(value))
+            elif is_said:
+                missed[str(value)] = value
     assert tried, f"{field}: no value for it is known here"
-    name = str(field.place[-1])
-    missed = [value for key, value in tried.items() if key not in noticed and matters(name, value)]
-    return [value for value in missed if value not in ANYWAY.get(name, ())]
+    return [value for key, value in missed.items() if key not in noticed]
 
 
 async def is_noticed(watch: Watch, field: Field, body: dict[str, Any], other: dict[str, Any]) -> bool:
