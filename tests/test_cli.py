@@ -261,9 +261,9 @@ def test_ctrl_c_before_anything_has_begun_is_silent(arguments: tuple[str, ...]) 
 def test_a_port_that_is_taken_is_one_message() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        done = command("serve", environment={"MODEL_SERVER": "scripted", "USVC_PORT": port, "USVC_HOST": "127.0.0.1"})
-    assert done.returncode == 1
-    assert done.stderr == (
+        done = ran("serve", environment={"MODEL_SERVER": "scripted", "USVC_PORT": port, "USVC_HOST": "127.0.0.1"})
+    assert done.code == 1
+    assert done.err == (
         f"opea-llm: cannot listen on 127.0.0.1:{port}: address already in use; "
         f"[OPEA_Microservice] port = {port} (environment USVC_PORT); USVC_PORT sets another one\n"
     )

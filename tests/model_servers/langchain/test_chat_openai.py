@@ -119,6 +119,12 @@ async def every_way(reply: Reply, prompt: Prompt = QUESTION, path: str = CHAT) -
     return seen[0]
 
 
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a request is sent again; how long they are is tested elsewhere."""
+    monkeypatch.setattr("comps.core.retries._FIRST_PAUSE", 0.001)
+
+
 CALLS = [{"id": "c", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}]
 
 
