@@ -83,19 +83,25 @@ def no_blocking_calls() -> Iterator[BlockBuster]:
 
 @pytest.fixture(scope="session")
 def engine_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the bundled model is, is written in OpenVINO's own format once it is loaded, and its process has its
-    temporary files (`tmp`)."""
+    """Where the bundled model is once it is loaded (`model.gguf`), also in OpenVINO's own format, and where its process
+    has its temporary files (`tmp`)."""
     folder = tmp_path_factory.mktemp("engine")
     (folder / "tmp").mkdir()
-    (folder / "model.gguf").symlink_to(find_model(BUNDLED_MODEL))
     return folder
 
 
 @pytest.fixture(scope="session")
 def engine(engine_folder: Path) -> Iterator[OpenVINO]:
     """The bundled model, loaded once; tests that use it carry the mark `xdist_group("engine")`."""
+
+    def linked(name: str, local_dir: str) -> str:
+        link = engine_folder / "model.gguf"
+        link.unlink(missing_ok=True)
+        link.symlink_to(find_model(name))
+        return str(link)
+
     server = OpenVINO(BUNDLED_MODEL, settings={"enable_save_ov_model": True})
-    server.find = lambda *_: str(engine_folder / "model.gguf")  # type: ignore[method-assign]
+    server.find = linked  # type: ignore[method-assign]
     # A fixture may be asked for while a loop runs in this thread.
     with start_blocking_portal() as portal, pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("TMPDIR", str(engine_folder / "tmp"))
