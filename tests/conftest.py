@@ -94,10 +94,10 @@ def engine_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(engine_folder: Path) -> Iterator[OpenVINO]:
     """The bundled model, loaded once; tests that use it carry the mark `xdist_group("engine")`."""
 
-    def linked(name: str, local_dir: str) -> str:
+    def linked(model_name: str, local_dir: str) -> str:
         link = engine_folder / "model.gguf"
         link.unlink(missing_ok=True)
-        link.symlink_to(find_model(name))
+        link.symlink_to(find_model(model_name))
         return str(link)
 
     server = OpenVINO(BUNDLED_MODEL, settings={"enable_save_ov_model": True})
