@@ -7,6 +7,7 @@ import configparser
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -36,17 +37,24 @@ BY_OTHERS = {"click": "typer", "ray": "impl/model_server/ray/requirements.txt"}
 """Imports that another declaration brings."""
 
 
-def declared() -> set[str]:
+@cache
+def declared() -> frozenset[str]:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg", "utf-8")
     lists = [parser["options"]["install_requires"]]
     lists += [parser["options.extras_require"][extra] for extra in EXTRAS]
     lines = [line.strip() for text in lists for line in text.splitlines()]
-    return {canonicalize_name(Requirement(line).name) for line in lines if line and not line.startswith("#")}
+    return frozenset(canonicalize_name(Requirement(line).name) for line in lines if line and not line.startswith("#"))
 
 
-def imported() -> Iterator[str]:
-    """The distributions that the code imports, by the names of their packages."""
+@cache
+def imported() -> frozenset[str]:
+    """The distributions that the code imports."""
+    return frozenset(imports())
+
+
+def imports() -> Iterator[str]:
+    """Each import of a distribution, by the name of its package."""
     for folder in ("comps", "impl"):
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text("utf-8"))):
@@ -60,20 +68,16 @@ def imported() -> Iterator[str]:
                         yield NAMES.get(package, canonicalize_name(package))
 
 
-IMPORTED = frozenset(imported())
-DECLARED = frozenset(declared())
-
-
 def test_no_declared_dependency_is_unused() -> None:
-    assert DECLARED - IMPORTED - NOT_IMPORTED.keys() == set()
+    assert declared() - imported() - NOT_IMPORTED.keys() == set()
 
 
 def test_nothing_is_imported_that_is_not_declared() -> None:
-    assert IMPORTED - DECLARED - BY_OTHERS.keys() == set()
+    assert imported() - declared() - BY_OTHERS.keys() == set()
 
 
 def test_the_exceptions_are_declared_and_not_imported() -> None:
-    assert NOT_IMPORTED.keys() <= DECLARED - IMPORTED
+    assert NOT_IMPORTED.keys() <= declared() - imported()
 
 
 def test_the_version_is_told_by_setup_cfg_and_the_same_elsewhere() -> None:

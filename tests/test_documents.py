@@ -16,7 +16,7 @@ from tests.service import running
 
 pytestmark = pytest.mark.xdist_group("engine")
 
-WINDOW = 2048
+WINDOW = 1536
 
 
 class Narrow:

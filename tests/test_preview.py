@@ -138,7 +138,8 @@ async def test_a_preview_is_what_the_model_server_gets_byte_for_byte(
     }
     environment = {"FRAMEWORK": framework, "LLM_CHAT_TEMPLATE": chat_template, "LLM_NAME": "vicuna-7b"}
     with monkeypatch.context() as patch:
-        patch.setattr(subject.server, "aclose", AsyncMock())  # Whoever has opened it closes it.
+        # Whoever has opened it closes it. (Patched in an instance, it would stay there, and its class would not count.)
+        patch.setattr(type(subject.server), "aclose", AsyncMock())
         async with running(subject.server, monkeypatch, environment) as service:
             told = await service.post(body, PROMPT)
             assert told.status == 200, told.body

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, islice
 from operator import is_
 
 from comps.core.errors import InvalidRequest
@@ -43,6 +43,8 @@ _NUMBER = "[{number}] "
 _PLACEHOLDER = re.compile(r"\{(context|question)\}")
 _BRACED = re.compile(r"\{\s?(\w{4,12})\s?\}")
 """What may be meant as a placeholder."""
+_FIRST = 100
+"""How many are looked at: thousands would hold the event loop."""
 _ALIKE = 0.75
 """How alike it is to one, at least; see `difflib`."""
 _REPEATED = 1_000_000
@@ -286,7 +288,7 @@ def fill(template: str, context: str, question: str) -> str:
 
 def misspelled(template: str) -> str | None:
     """Returns what is wrong with a template that has `{contxt}` or `{qestion}` and not the placeholder itself."""
-    for found in _BRACED.finditer(template):
+    for found in islice(_BRACED.finditer(template), _FIRST):
         for meant in get_close_matches(found[1].lower(), ("context", "question"), 1, _ALIKE):
             if f"{{{meant}}}" not in template:
                 return f"{found[0]} is no placeholder; did you mean {{{meant}}}?"

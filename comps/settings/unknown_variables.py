@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from difflib import get_close_matches
+from functools import lru_cache
 
 from comps.settings.engines import ENGINE
 from comps.settings.sections import SECTIONS
@@ -17,6 +18,8 @@ _SHARED = {"CLIENTID", "CLIENT_SECRET", "OPENAI_API_KEY", "TOKEN_URL"}
 """Variables without our prefixes that belong to other programs as well; nothing similar is taken for them."""
 _ALIKE, _ALMOST_EQUAL = 0.7, 0.88
 """The similarity, from 0 to 1, at which a variable with and without one of our prefixes is taken for a known one."""
+_INFOS = [info for section in SECTIONS.values() for info in section.model_fields.values()]
+_KNOWN = frozenset(name for info in _INFOS for name in environment_names(info))
 _LINK = re.compile(r"\w+_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 """The links that Kubernetes and Docker set for each service. There is `…_PORT` as well, whose value is a URL.
 https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables"""
@@ -30,24 +33,23 @@ def unknown_variables(endings: Collection[str]) -> Iterator[str]:
     Args:
         endings: The suffixes of the variables of further models.
     """
-    infos = [info for section in SECTIONS.values() for info in section.model_fields.values()]
-    known = {name for info in infos for name in environment_names(info)}
-    taken = known | {name for info in infos for name in file_names(info)}
-    near = known - _SHARED
+    taken = _KNOWN.union(*map(file_names, _INFOS))
     for variable in sorted(os.environ):
         head, two, rest = variable.partition("__")
         if two + rest not in endings:
             head, two, rest = variable, "", ""
         if head in taken or head.startswith(ENGINE) or variable.partition("__")[0] in taken:
             continue
-        alike = _most_similar(head, near)
+        alike = _most_similar(head)
         if (alike or head.startswith(_OURS)) and not _is_foreign(head, os.environ[variable], alike):
             told = f"; did you mean {alike}{two}{rest}?" if alike else ""
             yield f"environment {variable}: no effect here: no setting has this variable{told}"
 
 
-def _most_similar(name: str, known: Collection[str]) -> str:
+@lru_cache
+def _most_similar(name: str) -> str:
     """Returns the known variable that a name may be misspelled for; empty: none."""
+    known = _KNOWN - _SHARED
     for meant in (name.upper(), name.upper().removesuffix("_FILE")):  # A file is read for a secret alone.
         if meant in known:
             return meant

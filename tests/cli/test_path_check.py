@@ -23,8 +23,14 @@ from tests.service import PATIENCE, Service, running
 
 
 @pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The timed stream takes half a second."""
+def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream has so few events that their times are not judged."""
+    monkeypatch.setattr("comps.cli.path_check.PAUSES", [0.0, 0.0])
+
+
+@pytest.fixture
+def timed(_untimed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream is judged, and takes half a second."""
     monkeypatch.setattr("comps.cli.path_check.PAUSES", [0.0, *([0.03] * 6), *([0.06, 0.004] * 6)])
 
 
@@ -41,6 +47,7 @@ async def checked(port: int, *arguments: str, idle: float = 0, scheme: str = "ht
     return await invoke("check", "--through", url, "--idle", str(idle), "--json", *arguments, environment=environment)
 
 
+@pytest.mark.usefixtures("timed")
 async def test_a_path_without_faults_has_none_and_a_terminal_gets_a_line_for_each_thing_that_is_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -57,6 +64,7 @@ async def test_a_path_without_faults_has_none_and_a_terminal_gets_a_line_for_eac
     assert "\x1b" not in shown.out
 
 
+@pytest.mark.usefixtures("timed")
 @pytest.mark.parametrize(
     ("relay", "name", "said"),
     [
@@ -190,6 +198,7 @@ http {{
 GZIP = "gzip on; gzip_types text/event-stream; gzip_min_length 0; gzip_proxied any;"
 
 
+@pytest.mark.usefixtures("timed")
 @pytest.mark.skipif(not shutil.which("nginx"), reason="the command nginx is missing: install nginx-light")
 @pytest.mark.parametrize(
     ("more", "idle", "names"),

@@ -45,5 +45,6 @@ class Case:
 
 def cases(folder: str) -> list[Case]:
     """All cases of a folder."""
+    quick = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     files = sorted((_FOLDER / folder).glob("*.yaml"))
-    return [Case(file.stem, yaml.safe_load(file.read_text("utf-8"))) for file in files]
+    return [Case(file.stem, yaml.load(file.read_text("utf-8"), quick)) for file in files]

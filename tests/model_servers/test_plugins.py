@@ -6,11 +6,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
+from tests.fresh_processes import FreshProcesses
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 120
@@ -94,9 +96,32 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+PROGRAM = """
+import os, sys
+os.chdir(sys.argv[1])
+sys.path.insert(0, sys.argv[1])
+sys.argv[:2] = ["opea-llm"]
+from comps.__main__ import main
+main()
+"""
+
+
 @pytest.fixture(scope="module")
-def command(installed: Path) -> Command:
+def command(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     """`opea-llm` where the packages are installed besides."""
+    langchain = ("comps.model_servers.langchain.langchain_model", "comps.model_servers.langchain.through")
+    processes = FreshProcesses(tmp_path_factory.mktemp("printed"), "comps.app", "comps.cli", *langchain)
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return processes.run(PROGRAM, str(installed), *arguments, environment={**os.environ, **environment})
+
+    yield run
+    processes.close()
+
+
+@pytest.fixture(scope="module")
+def started(installed: Path) -> Command:
+    """The same, started anew."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join((str(ROOT), str(installed)))
@@ -114,8 +139,8 @@ def command(installed: Path) -> Command:
 
 
 @pytest.mark.parametrize("framework", ["native", "langchain"])
-def test_a_kind_of_another_package_answers(command: Command, framework: str) -> None:
-    done = command("ask", "one two three", "--max-tokens", "2", MODEL_SERVER="echo", FRAMEWORK=framework)
+def test_a_kind_of_another_package_answers(started: Command, framework: str) -> None:
+    done = started("ask", "one two three", "--max-tokens", "2", MODEL_SERVER="echo", FRAMEWORK=framework)
     assert (done.returncode, done.stdout) == (0, "one two \n"), done.stderr
     assert "length" in done.stderr
 

@@ -31,6 +31,12 @@ from tests.service import PATIENCE
 # Who is asked
 
 
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a request moves; how long they are is tested elsewhere."""
+    monkeypatch.setattr("comps.core.retries._FIRST_PAUSE", 0.001)
+
+
 async def test_with_nothing_to_do_they_are_asked_in_turn() -> None:
     group = Group(3)
     assert [await group.ask() for _ in range(7)] == ["a", "b", "c", "a", "b", "c", "a"]

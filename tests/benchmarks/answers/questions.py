@@ -97,7 +97,7 @@ def read(name: str) -> tuple[Question, ...]:
     text = Path(__file__).with_name(f"{name}.yaml").read_text("utf-8")
     return tuple(
         _question(topic["topic"], topic["language"], **entry)
-        for topic in yaml.load(text, yaml.BaseLoader)
+        for topic in yaml.load(text, getattr(yaml, "CBaseLoader", yaml.BaseLoader))
         for entry in topic["questions"]
     )
 

@@ -22,6 +22,7 @@ import pytest
 
 from comps.core.errors import SettingsError
 from comps.model_servers.embedded.model_files import BUNDLED_MODEL, BUNDLED_REQUIREMENT, find_model
+from tests.fresh_processes import FreshProcesses
 from tests.model_servers.embedded.fake_hub import COMMIT, FakeHub, running
 
 GGUFS = {f"model-{quant}.gguf": quant.encode() for quant in ("F16", "Q2_K", "Q8_0", "Q4_K_M")}
@@ -78,20 +79,14 @@ class Found:
 class Machine:
     """A home folder of its own, and the settings with which a process looks for models from there."""
 
-    def __init__(self, home: Path, hub: str) -> None:
+    def __init__(self, home: Path, hub: str, processes: FreshProcesses) -> None:
         self.home = home
+        self.processes = processes
         self.environment = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home / "hf")}
         self.environment |= {"HF_ENDPOINT": hub, "PIP_NO_INDEX": "1"}
 
     def find(self, name: str, *more: str, program: str = FIND, **settings: str) -> Found:
-        done = subprocess.run(
-            [sys.executable, "-c", program, name, *more],
-            env={**self.environment, **settings},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = self.processes.run(program, name, *more, environment={**self.environment, **settings})
         return Found(done.stdout.strip(), done.stderr)
 
     def find_bundled(self, requirement: str, **settings: str) -> Found:
@@ -112,9 +107,18 @@ def hub() -> Iterator[FakeHub]:
         yield hub
 
 
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreshProcesses]:
+    """All that the hub's client imports is there, but not itself."""
+    imported = ("comps.model_servers.embedded.model_files", "requests", "yaml", "filelock", "tqdm.auto", "fsspec")
+    processes = FreshProcesses(tmp_path_factory.mktemp("printed"), *imported)
+    yield processes
+    processes.close()
+
+
 @pytest.fixture
-def machine(tmp_path: Path, hub: FakeHub) -> Machine:
-    return Machine(tmp_path, hub.url)
+def machine(tmp_path: Path, hub: FakeHub, processes: FreshProcesses) -> Machine:
+    return Machine(tmp_path, hub.url, processes)
 
 
 def closed_port() -> int:
@@ -223,8 +227,8 @@ def test_offline_a_model_that_is_not_here_is_refused(machine: Machine, hub: Fake
 
 
 @pytest.mark.parametrize("name", ["owner/ggufs", "owner/ggufs/model-F16.gguf"])
-def test_a_hub_that_cannot_be_reached_is_said_at_once(tmp_path: Path, name: str) -> None:
-    found = Machine(tmp_path, f"http://127.0.0.1:{closed_port()}").find(name)
+def test_a_hub_that_cannot_be_reached_is_said_at_once(tmp_path: Path, processes: FreshProcesses, name: str) -> None:
+    found = Machine(tmp_path, f"http://127.0.0.1:{closed_port()}", processes).find(name)
     assert "Connection refused" in found.refusal(name)
     assert "Retrying" not in found.errors
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -86,10 +85,10 @@ async def test_a_seed_repeats_an_answer_and_without_one_each_is_drawn_anew(engin
 
 
 async def test_only_the_likeliest_token_is_left_by_temperature_top_k_or_top_p(engine: OpenVINO) -> None:
-    hot = Sampling(max_tokens=24, temperature=1.5)
+    short, hot = replace(GREEDY, max_tokens=12), Sampling(max_tokens=12, temperature=1.5)
     narrow = [replace(hot, top_k=1), replace(hot, top_p=0.0), replace(hot, top_p=1e-6), replace(hot, temperature=1e-40)]
     # One after the other: answers made in one batch may round differently.
-    greedy, *others = [await text_of(engine, sampling) for sampling in (GREEDY, *narrow)]
+    greedy, *others = [await text_of(engine, sampling) for sampling in (short, *narrow)]
     assert others == [greedy] * 4
 
 
@@ -154,7 +153,9 @@ async def test_control_tokens_in_a_message_open_no_turn(engine: OpenVINO) -> Non
 async def test_a_developer_says_what_the_system_says(engine: OpenVINO) -> None:
     question = Message("user", "What is rain?")
     told = [(Message(role, "Answer in French, in one word."), question) for role in ("developer", "system")]
-    developer, system, untold = [await collect(engine.generate, prompt, GREEDY, {}) for prompt in (*told, (question,))]
+    developer, system, untold = [
+        await collect(engine.generate, prompt, replace(GREEDY, max_tokens=12), {}) for prompt in (*told, (question,))
+    ]
     assert developer == system
     assert developer.text != untold.text
 
@@ -209,17 +210,19 @@ async def test_content_that_is_not_text_is_refused_by_name(engine: OpenVINO) -> 
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the bare engine's model is, and is written in OpenVINO's own format."""
-    made = tmp_path_factory.mktemp("folder")
-    (made / "model.gguf").symlink_to(MODEL)
-    return made
+def folder(engine: OpenVINO, engine_folder: Path) -> Path:
+    """The model in OpenVINO's own format, as the engine has written it, with a configuration."""
+    import openvino_genai
+
+    openvino_genai.Tokenizer(str(engine_folder / "model.gguf"), enable_save_ov_model=True)
+    (engine_folder / "config.json").write_text('{"max_position_embeddings": 8000, "hidden_size": 576}')
+    return engine_folder
 
 
 @pytest.fixture(scope="module")
 def bare(folder: Path) -> Engine:
     """The engine without its process, to look at its steps."""
-    return Engine(folder / "model.gguf", "CPU", {"enable_save_ov_model": True})
+    return Engine(folder, "CPU")
 
 
 @pytest.fixture(scope="module")
@@ -275,12 +278,12 @@ def test_a_long_prompt_is_read_in_pieces_between_which_other_answers_go_on(
 
 
 def test_an_answer_ends_at_the_end_of_the_window_and_says_length(bare: Engine) -> None:
-    prompt_tokens, bare.context_window = 4, 20
+    prompt_tokens, window, bare.context_window = 4, bare.context_window, 20
     try:
         bare.start(2, "Once upon a time", Sampling(temperature=0.0))
         parts = [part for _ in range(30) if bare.busy for part in bare.step()]
     finally:
-        bare.context_window = 8192
+        bare.context_window = window
     assert parts[-1]["reason"] == "length"
     assert parts[-1]["usage"] == [prompt_tokens, 20 - prompt_tokens]
 
@@ -502,33 +505,31 @@ def embedded(bare: Engine, number: int) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def first(bare: Engine, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], Path]:
-    """The first vector that the bare engine makes, and the folder for temporary files meanwhile."""
+def first(bare: Engine) -> list[float]:
+    """The first vector that the bare engine makes."""
     assert bare._embedder._states is None  # Who never asks does not pay.
-    folder = tmp_path_factory.mktemp("temporary")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(tempfile, "tempdir", str(folder))
-        bare.start_embedding(9, [CAT])
-        return embedded(bare, 9), folder
+    bare.start_embedding(9, [CAT])
+    return embedded(bare, 9)
 
 
-def test_reading_a_gguf_again_leaves_no_file_behind(first: tuple[list[float], Path]) -> None:
-    assert list(first[1].iterdir()) == []
+async def test_reading_a_gguf_again_leaves_no_file_behind(engine: OpenVINO, engine_folder: Path) -> None:
+    assert len((await engine.embed([CAT])).vectors) == 1
+    assert list((engine_folder / "tmp").iterdir()) == []
     assert not list(MODEL.parent.glob("openvino*"))
 
 
-def test_texts_of_a_cancelled_request_are_read_no_further(bare: Engine, first: tuple[list[float], Path]) -> None:
+def test_texts_of_a_cancelled_request_are_read_no_further(bare: Engine, first: list[float]) -> None:
     bare.start_embedding(11, [MONEY * 40] * 200)
     bare.start_embedding(12, [CAT])
     bare.step()
     bare.cancel(11)
-    assert embedded(bare, 12) == first[0]
+    assert embedded(bare, 12) == first
     assert not bare.busy
     assert bare.step() == []
 
 
 def test_a_text_read_in_chunks_has_the_vector_that_it_has_in_one(
-    bare: Engine, first: tuple[list[float], Path], monkeypatch: pytest.MonkeyPatch
+    bare: Engine, first: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors = []
     for number, chunk in ((20, 512), (21, 7)):
@@ -549,22 +550,11 @@ def test_a_model_that_cannot_be_read_again_costs_the_vectors_alone(bare: Engine,
         embedder.start(number + 1, [[1]])
 
 
-async def test_a_folder_in_openvinos_own_format_is_served_with_the_window_of_its_configuration(
-    bare: Engine, folder: Path
+def test_a_folder_in_openvinos_own_format_is_served_with_the_window_of_its_configuration(
+    bare: Engine, folder: Path, first: list[float]
 ) -> None:
-    import openvino_genai
-
-    model = str(folder / "model.gguf")
-    await asyncio.to_thread(lambda: openvino_genai.Tokenizer(model, enable_save_ov_model=True))
-    (folder / "config.json").write_text('{"max_position_embeddings": 60}')
-    engine = OpenVINO(str(folder))
-    await engine.load()
-    try:
-        assert (await engine.describe()).context_window == 60
-        answer = await collect(engine.generate, (Message("user", "What is the capital of France?"),), Sampling(), {})
-        assert "Paris" in answer.text
-        assert len((await engine.embed([CAT])).vectors[0]) == 576
-        with pytest.raises(PromptTooLong):
-            await text_of(engine, GREEDY, LONG)
-    finally:
-        await engine.aclose()
+    assert find_model(str(folder)) == folder
+    assert bare.context_window == 8000
+    assert len(first) == 576
+    bare.start(30, "The capital of France is", replace(GREEDY, max_tokens=4))
+    assert "Paris" in "".join(part["text"] for _ in range(8) if bare.busy for part in bare.step())

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -30,6 +29,7 @@ from comps.model_servers.remote.openai_api import OpenAIAPI
 from comps.model_servers.remote.ray_serve import RayServe
 from comps.model_servers.remote.vllm import VLLM
 from comps.model_servers.target import Access
+from tests.fresh_processes import FreshProcesses
 from tests.model_servers.contract import ODD_MESSAGES
 from tests.model_servers.replay import Replay, Reply, recorded, replaying, sse
 
@@ -117,6 +117,12 @@ async def every_way(reply: Reply, prompt: Prompt = QUESTION, path: str = CHAT) -
             seen.append(await events_of(server, prompt))
     assert seen[0] == seen[1] == seen[2]
     return seen[0]
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a request is sent again; how long they are is tested elsewhere."""
+    monkeypatch.setattr("comps.core.retries._FIRST_PAUSE", 0.001)
 
 
 CALLS = [{"id": "c", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}]
@@ -588,33 +594,41 @@ async def test_an_object_that_was_cut_is_told_as_an_error_with_the_answer() -> N
     assert made["parsing_error"]
 
 
-def loaded_by(code: str) -> set[str]:
-    """The packages that are loaded in a fresh interpreter after some code."""
-    code = f"{code}\nimport sys, json\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(json.loads(done.stdout.splitlines()[-1]))
-
-
 OPENED = """
+import json, sys
 from comps.model_servers import open_model_server, through_framework
 from comps.model_servers.target import Target
-through_framework(open_model_server("{}", Target("m", "{}")), "{}", "m")
+kind, endpoint, framework = sys.argv[1:]
+through_framework(open_model_server(kind, Target("m", endpoint)), framework, "m")
+print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """
 SERVER = "http://127.0.0.1:9"
 OPENAI, HUGGINGFACE = {"langchain_openai", "openai"}, {"langchain_huggingface"}
 
 
-def test_native_loads_no_langchain() -> None:
-    vendors = {"langchain_core", "langsmith", *OPENAI, *HUGGINGFACE}
-    assert not loaded_by(OPENED.format("vllm", SERVER, "native")) & vendors
-
-
 @pytest.mark.parametrize(
-    ("kind", "endpoint", "needed"), [("vllm", SERVER, OPENAI), ("tgi", SERVER, HUGGINGFACE), ("scripted", "", set())]
+    ("before", "opened"),
+    [
+        ("comps.model_servers", {("vllm", SERVER, "native"): set()}),
+        (
+            "langchain_core.language_models",
+            {
+                ("vllm", SERVER, "langchain"): OPENAI,
+                ("tgi", SERVER, "langchain"): HUGGINGFACE,
+                ("scripted", "", "langchain"): set(),
+            },
+        ),
+    ],
+    ids=["native", "langchain"],
 )
-def test_of_langchains_classes_only_the_one_that_is_needed_is_loaded(
-    kind: str, endpoint: str, needed: set[str]
+def test_of_langchains_classes_only_the_one_that_is_needed_is_loaded_and_natively_no_langchain(
+    tmp_path: Path, before: str, opened: dict[tuple[str, str, str], set[str]]
 ) -> None:
-    loaded = loaded_by(OPENED.format(kind, endpoint, "langchain"))
-    assert "langchain_core" in loaded
-    assert loaded & (OPENAI | HUGGINGFACE) == needed
+    processes = FreshProcesses(tmp_path, before)
+    for arguments, needed in opened.items():
+        done = processes.run(OPENED, *arguments, environment={})
+        assert done.returncode == 0, done.stderr
+        loaded = set(json.loads(done.stdout.splitlines()[-1]))
+        assert loaded & (OPENAI | HUGGINGFACE) == needed
+        assert bool(loaded & {"langchain_core", "langsmith"}) == ("langchain" in arguments)
+    processes.close()

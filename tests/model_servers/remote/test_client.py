@@ -546,11 +546,12 @@ async def test_a_token_server_that_hangs_is_waited_for_once_by_all_even_if_the_f
 # --- proxies ---
 
 
-@pytest.fixture
-def proxy(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real HTTP proxy that asks for a password; it writes down what passes."""
+    folder = tmp_path_factory.mktemp("proxy")
     command = [sys.executable, "-m", "proxy", "--hostname", "127.0.0.1", "--port", "0", "--num-workers", "1"]
-    files = ["--port-file", str(tmp_path / "port"), "--log-file", str(tmp_path / "log"), "--data-dir", str(tmp_path)]
+    files = ["--port-file", str(folder / "port"), "--log-file", str(folder / "log"), "--data-dir", str(folder)]
     process = subprocess.Popen(
         [*command, *files, "--num-acceptors", "1", "--threaded", "--basic-auth", "me:pw"],
         stdout=subprocess.DEVNULL,
@@ -558,7 +559,7 @@ def proxy(tmp_path: Path) -> Iterator[str]:
     )
     port = ""
     for _ in range(300):
-        with_port = tmp_path / "port"
+        with_port = folder / "port"
         port = with_port.read_text().strip() if with_port.exists() else ""
         if port:
             break
