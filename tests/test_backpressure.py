@@ -166,7 +166,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_a_client_gets_the_next_answer_when_it_has_taken_the_one_before(
     framework: str, request_: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    number, answer = 4, "word " * 50_000  # Larger than the page.
+    number, answer = 4, "word " * 150_000  # Larger than the page.
     waiting = all_waiting(monkeypatch, 1)
     async with running(Scripted([[answer]]), monkeypatch, {"FRAMEWORK": framework}) as service:
         keep_little(service)

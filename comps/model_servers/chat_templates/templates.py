@@ -10,11 +10,12 @@ from pathlib import Path
 
 import jinja2
 
+from comps.core.answers import Forwarding
 from comps.core.errors import InvalidRequest, SettingsError
 from comps.core.markers import markers_in, tag_at
 from comps.core.ports import ABILITIES, Answer, Completes, CountsPrompts, CountsTokens, ModelServer, Translates
 from comps.core.prompts import only_text, plain_roles
-from comps.core.types import JSON, Generation, Message, ModelInfo, Prompt, Sampling
+from comps.core.types import JSON, Finished, Generation, Message, ModelInfo, Prompt, Sampling
 from comps.model_servers.chat_templates.bounded import BoundedEnvironment
 from comps.model_servers.chat_templates.formats import FORMATS, Format
 
@@ -157,7 +158,8 @@ class Templated:
             self.count_prompt = partial(self._count_prompt, server.count_prompt)
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
-        await self._server.generate(*await self._as_text(prompt, sampling, options), answer)
+        to = _StoppedByCaller(answer, sampling.stop) if self._template.stops else answer
+        await self._server.generate(*await self._as_text(prompt, sampling, options), to)
 
     async def _complete(
         self,
@@ -166,7 +168,11 @@ class Templated:
         sampling: Sampling,
         options: Mapping[str, JSON],
     ) -> Generation:
-        return await complete(*await self._as_text(prompt, sampling, options))
+        generation = await complete(*await self._as_text(prompt, sampling, options))
+        first, *others = (
+            replace(one, stop_string=_named(one.stop_string, sampling.stop)) for one in generation.choices
+        )
+        return replace(first, further=tuple(others))
 
     async def _count_prompt(
         self,
@@ -226,6 +232,26 @@ class Templated:
 
     async def aclose(self) -> None:
         await self._server.aclose()
+
+
+class _StoppedByCaller(Forwarding):
+    """Answer that is not told of the stop strings of the template, since its caller named none of them.
+
+    Args:
+        answer: The answer to write to.
+        stops: The caller's stop strings.
+    """
+
+    def __init__(self, answer: Answer, stops: Collection[str]) -> None:
+        super().__init__(answer)
+        self._stops = stops
+
+    def finished(self, end: Finished) -> None:
+        self._answer.finished(replace(end, stop_string=_named(end.stop_string, self._stops)))
+
+
+def _named(stop_string: str | None, stops: Collection[str]) -> str | None:
+    return stop_string if stop_string in stops else None
 
 
 def chat_template(wanted: str, model: str) -> ChatTemplate:

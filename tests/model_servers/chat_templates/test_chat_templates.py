@@ -245,13 +245,15 @@ async def test_a_conversation_is_text_to_the_model_server_and_ends_where_the_tem
     asked = messages(("developer", "Be kind."), ("user", "Really?"))
     options = {"tools": [], "user": "ann"}
     answer = await collect(wrapped.generate, asked, Sampling(max_tokens=9, stop=("STOP",)), options)
-    assert (answer.text, answer.reason) == ("Yes.", "stop")
+    assert (answer.text, answer.reason, answer.stop_string) == ("Yes.", "stop", None)
     prompt, sampling, passed = server.asked[0]
     assert (
         prompt == "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nReally?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert sampling == Sampling(max_tokens=9, stop=("STOP", "<|im_end|>", "<|endoftext|>"))
     assert passed == {"user": "ann"}
+    stopped = await collect(wrapped.generate, asked, Sampling(stop=(".",)), options)
+    assert (stopped.text, stopped.stop_string) == ("Yes", ".")
 
 
 async def test_a_whole_answer_is_asked_for_as_text_of_a_model_server_that_gives_it() -> None:
