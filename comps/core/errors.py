@@ -144,6 +144,10 @@ class InvalidHTTP(InvalidRequest):
         self.status = status
 
 
+class UnknownRoute(InvalidHTTP):
+    """There is no such route, or not with this method."""
+
+
 class NotSupported(InvalidRequest):
     """The model server does not have the ability that the request needs, such as embeddings."""
 

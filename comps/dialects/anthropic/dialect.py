@@ -25,6 +25,7 @@ from comps.core.errors import (
     Timeout,
     Unauthorized,
     UnknownModel,
+    UnknownRoute,
 )
 from comps.core.request_id import REQUEST_ID
 from comps.core.types import CALLS_ON_DEMAND, JSON, Generation, GenerationRequest, Sampling
@@ -48,11 +49,14 @@ _TYPES: Mapping[type[LLMError], str] = {
     LLMError: "api_error",
 }
 """Anthropic's types of errors by class; a class that is not here has its parent's."""
+_NOT_FOUND = 404
 
 
 def error_object(error: LLMError) -> JSON:
     """Anthropic's error object. https://platform.claude.com/docs/en/api/errors"""
     kind = next(_TYPES[one] for one in type(error).__mro__ if one in _TYPES)
+    if isinstance(error, UnknownRoute) and error.status == _NOT_FOUND:
+        kind = "not_found_error"
     return {"type": "error", "error": {"type": kind, "message": str(error)}, "request_id": REQUEST_ID.get() or None}
 
 
