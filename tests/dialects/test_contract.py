@@ -96,6 +96,19 @@ async def test_every_example_is_answered(monkeypatch: pytest.MonkeyPatch, kind: 
             assert b"Deep" in answer.body or not issubclass(kind.call, GenerationCall)
 
 
+@STREAMS
+async def test_where_streaming_is_switched_off_the_text_comes_at_once(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    words = ["Deep", "Deep", "Deep"]
+    environment = {**only(kind.dialect), "LLM_DISABLE_STREAMING": "true"}
+    async with running(Able([words]), monkeypatch, environment) as service:
+        answer = await service.post(kind.bodies(streamed=True)[0], kind.path)
+    assert answer.status == 200
+    if "transfer-encoding" in answer.headers:
+        assert [b"Deep" in chunk for chunk in answer.chunks].count(True) == 1
+
+
 @TEXTS
 async def test_an_answer_cut_short_says_so(monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
     async with running(Cut([WORDS]), monkeypatch, only(kind.dialect)) as service:
