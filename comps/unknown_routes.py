@@ -52,7 +52,7 @@ class UnknownRoutes:
     def _nearest(self, method: str, path: str) -> str | None:
         """Returns the route that is most like a path that is none, with its method; None if none is like it."""
         known = {route.path: route.methods or set() for route in self._routes if isinstance(route, Route | APIRoute)}
-        wanted = next((one for one in known if path.endswith(one) and one != "/"), None)
+        wanted = max((one for one in known if path.endswith(one) and one != "/"), key=len, default=None)
         found = [path] if path in known else [wanted] if wanted else get_close_matches(path, known, 1, 0.75)
         if not found:
             return None

@@ -796,6 +796,14 @@ async def test_an_unknown_route_below_or_beside_those_of_a_dialect_is_told_in_it
             check_error(dialect, answer, path)
             if dialect == "anthropic":
                 assert (answer.json["error"]["type"] == "not_found_error") is (status == 404)
+        for path in (
+            "/v2/chat",
+            "/api/chat",
+            "/v1/messages",
+            "/generate_stream",
+        ):  # A client added it to a URL with a path.
+            doubled = await service.post({}, f"/{path.split('/')[1]}{path}")
+            assert f"did you mean POST {path}?" in doubled.body.decode()
         shared = [await service.get(path) for path in ("/api/nothing", "/v1/files", "/v1/chat/completions")]
     assert shared[0].json["error"] == shared[0].json["error_message"]  # As Ollama's and as SQuARE's.
     for answer in shared[1:]:
