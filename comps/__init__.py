@@ -26,6 +26,7 @@ from comps.core.errors import (
     Timeout,
     Unauthorized,
     UnknownModel,
+    UnknownRoute,
     Unreachable,
     UnsupportedEncoding,
 )
@@ -98,6 +99,7 @@ __all__ = [
     "Tokenizes",
     "Unauthorized",
     "UnknownModel",
+    "UnknownRoute",
     "Unreachable",
     "UnsupportedEncoding",
     "Usage",

@@ -26,8 +26,8 @@ from comps.metrics import (
 _REASONS = frozenset(("stop", "length", "tool_calls", "function_call", "content_filter"))
 """The finish reasons that are labels; any other is `other`."""
 _OPERATION = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "dialect")
-"""The labels of what was asked: `chat`, `text_completion`, `embeddings`, `count_tokens` or `prompt`; the kind of the
-model's server; the model; and the dialect."""
+"""The labels of what was asked: `chat`, `text_completion`, `prompt` or one of the handler's names for work without
+text, such as `embeddings`; the kind of the model's server; the model; and the dialect."""
 
 
 class _RequestCounters:

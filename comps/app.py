@@ -26,6 +26,7 @@ from comps.core.redaction import Redactor
 from comps.core.retries import Retries
 from comps.core.types import JSON
 from comps.dialects import DIALECTS, opea, open_dialect, openai
+from comps.dialects.anthropic import dialect as anthropic
 from comps.dialects.cohere import dialect as cohere
 from comps.dialects.llm_api import dialect as llm_api
 from comps.dialects.ollama import dialect as ollama
@@ -305,6 +306,7 @@ def make_dialects(settings: Settings) -> list[Dialect]:
         "kaito": llama.Switches(*limits, chosen.kaito_prompt),
         "llm_on_k8s": llama.Switches(*limits, chosen.llm_on_k8s_prompt),
         "responses": responses.Switches(whole),
+        "anthropic": anthropic.Switches(whole),
         "cohere": cohere.Switches(whole),
         "ollama": ollama.Switches(whole),
         "tgi": tgi.Switches(chosen.tgi_prompt, whole, concurrent),

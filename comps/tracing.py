@@ -309,9 +309,9 @@ class _TracedGenerator:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.generator, name)
 
-    async def plan(self, request: GenerationRequest) -> Plan:
+    async def plan(self, request: GenerationRequest, *, to_the_token: bool = False) -> Plan:
         with self.trace.span("prompt", {}) as span:
-            plan = await self.generator.plan(request)
+            plan = await self.generator.plan(request, to_the_token=to_the_token)
             fates = [use.fate for use in plan.report.documents]
             told = {f"opea_llm.documents.{fate}": fates.count(fate) for fate in ("kept", "cut", "dropped")}
             span.set_attributes({**told, "opea_llm.turns_dropped": plan.report.turns_dropped})

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from comps.access import CALLER, Caller
-from comps.core.errors import InvalidRequest
+from comps.core.errors import UnknownRoute
 from comps.guard import Refusal
 from comps.logs import RequestLine, log
 from comps.refusals import Refusals
@@ -42,16 +42,17 @@ class UnknownRoutes:
         path = request.url.path
         nearest = self._nearest(request.method, path)
         hint = f"; did you mean {nearest}?" if nearest else self._otherwise
-        said = InvalidRequest(f"{request.method} {path}: {error.detail}{hint}")
+        said = UnknownRoute(f"{request.method} {path}: {error.detail}{hint}", error.status_code)
         caller: Caller | None = request.scope.get(CALLER)
         self._telemetry.refused(caller, error.status_code)
         log.info(RequestLine(Refusal(said, error.status_code, caller, request.scope), ""))
-        return Response(self._refusal.of_no_route(said, path), error.status_code, error.headers, "application/json")
+        status, body, kind = self._refusal.of_no_route(said, path)
+        return Response(body, status, error.headers, kind)
 
     def _nearest(self, method: str, path: str) -> str | None:
         """Returns the route that is most like a path that is none, with its method; None if none is like it."""
         known = {route.path: route.methods or set() for route in self._routes if isinstance(route, Route | APIRoute)}
-        wanted = next((one for one in known if path.endswith(one) and one != "/"), None)
+        wanted = max((one for one in known if path.endswith(one) and one != "/"), key=len, default=None)
         found = [path] if path in known else [wanted] if wanted else get_close_matches(path, known, 1, 0.75)
         if not found:
             return None

@@ -48,7 +48,7 @@ def clash_table() -> str:
         if len({fact.respond for fact in facts.values()}) > 1:
             lines.append(_clash(route, "", list(facts), next(iter(facts))))
     names = [dialect.name for dialect in dialects]
-    return "\n".join([*lines, _clash("", "a route that there is not: the error", names, names[0])])
+    return "\n".join([*lines, _clash("", "a route that is near none of these: the error", names, names[0])])
 
 
 def _clash(route: str, body: str, claiming: list[str], owner: str) -> str:

@@ -27,6 +27,7 @@ from comps.core.errors import (
     Timeout,
     Unauthorized,
     UnknownModel,
+    UnknownRoute,
     Unreachable,
     UnsupportedEncoding,
 )
@@ -42,6 +43,7 @@ EXPECTED: list[tuple[LLMError, int]] = [
     (BodyTooLarge("wrong", "body"), 413),
     (UnsupportedEncoding("br", "gzip"), 415),
     (InvalidHTTP("wrong", 431), 431),
+    (UnknownRoute("wrong", 405), 405),
     (Forbidden("wrong"), 403),
     (Unauthorized("wrong"), 401),
     (NotSupported("wrong"), 400),

@@ -25,14 +25,24 @@ async def comments(client: Connection, most: int = 3) -> int:
     return most
 
 
+STREAMS: list[tuple[str, dict[str, Any]]] = [
+    (PATH, CHAT),
+    ("/agenerate", {"prompt": "?"}),
+    ("/v1/responses", {"input": "?", "stream": True}),
+    ("/v1/messages", {**CHAT, "max_tokens": 9}),
+    ("/v2/chat", CHAT),
+    ("/generate_stream", {"inputs": "?"}),
+]
+"""Where the clients skip comments, a body of each dialect."""
+
+
 @pytest.mark.parametrize("framework", ["native", "langchain"])
-@pytest.mark.parametrize("path", [PATH, "/agenerate"])
+@pytest.mark.parametrize(("path", "body"), STREAMS, ids=[path for path, _ in STREAMS])
 async def test_a_silent_stream_gets_comments_before_and_between_its_pieces(
-    path: str, framework: str, monkeypatch: pytest.MonkeyPatch
+    path: str, body: dict[str, Any], framework: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = asyncio.Event(), asyncio.Event()
     server = Scripted([[first, "one", second, " two"]])
-    body = CHAT if path == PATH else {"prompt": "?"}
     async with running(server, monkeypatch, {**QUICK, "FRAMEWORK": framework}) as service, service.connect() as client:
         await client.send("POST", path, json.dumps(body).encode())
         assert (await client.head()).status == 200
@@ -61,11 +71,18 @@ async def test_what_fails_after_a_comment_is_an_error_item(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("body", "settings"), [({"query": "?"}, QUICK), (CHAT, {}), ({**CHAT, "stream": False}, QUICK)], ids=str
+    ("body", "settings", "path"),
+    [
+        ({"query": "?"}, QUICK, PATH),
+        (CHAT, {}, PATH),
+        ({**CHAT, "stream": False}, QUICK, PATH),
+        (CHAT, QUICK, "/api/chat"),
+    ],
+    ids=str,
 )
 async def test_there_are_no_comments_where_they_are_off_or_would_be_read(
-    body: dict[str, Any], settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    body: dict[str, Any], settings: dict[str, str], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = Scripted([["one"]], delay=0.1)
     async with running(server, monkeypatch, settings) as service:
-        assert KEPT not in (await service.post(body)).body
+        assert KEPT not in (await service.post(body, path)).body

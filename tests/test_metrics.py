@@ -17,6 +17,7 @@ import yaml
 from comps.core.errors import Unreachable
 from comps.core.tallies import RETRIES, TIMEOUTS
 from comps.core.unread import UNREAD
+from comps.handler import _OPERATIONS
 from comps.limits import CONNECTIONS
 from comps.model_servers.scripted import Scripted
 from tests.service import PATIENCE, Service, running
@@ -133,3 +134,8 @@ def test_the_dashboard_s_panels_have_places_and_numbers_of_their_own() -> None:
         "value",
     }
     assert used <= variables
+
+
+def test_all_kinds_of_work_that_metrics_tell_apart_are_explained() -> None:
+    (row,) = re.findall(r"^\| `gen_ai_operation_name` \|.*", DOCS, re.MULTILINE)
+    assert {"chat", "text_completion", "prompt", *_OPERATIONS.values()} == set(re.findall(r"`([a-z_]+)`", row)[1:])

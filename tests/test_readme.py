@@ -79,6 +79,13 @@ def test_every_kind_and_dialect_is_named() -> None:
         assert [name for name in names if f"`{name}`" not in PAGES[page]] == []
 
 
+def test_every_client_in_the_table_has_the_test_that_is_named_there() -> None:
+    rows = PAGES["docs/dialects.md"].partition("## Clients")[2].partition("\n## ")[0]
+    named = re.findall(r"`(test_\w+\.py)`: `(test_\w+)…`", rows)
+    assert len(named) > 10
+    assert [test for file, test in named if f"async def {test}" not in (ROOT / "tests" / file).read_text("utf-8")] == []
+
+
 def test_every_make_target_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     named = {name for text in PAGES.values() for name in re.findall(r"[`\n]make ([a-z-]+)", text)}

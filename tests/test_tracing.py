@@ -16,7 +16,10 @@ import pytest
 
 from comps import tracing
 from comps.core.errors import Unreachable
+from comps.dialects import DIALECTS
+from comps.dialects.shared.base import GenerationCall
 from comps.model_servers.scripted import Scripted
+from tests.dialects.kinds import KINDS
 from tests.model_servers.replay import Reply, replaying, sse
 from tests.service import PATH, Able, running, until_idle
 from tests.test_telemetry import CHAT, QUERY
@@ -265,3 +268,19 @@ async def test_spans_are_exported_by_opentelemetry_s_own_variables_and_the_last_
     assert path == "/v1/traces"
     for text in (b"front", b"chat scripted", b"POST /v1/chat/completions", b"queue", b"prompt"):
         assert text in body
+
+
+@needs_sdk
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_every_kind_of_body_is_answered_and_previewed_with_traces(
+    dialect: str, monkeypatch: pytest.MonkeyPatch, spans: Any
+) -> None:
+    kinds = [kind for kind in KINDS if kind.dialect == dialect]
+    async with running(Able([["Hi"]]), monkeypatch, {"LLM_DIALECTS": dialect}) as service:
+        for kind in kinds:
+            body = kind.bodies()[0]
+            assert (await service.post(body, kind.path)).status == 200, kind
+            if issubclass(kind.call, GenerationCall):
+                assert (await service.post(body, f"/v1/prompt?route={kind.path}")).status == 200, kind
+        await until_idle(service)
+    assert {f"POST {kind.route}" for kind in kinds} <= by_name(spans).keys()

@@ -9,6 +9,7 @@ LLMError
 │   ├── BodyTooLarge       the HTTP body exceeds the configured limit
 │   ├── UnsupportedEncoding  the HTTP body has a content encoding that is not read
 │   ├── InvalidHTTP        the HTTP message is malformed, too large or too late; with its `status`
+│   │   └── UnknownRoute   there is no such route, or not with this method
 │   ├── NotSupported       the model server has no such ability
 │   ├── Unauthorized       the request has no API key, or an unknown one
 │   └── Forbidden          the settings, or the caller's API key, do not allow the request
@@ -142,6 +143,10 @@ class InvalidHTTP(InvalidRequest):
     def __init__(self, message: str, status: int, field: str | None = None) -> None:
         super().__init__(message, field)
         self.status = status
+
+
+class UnknownRoute(InvalidHTTP):
+    """There is no such route, or not with this method."""
 
 
 class NotSupported(InvalidRequest):

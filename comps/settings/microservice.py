@@ -135,7 +135,7 @@ class Microservice(Section):
     keepalive_seconds: float = key_of(
         0.0,
         "how long a stream may be silent before a comment (: keep-alive) is sent, with the status line if that is not "
-        "out yet; not in streams of data: b'…'; 0: no comments",
+        "out yet; not in streams of data: b'…', of JSON lines or of frames; 0: no comments",
         "USVC_KEEPALIVE_SECONDS",
         ge=0,
     )

@@ -151,7 +151,8 @@ def documented() -> Any:
     )
     printed: list[Any] = []
     names = {"print": lambda *values: printed.append(values)}
-    exec(compile(block.replace("http://localhost:9000", sys.argv[1]), "moving.md", "exec"), names)
+    ours = block.replace("http://localhost:9000", sys.argv[1]).replace("SmolLM2-135M-Instruct", MODEL)
+    exec(compile(ours, "moving.md", "exec"), names)
     return printed
 
 

@@ -28,7 +28,7 @@ from comps.core.types import (
     TextDelta,
     Usage,
 )
-from comps.dialects.anthropic.dialect import AnthropicCall, AnthropicCountCall, anthropic
+from comps.dialects.anthropic.dialect import AnthropicCall, AnthropicCountCall, Switches, anthropic
 from comps.dialects.shared.endpoint import Endpoint, RequestError
 from comps.model_servers.scripted import Scripted
 from tests.dialects.written import METADATA, written
@@ -65,7 +65,7 @@ EVERYTHING = frozenset(
 
 
 def read(body: Any) -> AnthropicCall:
-    call = Endpoint(PATH, [anthropic(None)]).read(orjson.dumps(body), {})
+    call = Endpoint(PATH, [anthropic(Switches())]).read(orjson.dumps(body), {})
     assert isinstance(call, AnthropicCall)
     return call
 
@@ -86,7 +86,7 @@ def said(*turns: tuple[str, JSON], **fields: JSON) -> tuple[Message, ...]:
 def refused(body: Any) -> str:
     """The message of the error of a body."""
     with pytest.raises(RequestError) as caught:
-        Endpoint(PATH, [anthropic(None)]).read(orjson.dumps(body), {}).requests()  # type: ignore[attr-defined]
+        Endpoint(PATH, [anthropic(Switches())]).read(orjson.dumps(body), {}).requests()  # type: ignore[attr-defined]
     error = caught.value.style.error(caught.value.error)["error"]
     assert error["type"] == "invalid_request_error"
     return str(error["message"])
@@ -810,7 +810,7 @@ async def test_tokens_of_a_whole_prompt_are_counted_and_nothing_is_generated(mon
 
 
 def test_a_count_needs_no_limit_of_the_answer() -> None:
-    call = Endpoint(COUNT, [anthropic(None)]).read(orjson.dumps({"messages": QUESTION["messages"]}), {})
+    call = Endpoint(COUNT, [anthropic(Switches())]).read(orjson.dumps({"messages": QUESTION["messages"]}), {})
     assert isinstance(call, AnthropicCountCall)
     assert call.request().prompt == (Message("user", "?"),)
     assert call.reply(5) == {"input_tokens": 5}

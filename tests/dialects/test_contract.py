@@ -34,6 +34,7 @@ from comps.core.errors import (
     Timeout,
     Unauthorized,
     UnknownModel,
+    UnknownRoute,
     Unreachable,
     UnsupportedEncoding,
 )
@@ -93,6 +94,19 @@ async def test_every_example_is_answered(monkeypatch: pytest.MonkeyPatch, kind: 
             assert answer.status == 200
             assert ("transfer-encoding" in answer.headers) is (body in kind.bodies(streamed=True))
             assert b"Deep" in answer.body or not issubclass(kind.call, GenerationCall)
+
+
+@STREAMS
+async def test_where_streaming_is_switched_off_the_text_comes_at_once(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    words = ["Deep", "Deep", "Deep"]
+    environment = {**only(kind.dialect), "LLM_DISABLE_STREAMING": "true"}
+    async with running(Able([words]), monkeypatch, environment) as service:
+        answer = await service.post(kind.bodies(streamed=True)[0], kind.path)
+    assert answer.status == 200
+    if "transfer-encoding" in answer.headers:
+        assert [b"Deep" in chunk for chunk in answer.chunks].count(True) == 1
 
 
 @TEXTS
@@ -214,6 +228,7 @@ def test_every_class_of_error_is_among_these() -> None:
         Malformed,
         BodyTooLarge,
         InvalidHTTP,
+        UnknownRoute,
         UnsupportedEncoding,
         SettingsError,
     }  # Of what comes before a model server is asked.
@@ -757,3 +772,39 @@ async def test_an_unknown_route_is_told_in_the_first_dialects_shape(
     assert (unknown.status, wrong.status) == (404, 405)
     check_error(dialect.name, unknown, "/nope")
     check_error(dialect.name, wrong, "/health")
+
+
+async def test_an_unknown_route_below_or_beside_those_of_a_dialect_is_told_in_its_shape(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(Scripted(), monkeypatch) as service, service.connect() as client:
+        for dialect, status, method, path in (
+            ("anthropic", 404, "POST", "/v1/messages/batches"),
+            ("anthropic", 404, "GET", "/v1/messages/batches/batch_1/results"),
+            ("anthropic", 405, "GET", "/v1/messages"),
+            ("responses", 404, "DELETE", "/v1/responses/resp_1"),
+            ("responses", 404, "POST", "/v1/responses/resp_1/cancel"),
+            ("cohere", 404, "POST", "/v2/rerank"),
+            ("cohere", 405, "GET", "/v2/chat"),
+            ("ollama", 405, "GET", "/api/chat"),
+            ("ollama", 404, "GET", "/api/tags/more"),
+            ("tgi", 405, "GET", "/generate_stream"),
+        ):
+            await client.send(method, path)
+            answer = await client.answer()
+            assert answer.status == status, path
+            check_error(dialect, answer, path)
+            if dialect == "anthropic":
+                assert (answer.json["error"]["type"] == "not_found_error") is (status == 404)
+        for path in (
+            "/v2/chat",
+            "/api/chat",
+            "/v1/messages",
+            "/generate_stream",
+        ):  # A client added it to a URL with a path.
+            doubled = await service.post({}, f"/{path.split('/')[1]}{path}")
+            assert f"did you mean POST {path}?" in doubled.body.decode()
+        shared = [await service.get(path) for path in ("/api/nothing", "/v1/files", "/v1/chat/completions")]
+    assert shared[0].json["error"] == shared[0].json["error_message"]  # As Ollama's and as SQuARE's.
+    for answer in shared[1:]:
+        assert answer.json["detail"] == answer.json["error"]["message"]  # As OPEA's and as OpenAI's and Anthropic's.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -25,6 +26,7 @@ from comps.core.errors import (
     Timeout,
     Unauthorized,
     UnknownModel,
+    UnknownRoute,
 )
 from comps.core.request_id import REQUEST_ID
 from comps.core.types import CALLS_ON_DEMAND, JSON, Generation, GenerationRequest, Sampling
@@ -48,15 +50,30 @@ _TYPES: Mapping[type[LLMError], str] = {
     LLMError: "api_error",
 }
 """Anthropic's types of errors by class; a class that is not here has its parent's."""
+_NOT_FOUND = 404
 
 
 def error_object(error: LLMError) -> JSON:
     """Anthropic's error object. https://platform.claude.com/docs/en/api/errors"""
     kind = next(_TYPES[one] for one in type(error).__mro__ if one in _TYPES)
+    if isinstance(error, UnknownRoute) and error.status == _NOT_FOUND:
+        kind = "not_found_error"
     return {"type": "error", "error": {"type": kind, "message": str(error)}, "request_id": REQUEST_ID.get() or None}
 
 
 STYLE = Style(error_object, id_header=b"request-id")
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """The dialect's settings.
+
+    Attributes:
+        disable_streaming: Never stream, even if asked to.
+    """
+
+    disable_streaming: bool = False
+
 
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 """OpenAI's `reasoning_effort`, as far as all model servers know it."""
@@ -275,6 +292,8 @@ _ASKED_FOR_WEATHER = {
 class AnthropicCall(PromptCall, GenerationCall):
     """A conversation, with documents if there are any."""
 
+    _switches: ClassVar[Switches] = Switches()
+
     examples = {
         "A conversation": {"system": "You answer in one sentence.", "messages": [_QUESTION], "max_tokens": 32},
         "With a document": {
@@ -307,7 +326,7 @@ class AnthropicCall(PromptCall, GenerationCall):
 
     @property
     def streamed(self) -> bool:
-        return bool(self.stream)
+        return bool(self.stream) and not self._switches.disable_streaming
 
     @property
     def wants_report(self) -> bool:
@@ -378,11 +397,12 @@ class AnthropicCountCall(PromptCall, PromptCountCall):
         return {"input_tokens": tokens}
 
 
-def anthropic(switches: Any) -> Dialect:
-    """The dialect; it has no switches."""
+def anthropic(switches: Switches) -> Dialect:
+    """The dialect with these switches."""
     return Dialect(
         name="anthropic",
         calls={"/v1/messages": (AnthropicCall,), "/v1/messages/count_tokens": (AnthropicCountCall,)},
         style=STYLE,
+        switches=switches,
         about="Anthropic's Messages API, for its SDKs and LangChain. Documents and search results may be in messages.",
     )
