@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from comps.model_servers import MODEL_SERVERS
 from comps.model_servers.embedded.openvino import OpenVINO
 from comps.model_servers.scripted import Scripted
 from tests.seeds import Example
-from tests.seeds.__main__ import rows
+from tests.seeds.__main__ import Row, rows
 from tests.service import running
 from tests.tables import TABLES, settings_table, written
 
@@ -125,9 +126,16 @@ async def test_the_bundled_model_answers_every_curl_with_sensible_text(
 ) -> None:
     async with running(Lent(engine), monkeypatch, {"LLM_NAME": "SmolLM2-135M-Instruct"}) as service:
         asking = [block for block in CURLS if " -d " in block and "/v1/prompt" not in block]
-        examples = [Example("README", 0, block) for block in asking]
-        asked = [asyncio.to_thread(lambda one: next(rows(service.url, [one])), example) for example in examples]
-        ran = await asyncio.gather(*asked)  # In one batch.
+        known = [block for block in asking if "/generate " in block or "warranty of the battery" in block]
+
+        async def ran_at_once(blocks: Sequence[str]) -> list[Row]:
+            examples = [Example("README", 0, block) for block in blocks]
+            asked = [asyncio.to_thread(lambda one: next(rows(service.url, [one])), example) for example in examples]
+            return await asyncio.gather(*asked)
+
+        ran = await ran_at_once([block for block in asking if block not in known])
+        for block in known:  # In a batch, sums are rounded in another order, and their answers may be others.
+            ran += await ran_at_once([block])
     assert [(row.command, row.answer.body) for row in ran if row.fault] == []
     (llm_api,) = [row.answer.body for row in ran if "/generate " in row.command]
     assert b"Paris" in llm_api  # Greedily.
