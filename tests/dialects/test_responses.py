@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from time import process_time
 from typing import Any
 
 import orjson
@@ -24,6 +25,7 @@ from comps.core.types import (
     Usage,
 )
 from comps.dialects.responses.dialect import Switches, responses
+from comps.dialects.responses.items import Conversation
 from comps.dialects.shared.base import GenerationCall
 from comps.dialects.shared.endpoint import Endpoint, RequestError
 from comps.model_servers.scripted import Scripted
@@ -136,6 +138,7 @@ def short(events: list[dict[str, Any]]) -> list[str]:
             {
                 "input": [
                     USER,
+                    {"type": "reasoning", "id": "rs_0", "summary": [{"type": "x", "text": "Well."}]},
                     {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "x", "text": "Hm."}]},
                     {
                         **{"type": "message", "id": "msg_1", "role": "assistant", "status": "completed"},
@@ -151,7 +154,7 @@ def short(events: list[dict[str, Any]]) -> list[str]:
                 ("user", "?", {}),
                 (
                     *("assistant", "Wait."),
-                    {"reasoning_content": "Hm.", "tool_calls": [CHAT_CALL, {**CHAT_CALL, "id": "d"}]},
+                    {"reasoning_content": "Well.\nHm.", "tool_calls": [CHAT_CALL, {**CHAT_CALL, "id": "d"}]},
                 ),
                 ("tool", "9", {"tool_call_id": "c"}),
                 ("tool", "10", {"tool_call_id": "d"}),
@@ -170,6 +173,16 @@ def short(events: list[dict[str, Any]]) -> list[str]:
 def test_items_become_messages_of_the_chat_api(body: dict[str, Any], messages: list[tuple[str, Any, Any]]) -> None:
     assert prompt_of(body) == tuple(Message(*one) for one in messages)
     assert read(body).ignored(frozenset(("messages.*",))) == []
+
+
+def test_reasoning_is_read_in_time_in_proportion_to_its_items() -> None:
+    def seconds(count: int) -> float:
+        items = [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "x" * 1000}]}] * count
+        began = process_time()
+        Conversation("", items)
+        return process_time() - began
+
+    assert seconds(4000) < 30 * min(seconds(500) for _ in range(2))
 
 
 def test_a_body_is_sampled_as_it_says_with_the_smaller_limit_and_its_documents() -> None:
@@ -487,6 +500,22 @@ TOKENS = [
             ["output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"],
             [(f"call_{METADATA.id}00", "f", "{}")],
             id="an older call",
+        ),
+        pytest.param(
+            {},
+            [
+                TextDelta("", 0, {"tool_calls": [{"index": 0, "id": "c", "function": {"arguments": '{"a":'}}]}),
+                TextDelta("", 0, {"tool_calls": [{"index": 0, "function": {"name": "f"}}, {"index": 0}]}),
+                piece(0, "1}"),
+                TextDelta("", 0, {"tool_calls": [{"index": 1, "id": "d", "function": {"arguments": "{}"}}]}),
+            ],
+            "tool_calls",
+            [
+                *("output_item.added", "function_call_arguments.delta") * 2,
+                *("function_call_arguments.done", "output_item.done") * 2,
+            ],
+            [("c", "f", '{"a":1}'), ("d", "", "{}")],
+            id="names that come late or never",
         ),
         pytest.param(
             {},
