@@ -6,6 +6,7 @@ from time import process_time
 
 import pytest
 
+from comps.core import words as words_of
 from comps.core.answers import Collector
 from comps.core.citations import citations_in
 from comps.core.cited_sentences import CitedSentences
@@ -80,6 +81,21 @@ def test_a_passage_of_a_long_document_is_found_in_linear_time() -> None:
         return process_time() - began
 
     assert seconds(2400) < 20 * min(seconds(300) for _ in range(2))
+
+
+def test_no_search_for_words_takes_a_whole_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern, searched = words_of._WORD, []
+
+    class Seen:
+        def findall(self, text: str) -> list[str]:
+            searched.append(len(text))
+            found: list[str] = pattern.findall(text)
+            return found
+
+    monkeypatch.setattr(words_of, "_WORD", Seen())
+    assert words("Alpha beta-2\n" * 10_000) == ["alpha", "beta", "2"] * 10_000
+    assert words("x" * 50_000 + " y")[-1] == "y"
+    assert max(searched) <= 20_000
 
 
 GIVEN = {1: Document(FACTS, "Velmora"), 2: Document("Paris has a tower.")}
