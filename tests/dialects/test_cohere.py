@@ -557,6 +557,9 @@ def test_a_refusal_is_shown_and_what_has_no_place_is_left_out() -> None:
     given = (TextDelta("", extra=odd), Finished("stop"))
     assert replied(call, *given)["message"] == {"role": "assistant", "content": [{"type": "text", "text": "No."}]}
     assert events(call, *given)[2]["delta"]["message"]["content"] == {"text": "No."}
+    both = (TextDelta("Well. ", extra={"refusal": "No."}), Finished("stop"))
+    assert replied(call, *both)["message"]["content"] == [{"type": "text", "text": "Well. No."}]
+    assert events(call, *both)[2]["delta"]["message"]["content"] == {"text": "Well. No."}
     alone = (THOUGHT, Finished("length"))
     assert replied(call, *alone)["message"]["content"] == [{"type": "thinking", "thinking": "Hm."}]
     assert kinds(call, *alone)[1:4] == ["content-start", "content-delta", "content-end"]

@@ -67,7 +67,7 @@ def whole_message(generation: Generation, metadata: ResponseMetadata, form: Form
     content = [*_texts(generation, form.sources), *(_whole_call(call, metadata, n) for n, call in enumerate(calls))]
     if form.shows_thinking and (thoughts := _thoughts_in(extra)):
         content.insert(0, {"type": "thinking", "thinking": thoughts, "signature": ""})
-    refused, ended = bool(extra.get("refusal")), generation.stop_string
+    refused, ended = bool(_refusal_in(extra)), generation.stop_string
     ending = _ending(generation.reason, ended, form, called=bool(calls), refused=refused)
     return message(metadata, content or [{"type": "text", "text": ""}], ending, _usage(generation.usage))
 
@@ -107,7 +107,7 @@ def _texts(generation: Generation, sources: Sequence[Source]) -> Iterator[JSON]:
 
     Space between two sentences belongs to the second one, as it does in a stream.
     """
-    text = generation.text or str((generation.extra or {}).get("refusal") or "")
+    text = generation.text + _refusal_in(generation.extra or {})
     start = 0
     for cited in cited_in(generation.extra, sources):
         if before := text[start : cited.start].rstrip():
@@ -139,6 +139,11 @@ def _call_id(metadata: ResponseMetadata, number: int) -> str:
 
 def _thoughts_in(extra: Mapping[str, JSON]) -> str:
     return next((thoughts for name in _THOUGHTS if isinstance(thoughts := extra.get(name), str) and thoughts), "")
+
+
+def _refusal_in(extra: Mapping[str, JSON]) -> str:
+    refusal = extra.get("refusal")
+    return refusal if isinstance(refusal, str) else ""
 
 
 def event(name: str, fields: Mapping[str, JSON]) -> bytes:
@@ -186,10 +191,10 @@ class MessageEvents:
         if self._form.shows_thinking and (thoughts := _thoughts_in(extra)):
             opening = b"" if self._kind == "thinking" else self._begin("thinking", {"thinking": "", "signature": ""})
             self._write(opening + self._delta("thinking_delta", "thinking", thoughts))
-        if refusal := extra.get("refusal"):
-            self._refused = True
-        if text := delta.text or refusal:
-            self.text(str(text))
+        refusal = _refusal_in(extra)
+        self._refused = self._refused or bool(refusal)
+        if text := delta.text + refusal:
+            self.text(text)
         for number, piece in self._named.pieces(extra):
             if events := self._call(number, piece):
                 self._write(events)

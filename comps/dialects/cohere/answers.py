@@ -57,9 +57,9 @@ def whole(generation: Generation, metadata: ResponseMetadata, sources: Sequence[
 
 
 def said(text: str, extra: Mapping[str, JSON]) -> str:
-    """The text of an answer, or what a model says to refuse one."""
+    """The text of an answer, and what a model says to refuse one."""
     refusal = extra.get("refusal")
-    return text or (refusal if isinstance(refusal, str) else "")
+    return text + (refusal if isinstance(refusal, str) else "")
 
 
 def reasoning(extra: Mapping[str, JSON]) -> str:
