@@ -43,6 +43,8 @@ ASKED: dict[str, Any] = {"input": "?"}
 USER = {"role": "user", "content": "?"}
 CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
 OUTPUT = {"type": "function_call_output", "call_id": "c", "output": "9"}
+BARE = {"type": "function", "name": "f"}
+BARE_CHAT = {"tools": [{"type": "function", "function": {"name": "f"}}]}
 CHAT_CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 TOOL = {"type": "function", "name": "f", "description": "F.", "parameters": {"type": "object"}, "strict": True}
 REASONS = ("reasoning", "reasoning_content")
@@ -210,24 +212,35 @@ def test_a_body_is_sampled_as_it_says_with_the_smaller_limit_and_its_documents()
             },
             ["tools"],
         ),
-        ({"tool_choice": "required"}, {"tool_choice": "required"}, ["tool_choice"]),
-        ({"tool_choice": "auto"}, {"tool_choice": "auto"}, []),
         (
-            {"tool_choice": {"type": "function", "name": "f"}},
-            {"tool_choice": {"type": "function", "function": {"name": "f"}}},
-            ["tool_choice"],
+            {"tools": [BARE], "tool_choice": "required"},
+            {**BARE_CHAT, "tool_choice": "required"},
+            ["tools", "tool_choice"],
+        ),
+        ({"tools": [BARE], "tool_choice": "auto"}, {**BARE_CHAT, "tool_choice": "auto"}, ["tools"]),
+        (
+            {"tools": [BARE], "tool_choice": BARE},
+            {**BARE_CHAT, "tool_choice": BARE_CHAT["tools"][0]},
+            ["tools", "tool_choice"],
         ),
         (
-            {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]}},
+            {"tools": [BARE], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [BARE]}},
             {
+                **BARE_CHAT,
                 "tool_choice": {
                     "type": "allowed_tools",
-                    "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]},
-                }
+                    "allowed_tools": {"mode": "auto", "tools": BARE_CHAT["tools"]},
+                },
             },
-            ["tool_choice"],
+            ["tools", "tool_choice"],
         ),
-        ({"parallel_tool_calls": False}, {"parallel_tool_calls": False}, ["parallel_tool_calls"]),
+        (
+            {"tools": [BARE], "parallel_tool_calls": False},
+            {"parallel_tool_calls": False, **BARE_CHAT},
+            ["parallel_tool_calls", "tools"],
+        ),
+        ({"tool_choice": "auto", "parallel_tool_calls": True}, {}, []),
+        ({"tool_choice": "none", "tools": []}, {}, []),
         ({"text": {"format": {"type": "text"}}}, {"response_format": {"type": "text"}}, []),
         ({"text": {"format": {"type": "json_object"}}}, {"response_format": {"type": "json_object"}}, ["text.format"]),
         (
@@ -289,6 +302,7 @@ def test_what_only_some_model_servers_know_is_an_option_of_the_chat_api(
             {"input": [{"type": "reasoning", "summary": [], "encrypted_content": "x"}, USER]},
             ["input.reasoning.encrypted_content"],
         ),
+        ({"parallel_tool_calls": False, "tool_choice": "auto"}, ["parallel_tool_calls"]),
     ],
     ids=str,
 )
@@ -354,6 +368,8 @@ def test_a_model_that_calls_functions_only_on_demand_ignores_them_if_it_may_choo
         ({"tool_choice": {"type": "function"}}, "tool_choice", "name a function"),
         ({"tool_choice": {"type": "allowed_tools", "tools": []}}, "tool_choice", "mode"),
         ({"tool_choice": "maybe"}, "tool_choice", "'required'"),
+        ({"tool_choice": "required"}, "tool_choice", "no tools"),
+        ({"tool_choice": BARE, "tools": []}, "tool_choice", "no tools"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type", "json_schema"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema", "schema"),
         ({"text": {"verbosity": "loud"}}, "text.verbosity", "'low'"),
