@@ -222,7 +222,8 @@ class ResponseEvents:
         item[kind.parts].append(part)
         self._kind, self._part, self._place, self._pieces = kind, part, place, []
         if kind is _TEXT:
-            start = sum(len(one["text"]) for _, _, one in self._texts)
+            before = self._texts[-1] if self._texts else None
+            start = before[0] + len(before[2]["text"]) if before else 0
             self._texts.append((start, place, part))
             name = f"{kind.events}.delta"
             opened = orjson.dumps({"type": name, **place})[:-1]
