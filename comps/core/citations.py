@@ -28,6 +28,8 @@ Find: TypeAlias = Callable[[str, int], dict[str, JSON]]
 """Returns the extra fields with the citations in a text, from an offset in characters on."""
 ANNOTATIONS, UNKNOWN = "annotations", "unknown_citations"
 """The extra fields with the citations; see `citations`."""
+_PLACE = ("number", "start_index", "end_index")
+"""The fields of an annotation of ours that say which document is cited where; see `annotation`."""
 
 _NUMBER = r"[1-9][0-9]{0,17}"
 _SOME = rf"{_NUMBER}(?: ?[-–—] ?{_NUMBER})?"
@@ -232,12 +234,25 @@ def annotation(
     return {"type": kind, kind: {**place, "title": document.title, **source, "number": number, **own, **told}}
 
 
+def annotations_in(extra: Mapping[str, JSON] | None) -> list[dict[str, JSON]]:
+    """Returns the annotations in extra fields. A model server may have sent them, in any form: what is no object is
+    left out."""
+    said = (extra or {}).get(ANNOTATIONS)
+    return [one for one in said if isinstance(one, dict)] if isinstance(said, list) else []
+
+
+def citations_in(extra: Mapping[str, JSON] | None) -> Iterator[dict[str, JSON]]:
+    """Yields what those annotations in extra fields say that are ours: they have the number of a document, and a place
+    in the text, as whole numbers. A model server's own have not."""
+    for one in annotations_in(extra):
+        told = one.get(str(one.get("type")))
+        if isinstance(told, dict) and all(type(told.get(name)) is int for name in _PLACE):
+            yield told
+
+
 def cited_numbers(extra: Mapping[str, JSON] | None) -> set[int]:
     """Returns the numbers of the documents that the annotations in extra fields cite."""
-    annotations = (extra or {}).get(ANNOTATIONS) or ()
-    told = [one.get(str(one.get("type"))) for one in annotations if isinstance(one, dict)]
-    # A model server's own annotations have no numbers.
-    return {one["number"] for one in told if isinstance(one, dict) and isinstance(one.get("number"), int)}
+    return {told["number"] for told in citations_in(extra)}
 
 
 class Cited(Forwarding):

@@ -13,6 +13,8 @@ from comps.core.types import TextDelta
 _EARLY = 5_000
 """The characters of a choice up to which its sentences are cited as they end. Each time, the text so far is searched
 for code and JSON; what follows is cited at the end of the choice, so that all that together takes linear time."""
+_CALLS = frozenset(("tool_calls", "function_call"))
+"""The fields of a delta before which the text so far is cited, since a call ends a sentence."""
 
 
 class CitedSentences(Cited):
@@ -44,12 +46,17 @@ class CitedSentences(Cited):
         if delta.text and not delta.extra:
             self.text(delta.text, delta.choice)
             return
+        if not _CALLS.isdisjoint(delta.extra or ()):
+            self._tell(delta.choice)
         self._ends[delta.choice].split(delta.text)
         super().delta(delta)
 
     def _tell(self, choice: int) -> None:
         """Write the citations of the text since the last ones."""
-        text = "".join(self._pieces[choice])
+        pieces = self._pieces[choice]
+        if pieces and len(pieces[0]) > _EARLY:
+            return
+        text = "".join(pieces)
         self._pieces[choice] = [text]
         told = self._told[choice]
         if len(text) <= _EARLY and text[told:].strip():

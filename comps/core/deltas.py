@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Reversible
+from collections.abc import Iterator, Mapping, Reversible
 from contextlib import suppress
 from typing import Any
 
@@ -52,6 +52,50 @@ class ToolCalls:
         return number
 
 
+def calls_in(extra: Mapping[str, JSON]) -> list[dict[str, Any]]:
+    """Returns the tool calls in extra fields, or pieces of them. One in the older form, a `function_call`, is a call
+    with the index 0."""
+    calls = extra.get("tool_calls")
+    if isinstance(calls, list) and calls:
+        return [call for call in calls if isinstance(call, dict)]
+    call = extra.get("function_call")
+    return [{"index": 0, "function": call}] if isinstance(call, dict) else []
+
+
+class NamedCalls:
+    """Holds back the pieces of tool calls until their names come, for streams that begin a call with its name."""
+
+    def __init__(self) -> None:
+        self._named: set[int] = set()
+        self._held: dict[int, dict[str, Any]] = {}
+        """What came of the calls without a name, by index."""
+
+    def pieces(self, extra: Mapping[str, JSON]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields the indexes and the pieces of calls in the extra fields of a delta. The first one of a call has its
+        name, and all that came before it."""
+        for piece in calls_in(extra):
+            number = piece.get("index")
+            if type(number) is not int:
+                number = len(self._named) + len(self._held)
+            if number not in self._named:
+                piece = _with_further(self._held.pop(number, {}), piece)
+                if not (piece.get("function") or {}).get("name"):
+                    self._held[number] = piece
+                    continue
+                self._named.add(number)
+            yield number, piece
+
+    def rest(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields the indexes of the calls that got no name, and what came of them."""
+        yield from self._held.items()
+
+
+def function_of(call: dict[str, JSON]) -> dict[str, JSON]:
+    """Returns the function of a call in the older form, `function_call`, with texts as its `name` and `arguments`."""
+    function: dict[str, JSON] = _piece({"function": call})["function"]
+    return function
+
+
 def _joined(name: str, before: Any, value: JSON) -> JSON:
     if name == "tool_calls" and value is not None:
         return _join_calls(before or [], _pieces(value))
@@ -71,13 +115,19 @@ def _join_calls(before: list[dict[str, JSON]], pieces: list[dict[str, JSON]]) ->
         call = _call_of(calls, piece)
         if call is None:
             calls.append(call := {})
-        function, further = call.get("function") or {}, piece.get("function") or {}
-        call.update({name: value for name, value in piece.items() if value not in (None, "")})
-        if function or further:
-            arguments = (function.get("arguments") or "") + (further.get("arguments") or "")
-            named = {name: value for name, value in further.items() if value}
-            call["function"] = {**function, **named, "arguments": arguments}
+        call.update(_with_further(call, piece))
     return calls
+
+
+def _with_further(call: dict[str, JSON], piece: dict[str, JSON]) -> dict[str, JSON]:
+    """Returns a call with a further piece of it."""
+    function, further = call.get("function") or {}, piece.get("function") or {}
+    joined = {**call, **{name: value for name, value in piece.items() if value not in (None, "")}}
+    if function or further:
+        arguments = (function.get("arguments") or "") + (further.get("arguments") or "")
+        named = {name: value for name, value in further.items() if value}
+        joined["function"] = {**function, **named, "arguments": arguments}
+    return joined
 
 
 def _call_of(calls: Reversible[dict[str, JSON]], piece: dict[str, JSON]) -> dict[str, JSON] | None:

@@ -13,7 +13,7 @@ from comps.core.answers import collect
 from comps.core.beside import FromBeside, beside, run_beside
 from comps.core.budget import DEFAULT_SHARING, Sharing
 from comps.core.citations import with_citations
-from comps.core.citing import citing, echoed, finder
+from comps.core.citing import citing, echoed, finder, found_at_once
 from comps.core.counting import NO_SUCH_ROUTE, estimate
 from comps.core.decisions import decided
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, NotSupported, Refused, UnknownModel, no_room
@@ -50,9 +50,6 @@ from comps.core.types import (
 
 log = logging.getLogger("opea_llm")
 T = TypeVar("T")
-
-_LONG_ANSWER = 10_000
-"""The characters of an answer from which on its citations are found beside the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +176,7 @@ class TextGenerator:
             return
         cited = None
         if find := finder(plan):
-            answer = cited = citing(answer, plan, find, _LONG_ANSWER)
+            answer = cited = citing(answer, plan, find)
         generate, to = self.server.generate, answer
         await self._ask(plan, lambda prompt, sampling, options: generate(prompt, sampling, options, to))
         if cited and cited.late:
@@ -197,7 +194,7 @@ class TextGenerator:
         find = finder(plan)
         if find is None:
             return generation
-        if plan.request.is_large or len(generation.text) > _LONG_ANSWER:
+        if len(generation.text) > found_at_once(plan):
             return await beside(with_citations, generation, find, echoed(plan))
         return with_citations(generation, find, echoed(plan))
 

@@ -37,8 +37,9 @@ class Matcher:
         is none.
 
         It says `"matched_by": "words"`, the `score`: the share of the sentence's words that are in the document, from
-        0 to 1, where rare words weigh more (inverse document frequency), and, if wanted, the `passage`: the text in the
-        document, which is null where its title alone has the words. Code, JSON and reasoning are skipped.
+        0 to 1, where rare words weigh more (inverse document frequency), and, if wanted, the `passage`: where it begins
+        and ends in the document's text, in characters, or null where its title alone has the words. Code, JSON and
+        reasoning are skipped.
 
         Args:
             text: The answer.
@@ -67,12 +68,11 @@ class Matcher:
         is_clear = len(self._given) == 1 or scores[best] - second >= _LEAST_LEAD * whole
         return (best, scores[best] / whole) if whole and is_clear and scores[best] >= LEAST_SCORE * whole else None
 
-    def _passage(self, number: int, sentence: AbstractSet[str], known: dict[int, Passages]) -> str | None:
-        text = self._given[number].text
+    def _passage(self, number: int, sentence: AbstractSet[str], known: dict[int, Passages]) -> JSON:
         if number not in known:
-            known[number] = Passages(text)
+            known[number] = Passages(self._given[number].text)
         span = known[number].find(sentence)
-        return text[span[0] : span[1]] if span else None
+        return span and list(span)
 
 
 def _prose(text: str, start: int) -> Iterator[tuple[int, int]]:

@@ -57,6 +57,8 @@ class Chosen:
     """The places in `given` of those that are used, the best first."""
     order: str = "given"
     """See `Report.order`."""
+    texts: Sequence[str] = ()
+    """The texts of all documents, with all their whitespace."""
 
     @property
     def documents(self) -> tuple[Document, ...]:
@@ -82,9 +84,15 @@ class Chosen:
         )
 
     def sources(self, kept: Sequence[Document]) -> tuple[Document, ...]:
-        """Returns those of the caller's documents that the prompt has."""
+        """Returns those of the caller's documents that the prompt has, with the texts as they were sent."""
         numbers = {document.number for document in kept}
-        return tuple([document for document in self.given if document.number in numbers])
+        return tuple(
+            [
+                document if document.text == text else replace(document, text=text)
+                for document, text in zip(self.given, self.texts, strict=True)
+                if document.number in numbers
+            ]
+        )
 
 
 async def choose(request: GenerationRequest, ordering: Ordering) -> Chosen:
@@ -107,7 +115,8 @@ async def choose(request: GenerationRequest, ordering: Ordering) -> Chosen:
         beyond = set(places[ordering.top :])
         given = tuple([replace(one, left_out=why) if place in beyond else one for place, one in enumerate(given)])
         places = places[: ordering.top]
-    return Chosen(given, places, "ends" if order == "ends" else basis)
+    texts = [document.text for document in request.documents or ()]
+    return Chosen(given, places, "ends" if order == "ends" else basis, texts)
 
 
 def _all_tidied(documents: Sequence[Document]) -> list[Document]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 
@@ -68,12 +67,3 @@ def _divided(text: str) -> Iterator[tuple[int, int]]:
             yield begin, middle
             begin = middle
         yield begin, end
-
-
-def located(passage: str, text: str) -> tuple[int, int] | None:
-    """Returns the span of a text that has a passage, whose white space may differ; None if there is none."""
-    start = text.find(passage)
-    if start >= 0:
-        return start, start + len(passage)
-    found = re.search(r"\s+".join(map(re.escape, passage.split())), text)
-    return found.span() if found else None

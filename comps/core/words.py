@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from itertools import chain
 
 _UNSPACED = (
@@ -17,6 +18,8 @@ _MARKS = (
 """Characters within words that are no letters."""
 _LETTER = rf"[^\W_{_UNSPACED}]"
 _WORD = re.compile(rf"[{_UNSPACED}]+|{_LETTER}(?:{_LETTER}|[{_MARKS}])*")
+_LONGEST = 20_000
+"""The most characters that are searched at once."""
 _IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 
 
@@ -26,7 +29,18 @@ def words(text: str) -> list[str]:
     Where a script has no spaces between words, as Chinese, each character is taken as a word, and so are two
     neighbouring ones: the usual way to search such texts without a dictionary.
     """
-    return list(chain.from_iterable(map(_parts, _WORD.findall(unicodedata.normalize("NFKC", text).casefold()))))
+    found = (_WORD.findall(unicodedata.normalize("NFKC", piece).casefold()) for piece in _pieces(text))
+    return list(chain.from_iterable(map(_parts, chain.from_iterable(found))))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Yields a text in pieces, divided at spaces: a search holds the interpreter's lock until it has read its text."""
+    start = 0
+    while len(text) - start > _LONGEST:
+        end = text.rfind(" ", start, start + _LONGEST) + 1 or start + _LONGEST
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def _parts(run: str) -> list[str]:

@@ -167,7 +167,10 @@ def test_of_the_passages_of_one_file_the_first_stands_for_all() -> None:
 def test_which_documents_are_cited_is_read_from_what_came_beside_the_text() -> None:
     assert cited_numbers(citations("[1] [2, 3] [9]", GIVEN)) == {1, 2, 3}
     foreign: list[JSON] = [{"type": "url_citation", "url_citation": {"url": "http://b"}}, {"type": []}, "x"]
-    assert cited_numbers({"annotations": foreign}) == cited_numbers(None) == cited_numbers({}) == set()
+    told: list[JSON] = [{"type": "x", "x": {"number": 1}}, {"type": "x", "x": {"number": [1], "start_index": 0}}]
+    for one in (foreign, told, 5, True, "x", {"a": 1}):
+        assert cited_numbers({"annotations": one}) == set()
+    assert cited_numbers(None) == cited_numbers({}) == set()
 
 
 def find(text: str, start: int) -> dict[str, JSON]:

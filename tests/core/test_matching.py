@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from threading import current_thread
 from typing import Any
 
 import pytest
 
-from comps.core.answers import collect
+from comps.core.answers import Collector, collect
 from comps.core.generator import TextGenerator
 from comps.core.matching import Matcher
-from comps.core.types import Document, GenerationRequest, Message
+from comps.core.types import JSON, Document, GenerationRequest, Message
 from comps.model_servers.scripted import Scripted
 from tests.events import texts
 
@@ -81,3 +82,27 @@ async def test_an_answer_is_matched_where_that_is_asked_for_and_the_documents_ha
     (found,) = extra["annotations"]
     assert found["document_citation"]["number"] == 1
     assert "[1]" not in texts(server.asked[0][0])
+
+
+@pytest.mark.parametrize(
+    ("documents", "length", "thread"),
+    [(1, 9_000, "MainThread"), (1, 11_000, "beside"), (900, 900, "MainThread"), (900, 9_000, "beside")],
+)
+async def test_what_takes_long_to_compare_is_compared_beside_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch, documents: int, length: int, thread: str
+) -> None:
+    threads: list[str] = []
+    matches = Matcher.matches
+
+    def seen(matcher: Matcher, text: str, start: int = 0) -> dict[str, JSON]:
+        threads.append(current_thread().name)
+        return matches(matcher, text, start)
+
+    monkeypatch.setattr(Matcher, "matches", seen)
+    given = tuple(Document(f"The card with number {number} is green.") for number in range(documents))
+    request = GenerationRequest((Message("user", "Which?"),), documents=given, citations="matched")
+    generator = TextGenerator(Scripted([["The card is green. " * (length // 19)]]), "scripted")
+    plan = await generator.plan(request)
+    await generator.complete(plan)
+    await generator.answer(plan, Collector())
+    assert threads == [thread] * 2

@@ -6,12 +6,14 @@ from time import process_time
 
 import pytest
 
+from comps.core import words as words_of
 from comps.core.answers import Collector
+from comps.core.citations import citations_in
 from comps.core.cited_sentences import CitedSentences
 from comps.core.matching import Matcher
-from comps.core.passages import Passages, located
+from comps.core.passages import Passages
 from comps.core.sentences import SentenceEnds, sentences
-from comps.core.types import Document, Event, Finished, TextDelta
+from comps.core.types import JSON, Document, Event, Finished, TextDelta
 from comps.core.words import words
 from tests.core.test_answers import write
 
@@ -81,12 +83,19 @@ def test_a_passage_of_a_long_document_is_found_in_linear_time() -> None:
     assert seconds(2400) < 20 * min(seconds(300) for _ in range(2))
 
 
-def test_a_passage_is_located_in_the_text_as_it_was_sent_whatever_its_white_space() -> None:
-    text = "One.\r\n\r\nThe sky\n  is   blue. Two."
-    span = located("The sky\n is blue.", text)
-    assert span
-    assert text[slice(*span)] == "The sky\n  is   blue."
-    assert located("The sky is green.", text) is None
+def test_no_search_for_words_takes_a_whole_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern, searched = words_of._WORD, []
+
+    class Seen:
+        def findall(self, text: str) -> list[str]:
+            searched.append(len(text))
+            found: list[str] = pattern.findall(text)
+            return found
+
+    monkeypatch.setattr(words_of, "_WORD", Seen())
+    assert words("Alpha beta-2\n" * 10_000) == ["alpha", "beta", "2"] * 10_000
+    assert words("x" * 50_000 + " y")[-1] == "y"
+    assert max(searched) <= 20_000
 
 
 GIVEN = {1: Document(FACTS, "Velmora"), 2: Document("Paris has a tower.")}
@@ -101,8 +110,8 @@ async def told(*events: Event, **arguments: float) -> list[str | list[str]]:
             seen.append(text)
 
         def delta(self, delta: TextDelta) -> None:
-            annotations = (delta.extra or {}).get("annotations", [])
-            seen.append([one["document_citation"]["passage"] for one in annotations] if delta.extra else delta.text)
+            cited = [GIVEN[one["number"]].text[slice(*one["passage"])] for one in citations_in(delta.extra)]
+            seen.append(cited if delta.extra else delta.text)
 
         def finished(self, end: Finished) -> None:
             seen.append("end")
@@ -127,6 +136,12 @@ async def test_the_citations_of_a_sentence_come_behind_it_and_the_text_flows_on(
         *("Well", ".", [], " The bridge", " was opened in 1931", ".", [bridge], "\n"),
         *("It has green pylons", ["It has green pylons."], "end"),
     ]
+
+
+@pytest.mark.parametrize("call", [{"tool_calls": [{"index": 0}]}, {"function_call": {"name": "f"}}], ids=str)
+async def test_a_sentence_without_an_end_is_cited_before_the_call_that_follows_it(call: dict[str, JSON]) -> None:
+    seen = await told(TextDelta("It has green pylons"), TextDelta("", 0, call), Finished("stop"))
+    assert seen == ["It has green pylons", ["It has green pylons."], [], "end"]
 
 
 async def test_a_long_answer_is_cited_at_its_end_from_where_sentences_were_cited_last() -> None:

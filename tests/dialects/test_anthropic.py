@@ -397,12 +397,15 @@ def places(value: JSON, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str
 def test_no_value_within_a_field_is_the_services_fault() -> None:
     refused = 0
     for *around, last in [place for place in places(RICH) if place]:
-        for wrong in (None, -1, "x", [None], [{"type": "text", "text": "x"}], {}, {"type": ["a"]}):
+        for wrong in (None, -1, "x", [None], [{"type": "text", "text": "x"}], {}, {"type": ["a"]}, ...):
             body = deepcopy(RICH)
             inside: Any = body
             for step in around:
                 inside = inside[step]
-            inside[last] = wrong
+            if wrong is not ...:
+                inside[last] = wrong
+            elif isinstance(inside, dict):  # A field where there is none.
+                inside.setdefault("content", [None])
             try:
                 call = read(body)
                 call.ignored(EVERYTHING)
@@ -438,6 +441,21 @@ def test_no_value_within_a_field_is_the_services_fault() -> None:
                 ]
             },
             ["messages.cache_control", "messages.name", "messages.redacted_thinking"],
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "document", "source": {"type": "text", "data": "x", "content": [text("y")]}},
+                            {"type": "image", "source": {"type": "url", "url": "u", "detail": "low"}, "content": [1]},
+                            text("?", data="d"),
+                        ],
+                    }
+                ]
+            },
+            ["messages.content", "messages.data", "messages.source.content", "messages.source.detail"],
         ),
     ],
     ids=str,
@@ -557,6 +575,7 @@ def pieces(*of: tuple[int, dict[str, JSON]]) -> list[Event]:
                 (0, {"id": "c1", "function": {"arguments": '{"a"'}}),
                 (0, {"function": {"name": "look"}}),
                 (1, {"id": "c2", "function": {"name": "go"}}),
+                (1, {}),
                 (0, {"function": {"arguments": ":1}"}}),
             ),
             USES,
@@ -574,6 +593,12 @@ def pieces(*of: tuple[int, dict[str, JSON]]) -> list[Event]:
             [text("I will not.")],
             ("refusal", None),
         ),
+        (
+            Generation("Well. ", "stop", extra={"refusal": "No."}),
+            [TextDelta("Well. ", extra={"refusal": "No."})],
+            [text("Well. No.")],
+            ("refusal", None),
+        ),
         (Generation("Hi", "content_filter"), [TextDelta("Hi")], [text("Hi")], ("refusal", None)),
         (Generation("Hi", "abort"), [TextDelta("Hi")], [text("Hi")], ("abort", None)),
         (Generation("Hi", "stop", stop_string="END"), [TextDelta("Hi")], [text("Hi")], ("stop_sequence", "END")),
@@ -586,6 +611,7 @@ def pieces(*of: tuple[int, dict[str, JSON]]) -> list[Event]:
         "calls_in_turns",
         "function",
         "refusal",
+        "text_and_refusal",
         "filter",
         "unknown",
         "stop",
@@ -758,6 +784,21 @@ async def test_a_sentence_from_several_blocks_cites_them_all(monkeypatch: pytest
     (citation,) = block["citations"]
     assert (block["text"], citation["cited_text"]) == (said, "Gaudi 2 has 96 GB.Intel made it in 2022.")
     assert (citation["start_block_index"], citation["end_block_index"]) == (0, 2)
+
+
+def test_of_a_long_block_only_the_passage_is_quoted() -> None:
+    blocks = [text("Bread is baked. " * 1000), text("Herring is sold.")]
+    content = [{"type": "document", "source": {"type": "content", "content": blocks}, "citations": {"enabled": True}}]
+    call = read({**QUESTION, "messages": [{"role": "user", "content": [*content, text("?")]}]})
+    cited = {"number": 1, "start_index": 0, "end_index": 2}
+    spans = [[16, 31], [16_001, 16_017], None, [0], ["0", 1]]
+    annotations: list[JSON] = [{"type": "x", "x": {**cited, "passage": span}} for span in spans]
+    reply: Any = call.reply([Generation("Ah", "stop", extra={"annotations": annotations})], METADATA)
+    found = [citation for block in reply["content"] for citation in block.get("citations", ())]
+    assert [(one["cited_text"], one["start_block_index"], one["end_block_index"]) for one in found] == [
+        ("Bread is baked.", 0, 1),
+        ("Herring is sold.", 1, 2),
+    ]
 
 
 async def test_an_answer_without_wanted_citations_is_one_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -420,6 +420,69 @@ def test_thinking_a_text_and_tool_calls_in_pieces_are_events_in_their_order() ->
     assert (whole["finish_reason"], whole["usage"]["cached_tokens"]) == ("TOOL_CALL", 2)
 
 
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (
+            calls({"index": 0, "id": "look_1", "function": {"arguments": '{"a":'}}),
+            calls({"index": 0, "function": {"name": "look"}}, {"index": 0}),
+            calls({"index": 0, "function": {"arguments": "1}"}}),
+        ),
+        (TextDelta("", extra={"function_call": {"name": "look", "arguments": '{"a":1}'}}),),
+    ],
+    ids=["whose_name_comes_late", "in_the_older_form"],
+)
+def test_a_call_has_its_name_and_arguments_streamed_and_whole(pieces: tuple[TextDelta, ...]) -> None:
+    call = read(tools=[TOOL], stream=True)
+    given: tuple[Event, ...] = (*pieces, Finished("function_call"))
+    _, start, *arguments, _, end = events(call, *given)
+    whole = replied(call, *given)
+    begun = start["delta"]["message"]["tool_calls"]["function"]
+    said = "".join(one["delta"]["message"]["tool_calls"]["function"]["arguments"] for one in arguments)
+    (told,) = whole["message"]["tool_calls"]
+    assert (start["type"], begun["name"], said) == ("tool-call-start", "look", '{"a":1}')
+    assert told["function"] == {"name": "look", "arguments": '{"a":1}'}
+    assert end["delta"]["finish_reason"] == whole["finish_reason"] == "TOOL_CALL"
+
+
+def test_a_call_without_any_name_is_told_all_the_same() -> None:
+    given = (calls({"index": 0, "function": {"arguments": "{}"}}), Finished("tool_calls"))
+    told = kinds(read(stream=True), *given)
+    assert told[1:] == ["tool-call-start", "tool-call-delta", "tool-call-end", "message-end"]
+
+
+def citing(start: int, end: int, number: int) -> TextDelta:
+    """The annotation of a place in the text, which cites a document."""
+    annotation = {"type": "x", "x": {"number": number, "start_index": start, "end_index": end}}
+    return TextDelta("", extra={"annotations": [annotation]})
+
+
+def cited(*given: TextDelta, **fields: Any) -> list[dict[str, Any]]:
+    """The citations of a stream."""
+    said = events(read(stream=True, **fields), *given, Finished("stop"))
+    return [one["delta"]["message"]["citations"] for one in said if one["type"] == "citation-start"]
+
+
+def test_a_citation_has_its_place_in_the_content_block_that_has_the_text() -> None:
+    given = (TextDelta("One."), THOUGHT, TextDelta("Two"), TextDelta("."), citing(0, 4, 1), citing(4, 8, 2), THOUGHT)
+    found = cited(*given, documents=FACTS)
+    assert [(one["content_index"], one["start"], one["end"], one["text"]) for one in found] == [
+        (0, 0, 4, "One."),
+        (2, 0, 4, "Two."),
+    ]
+
+
+def test_a_long_document_is_written_once_and_then_named() -> None:
+    data = {"text": "Bread is baked. " * 1000}
+    given = (TextDelta("One. Two."), citing(0, 4, 1), citing(4, 9, 1), citing(4, 9, 2), citing(0, 4, 2))
+    first, second, *short = [
+        one["sources"] for one in cited(*given, documents=[{"id": "long", "data": data}, "Bread."])
+    ]
+    assert first == [{"type": "document", "id": "long", "document": {"id": "long", **data}}]
+    assert second == [{"type": "document", "id": "long"}]
+    assert short == 2 * [[{"type": "document", "id": "doc:1", "document": {"id": "doc:1", "text": "Bread."}}]]
+
+
 def begun(index: int, identity: str, name: str) -> JSON:
     call = {"id": identity, "type": "function", "function": {"name": name, "arguments": ""}}
     return {"type": "tool-call-start", "index": index, "delta": {"message": {"tool_calls": call}}}
@@ -494,6 +557,9 @@ def test_a_refusal_is_shown_and_what_has_no_place_is_left_out() -> None:
     given = (TextDelta("", extra=odd), Finished("stop"))
     assert replied(call, *given)["message"] == {"role": "assistant", "content": [{"type": "text", "text": "No."}]}
     assert events(call, *given)[2]["delta"]["message"]["content"] == {"text": "No."}
+    both = (TextDelta("Well. ", extra={"refusal": "No."}), Finished("stop"))
+    assert replied(call, *both)["message"]["content"] == [{"type": "text", "text": "Well. No."}]
+    assert events(call, *both)[2]["delta"]["message"]["content"] == {"text": "Well. No."}
     alone = (THOUGHT, Finished("length"))
     assert replied(call, *alone)["message"]["content"] == [{"type": "thinking", "thinking": "Hm."}]
     assert kinds(call, *alone)[1:4] == ["content-start", "content-delta", "content-end"]

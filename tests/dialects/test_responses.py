@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from time import process_time
 from typing import Any
 
 import orjson
@@ -24,6 +25,7 @@ from comps.core.types import (
     Usage,
 )
 from comps.dialects.responses.dialect import Switches, responses
+from comps.dialects.responses.items import Conversation
 from comps.dialects.shared.base import GenerationCall
 from comps.dialects.shared.endpoint import Endpoint, RequestError
 from comps.model_servers.scripted import Scripted
@@ -41,6 +43,8 @@ ASKED: dict[str, Any] = {"input": "?"}
 USER = {"role": "user", "content": "?"}
 CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
 OUTPUT = {"type": "function_call_output", "call_id": "c", "output": "9"}
+BARE = {"type": "function", "name": "f"}
+BARE_CHAT = {"tools": [{"type": "function", "function": {"name": "f"}}]}
 CHAT_CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 TOOL = {"type": "function", "name": "f", "description": "F.", "parameters": {"type": "object"}, "strict": True}
 REASONS = ("reasoning", "reasoning_content")
@@ -136,6 +140,7 @@ def short(events: list[dict[str, Any]]) -> list[str]:
             {
                 "input": [
                     USER,
+                    {"type": "reasoning", "id": "rs_0", "summary": [{"type": "x", "text": "Well."}]},
                     {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "x", "text": "Hm."}]},
                     {
                         **{"type": "message", "id": "msg_1", "role": "assistant", "status": "completed"},
@@ -151,7 +156,7 @@ def short(events: list[dict[str, Any]]) -> list[str]:
                 ("user", "?", {}),
                 (
                     *("assistant", "Wait."),
-                    {"reasoning_content": "Hm.", "tool_calls": [CHAT_CALL, {**CHAT_CALL, "id": "d"}]},
+                    {"reasoning_content": "Well.\nHm.", "tool_calls": [CHAT_CALL, {**CHAT_CALL, "id": "d"}]},
                 ),
                 ("tool", "9", {"tool_call_id": "c"}),
                 ("tool", "10", {"tool_call_id": "d"}),
@@ -170,6 +175,16 @@ def short(events: list[dict[str, Any]]) -> list[str]:
 def test_items_become_messages_of_the_chat_api(body: dict[str, Any], messages: list[tuple[str, Any, Any]]) -> None:
     assert prompt_of(body) == tuple(Message(*one) for one in messages)
     assert read(body).ignored(frozenset(("messages.*",))) == []
+
+
+def test_reasoning_is_read_in_time_in_proportion_to_its_items() -> None:
+    def seconds(count: int) -> float:
+        items = [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "x" * 1000}]}] * count
+        began = process_time()
+        Conversation("", items)
+        return process_time() - began
+
+    assert seconds(4000) < 30 * min(seconds(500) for _ in range(2))
 
 
 def test_a_body_is_sampled_as_it_says_with_the_smaller_limit_and_its_documents() -> None:
@@ -197,24 +212,35 @@ def test_a_body_is_sampled_as_it_says_with_the_smaller_limit_and_its_documents()
             },
             ["tools"],
         ),
-        ({"tool_choice": "required"}, {"tool_choice": "required"}, ["tool_choice"]),
-        ({"tool_choice": "auto"}, {"tool_choice": "auto"}, []),
         (
-            {"tool_choice": {"type": "function", "name": "f"}},
-            {"tool_choice": {"type": "function", "function": {"name": "f"}}},
-            ["tool_choice"],
+            {"tools": [BARE], "tool_choice": "required"},
+            {**BARE_CHAT, "tool_choice": "required"},
+            ["tools", "tool_choice"],
+        ),
+        ({"tools": [BARE], "tool_choice": "auto"}, {**BARE_CHAT, "tool_choice": "auto"}, ["tools"]),
+        (
+            {"tools": [BARE], "tool_choice": BARE},
+            {**BARE_CHAT, "tool_choice": BARE_CHAT["tools"][0]},
+            ["tools", "tool_choice"],
         ),
         (
-            {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]}},
+            {"tools": [BARE], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [BARE]}},
             {
+                **BARE_CHAT,
                 "tool_choice": {
                     "type": "allowed_tools",
-                    "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]},
-                }
+                    "allowed_tools": {"mode": "auto", "tools": BARE_CHAT["tools"]},
+                },
             },
-            ["tool_choice"],
+            ["tools", "tool_choice"],
         ),
-        ({"parallel_tool_calls": False}, {"parallel_tool_calls": False}, ["parallel_tool_calls"]),
+        (
+            {"tools": [BARE], "parallel_tool_calls": False},
+            {"parallel_tool_calls": False, **BARE_CHAT},
+            ["parallel_tool_calls", "tools"],
+        ),
+        ({"tool_choice": "auto", "parallel_tool_calls": True}, {}, []),
+        ({"tool_choice": "none", "tools": []}, {}, []),
         ({"text": {"format": {"type": "text"}}}, {"response_format": {"type": "text"}}, []),
         ({"text": {"format": {"type": "json_object"}}}, {"response_format": {"type": "json_object"}}, ["text.format"]),
         (
@@ -276,6 +302,7 @@ def test_what_only_some_model_servers_know_is_an_option_of_the_chat_api(
             {"input": [{"type": "reasoning", "summary": [], "encrypted_content": "x"}, USER]},
             ["input.reasoning.encrypted_content"],
         ),
+        ({"parallel_tool_calls": False, "tool_choice": "auto"}, ["parallel_tool_calls"]),
     ],
     ids=str,
 )
@@ -341,6 +368,8 @@ def test_a_model_that_calls_functions_only_on_demand_ignores_them_if_it_may_choo
         ({"tool_choice": {"type": "function"}}, "tool_choice", "name a function"),
         ({"tool_choice": {"type": "allowed_tools", "tools": []}}, "tool_choice", "mode"),
         ({"tool_choice": "maybe"}, "tool_choice", "'required'"),
+        ({"tool_choice": "required"}, "tool_choice", "no tools"),
+        ({"tool_choice": BARE, "tools": []}, "tool_choice", "no tools"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type", "json_schema"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema", "schema"),
         ({"text": {"verbosity": "loud"}}, "text.verbosity", "'low'"),
@@ -487,6 +516,22 @@ TOKENS = [
             ["output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"],
             [(f"call_{METADATA.id}00", "f", "{}")],
             id="an older call",
+        ),
+        pytest.param(
+            {},
+            [
+                TextDelta("", 0, {"tool_calls": [{"index": 0, "id": "c", "function": {"arguments": '{"a":'}}]}),
+                TextDelta("", 0, {"tool_calls": [{"index": 0, "function": {"name": "f"}}, {"index": 0}]}),
+                piece(0, "1}"),
+                TextDelta("", 0, {"tool_calls": [{"index": 1, "id": "d", "function": {"arguments": "{}"}}]}),
+            ],
+            "tool_calls",
+            [
+                *("output_item.added", "function_call_arguments.delta") * 2,
+                *("function_call_arguments.done", "output_item.done") * 2,
+            ],
+            [("c", "f", '{"a":1}'), ("d", "", "{}")],
+            id="names that come late or never",
         ),
         pytest.param(
             {},

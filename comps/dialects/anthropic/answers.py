@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from comps.core.citations import ANNOTATIONS
+from comps.core.deltas import NamedCalls, calls_in
 from comps.core.types import JSON, Finished, Generation, TextDelta, Usage
 from comps.dialects.anthropic.cited import cited_in
 from comps.dialects.anthropic.conversation import Source
@@ -62,11 +63,11 @@ def message(metadata: ResponseMetadata, content: JSON, ending: Mapping[str, JSON
 def whole_message(generation: Generation, metadata: ResponseMetadata, form: Form) -> dict[str, JSON]:
     """A whole answer as a `Message`."""
     extra = generation.extra or {}
-    calls = _calls_in(extra)
+    calls = calls_in(extra)
     content = [*_texts(generation, form.sources), *(_whole_call(call, metadata, n) for n, call in enumerate(calls))]
     if form.shows_thinking and (thoughts := _thoughts_in(extra)):
         content.insert(0, {"type": "thinking", "thinking": thoughts, "signature": ""})
-    refused, ended = bool(extra.get("refusal")), generation.stop_string
+    refused, ended = bool(_refusal_in(extra)), generation.stop_string
     ending = _ending(generation.reason, ended, form, called=bool(calls), refused=refused)
     return message(metadata, content or [{"type": "text", "text": ""}], ending, _usage(generation.usage))
 
@@ -106,7 +107,7 @@ def _texts(generation: Generation, sources: Sequence[Source]) -> Iterator[JSON]:
 
     Space between two sentences belongs to the second one, as it does in a stream.
     """
-    text = generation.text or str((generation.extra or {}).get("refusal") or "")
+    text = generation.text + _refusal_in(generation.extra or {})
     start = 0
     for cited in cited_in(generation.extra, sources):
         if before := text[start : cited.start].rstrip():
@@ -116,14 +117,6 @@ def _texts(generation: Generation, sources: Sequence[Source]) -> Iterator[JSON]:
         start = cited.end
     if rest := text[start:]:
         yield {"type": "text", "text": rest}
-
-
-def _calls_in(extra: Mapping[str, JSON]) -> list[dict[str, Any]]:
-    """Returns the calls of tools, or pieces of them, in OpenAI's form."""
-    if calls := extra.get("tool_calls"):
-        return list(calls)
-    call = extra.get("function_call")
-    return [{"index": 0, "function": call}] if isinstance(call, dict) else []
 
 
 def _whole_call(call: Mapping[str, Any], metadata: ResponseMetadata, number: int) -> JSON:
@@ -148,20 +141,14 @@ def _thoughts_in(extra: Mapping[str, JSON]) -> str:
     return next((thoughts for name in _THOUGHTS if isinstance(thoughts := extra.get(name), str) and thoughts), "")
 
 
+def _refusal_in(extra: Mapping[str, JSON]) -> str:
+    refusal = extra.get("refusal")
+    return refusal if isinstance(refusal, str) else ""
+
+
 def event(name: str, fields: Mapping[str, JSON]) -> bytes:
     """An event of a stream."""
     return b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps({"type": name, **fields}))
-
-
-@dataclass(slots=True)
-class _Call:
-    """A call of a tool, of which pieces come."""
-
-    id: str
-    block: int | None = None
-    """The index of its block; None until its name is known."""
-    held: str = ""
-    """The arguments that came before the name."""
 
 
 class MessageEvents:
@@ -189,8 +176,9 @@ class MessageEvents:
         """The index of the open block."""
         self._before: bytes | None = None
         """A delta of the open text block up to its text; None if the next text begins a block."""
-        self._calls: dict[int, _Call] = {}
-        """The calls of tools by their indexes."""
+        self._calls: dict[int, int] = {}
+        """The indexes of the blocks of calls, by the calls' own."""
+        self._named = NamedCalls()
         self._refused = False
         self._end: Finished | None = None
 
@@ -203,12 +191,13 @@ class MessageEvents:
         if self._form.shows_thinking and (thoughts := _thoughts_in(extra)):
             opening = b"" if self._kind == "thinking" else self._begin("thinking", {"thinking": "", "signature": ""})
             self._write(opening + self._delta("thinking_delta", "thinking", thoughts))
-        if refusal := extra.get("refusal"):
-            self._refused = True
-        if text := delta.text or refusal:
-            self.text(str(text))
-        for piece in _calls_in(extra):
-            self._call(piece)
+        refusal = _refusal_in(extra)
+        self._refused = self._refused or bool(refusal)
+        if text := delta.text + refusal:
+            self.text(text)
+        for number, piece in self._named.pieces(extra):
+            if events := self._call(number, piece):
+                self._write(events)
         if ANNOTATIONS in extra and self._kind == "text":
             for cited in cited_in(extra, self._form.sources):
                 fields = {"index": self._index, "delta": {"type": "citations_delta", "citation": cited.citation}}
@@ -220,10 +209,8 @@ class MessageEvents:
 
     def close(self) -> None:
         """Write the end of the block, and that of the message."""
-        opening = b"" if self._kind else self._begin("text", {"text": ""})
-        for call in self._calls.values():
-            if call.block is None:
-                opening += self._begin_call(call, "")
+        opening = b"".join([self._call(number, piece) for number, piece in self._named.rest()])
+        opening += b"" if self._kind else self._begin("text", {"text": ""})
         assert self._end
         end, refused = self._end, self._refused
         ending = _ending(end.reason, end.stop_string, self._form, called=bool(self._calls), refused=refused)
@@ -263,29 +250,17 @@ class MessageEvents:
         before = _delta_before(self._index if index is None else index, kind, field)
         return before + orjson.dumps(text) + b"}}\n\n"
 
-    def _call(self, piece: Mapping[str, Any]) -> None:
-        """Write a piece of a call. Its block begins with its name, and may still be continued behind the next one's."""
+    def _call(self, number: int, piece: Mapping[str, Any]) -> bytes:
+        """Returns the events for a piece of a call. Its block may go on behind the beginning of the next one's."""
         function = piece.get("function") or {}
-        number = piece.get("index") or 0
-        call = self._calls.setdefault(number, _Call(_call_id(self._metadata, number)))
-        call.id = call.id if call.block is not None else piece.get("id") or call.id
-        call.held += function.get("arguments") or ""
         opening = b""
-        if call.block is None:
-            if not (name := function.get("name")):
-                return
-            opening = self._begin_call(call, name)
-        elif call.held:
-            opening = self._delta("input_json_delta", "partial_json", call.held, call.block)
-        call.held = ""
-        if opening:
-            self._write(opening)
-
-    def _begin_call(self, call: _Call, name: str) -> bytes:
-        """Returns the events with which the block of a call begins."""
-        opening = self._begin("tool_use", {"id": call.id, "name": name, "input": {}})
-        call.block = self._index
-        return opening + (self._delta("input_json_delta", "partial_json", call.held) if call.held else b"")
+        if number not in self._calls:
+            identity = piece.get("id") or _call_id(self._metadata, number)
+            opening = self._begin("tool_use", {"id": identity, "name": function.get("name") or "", "input": {}})
+            self._calls[number] = self._index
+        if arguments := function.get("arguments"):
+            opening += self._delta("input_json_delta", "partial_json", arguments, self._calls[number])
+        return opening
 
 
 def _delta_before(index: int, kind: str, field: str) -> bytes:

@@ -37,9 +37,16 @@ _READ: Mapping[str, tuple[str, ...]] = {
     "tool_use": ("id", "name", "input", "caller"),
     # A signature proves to Anthropic's servers that they wrote the thinking.
     "thinking": ("thinking", "signature"),
-    "redacted_thinking": (),
+    "redacted_thinking": ("data",),
 }
 """The fields that are read, by the type of block."""
+_OF_SOURCES: Mapping[str, tuple[str, ...]] = {
+    "text": ("media_type", "data"),
+    "content": ("content",),
+    "base64": ("media_type", "data"),
+    "url": ("url",),
+}
+"""Those of the source of a document or an image, by its type."""
 
 
 def _need(block: Mapping[str, Any], name: str, kind: type | tuple[type, ...], called: str) -> Any:
@@ -185,9 +192,9 @@ def all_blocks(blocks: Iterable[Block]) -> Iterator[Block]:
     """Yields the blocks, and those within them: in results of tools, in documents and in search results."""
     for block in blocks:
         yield block
-        inner = block["source"] if block["type"] == "document" else block
-        if block["type"] != "text" and isinstance(inner.get("content"), list):
-            yield from all_blocks(inner["content"])
+        inner = block["source"] if block["type"] == "document" and block["source"]["type"] == "content" else block
+        if inner is not block or block["type"] in ("tool_result", "search_result"):
+            yield from all_blocks(blocks_in(inner))
 
 
 def unread(blocks: Iterable[Block]) -> Iterator[str]:
@@ -195,8 +202,14 @@ def unread(blocks: Iterable[Block]) -> Iterator[str]:
     for block in all_blocks(blocks):
         if block["type"] == "redacted_thinking":
             yield "redacted_thinking"
-        read = _READ[block["type"]]
-        yield from (name for name, value in block.items() if value and name not in ("type", "data", *read))
+        yield from _others(block, _READ[block["type"]])
+        if block["type"] in ("document", "image"):
+            source = block["source"]
+            yield from (f"source.{name}" for name in _others(source, _OF_SOURCES[source["type"]]))
+
+
+def _others(said: Mapping[str, Any], read: Sequence[str]) -> list[str]:
+    return [name for name, value in said.items() if value and name not in ("type", *read)]
 
 
 def texts_of(block: Block) -> tuple[str, ...]:

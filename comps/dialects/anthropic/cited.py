@@ -5,14 +5,16 @@ https://platform.claude.com/docs/en/build-with-claude/citations
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
-from comps.core.citations import ANNOTATIONS
-from comps.core.passages import located
+from comps.core.citations import citations_in
 from comps.core.types import JSON
 from comps.dialects.anthropic.conversation import Source
+
+_LONGEST = 10_000
+"""The most characters of blocks that are quoted whole: each citation of them has them again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +33,26 @@ def cited_in(extra: Mapping[str, JSON] | None, sources: Sequence[Source]) -> Ite
         extra: The fields that came with the answer, in which the annotations are.
         sources: The documents and search results by their numbers, from 1.
     """
-    for annotation in (extra or {}).get(ANNOTATIONS) or ():
-        told = annotation.get(str(annotation.get("type")))
-        if not isinstance(told, dict) or not isinstance(told.get("passage"), str):
-            continue  # A model server's own, or a sentence with the words of a title alone.
-        if citation := _citation(sources[told["number"] - 1], told["passage"]):
-            yield Cited(told["start_index"], told["end_index"], citation)
+    for told in citations_in(extra):
+        span = told.get("passage")
+        # A sentence with the words of a title alone has no passage, nor has what a model server says itself.
+        if 0 < told["number"] <= len(sources) and isinstance(span, list) and [*map(type, span)] == [int, int]:
+            yield Cited(told["start_index"], told["end_index"], _citation(sources[told["number"] - 1], *span))
 
 
-def _citation(source: Source, passage: str) -> JSON:
-    """Returns a citation of a passage; None if the source does not have it."""
+def _citation(source: Source, start: int, end: int) -> JSON:
+    """Returns a citation of a passage, which is there in the source's texts, joined by line breaks."""
     block = source.block
-    span = located(passage, "\n".join(source.texts))
-    if span is None:
-        return None
     if block["type"] == "document" and block["source"]["type"] == "text":
-        start, end = span
         place = {"start_char_index": start, "end_char_index": end}
         text = source.texts[0][start:end]
         return {"type": "char_location", "cited_text": text, **_document(source), **place}
-    first, last = _blocks(source.texts, *span)
+    first, last = bisect_right(source.ends, start), bisect_left(source.ends, end) + 1
+    begin = source.ends[first - 1] if first else 0
     place = {"start_block_index": first, "end_block_index": last}
     text = "".join(source.texts[first:last])
+    if len(text) > _LONGEST:
+        text = "\n".join(source.texts[first:last])[start - begin : end - begin]
     if block["type"] == "document":
         return {"type": "content_block_location", "cited_text": text, **_document(source), **place}
     told = {"search_result_index": source.place, "source": block["source"], "title": block["title"]}
@@ -61,12 +61,3 @@ def _citation(source: Source, passage: str) -> JSON:
 
 def _document(source: Source) -> dict[str, JSON]:
     return {"document_index": source.place, "document_title": source.block.get("title")}
-
-
-def _blocks(texts: Sequence[str], start: int, end: int) -> tuple[int, int]:
-    """Returns the first of the blocks in which a span of their texts is, joined by line breaks, and the one after the
-    last."""
-    ends = [*accumulate(len(text) + 1 for text in texts)]
-    first = next(place for place, last in enumerate(ends) if start < last)
-    last = next(place for place, last in enumerate(ends) if end <= last)
-    return first, last + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import orjson
@@ -25,6 +25,8 @@ class Source:
     place: int
     """Its place among those of its kind in the request, from 0, those in results of tools included."""
     texts: tuple[str, ...]
+    ends: tuple[int, ...]
+    """Where each text ends, in characters, where they are joined by line breaks; a break belongs to the text before."""
 
 
 @dataclass(slots=True)
@@ -93,7 +95,8 @@ class Conversation:
     def _add_source(self, block: Block) -> Document:
         """Note a document or a search result; what is no text of it to cite is in the title."""
         texts = texts_of(block)
-        self.sources.append(Source(block, self._counts[block["type"]], texts))
+        ends = tuple(accumulate(len(text) + 1 for text in texts))
+        self.sources.append(Source(block, self._counts[block["type"]], texts, ends))
         self._counts[block["type"]] += 1
         title = block.get("title") or ""
         about = block.get("context") if block["type"] == "document" else block["source"]

@@ -6,24 +6,22 @@ https://docs.cohere.com/reference/chat and https://docs.cohere.com/reference/cha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import orjson
 
-from comps.core.citations import ANNOTATIONS
+from comps.core.citations import ANNOTATIONS, citations_in
+from comps.core.deltas import NamedCalls, calls_in
 from comps.core.errors import LLMError, Timeout
 from comps.core.types import JSON, Finished, Generation, Report, TextDelta, Usage
 from comps.dialects.cohere.bodies import Source
 from comps.dialects.shared.framing import DONE, ResponseMetadata, report_object, sse
 
-_REASONS = {"stop": "COMPLETE", "length": "MAX_TOKENS", "tool_calls": "TOOL_CALL"}
+_REASONS = {"stop": "COMPLETE", "length": "MAX_TOKENS", "tool_calls": "TOOL_CALL", "function_call": "TOOL_CALL"}
 """The API's finish reasons by OpenAI's; any other one is an ERROR."""
 _NOT_COUNTED = {"billed_units": {"input_tokens": 0, "output_tokens": 0}}
 """The usage at the end of a stream where the model server does not count: LangChain's client needs one there."""
 _REASONING = ("reasoning_content", "reasoning")
 """The fields in which model servers have what a model thinks, the first one that is there."""
-_PLACE = ("number", "start_index", "end_index")
-"""The fields of an annotation of ours: the citation number, and the place in the text."""
 
 
 def whole(generation: Generation, metadata: ResponseMetadata, sources: Sequence[Source]) -> dict[str, JSON]:
@@ -35,7 +33,7 @@ def whole(generation: Generation, metadata: ResponseMetadata, sources: Sequence[
         sources: What the answer may cite, by citation number, from 1.
     """
     extra = generation.extra or {}
-    text, calls = said(generation.text, extra), _tool_calls(extra)
+    text, calls = said(generation.text, extra), calls_in(extra)
     thought = reasoning(extra)
     content: list[JSON] = [{"type": "thinking", "thinking": thought}] if thought else []
     message: dict[str, JSON] = {"role": "assistant"}
@@ -46,7 +44,8 @@ def whole(generation: Generation, metadata: ResponseMetadata, sources: Sequence[
         content.append({"type": "text", "text": text})
     if content:
         message["content"] = content
-    if cited := [*citations(extra, text, sources, max(len(content) - 1, 0), "PLAN" if calls else "TEXT_CONTENT")]:
+    block = None if calls else [(0, max(len(content) - 1, 0))]
+    if cited := [*citations(extra, text, sources, block, set())]:
         message["citations"] = cited
     answer: dict[str, JSON] = {"id": metadata.id, "finish_reason": finish_reason(generation, bool(calls))}
     answer["message"] = message
@@ -58,9 +57,9 @@ def whole(generation: Generation, metadata: ResponseMetadata, sources: Sequence[
 
 
 def said(text: str, extra: Mapping[str, JSON]) -> str:
-    """The text of an answer, or what a model says to refuse one."""
+    """The text of an answer, and what a model says to refuse one."""
     refusal = extra.get("refusal")
-    return text or (refusal if isinstance(refusal, str) else "")
+    return text + (refusal if isinstance(refusal, str) else "")
 
 
 def reasoning(extra: Mapping[str, JSON]) -> str:
@@ -83,7 +82,11 @@ def usage(counted: Usage) -> JSON:
 
 
 def citations(
-    extra: Mapping[str, JSON], text: str, sources: Sequence[Source], content_index: int, kind: str
+    extra: Mapping[str, JSON],
+    text: str,
+    sources: Sequence[Source],
+    blocks: Sequence[tuple[int, int]] | None,
+    named: set[int],
 ) -> Iterator[JSON]:
     """Yields the citations of a text.
 
@@ -91,27 +94,29 @@ def citations(
         extra: The fields that came with the text; its annotations have the numbers of our documents.
         text: The text.
         sources: What it may cite, by citation number, from 1.
-        content_index: The content block that the text is.
-        kind: The citations' type: TEXT_CONTENT or PLAN.
+        blocks: Where each content block with a part of the text begins in it, and the block's index; None: the text is
+            the plan of a call.
+        named: The numbers of the long documents that have been cited: each is written once, and named by its id then.
     """
-    for one in extra.get(ANNOTATIONS) or ():
-        found = one.get(str(one.get("type"))) if isinstance(one, dict) else None
-        place: list[Any] = [found.get(name) for name in _PLACE] if isinstance(found, dict) else []
-        if not (place and all(type(number) is int for number in place) and 0 < place[0] <= len(sources)):
+    for found in citations_in(extra):
+        number, start, end = found["number"], found["start_index"], found["end_index"]
+        if not 0 < number <= len(sources):
             continue  # It is a model server's own.
-        number, start, end = place
-        cited = {"start": start, "end": end, "text": text[start:end], "sources": [sources[number - 1].told]}
-        yield {**cited, **({} if kind == "PLAN" else {"content_index": content_index}), "type": kind}
+        source = sources[number - 1]
+        cited = {"text": text[start:end], "sources": [source.name if number in named else source.told]}
+        if source.is_long:
+            named.add(number)
+        if blocks is None:
+            yield {"start": start, "end": end, **cited, "type": "PLAN"}
+            continue
+        begin, index = next((block for block in reversed(blocks) if block[0] <= start), blocks[0])
+        yield {"start": start - begin, "end": end - begin, **cited, "content_index": index, "type": "TEXT_CONTENT"}
 
 
 def told(metadata: ResponseMetadata) -> dict[str, JSON]:
     """The report of what became of the documents, as a field."""
     report: Report | None = metadata.reports.get(0)
     return {"report": report_object(report)} if report else {}
-
-
-def _tool_calls(extra: Mapping[str, JSON]) -> list[Mapping[str, JSON]]:
-    return [call for call in extra.get("tool_calls") or () if isinstance(call, dict)]
 
 
 def _tool_call(call: Mapping[str, JSON], place: int, metadata: ResponseMetadata) -> JSON:
@@ -180,8 +185,8 @@ class Events:
     """
 
     __slots__ = (
-        *("_after", "_before", "_begun", "_block", "_call", "_calls", "_cited", "_include_report", "_index"),
-        *("_end", "_is_plan", "_metadata", "_pieces", "_sources", "_usage", "_write"),
+        *("_after", "_before", "_begun", "_block", "_call", "_calls", "_cited", "_documents", "_include_report"),
+        *("_index", "_end", "_is_plan", "_metadata", "_named", "_pieces", "_sources", "_texts", "_usage", "_write"),
     )
 
     def __init__(
@@ -210,16 +215,21 @@ class Events:
         self._call: int | None = None
         """The index of the tool call that is open."""
         self._calls: set[int] = set()
+        self._named = NamedCalls()
+        self._texts: list[tuple[int, int]] = []
+        """Where each content block of text begins in the whole text, and its index, if there is something to cite."""
         self._cited = 0
+        self._documents: set[int] = set()
+        """The numbers of the long documents that have been cited."""
         self._end = Finished("stop")
         self._usage: Usage | None = None
 
     def text(self, text: str, choice: int = 0) -> None:
-        if self._pieces is not None:
-            self._pieces.append(text)
         before = self._before
         if before is None:
             before = self._open_text()
+        if self._pieces is not None:
+            self._pieces.append(text)
         self._write(b"".join((before, orjson.dumps(text), self._after)))
 
     def delta(self, delta: TextDelta) -> None:
@@ -232,13 +242,13 @@ class Events:
         if text and not items:
             self.text(text)
         elif text or (items and self._before is not None):
+            before = self._open_text() if self._before is None else self._before
             if self._pieces is not None:
                 self._pieces.append(text)
-            before = self._open_text() if self._before is None else self._before
             after = self._after[: -len(_END)] + b',"logprobs":' + orjson.dumps(_joined(items)) + _END
             self._write(before + orjson.dumps(text) + after)
-        for call in _tool_calls(extra):
-            self._write_call(call)
+        for index, call in self._named.pieces(extra):
+            self._write_call(index, call)
         if self._pieces is not None and ANNOTATIONS in extra:
             self._write_citations(extra, "".join(self._pieces))
 
@@ -248,6 +258,8 @@ class Events:
 
     def close(self) -> None:
         """Write the ends of what is open, and of the message."""
+        for index, call in self._named.rest():
+            self._write_call(index, call)
         if not (self._calls or self._block or self._before):
             self._write(self._open("text"))
         if ends := self._ends():
@@ -268,6 +280,9 @@ class Events:
             self._before = _PLAN
         else:
             opening = self._open("text")
+            if opening and self._pieces is not None:
+                self._pieces = ["".join(self._pieces)]
+                self._texts.append((len(self._pieces[0]), self._index))
             self._before = _piece("text", self._index)
         return opening + self._before
 
@@ -296,11 +311,8 @@ class Events:
         ended = event({"type": "content-end", "index": self._index}) if block else b""
         return ended + (b"" if call is None else event({"type": "tool-call-end", "index": call}))
 
-    def _write_call(self, call: Mapping[str, JSON]) -> None:
+    def _write_call(self, index: int, call: Mapping[str, JSON]) -> None:
         """Write a piece of a tool call."""
-        index = call.get("index")
-        if not isinstance(index, int):
-            index = len(self._calls)
         opening = self._beginning()
         if index not in self._calls:
             opening += self._ends()
@@ -316,8 +328,8 @@ class Events:
             self._write(opening)
 
     def _write_citations(self, extra: Mapping[str, JSON], text: str) -> None:
-        kind = "PLAN" if self._is_plan else "TEXT_CONTENT"
-        for cited in citations(extra, text, self._sources, max(self._index, 0), kind):
+        blocks = None if self._is_plan else self._texts or [(0, 0)]
+        for cited in citations(extra, text, self._sources, blocks, self._documents):
             start = {"type": "citation-start", "index": self._cited, "delta": {"message": {"citations": cited}}}
             self._write(event(start))
             self._write(event({"type": "citation-end", "index": self._cited}))

@@ -34,6 +34,10 @@ _FIELDS: Mapping[str, frozenset[str]] = {
 """The fields that a model reads of a message beside its content, by role."""
 
 
+_LONGEST = 10_000
+"""The most characters of a source that each of its citations has: an answer may cite one a thousand times."""
+
+
 def in_capitals(value: Any) -> Any:
     """A word in capitals, as the API's reference has the words of its options; its texts have small letters as well."""
     return value.upper() if isinstance(value, str) else value
@@ -44,8 +48,18 @@ class Source:
     """What an answer may cite."""
 
     document: Document
-    told: JSON
+    told: dict[str, JSON]
     """The source in a citation."""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is too long to be repeated with each of its citations."""
+        return len(self.document.text) + len(self.document.title) > _LONGEST
+
+    @property
+    def name(self) -> JSON:
+        """The source in a further citation of a long one."""
+        return {name: self.told[name] for name in ("type", "id")}
 
 
 class DocumentBody(BaseModel):

@@ -43,6 +43,8 @@ _KEPT: Mapping[str, str] = {
 """Why a field is refused that refers to something kept."""
 _NO_EFFECT = ("access_programs", "context_management", "image", "max_tool_calls", "store")
 """Fields of the API that are about what is not here."""
+_OF_TOOLS = ("parallel_tool_calls", "tool_choice")
+"""Fields that have an effect beside tools alone. The chat API refuses them without tools; this API does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +184,14 @@ class ResponsesCall(DocumentsCall):
         found = self.sent_fields(options.SAME)
         if self.tools:
             found["tools"] = options.tools(self.tools)
+        else:
+            found.pop("parallel_tool_calls", None)
         if self.tool_choice is not None:
-            found["tool_choice"] = options.tool_choice(self.tool_choice)
+            choice = options.tool_choice(self.tool_choice)
+            if self.tools:
+                found["tool_choice"] = choice
+            elif choice != "none" and not options.leaves_calls_to_the_model(choice):
+                raise InvalidRequest("it demands a call, and there are no tools", "tool_choice")
         if self.text and self.text.format is not None:
             found["response_format"] = options.response_format(self.text.format)
         if self.text and self.text.verbosity:
@@ -218,7 +226,8 @@ class ResponsesCall(DocumentsCall):
             capabilities = capabilities - {"tools"}
         wishes = [name for name, one in self._options.items() if name not in capabilities and matters(name, one)]
         lost += dict.fromkeys(self._name_of(name) for name in wishes)
-        lost += [name for name in _NO_EFFECT if matters(name, getattr(self, name))]
+        without_effect = _NO_EFFECT if self.tools else (*_OF_TOOLS, *_NO_EFFECT)
+        lost += [name for name in without_effect if matters(name, getattr(self, name))]
         return lost + self._ignored_parts() + self._ignored_in_input(capabilities)
 
     def _name_of(self, option: str) -> str:

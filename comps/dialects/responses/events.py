@@ -11,15 +11,17 @@ from dataclasses import dataclass
 import orjson
 
 from comps.core.citations import UNKNOWN
+from comps.core.deltas import NamedCalls, calls_in
 from comps.core.errors import LLMError
 from comps.core.types import JSON, Finished, Generation, Report, TextDelta, Usage
 from comps.dialects.responses.objects import (
-    annotations_in,
+    cited_in,
     ended,
     error_event,
     error_object,
     logprobs_in,
     moved_by,
+    place_of,
     usage_object,
 )
 from comps.dialects.shared.framing import ResponseMetadata, report_object
@@ -79,8 +81,8 @@ class ResponseEvents:
     """
 
     __slots__ = (
-        *("_before", "_calls", "_end", "_events", "_item", "_kind", "_metadata", "_number", "_output", "_part"),
-        *("_pieces", "_place", "_reasoning", "_reports", "_texts", "_usage", "_write", "response"),
+        *("_before", "_calls", "_end", "_events", "_item", "_kind", "_metadata", "_named", "_number", "_output"),
+        *("_part", "_pieces", "_place", "_reasoning", "_reports", "_texts", "_usage", "_write", "response"),
     )
 
     def __init__(
@@ -115,6 +117,7 @@ class ResponseEvents:
         """The parts with text: where each begins in the whole text, its place and itself."""
         self._calls: dict[int, tuple[int, list[str]]] = {}
         """The places in the output of the calls, and their arguments, by the numbers of the calls."""
+        self._named = NamedCalls()
         self._before: bytes | None = None
         """An event with text up to its text; None while no text goes on."""
         self._end: Finished | None = None
@@ -141,8 +144,8 @@ class ResponseEvents:
             self._part["logprobs"] += logprobs
         if isinstance(refusal := extra.get("refusal"), str) and refusal:
             self._add_piece(_REFUSAL, refusal)
-        for call in extra.get("tool_calls") or _older_call(extra):
-            self._add_call(call)
+        for number, piece in self._named.pieces(extra):
+            self._add_call(number, piece)
         if self._texts:
             self._cite(extra)
         self._flush()
@@ -154,6 +157,8 @@ class ResponseEvents:
 
     def close(self) -> None:
         """Write the ends of all items, and that of the response."""
+        for number, piece in self._named.rest():
+            self._add_call(number, piece)
         if not self._output:
             self._open_part(_TEXT)
         outcome = ended(self._end.reason if self._end else "stop")
@@ -217,7 +222,8 @@ class ResponseEvents:
         item[kind.parts].append(part)
         self._kind, self._part, self._place, self._pieces = kind, part, place, []
         if kind is _TEXT:
-            start = sum(len(one["text"]) for _, _, one in self._texts)
+            before = self._texts[-1] if self._texts else None
+            start = before[0] + len(before[2]["text"]) if before else 0
             self._texts.append((start, place, part))
             name = f"{kind.events}.delta"
             opened = orjson.dumps({"type": name, **place})[:-1]
@@ -262,9 +268,9 @@ class ResponseEvents:
         for place, arguments in self._calls.values():
             self._output[place]["arguments"] = "".join(arguments)
 
-    def _add_call(self, piece: Mapping[str, JSON]) -> None:
+    def _add_call(self, number: int, piece: Mapping[str, JSON]) -> None:
         """Add a piece of a call. Pieces of several calls may come in any order, so calls go on until the end."""
-        number, function = piece.get("index") or 0, piece.get("function") or {}
+        function = piece.get("function") or {}
         if number not in self._calls:
             identity = piece.get("id") or f"call_{self._metadata.id}{number:02x}"
             named = {"call_id": identity, "name": function.get("name") or "", "arguments": ""}
@@ -278,8 +284,8 @@ class ResponseEvents:
 
     def _cite(self, extra: Mapping[str, JSON]) -> None:
         """Add the citations of a delta to the text that they are in. It may have ended, since they come last."""
-        for annotation in annotations_in(extra):
-            at: int = annotation["start_index"] if "start_index" in annotation else annotation["index"]
+        for annotation in cited_in(extra):
+            at: int = place_of(annotation)
             start, place, part = next((one for one in reversed(self._texts) if one[0] <= at), self._texts[0])
             moved = moved_by(-start, annotation)
             number = len(part["annotations"])
@@ -304,8 +310,7 @@ def whole_response(
 ) -> dict[str, JSON]:
     """The response with its output, as its events would add it up; see `ResponseEvents`."""
     extra = dict(generation.extra or {})
-    calls = extra.get("tool_calls")
-    if isinstance(calls, list):  # Only in a stream do calls have an index.
+    if calls := calls_in(extra):  # Only in a stream do calls have an index.
         extra["tool_calls"] = [{**call, "index": number} for number, call in enumerate(calls)]
     whole = _Whole(metadata, lambda _: None, response, summarises=summarises)
     whole.delta(TextDelta(generation.text, 0, extra))
@@ -318,9 +323,3 @@ def event(kind: str, number: int, fields: Mapping[str, JSON]) -> bytes:
     """One typed event."""
     data = orjson.dumps({"type": kind, **fields, "sequence_number": number})
     return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
-
-
-def _older_call(extra: Mapping[str, JSON]) -> list[JSON]:
-    """A call in the older form of the chat API, of a model server that knows no other."""
-    call = extra.get("function_call")
-    return [{"function": call}] if isinstance(call, dict) else []

@@ -38,8 +38,8 @@ class Conversation:
         """The names of the fields without effect, in order."""
         self._turns: list[tuple[str, str | list[JSON], dict[str, JSON]]] = []
         """The role, the content and the other fields of each message."""
-        self._reasoning = ""
-        """What belongs to the next message of the assistant."""
+        self._reasoning: list[str] = []
+        """What belongs to the next message of the assistant, by part."""
         self._calls: set[str] = set()
         """The ids of the calls so far."""
         if instructions:
@@ -103,7 +103,7 @@ class Conversation:
         parts = item.get(field) or []
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise InvalidRequest("it must be a list of parts", f"{place}.{field}")
-        self._reasoning += "\n".join(_text(part, "text", place) for part in parts)
+        self._reasoning += [text for part in parts if (text := _text(part, "text", place))]
         if not parts and item.get("encrypted_content"):
             self.ignored["input.reasoning.encrypted_content"] = None
 
@@ -154,13 +154,13 @@ class Conversation:
 
     def _begin_answer(self, content: str | list[JSON]) -> None:
         """Begin a message of the assistant, with the reasoning before it."""
-        reasoning, self._reasoning = self._reasoning, ""
+        reasoning, self._reasoning = "\n".join(self._reasoning), []
         self._turns.append(("assistant", content, {"reasoning_content": reasoning} if reasoning else {}))
 
     def _end_reasoning(self) -> None:
         """Name reasoning that no message of the assistant follows."""
         if self._reasoning:
-            self._reasoning = ""
+            self._reasoning = []
             self.ignored["input.reasoning"] = None
 
     def _name_ignored(self, item: dict[str, JSON], place: str, *read: str) -> None:

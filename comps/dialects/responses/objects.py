@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from comps.core.citations import ANNOTATIONS
+from comps.core.citations import annotations_in
 from comps.core.errors import InvalidRequest, LLMError, Overloaded
 from comps.core.types import JSON, Usage
 from comps.dialects.shared.framing import openai_error
@@ -75,7 +75,7 @@ def _token(one: Mapping[str, JSON]) -> dict[str, JSON]:
     }
 
 
-def annotations_in(extra: Mapping[str, JSON]) -> list[dict[str, JSON]]:
+def cited_in(extra: Mapping[str, JSON]) -> list[dict[str, JSON]]:
     """The citations in the extra fields of an answer, in the form of this API; those that have none are left out.
 
     A document with a URL becomes a `url_citation`, any other a `file_citation`, whose `file_id` is its object's name,
@@ -84,7 +84,7 @@ def annotations_in(extra: Mapping[str, JSON]) -> list[dict[str, JSON]]:
     Args:
         extra: With annotations in the form of the chat API; see `comps.core.citations.annotation`.
     """
-    read = map(_annotation, _objects(extra.get(ANNOTATIONS)))
+    read = map(_annotation, annotations_in(extra))
     return [one for one in read if one]
 
 
@@ -99,6 +99,12 @@ def _annotation(one: dict[str, JSON]) -> dict[str, JSON] | None:
     needed = _NEEDED.get(kind)
     is_known = needed and all(type(told.get(name)) is wanted for name, wanted in needed.items())
     return {"type": kind, **told} if is_known else None
+
+
+def place_of(annotation: dict[str, JSON]) -> int:
+    """Where in the text the first place of a citation is; each has one, see `_NEEDED`."""
+    place: int = next(annotation[name] for name in _PLACES if type(annotation.get(name)) is int)
+    return place
 
 
 def moved_by(distance: int, annotation: dict[str, JSON]) -> dict[str, JSON]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from comps.core.citations import ANNOTATIONS
+from comps.core.citations import ANNOTATIONS, annotations_in
 from comps.core.types import JSON, Finished, Generation, Report, TextDelta, Usage
 from comps.dialects.shared.framing import citations_in, comment, report_object
 
@@ -120,17 +120,17 @@ class Shown:
         """What an answer cites, with places in the text that is shown."""
         cited = citations_in(extra)
         if self.before and cited.get(ANNOTATIONS):
-            cited[ANNOTATIONS] = [_moved(one, len(self.before)) for one in cited[ANNOTATIONS]]
+            cited[ANNOTATIONS] = [_moved(one, len(self.before)) for one in annotations_in(extra)]
         return cited
 
 
 def _moved(annotation: JSON, by: int) -> JSON:
     """An annotation of a text that has so many more characters in front."""
-    kind = annotation.get("type")
+    kind = str(annotation.get("type"))
     said = annotation.get(kind)
-    if not (isinstance(said, dict) and "start_index" in said):  # A model server's own.
+    if not isinstance(said, dict):  # A model server's own.
         return annotation
-    places = {name: said[name] + by for name in ("start_index", "end_index")}
+    places = {name: said[name] + by for name in ("start_index", "end_index") if type(said.get(name)) is int}
     return {**annotation, kind: {**said, **places}}
 
 

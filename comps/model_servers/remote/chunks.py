@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from comps.core.answers import Collector, broken_off
-from comps.core.deltas import ToolCalls, join_extra
+from comps.core.deltas import ToolCalls, function_of, join_extra
 from comps.core.errors import InvalidRequest, ModelServerError
 from comps.core.finish_reasons import finish_reason
 from comps.core.ports import Answer
@@ -221,8 +221,8 @@ def _said(said: JSON, choice: dict[str, Any]) -> tuple[str, dict[str, JSON]]:
         extra["reasoning_content"] = _thoughts_in(reasoning)
     if thoughts:
         extra["reasoning_content"] = thoughts
-    if isinstance(call := extra.get("function_call"), dict) and isinstance(call.get("arguments"), dict | list):
-        extra["function_call"] = {**call, "arguments": orjson.dumps(call["arguments"]).decode()}
+    if isinstance(call := extra.get("function_call"), dict):
+        extra["function_call"] = function_of(call)
     if choice.get("logprobs"):
         extra["logprobs"] = choice["logprobs"]
     return text, extra
