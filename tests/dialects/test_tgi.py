@@ -561,6 +561,20 @@ def test_a_stream_tells_what_it_cites_where_that_is_asked_for() -> None:
     assert streamed({}, *events) == streamed({}, *BEGUN, END)
 
 
+def test_what_is_cited_beside_a_text_is_told_and_all_of_it() -> None:
+    cited = [TextDelta(text, extra={"annotations": [annotation(place, 4)]}) for place, text in enumerate(("Deep", ""))]
+    last = json.loads(streamed({}, *cited, END, citations="matched")[-1].removeprefix(b"data:"))
+    assert last["annotations"] == [annotation(0, 4), annotation(1, 4)]
+
+
+def test_a_refusal_is_the_text() -> None:
+    refused = {"refusal": "I cannot."}
+    assert replied({}, replace(ANSWER, text="", extra=refused)) == {"generated_text": "I cannot."}
+    event, last = streamed({}, TextDelta("", extra=refused), END)
+    assert json.loads(event.removeprefix(b"data:"))["token"]["text"] == "I cannot."
+    assert json.loads(last.removeprefix(b"data:"))["generated_text"] == "I cannot."
+
+
 def test_where_streaming_is_switched_off_there_is_one_event() -> None:
     scored = TextDelta(" learning", extra={"logprobs": TEXT_LOGPROBS})
     (only,) = streamed({}, TextDelta("Deep"), scored, END, switches=Switches(disable_streaming=True))

@@ -13,6 +13,7 @@ from comps.core.citations import ANNOTATIONS
 from comps.core.passages import located
 from comps.core.types import JSON
 from comps.dialects.anthropic.conversation import Source
+from comps.dialects.shared.framing import citations_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ def cited_in(extra: Mapping[str, JSON] | None, sources: Sequence[Source]) -> Ite
         extra: The fields that came with the answer, in which the annotations are.
         sources: The documents and search results by their numbers, from 1.
     """
-    for annotation in (extra or {}).get(ANNOTATIONS) or ():
+    for annotation in citations_in(extra).get(ANNOTATIONS, ()):
         told = annotation.get(str(annotation.get("type")))
         if not isinstance(told, dict) or not isinstance(told.get("passage"), str):
             continue  # A model server's own, or a sentence with the words of a title alone.

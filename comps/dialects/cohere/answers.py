@@ -14,7 +14,7 @@ from comps.core.citations import ANNOTATIONS
 from comps.core.errors import LLMError, Timeout
 from comps.core.types import JSON, Finished, Generation, Report, TextDelta, Usage
 from comps.dialects.cohere.bodies import Source
-from comps.dialects.shared.framing import DONE, ResponseMetadata, report_object, sse
+from comps.dialects.shared.framing import DONE, ResponseMetadata, citations_in, report_object, sse
 
 _REASONS = {"stop": "COMPLETE", "length": "MAX_TOKENS", "tool_calls": "TOOL_CALL"}
 """The API's finish reasons by OpenAI's; any other one is an ERROR."""
@@ -94,8 +94,8 @@ def citations(
         content_index: The content block that the text is.
         kind: The citations' type: TEXT_CONTENT or PLAN.
     """
-    for one in extra.get(ANNOTATIONS) or ():
-        found = one.get(str(one.get("type"))) if isinstance(one, dict) else None
+    for one in citations_in(extra).get(ANNOTATIONS, ()):
+        found = one.get(str(one.get("type")))
         place: list[Any] = [found.get(name) for name in _PLACE] if isinstance(found, dict) else []
         if not (place and all(type(number) is int for number in place) and 0 < place[0] <= len(sources)):
             continue  # It is a model server's own.

@@ -48,8 +48,26 @@ def comment(text: str) -> bytes:
 
 
 def citations_in(extra: Mapping[str, JSON] | None) -> dict[str, JSON]:
-    """What an answer cites, of the fields that came with its text (`Generation.extra`)."""
-    return {name: extra[name] for name in (ANNOTATIONS, UNKNOWN) if extra.get(name)} if extra else {}
+    """What an answer cites, of the fields that came with its text (`Generation.extra`).
+
+    A model server may send `annotations` of its own; what is no list of objects is left out.
+    """
+    if not extra:
+        return {}
+    own = extra.get(ANNOTATIONS)
+    annotations = [one for one in own if isinstance(one, dict)] if isinstance(own, list) else []
+    found = {ANNOTATIONS: annotations, UNKNOWN: extra.get(UNKNOWN)}
+    return {name: value for name, value in found.items() if value}
+
+
+def arguments_in(text: str) -> dict[str, JSON] | None:
+    """The arguments of a function call, whose text is JSON, as an object; None if it is none, as where it is cut."""
+    try:
+        arguments = orjson.loads(text)
+        orjson.dumps(arguments)
+    except (orjson.JSONDecodeError, TypeError):  # More levels are read than can be written.
+        return None
+    return arguments if isinstance(arguments, dict) else None
 
 
 def report_object(report: Report) -> JSON:

@@ -186,12 +186,12 @@ class TGIGenerateCall(GroundedCall):
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         shown = self._shown()
         best, *others = _best_first(generations)
-        reply: dict[str, JSON] = {"generated_text": shown.before + best.text}
+        reply: dict[str, JSON] = {"generated_text": shown.text_of(best)}
         if shown.details:
             reply["details"] = shown.details_of(best)
             if others:
                 reply["details"]["best_of_sequences"] = [
-                    {"generated_text": shown.before + one.text, **shown.details_of(one)} for one in others
+                    {"generated_text": shown.text_of(one), **shown.details_of(one)} for one in others
                 ]
         return self.with_report({**reply, **shown.citations_of(best.extra)}, metadata)
 
