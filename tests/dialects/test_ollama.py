@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from time import process_time
 from typing import Any
 
 import orjson
@@ -289,6 +290,19 @@ def test_a_template_is_filled_in_as_go_does(template: str, filled: str) -> None:
 def test_a_template_that_does_more_is_refused(template: str) -> None:
     with pytest.raises(InvalidRequest, match=r"^template: "):
         fill(template, {"Prompt": "p"})
+
+
+def test_a_text_that_its_template_does_not_name_is_named() -> None:
+    body = {"prompt": "p", "system": "s", "suffix": "x", "template": "{{ .Prompt }}"}
+    assert read(body, GENERATE).ignored(frozenset()) == ["system", "suffix"]
+    whole_template = "{{ .System }}{{ .Suffix }}"
+    assert read({**body, "template": whole_template}, GENERATE).ignored(frozenset()) == ["prompt"]
+
+
+def test_a_template_with_many_conditions_takes_no_time() -> None:
+    started = process_time()
+    assert fill("{{if .Prompt}}" * 4_000 + "a" + "{{end}}" * 4_000, {"Prompt": "p"}) == "a"
+    assert process_time() - started < 0.1
 
 
 def test_a_long_template_takes_no_time() -> None:

@@ -52,6 +52,7 @@ _OF_QUESTIONS = dict.fromkeys(
     (
         *("format", "options", "think", "truncate", "shift", "logprobs", "top_logprobs", "tools", "documents"),
         *("suffix", "system", "template", "raw", "images", "context"),
+        *("retrieved_docs", "reranked_docs", "data", "top_n", "chat_template", "language", "order", "citations"),
     )
 )
 """Fields that have no effect where nothing is asked."""
@@ -232,7 +233,8 @@ class OllamaCall(_Body, GroundedCall):
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         lost = super().ignored(capabilities)
         if not self.asks:
-            return [*lost, *(name for name, value in self.sent_fields(_OF_QUESTIONS).items() if value)]
+            sent = self.sent_fields(_OF_QUESTIONS)
+            return [*lost, *(name for name, value in sent.items() if value and name not in lost)]
         for name, ours in _WISHES.items():
             if ours not in capabilities and matters(name, getattr(self, name)):
                 lost.append(name)
@@ -373,8 +375,17 @@ class OllamaGenerateCall(OllamaCall):
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         if self.asks and self._fills_in and "suffix" not in capabilities:
             raise InvalidRequest(f'"{self.model or self._served.name}" does not support insert', "suffix")
-        lost = ["system"] if self.asks and self.system and self._fills_in else []
-        return lost + super().ignored(capabilities)
+        return self._left_out() + super().ignored(capabilities)
+
+    def _left_out(self) -> list[str]:
+        """The fields whose texts have no place in the prompt: those that the template does not name, or the system
+        message where the model server fills in."""
+        if not self.asks:
+            return []
+        if self.template:
+            named = {"prompt": ".Prompt", "system": ".System", "suffix": ".Suffix"}
+            return [name for name, one in named.items() if getattr(self, name) and one not in self.template]
+        return ["system"] if self.system and self._fills_in else []
 
 
 class OllamaShowCall(_Body, DescriptionCall):
