@@ -234,6 +234,7 @@ def test_what_has_no_effect_is_named(parameters: Any, capabilities: frozenset[st
 
 
 def test_stream_is_named_where_it_has_no_effect() -> None:
+    assert ignored(None, frozenset()) == []  # Nobody sent do_sample.
     assert ignored({}, stream=True) == ["stream"]
     assert ignored({}, stream=False) == []
     assert ignored({}, path="/generate_stream", stream=False) == ["stream"]
@@ -282,6 +283,11 @@ def test_stream_is_named_where_it_has_no_effect() -> None:
             {"inputs": "x", "parameters": {"grammar": {"type": "ebnf"}}},
             "/",
             "`grammar`: its type must be json, json_schema or regex",
+        ),
+        (
+            {"inputs": "x", "parameters": {"grammar": {"type": "json", "value": '{"a":' + "1" * 100_000 + "}"}}},
+            "/generate",
+            "`grammar`: a JSON schema as text may have at most 100000 characters",
         ),
         ({"inputs": ["x"]}, "/generate", "`inputs`: Input should be a valid string"),
         ({"prompt": "x"}, "/", "`inputs`: Field required"),
@@ -658,7 +664,9 @@ async def test_an_adapter_is_a_served_model(monkeypatch: pytest.MonkeyPatch, tmp
         body = {"inputs": QUESTION, "parameters": {"adapter_id": "lora"}}
         adapted = await service.post(body, "/generate")
         contradiction = await service.post({**body, "model": "scripted"}, "/generate")
-    assert adapted.json == {"generated_text": "adapted"}
+        tagged = await service.post({"inputs": "?", "parameters": {"adapter_id": "lora:latest"}}, "/generate")
+    assert adapted.json == tagged.json == {"generated_text": "adapted"}
+    assert "x-ignored-params" not in tagged.headers
     assert contradiction.status == 422
 
 

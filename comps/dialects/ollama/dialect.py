@@ -40,6 +40,8 @@ _DURATION = re.compile(r"[-+]?(0|((\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))+)
 """A duration as Go parses it: https://pkg.go.dev/time#ParseDuration"""
 _ZERO = re.compile(r"[-+]?[0.a-zµμ]+")
 """A duration that is none, of those that `_DURATION` matches, or of numbers."""
+_LONGEST_DURATION = 100
+"""In characters."""
 _EFFORTS = {"max": "high"}
 """OpenAI's words for the efforts of thinking, where they are not Ollama's."""
 _WISHES = {"format": "response_format", "logprobs": "logprobs", "top_logprobs": "top_logprobs"}
@@ -88,7 +90,8 @@ class Switches:
 
 
 def _checked_duration(value: Any) -> Any:
-    if isinstance(value, bool) or (isinstance(value, str) and not _DURATION.fullmatch(value)):
+    is_none = isinstance(value, str) and (len(value) > _LONGEST_DURATION or not _DURATION.fullmatch(value))
+    if isinstance(value, bool) or is_none:
         raise ValueError("a duration is a number of seconds, or a text such as '5m' or '1h30m'")
     return value
 

@@ -13,6 +13,8 @@ from comps.core.errors import InvalidRequest
 _ACTION = re.compile(r"{{(-\s)?([^{}]*?)(\s-)?}}")
 _CONDITION = re.compile(r"if +\.(\w+)")
 _ANSWER = ".Response"
+_REPEATED = 1_000_000
+"""The characters that a template may make of short texts by repeating them; of long ones, four times their length."""
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
@@ -32,6 +34,7 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     holds = [True]
     """Whether all conditions hold that surround the place, behind each of them, the innermost last."""
     place, is_trimmed = 0, False
+    room = _REPEATED + 4 * sum(map(len, values.values()))
     for found in _ACTION.finditer(template):
         text, action = _checked(template[place : found.start()]), found[2].strip()
         _write(written, text.rstrip() if found[1] else text, holds, is_trimmed)
@@ -46,7 +49,11 @@ def fill(template: str, values: Mapping[str, str]) -> str:
             if holds[-1]:
                 return "".join(written)
         elif action[:1] == "." and action[1:] in values:
-            _write(written, values[action[1:]], holds)
+            value = values[action[1:]]
+            room -= len(value)
+            if room < 0:
+                raise InvalidRequest("it repeats its texts too often for texts as long as these", "template")
+            _write(written, value, holds)
         else:
             raise _unknown(action, values)
     if len(holds) > 1:

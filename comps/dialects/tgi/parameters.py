@@ -34,6 +34,8 @@ _CAPABILITIES = {
 """The capability of the model server that each parameter needs."""
 _OF_THE_REPLY = ("return_full_text", "details", "adapter_id", "grammar")
 """Parameters that are honoured, or refused, whatever the model server honours."""
+_LONGEST_SCHEMA = 100_000
+"""In characters: more would hold Python's lock for as long as the text is parsed."""
 _NEUTRAL: Mapping[str, JSON] = {"watermark": False, "decoder_input_details": False, "top_n_tokens": 0}
 
 
@@ -53,6 +55,8 @@ def _checked_grammar(grammar: dict[str, Any]) -> dict[str, Any]:
 
 def _decoded(schema: JSON) -> JSON:
     """A JSON schema, which may be text."""
+    if isinstance(schema, str) and len(schema) > _LONGEST_SCHEMA:
+        raise ValueError(f"a JSON schema as text may have at most {_LONGEST_SCHEMA} characters")
     try:
         return json.loads(schema) if isinstance(schema, str) else schema
     except (ValueError, RecursionError):
