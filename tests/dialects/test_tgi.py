@@ -524,6 +524,12 @@ def test_without_details_an_answer_that_was_cut_is_told_in_a_comment() -> None:
     assert streamed({"details": True}, *BEGUN, Finished("length"))[-1].startswith(b"data:")
 
 
+def test_an_answer_that_was_filtered_is_told_in_a_comment_even_with_details() -> None:
+    *_, last, behind = streamed({"details": True}, *BEGUN, replace(END, reason="content_filter"))
+    assert json.loads(last.removeprefix(b"data:"))["details"]["finish_reason"] == "eos_token"
+    assert behind == b": finish_reason=content_filter\n\n"
+
+
 def test_an_empty_answer_is_its_last_event() -> None:
     (only,) = streamed({}, END)
     assert json.loads(only.removeprefix(b"data:"))["generated_text"] == ""

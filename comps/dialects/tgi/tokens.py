@@ -20,6 +20,8 @@ from comps.dialects.shared.framing import citations_in, comment, report_object
 from comps.dialects.shared.logprobs import ScoredToken, tokens_in
 
 _UNKNOWN_ID = 0
+_TOLD = ("stop", "length")
+"""The finish reasons for which TGI has words."""
 _AFTER_TEXT = b',"logprob":null,"special":false},"generated_text":null,"details":null}\n\n'
 
 
@@ -109,8 +111,8 @@ def _moved(annotation: JSON, by: int) -> JSON:
 class TokenEvents:
     """Writes a stream of TGI's: an event for each token, and a last one with the whole text and its details.
 
-    The last event's token is the end of the sequence, a special token without text. Without details, a finish reason
-    other than `stop` is written as a comment behind it.
+    The last event's token is the end of the sequence, a special token without text. A finish reason other than `stop`
+    is written as a comment behind it, unless the details tell it.
 
     Args:
         write: Sends one item.
@@ -167,7 +169,7 @@ class TokenEvents:
         text = "".join(self._texts)
         shown = self._shown.before + text
         self._write_token(self._last_token(text), (), generated_text=shown, details=details, **self._cited, **reported)
-        if details is None and self._end.reason != "stop":
+        if self._end.reason not in (_TOLD if details else ("stop",)):
             self._write(comment(f"finish_reason={self._end.reason}"))
 
     def _last_token(self, text: str) -> JSON:
