@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode, encodebytes
 from collections.abc import Mapping
 from dataclasses import replace
 from time import process_time
@@ -207,6 +208,14 @@ def test_a_conversation_with_tools_images_and_thoughts_is_openais() -> None:
 def test_an_image_or_a_call_that_is_none_is_refused_with_its_place(turn: Any, field: str) -> None:
     with pytest.raises(InvalidRequest, match=rf"^{field}: "):
         asked({"messages": [*QUESTION["messages"], turn]})
+
+
+def test_an_image_may_have_line_breaks() -> None:
+    broken = encodebytes(b64decode(PNG) + bytes(100)).decode()
+    assert "\n" in broken.strip()
+    (request,) = read({"messages": [{"role": "user", "images": [broken]}]}).requests()
+    url = "data:image/png;base64," + broken.replace("\n", "")
+    assert request.prompt == (Message("user", [{"type": "image_url", "image_url": {"url": url}}]),)
 
 
 def test_what_a_message_has_that_the_model_server_does_not_know_is_named() -> None:
