@@ -175,6 +175,7 @@ def test_it_samples_as_tgi_does(parameters: Any, sampling: Sampling, defaulted: 
                 ("json", {"x": 1}, "answer"),
                 ("json", '{"x": 1}', "answer"),
                 ("json_schema", {"name": "person", "schema": {"x": 1}}, "person"),
+                ("json_schema", {"name": "person", "schema": '{"x": 1}'}, "person"),
             )
         ),
         ({"grammar": {"type": "regex", "value": "a+"}}, *[{"structured_outputs": {"regex": "a+"}}] * 2),
@@ -183,6 +184,17 @@ def test_it_samples_as_tgi_does(parameters: Any, sampling: Sampling, defaulted: 
 def test_parameters_become_the_options_of_openais_api(parameters: Any, of_text: JSON, of_chat: JSON) -> None:
     assert asked(parameters)[0].options == of_text
     assert asked(parameters, served=CHATTING)[0].options == of_chat
+
+
+@pytest.mark.parametrize("kind", ["json", "json_schema"])
+def test_a_schema_as_text_can_be_sent_on_or_is_refused(kind: str) -> None:
+    def grammar(text: str) -> JSON:
+        return {"grammar": {"type": kind, "value": text if kind == "json" else {"schema": text}}}
+
+    assert orjson.dumps(dict(asked(grammar('{"maximum": ' + "1" * 30 + "}"))[0].options))
+    for text in ('{"x":' * 300 + "1" + "}" * 300, '{"x": NaN}', "[1]"):
+        with pytest.raises(RequestError, match="grammar: "):
+            asked(grammar(text))
 
 
 def test_the_ids_of_tokens_are_asked_for_where_the_model_server_knows_them() -> None:
@@ -277,7 +289,7 @@ def test_stream_is_named_where_it_has_no_effect() -> None:
         (
             {"inputs": "x", "parameters": {"grammar": {"type": "json", "value": "{"}}},
             "/generate",
-            "`grammar`: a JSON schema as text must be valid JSON",
+            "`grammar`: a JSON schema as text must be an object in valid JSON",
         ),
         (
             {"inputs": "x", "parameters": {"grammar": {"type": "ebnf"}}},

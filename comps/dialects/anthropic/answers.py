@@ -16,7 +16,7 @@ from comps.core.citations import ANNOTATIONS
 from comps.core.types import JSON, Finished, Generation, TextDelta, Usage
 from comps.dialects.anthropic.cited import cited_in
 from comps.dialects.anthropic.conversation import Source
-from comps.dialects.shared.framing import ResponseMetadata, arguments_in, report_object
+from comps.dialects.shared.framing import ResponseMetadata, object_in, report_object
 
 _REASONS = {
     "stop": "end_turn",
@@ -129,7 +129,7 @@ def _calls_in(extra: Mapping[str, JSON]) -> list[dict[str, Any]]:
 def _whole_call(call: Mapping[str, Any], metadata: ResponseMetadata, number: int) -> JSON:
     function = call.get("function") or {}
     arguments = function.get("arguments") or "{}"
-    given = arguments_in(arguments)
+    given = object_in(arguments)
     if given is None:  # As Anthropic wraps what was cut, or is no object.
         given = {"INVALID_JSON": arguments}
     named = {"id": call.get("id") or _call_id(metadata, number), "name": function.get("name") or ""}

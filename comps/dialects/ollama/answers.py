@@ -14,7 +14,7 @@ import orjson
 from comps.core.deltas import join_extra
 from comps.core.times import Times
 from comps.core.types import JSON, Finished, Generation, Report, TextDelta, Usage
-from comps.dialects.shared.framing import arguments_in, citations_in, report_object
+from comps.dialects.shared.framing import citations_in, object_in, report_object
 from comps.dialects.shared.logprobs import ScoredToken, tokens_in
 
 NDJSON = "application/x-ndjson"
@@ -156,7 +156,7 @@ def _calls_in(calls: Sequence[Mapping[str, Any]]) -> tuple[list[JSON], list[str]
     for index, call in enumerate(calls):
         function = call.get("function") or {}
         name, told = function.get("name") or "", function.get("arguments") or "{}"
-        arguments = arguments_in(told)
+        arguments = object_in(told)
         if arguments is not None:
             identity = {"id": call["id"]} if call.get("id") else {}
             read.append({**identity, "function": {"index": index, "name": name, "arguments": arguments}})

@@ -60,14 +60,15 @@ def citations_in(extra: Mapping[str, JSON] | None) -> dict[str, JSON]:
     return {name: value for name, value in found.items() if value}
 
 
-def arguments_in(text: str) -> dict[str, JSON] | None:
-    """The arguments of a function call, whose text is JSON, as an object; None if it is none, as where it is cut."""
+def object_in(text: str) -> dict[str, JSON] | None:
+    """The object that a text is as JSON, such as the arguments of a function call; None if it is none, as where it is
+    cut, or has more levels than can be written."""
     try:
-        arguments = orjson.loads(text)
-        orjson.dumps(arguments)
-    except (orjson.JSONDecodeError, TypeError):  # More levels are read than can be written.
+        found = orjson.loads(text)
+        orjson.dumps(found)
+    except (orjson.JSONDecodeError, TypeError):
         return None
-    return arguments if isinstance(arguments, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def report_object(report: Report) -> JSON:
