@@ -362,9 +362,10 @@ def _requests(call: GenerationCall, info: ModelInfo) -> list[GenerationRequest]:
 
 def _ignored_names(call: Call, info: ModelInfo) -> list[str]:
     """Returns the names of the fields that were sent and have no effect."""
-    meant = (None, "", info.name, other_spelling(info.name))
-    misnamed = ["model"] if call.any_model and call.wanted_model not in meant else []
-    return misnamed + call.ignored(info.capabilities)
+    lost = call.ignored(info.capabilities)
+    if not call.any_model or (wanted := call.wanted_model) in (None, "", info.name):
+        return lost
+    return lost if wanted == other_spelling(info.name) else ["model", *lost]
 
 
 async def _info(call: Call, model: TextGenerator, slots: RequestSlots) -> ModelInfo:
