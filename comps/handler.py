@@ -22,6 +22,7 @@ from comps.body_memory import BodyMemory
 from comps.core.beside import LONG, MANY, beside
 from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, for_operator, shutting_down
 from comps.core.generator import Preview, TextGenerator
+from comps.core.model_names import other_spelling
 from comps.core.models import Models
 from comps.core.tasks import at_once
 from comps.core.types import JSON, GenerationRequest, ModelInfo, Usage
@@ -170,7 +171,7 @@ class Handler:
 
     async def _answer(self, call: Call, endpoint: Endpoint, reply: Reply, exchange: Exchange) -> None:
         caller = exchange.caller
-        model = self._model(call, caller.models if caller else ())
+        model = await self._model(call, caller.models if caller else ())
         exchange.model = model.model
         slots = RequestSlots(self._admissions[model.model], caller.name if caller else "", exchange.started)
         exchange.slots = slots
@@ -182,12 +183,12 @@ class Handler:
         finally:
             slots.close()
 
-    def _model(self, call: Call, allowed: Collection[str]) -> TextGenerator:
+    async def _model(self, call: Call, allowed: Collection[str]) -> TextGenerator:
         """Returns the model that is asked, of those that are allowed."""
         try:
             return self._models.named(call.wanted_model, call.any_model, allowed)
         except LLMError:
-            _tell_mistakes(call)
+            await _tell_mistakes(call)
             raise
 
     async def _respond(
@@ -361,8 +362,10 @@ def _requests(call: GenerationCall, info: ModelInfo) -> list[GenerationRequest]:
 
 def _ignored_names(call: Call, info: ModelInfo) -> list[str]:
     """Returns the names of the fields that were sent and have no effect."""
-    misnamed = ["model"] if call.any_model and call.wanted_model not in (None, "", info.name) else []
-    return misnamed + call.ignored(info.capabilities)
+    lost = call.ignored(info.capabilities)
+    if not call.any_model or (wanted := call.wanted_model) in (None, "", info.name):
+        return lost
+    return lost if wanted == other_spelling(info.name) else ["model", *lost]
 
 
 async def _info(call: Call, model: TextGenerator, slots: RequestSlots) -> ModelInfo:
@@ -372,14 +375,14 @@ async def _info(call: Call, model: TextGenerator, slots: RequestSlots) -> ModelI
     try:
         return await model.info()
     except LLMError:
-        _tell_mistakes(call)
+        await _tell_mistakes(call)
         raise
 
 
-def _tell_mistakes(call: Call) -> None:
+async def _tell_mistakes(call: Call) -> None:
     """Raise `InvalidRequest` if something is wrong with the body: it is told before any other error."""
     if isinstance(call, GenerationCall):
-        call.requests()
+        await beside(call.requests) if call.is_large else call.requests()
 
 
 def _honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:

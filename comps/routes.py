@@ -138,6 +138,8 @@ class Service:
             Forbidden: The caller may not use the model in the path, or none that is served.
         """
         models = list(self.models)
+        if asked := path.get("model"):
+            path = {**path, "model": self.models.served_name(asked)}
         if caller and caller.models:
             asked = path.get("model")
             self.models.named(asked if asked in {one.model for one in models} else None, allowed=caller.models)

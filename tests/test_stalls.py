@@ -151,6 +151,44 @@ LARGEST: dict[str, tuple[Callable[[], bytes], str, dict[str, str], int]] = {
     ),
     "kaito": (lambda: json.dumps({"prompt": words(SIZE)}).encode(), "/generate", {}, 200),
     "llm_api": (lambda: json.dumps({"prompt": words(SIZE)}).encode(), "/agenerate", {}, 200),
+    "tgi": (
+        lambda: json.dumps({"inputs": words(SIZE), "parameters": {"details": True}}).encode(),
+        "/generate",
+        {},
+        200,
+    ),
+    "tgi's grammar": (
+        lambda: json.dumps({"inputs": "", "parameters": {"grammar": {"type": "json", "value": words(SIZE)}}}).encode(),
+        "/generate",
+        {},
+        422,
+    ),
+    "ollama": (lambda: json.dumps({"prompt": words(SIZE), "raw": True}).encode(), "/api/generate", {}, 200),
+    "ollama's images": (
+        lambda: json.dumps({"messages": [{"role": "user", "content": "?", "images": ["QUFB" * 100]}] * 9_000}).encode(),
+        "/api/chat",
+        {},
+        200,
+    ),
+    "ollama's template": (
+        lambda: json.dumps({"prompt": words(SIZE), "template": "{{ .Prompt }}" * 100}).encode(),
+        "/api/generate",
+        {},
+        400,
+    ),
+    "ollama's keep_alive": (
+        lambda: json.dumps({"prompt": "?", "keep_alive": "1m" * (SIZE // 2)}).encode(),
+        "/api/generate",
+        {},
+        400,
+    ),
+    "a model's name": (lambda: json.dumps({"model": "x" * SIZE}).encode(), "/api/show", {}, 404),
+    "a model that is not served": (
+        lambda: json.dumps({"prompt": "?", "images": ["QUFB" * (SIZE // 4)], "model": "x"}).encode(),
+        "/api/generate",
+        {},
+        404,
+    ),
 }
 
 

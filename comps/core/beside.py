@@ -31,6 +31,11 @@ async def beside(work: Callable[..., T], *arguments: Any) -> T:
     return await run_beside(done())
 
 
+async def beside_if_long(text: str, work: Callable[..., T], *arguments: Any) -> T:
+    """Returns the result of `work(*arguments)`, done beside the running loop if the text that it is about is long."""
+    return await beside(work, *arguments) if len(text) > LONG else work(*arguments)
+
+
 async def run_beside(work: Coroutine[Any, Any, T]) -> T:
     """Returns the result of a coroutine that runs beside the running loop; to cancel this cancels it."""
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, _loop()))

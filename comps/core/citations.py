@@ -241,7 +241,7 @@ def annotations_in(extra: Mapping[str, JSON] | None) -> list[dict[str, JSON]]:
     return [one for one in said if isinstance(one, dict)] if isinstance(said, list) else []
 
 
-def citations_in(extra: Mapping[str, JSON] | None) -> Iterator[dict[str, JSON]]:
+def own_citations_in(extra: Mapping[str, JSON] | None) -> Iterator[dict[str, JSON]]:
     """Yields what those annotations in extra fields say that are ours: they have the number of a document, and a place
     in the text, as whole numbers. A model server's own have not."""
     for one in annotations_in(extra):
@@ -252,7 +252,7 @@ def citations_in(extra: Mapping[str, JSON] | None) -> Iterator[dict[str, JSON]]:
 
 def cited_numbers(extra: Mapping[str, JSON] | None) -> set[int]:
     """Returns the numbers of the documents that the annotations in extra fields cite."""
-    return {told["number"] for told in citations_in(extra)}
+    return {told["number"] for told in own_citations_in(extra)}
 
 
 class Cited(Forwarding):

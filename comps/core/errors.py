@@ -34,6 +34,9 @@ from typing import Any, TypeVar
 
 Failure = TypeVar("Failure", bound="LLMError")
 
+_LONGEST_NAME = 200
+"""The most characters of a name from a request in an error."""
+
 
 class LLMError(Exception):
     """The base class. `str(error)` may be shown to a caller."""
@@ -106,13 +109,13 @@ class UnknownModel(InvalidRequest):
     """The request names a model that is not served.
 
     Args:
-        name: The name in the request.
+        name: The name in the request, which is shortened.
         known: The names of the served models, separated by commas.
     """
 
     def __init__(self, name: str, known: str) -> None:
-        super().__init__(f"'{name}' is not served here; known: {known}", "model")
-        self.name = name
+        self.name = shortened(name)
+        super().__init__(f"'{self.name}' is not served here; known: {known}", "model")
 
 
 class BodyTooLarge(InvalidRequest):
@@ -223,6 +226,11 @@ class SettingsError(LLMError):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+def shortened(name: str) -> str:
+    """Returns a name from a request as an error shows it: it may have megabytes."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
 
 
 class SettingsProblems:

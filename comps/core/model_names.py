@@ -1,4 +1,4 @@
-"""What the name of a model says about it: whether it was published with a chat template."""
+"""What the name of a model says about it: whether it was published with a chat template, and which names mean it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from functools import cache
 
+_DEFAULT_TAG = ":latest"
+"""The tag of a model's name that has none: https://docs.ollama.com/api#model-names"""
 _SEPARATORS = re.compile(r"[/\\:]|--")
 _ENDING = re.compile(r"([.-](bin|safetensors|i?q\d(?=([\w-]*))\3|hf|gguf|ggml\w*|gptq|awq|fp\d+|b?f16|int\d|\d+bit))+$")
 """The endings of files, and what says how the weights are stored. What follows the digit of `q4-k-m` is matched in one
@@ -60,3 +62,8 @@ def has_chat_template(name: str) -> bool | None:
         if _CHAT.search(part):
             return True
     return None
+
+
+def other_spelling(name: str) -> str:
+    """Returns a name with the tag `latest` instead of without it, or without it instead of with it."""
+    return name.removesuffix(_DEFAULT_TAG) if name.endswith(_DEFAULT_TAG) else name + _DEFAULT_TAG

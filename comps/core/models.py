@@ -6,9 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from comps.core.errors import Forbidden, UnknownModel
 from comps.core.generator import TextGenerator
-
-_DEFAULT_TAG = ":latest"
-"""The tag of a model's name that has none: https://docs.ollama.com/api#model-names"""
+from comps.core.model_names import other_spelling
 
 
 class Models:
@@ -49,14 +47,14 @@ class Models:
             if not allowed or first.model in allowed:
                 return first
             name = next((one.model for one in self.allowed(allowed)), first.model)
-        name = self._served(name)
+        name = self.served_name(name)
         if name not in self._by_name:
             raise UnknownModel(name, ", ".join(one.model for one in self.allowed(allowed)))
         if allowed and name not in allowed:
             raise Forbidden(f"'{name}' may not be used with this API key", "model")
         return self._by_name[name]
 
-    def _served(self, name: str) -> str:
+    def served_name(self, name: str) -> str:
         """Returns the public name that a name stands for: with the tag `latest` or without it, if that is served."""
-        other = name.removesuffix(_DEFAULT_TAG) if name.endswith(_DEFAULT_TAG) else name + _DEFAULT_TAG
+        other = other_spelling(name)
         return other if name not in self._by_name and other in self._by_name else name

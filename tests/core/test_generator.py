@@ -359,6 +359,8 @@ def test_a_name_without_a_tag_is_that_with_the_tag_latest_unless_both_are_served
     with pytest.raises(UnknownModel) as caught:
         models.named("a:7b")
     assert caught.value.name == "a:7b"
+    with pytest.raises(UnknownModel, match=r"'x{200}\.\.\.' is not served here"):
+        models.named("x" * 1_000_000)
 
 
 def test_any_name_may_stand_for_the_only_model() -> None:

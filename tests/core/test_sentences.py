@@ -8,7 +8,7 @@ import pytest
 
 from comps.core import words as words_of
 from comps.core.answers import Collector
-from comps.core.citations import citations_in
+from comps.core.citations import own_citations_in
 from comps.core.cited_sentences import CitedSentences
 from comps.core.matching import Matcher
 from comps.core.passages import Passages
@@ -110,7 +110,7 @@ async def told(*events: Event, **arguments: float) -> list[str | list[str]]:
             seen.append(text)
 
         def delta(self, delta: TextDelta) -> None:
-            cited = [GIVEN[one["number"]].text[slice(*one["passage"])] for one in citations_in(delta.extra)]
+            cited = [GIVEN[one["number"]].text[slice(*one["passage"])] for one in own_citations_in(delta.extra)]
             seen.append(cited if delta.extra else delta.text)
 
         def finished(self, end: Finished) -> None:

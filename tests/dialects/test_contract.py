@@ -39,13 +39,13 @@ from comps.core.errors import (
     UnsupportedEncoding,
 )
 from comps.core.ports import Answer
-from comps.core.types import JSON, Embeddings, Finished, ModelInfo, Prompt, Sampling, TextDelta, Token
+from comps.core.types import JSON, Embeddings, Finished, Generation, ModelInfo, Prompt, Sampling, TextDelta, Token
 from comps.dialects import DIALECTS
 from comps.dialects.shared.base import Call, DescriptionCall, Dialect, EmbeddingCall, GenerationCall, PromptCountCall
 from comps.dialects.shared.fields import matters
 from comps.model_servers.scripted import Scripted
 from tests.dialects.kinds import KINDS, Kind, dialects
-from tests.dialects.written import written
+from tests.dialects.written import METADATA, written
 from tests.service import PATIENCE, Able, Connection, Service, running, until_in_flight
 from tests.service import Answer as Response
 
@@ -143,6 +143,44 @@ def test_what_comes_without_text_is_an_item_of_its_own_or_none(kind: Kind) -> No
     assert [item for item in with_it if item in plain] == plain
     expected = getattr(OWN_TESTS[kind.dialect], "ITEMS_WITHOUT_TEXT", 1 if b'"choices":' in plain[0] else 0)
     assert len(with_it) - len(plain) == expected
+
+
+DEEP = '{"a":' + "[" * 300 + "]" * 300 + "}"
+ODD: dict[str, list[JSON]] = {
+    "annotations": ["x", 1.5, [1], {"a": 1}, [{}], [{"type": "x", "x": {"start_index": None}}]],
+    "refusal": [1.5, [1], {"a": 1}],
+    "reasoning": [1.5, [1], {"a": 1}],
+    "tool_calls": [[{"index": 0, "id": "x", "function": {"name": "f", "arguments": DEEP}}], [{"function": {"a": 1}}]],
+    "logprobs": [
+        *("x", 1.5, {"content": "x"}, {"content": [1, {}, {"token": ["a"], "logprob": "x", "top_logprobs": [1]}]}),
+        *({"content": [{"token": "a", "logprob": {}, "bytes": 1, "top_logprobs": {"b": -1}}]}, {"tokens": 5}),
+        {"tokens": ["a"], "token_logprobs": 5, "top_logprobs": {"a": 1}, "token_ids": 5, "top_token_ids": [5]},
+        {"tokens": ["a"], "token_logprobs": ["x"], "top_logprobs": [{"a": None, "b": -1, "c": "x"}]},
+        {"tokens": ["a", "b"], "token_logprobs": [None], "top_logprobs": [[1]], "token_ids": [1]},
+    ],
+}
+"""What model servers might send beside a text, and nobody expects."""
+
+
+@TEXTS
+def test_nothing_that_comes_beside_a_text_costs_the_text(kind: Kind) -> None:
+    served = ModelInfo("scripted", None, frozenset(("logprobs", "top_logprobs")))
+    for name, value in ((name, value) for name, values in ODD.items() for value in values):
+        extra = {name: value}
+        for streamed in (True, False):
+            for body in kind.bodies(streamed)[:1]:
+                call = kind.call.model_validate({**body, **kind.variables})
+                assert isinstance(call, GenerationCall)
+                call.answered_by(served)
+                if streamed:
+                    events = (TextDelta("Deep"), TextDelta(" learning", extra=extra), TextDelta("", extra=extra))
+                    told = b"".join(written(call, *events, Finished("stop")))
+                else:
+                    asked = len(call.requests())
+                    told = call.style.encode(
+                        call.reply([Generation("Deep learning", "stop", None, extra)] * asked, METADATA)
+                    )
+                assert 0 < told.find(b"Deep") < told.find(b"learning"), (name, value)
 
 
 # How they fail.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode, encodebytes
 from collections.abc import Mapping
 from dataclasses import replace
+from time import process_time
 from typing import Any
 
 import orjson
@@ -208,6 +210,14 @@ def test_an_image_or_a_call_that_is_none_is_refused_with_its_place(turn: Any, fi
         asked({"messages": [*QUESTION["messages"], turn]})
 
 
+def test_an_image_may_have_line_breaks() -> None:
+    broken = encodebytes(b64decode(PNG) + bytes(100)).decode()
+    assert "\n" in broken.strip()
+    (request,) = read({"messages": [{"role": "user", "images": [broken]}]}).requests()
+    url = "data:image/png;base64," + broken.replace("\n", "")
+    assert request.prompt == (Message("user", [{"type": "image_url", "image_url": {"url": url}}]),)
+
+
 def test_what_a_message_has_that_the_model_server_does_not_know_is_named() -> None:
     call = read({"messages": [{"role": "tool", "content": "x", "tool_name": "y", "thinking": "z", "mood": 1}]})
     assert call.ignored(frozenset()) == ["messages.mood", "messages.thinking", "messages.tool_name"]
@@ -284,11 +294,32 @@ def test_a_template_is_filled_in_as_go_does(template: str, filled: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ end }}", "{{ if .Prompt }}", "{{ .Tools }}", "{{ if or .A .B }}", "{{ .Prompt"]
+    "template",
+    ["{{ end }}", "{{ if .Prompt }}", "{{ .Tools }}", "{{ if or .A .B }}", "{{ .Prompt"],
 )
 def test_a_template_that_does_more_is_refused(template: str) -> None:
     with pytest.raises(InvalidRequest, match=r"^template: "):
         fill(template, {"Prompt": "p"})
+
+
+def test_a_template_that_repeats_long_texts_is_refused() -> None:
+    long = {"Prompt": "p" * 1_000_000}
+    assert len(fill("{{ .Prompt }}" * 4, long)) == 4_000_000
+    with pytest.raises(InvalidRequest, match=r"^template: it repeats its texts too often"):
+        fill("{{ .Prompt }}" * 6, long)
+
+
+def test_a_text_that_its_template_does_not_name_is_named() -> None:
+    body = {"prompt": "p", "system": "s", "suffix": "x", "template": "{{ .Prompt }}"}
+    assert read(body, GENERATE).ignored(frozenset()) == ["system", "suffix"]
+    whole_template = "{{ .System }}{{ .Suffix }}"
+    assert read({**body, "template": whole_template}, GENERATE).ignored(frozenset()) == ["prompt"]
+
+
+def test_a_template_with_many_conditions_takes_no_time() -> None:
+    started = process_time()
+    assert fill("{{if .Prompt}}" * 4_000 + "a" + "{{end}}" * 4_000, {"Prompt": "p"}) == "a"
+    assert process_time() - started < 0.1
 
 
 def test_a_long_template_takes_no_time() -> None:
@@ -315,7 +346,7 @@ def test_documents_are_those_of_every_dialect() -> None:
         assert (request.citations, request.order) == ("on", "given")
 
 
-@pytest.mark.parametrize("keep_alive", ["soon", "5", True, [], "1h-2m"])
+@pytest.mark.parametrize("keep_alive", ["soon", "5", True, [], "1h-2m", "1m" * 51])
 def test_a_duration_that_is_none_is_refused(keep_alive: Any) -> None:
     assert refused({**QUESTION, "keep_alive": keep_alive}).startswith("keep_alive: ")
 
@@ -514,6 +545,19 @@ async def test_names_may_have_the_tag_latest_and_others_are_not_found(monkeypatc
     async with running(Able(), monkeypatch, {**ONLY, "LLM_NAME": "tiny:latest"}) as service:
         assert (await service.post({"name": "tiny"}, SHOW)).json["model_info"]["general.basename"] == "tiny:latest"
         assert (await service.get("/api/ps")).json["models"][0]["name"] == "tiny:latest"
+
+
+async def test_a_name_with_the_tag_latest_is_the_model_s_in_all_dialects_and_to_all_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = {"USVC_API_KEYS": "any=first, other=second;models=else"}
+    first, second = ({"authorization": f"Bearer {key}"} for key in ("first", "second"))
+    async with running(Able(), monkeypatch, {"LLM_DIALECTS": "tgi,openai,cohere,ollama", **keys}) as service:
+        for name, status in (("scripted:latest", 200), ("scripted:7b", 404)):
+            assert (await service.get(f"/v1/models/{name}", **first)).status == status
+        assert (await service.get("/v1/models/scripted:latest", **second)).status == 403
+        told = await service.post({"inputs": "?", "model": "scripted:latest"}, "/generate", **first)
+    assert (told.status, "x-ignored-params" in told.headers) == (200, False)
 
 
 async def test_a_stream_has_true_times_and_ends_with_the_error_if_it_breaks(monkeypatch: pytest.MonkeyPatch) -> None:

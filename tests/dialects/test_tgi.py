@@ -175,6 +175,7 @@ def test_it_samples_as_tgi_does(parameters: Any, sampling: Sampling, defaulted: 
                 ("json", {"x": 1}, "answer"),
                 ("json", '{"x": 1}', "answer"),
                 ("json_schema", {"name": "person", "schema": {"x": 1}}, "person"),
+                ("json_schema", {"name": "person", "schema": '{"x": 1}'}, "person"),
             )
         ),
         ({"grammar": {"type": "regex", "value": "a+"}}, *[{"structured_outputs": {"regex": "a+"}}] * 2),
@@ -183,6 +184,17 @@ def test_it_samples_as_tgi_does(parameters: Any, sampling: Sampling, defaulted: 
 def test_parameters_become_the_options_of_openais_api(parameters: Any, of_text: JSON, of_chat: JSON) -> None:
     assert asked(parameters)[0].options == of_text
     assert asked(parameters, served=CHATTING)[0].options == of_chat
+
+
+@pytest.mark.parametrize("kind", ["json", "json_schema"])
+def test_a_schema_as_text_can_be_sent_on_or_is_refused(kind: str) -> None:
+    def grammar(text: str) -> JSON:
+        return {"grammar": {"type": kind, "value": text if kind == "json" else {"schema": text}}}
+
+    assert orjson.dumps(dict(asked(grammar('{"maximum": ' + "1" * 30 + "}"))[0].options))
+    for text in ('{"x":' * 300 + "1" + "}" * 300, '{"x": NaN}', "[1]"):
+        with pytest.raises(RequestError, match="grammar: "):
+            asked(grammar(text))
 
 
 def test_the_ids_of_tokens_are_asked_for_where_the_model_server_knows_them() -> None:
@@ -234,6 +246,7 @@ def test_what_has_no_effect_is_named(parameters: Any, capabilities: frozenset[st
 
 
 def test_stream_is_named_where_it_has_no_effect() -> None:
+    assert ignored(None, frozenset()) == []  # Nobody sent do_sample.
     assert ignored({}, stream=True) == ["stream"]
     assert ignored({}, stream=False) == []
     assert ignored({}, path="/generate_stream", stream=False) == ["stream"]
@@ -276,12 +289,17 @@ def test_stream_is_named_where_it_has_no_effect() -> None:
         (
             {"inputs": "x", "parameters": {"grammar": {"type": "json", "value": "{"}}},
             "/generate",
-            "`grammar`: a JSON schema as text must be valid JSON",
+            "`grammar`: a JSON schema as text must be an object in valid JSON",
         ),
         (
             {"inputs": "x", "parameters": {"grammar": {"type": "ebnf"}}},
             "/",
             "`grammar`: its type must be json, json_schema or regex",
+        ),
+        (
+            {"inputs": "x", "parameters": {"grammar": {"type": "json", "value": '{"a":' + "1" * 100_000 + "}"}}},
+            "/generate",
+            "`grammar`: a JSON schema as text may have at most 100000 characters",
         ),
         ({"inputs": ["x"]}, "/generate", "`inputs`: Input should be a valid string"),
         ({"prompt": "x"}, "/", "`inputs`: Field required"),
@@ -518,6 +536,12 @@ def test_without_details_an_answer_that_was_cut_is_told_in_a_comment() -> None:
     assert streamed({"details": True}, *BEGUN, Finished("length"))[-1].startswith(b"data:")
 
 
+def test_an_answer_that_was_filtered_is_told_in_a_comment_even_with_details() -> None:
+    *_, last, behind = streamed({"details": True}, *BEGUN, replace(END, reason="content_filter"))
+    assert json.loads(last.removeprefix(b"data:"))["details"]["finish_reason"] == "eos_token"
+    assert behind == b": finish_reason=content_filter\n\n"
+
+
 def test_an_empty_answer_is_its_last_event() -> None:
     (only,) = streamed({}, END)
     assert json.loads(only.removeprefix(b"data:"))["generated_text"] == ""
@@ -559,6 +583,20 @@ def test_a_stream_tells_what_it_cites_where_that_is_asked_for() -> None:
         assert last["annotations"] == [annotation(0, 4)]
         assert ("report" in last) is ("include_report" in further)
     assert streamed({}, *events) == streamed({}, *BEGUN, END)
+
+
+def test_what_is_cited_beside_a_text_is_told_and_all_of_it() -> None:
+    cited = [TextDelta(text, extra={"annotations": [annotation(place, 4)]}) for place, text in enumerate(("Deep", ""))]
+    last = json.loads(streamed({}, *cited, END, citations="matched")[-1].removeprefix(b"data:"))
+    assert last["annotations"] == [annotation(0, 4), annotation(1, 4)]
+
+
+def test_a_refusal_is_the_text() -> None:
+    refused = {"refusal": "I cannot."}
+    assert replied({}, replace(ANSWER, text="", extra=refused)) == {"generated_text": "I cannot."}
+    event, last = streamed({}, TextDelta("", extra=refused), END)
+    assert json.loads(event.removeprefix(b"data:"))["token"]["text"] == "I cannot."
+    assert json.loads(last.removeprefix(b"data:"))["generated_text"] == "I cannot."
 
 
 def test_where_streaming_is_switched_off_there_is_one_event() -> None:
@@ -644,7 +682,9 @@ async def test_an_adapter_is_a_served_model(monkeypatch: pytest.MonkeyPatch, tmp
         body = {"inputs": QUESTION, "parameters": {"adapter_id": "lora"}}
         adapted = await service.post(body, "/generate")
         contradiction = await service.post({**body, "model": "scripted"}, "/generate")
-    assert adapted.json == {"generated_text": "adapted"}
+        tagged = await service.post({"inputs": "?", "parameters": {"adapter_id": "lora:latest"}}, "/generate")
+    assert adapted.json == tagged.json == {"generated_text": "adapted"}
+    assert "x-ignored-params" not in tagged.headers
     assert contradiction.status == 422
 
 

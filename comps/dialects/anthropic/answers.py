@@ -17,7 +17,7 @@ from comps.core.deltas import NamedCalls, calls_in
 from comps.core.types import JSON, Finished, Generation, TextDelta, Usage
 from comps.dialects.anthropic.cited import cited_in
 from comps.dialects.anthropic.conversation import Source
-from comps.dialects.shared.framing import ResponseMetadata, report_object
+from comps.dialects.shared.framing import ResponseMetadata, object_in, report_object
 
 _REASONS = {
     "stop": "end_turn",
@@ -122,11 +122,8 @@ def _texts(generation: Generation, sources: Sequence[Source]) -> Iterator[JSON]:
 def _whole_call(call: Mapping[str, Any], metadata: ResponseMetadata, number: int) -> JSON:
     function = call.get("function") or {}
     arguments = function.get("arguments") or "{}"
-    try:
-        given = orjson.loads(arguments)
-    except orjson.JSONDecodeError:
-        given = None
-    if not isinstance(given, dict):  # As Anthropic wraps what was cut, or is no object.
+    given = object_in(arguments)
+    if given is None:  # As Anthropic wraps what was cut, or is no object.
         given = {"INVALID_JSON": arguments}
     named = {"id": call.get("id") or _call_id(metadata, number), "name": function.get("name") or ""}
     return {"type": "tool_use", **named, "input": given}

@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from comps.core.citations import citations_in
+from comps.core.citations import own_citations_in
 from comps.core.types import JSON
 from comps.dialects.anthropic.conversation import Source
 
@@ -33,7 +33,7 @@ def cited_in(extra: Mapping[str, JSON] | None, sources: Sequence[Source]) -> Ite
         extra: The fields that came with the answer, in which the annotations are.
         sources: The documents and search results by their numbers, from 1.
     """
-    for told in citations_in(extra):
+    for told in own_citations_in(extra):
         span = told.get("passage")
         # A sentence with the words of a title alone has no passage, nor has what a model server says itself.
         if 0 < told["number"] <= len(sources) and isinstance(span, list) and [*map(type, span)] == [int, int]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import orjson
 
-from comps.core.citations import ANNOTATIONS, citations_in
+from comps.core.citations import ANNOTATIONS, own_citations_in
 from comps.core.deltas import NamedCalls, calls_in
 from comps.core.errors import LLMError, Timeout
 from comps.core.types import JSON, Finished, Generation, Report, TextDelta, Usage
@@ -98,7 +98,7 @@ def citations(
             the plan of a call.
         named: The numbers of the long documents that have been cited: each is written once, and named by its id then.
     """
-    for found in citations_in(extra):
+    for found in own_citations_in(extra):
         number, start, end = found["number"], found["start_index"], found["end_index"]
         if not 0 < number <= len(sources):
             continue  # It is a model server's own.

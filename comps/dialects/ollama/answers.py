@@ -5,9 +5,8 @@ https://docs.ollama.com/api/chat, https://docs.ollama.com/api/streaming, https:/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
-from itertools import repeat
 from typing import Any
 
 import orjson
@@ -15,7 +14,8 @@ import orjson
 from comps.core.deltas import join_extra
 from comps.core.times import Times
 from comps.core.types import JSON, Finished, Generation, Report, TextDelta, Usage
-from comps.dialects.shared.framing import citations_in, report_object
+from comps.dialects.shared.framing import citations_in, object_in, report_object
+from comps.dialects.shared.logprobs import ScoredToken, tokens_in
 
 NDJSON = "application/x-ndjson"
 _NANOSECONDS = 1_000_000_000
@@ -51,15 +51,14 @@ class Frame:
         """
         known = extra or {}
         calls, unread = _calls_in(known.get("tool_calls") or ())
-        text = "".join((text, known.get("refusal") or "", *unread))
+        text = "".join((text, _text(known.get("refusal")), *unread))
+        thinking = _text(known.get("reasoning_content")) or _text(known.get("reasoning"))
         told = {
-            **(
-                {"thinking": thinking} if (thinking := known.get("reasoning_content") or known.get("reasoning")) else {}
-            ),
+            **({"thinking": thinking} if thinking else {}),
             **({"tool_calls": calls} if calls else {}),
             **citations_in(known),
         }
-        logprobs = list(_logprobs_in(known.get("logprobs")))
+        logprobs = _logprobs_in(known)
         of_answer = (
             {"message": {"role": "assistant", "content": text, **told}} if self._is_chat else {"response": text, **told}
         )
@@ -157,11 +156,8 @@ def _calls_in(calls: Sequence[Mapping[str, Any]]) -> tuple[list[JSON], list[str]
     for index, call in enumerate(calls):
         function = call.get("function") or {}
         name, told = function.get("name") or "", function.get("arguments") or "{}"
-        try:
-            arguments = orjson.loads(told)
-        except orjson.JSONDecodeError:
-            arguments = None
-        if isinstance(arguments, dict):
+        arguments = object_in(told)
+        if arguments is not None:
             identity = {"id": call["id"]} if call.get("id") else {}
             read.append({**identity, "function": {"index": index, "name": name, "arguments": arguments}})
         else:
@@ -169,18 +165,20 @@ def _calls_in(calls: Sequence[Mapping[str, Any]]) -> tuple[list[JSON], list[str]
     return read, unread
 
 
-def _logprobs_in(logprobs: JSON) -> Iterator[JSON]:
-    """The log probabilities of tokens, of OpenAI's two forms: of chats, and of completions."""
-    if not isinstance(logprobs, dict):
-        return
-    for token in logprobs.get("content") or ():
-        further = [_token(one) for one in token.get("top_logprobs") or ()]
-        yield {**_token(token), **({"top_logprobs": further} if further else {})}
-    texts, values = logprobs.get("tokens") or (), logprobs.get("token_logprobs") or ()
-    for text, value, others in zip(texts, values, logprobs.get("top_logprobs") or repeat(None), strict=False):
-        further = [{"token": other, "logprob": one} for other, one in (others or {}).items()]
-        yield {"token": text, "logprob": value, **({"top_logprobs": further} if further else {})}
+def _logprobs_in(extra: Mapping[str, JSON]) -> list[JSON]:
+    """The log probabilities of tokens; clients take no token without one."""
+    return [{**_token(token), **_top_of(token)} for token in tokens_in(extra) if token.logprob is not None]
 
 
-def _token(token: Mapping[str, JSON]) -> JSON:
-    return {name: token[name] for name in ("token", "logprob", "bytes") if token.get(name) is not None}
+def _top_of(token: ScoredToken) -> dict[str, JSON]:
+    top = [_token(other) for other in token.top if other.logprob is not None]
+    return {"top_logprobs": top} if top else {}
+
+
+def _token(token: ScoredToken) -> dict[str, JSON]:
+    known = {} if token.bytes is None else {"bytes": token.bytes}
+    return {"token": token.text, "logprob": token.logprob, **known}
+
+
+def _text(value: JSON) -> str:
+    return value if isinstance(value, str) else ""

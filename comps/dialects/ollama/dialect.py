@@ -40,6 +40,8 @@ _DURATION = re.compile(r"[-+]?(0|((\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))+)
 """A duration as Go parses it: https://pkg.go.dev/time#ParseDuration"""
 _ZERO = re.compile(r"[-+]?[0.a-zµμ]+")
 """A duration that is none, of those that `_DURATION` matches, or of numbers."""
+_LONGEST_DURATION = 100
+"""In characters."""
 _EFFORTS = {"max": "high"}
 """OpenAI's words for the efforts of thinking, where they are not Ollama's."""
 _WISHES = {"format": "response_format", "logprobs": "logprobs", "top_logprobs": "top_logprobs"}
@@ -52,6 +54,7 @@ _OF_QUESTIONS = dict.fromkeys(
     (
         *("format", "options", "think", "truncate", "shift", "logprobs", "top_logprobs", "tools", "documents"),
         *("suffix", "system", "template", "raw", "images", "context"),
+        *("retrieved_docs", "reranked_docs", "data", "top_n", "chat_template", "language", "order", "citations"),
     )
 )
 """Fields that have no effect where nothing is asked."""
@@ -87,7 +90,8 @@ class Switches:
 
 
 def _checked_duration(value: Any) -> Any:
-    if isinstance(value, bool) or (isinstance(value, str) and not _DURATION.fullmatch(value)):
+    is_none = isinstance(value, str) and (len(value) > _LONGEST_DURATION or not _DURATION.fullmatch(value))
+    if isinstance(value, bool) or is_none:
         raise ValueError("a duration is a number of seconds, or a text such as '5m' or '1h30m'")
     return value
 
@@ -232,7 +236,8 @@ class OllamaCall(_Body, GroundedCall):
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         lost = super().ignored(capabilities)
         if not self.asks:
-            return [*lost, *(name for name, value in self.sent_fields(_OF_QUESTIONS).items() if value)]
+            sent = self.sent_fields(_OF_QUESTIONS)
+            return [*lost, *(name for name, value in sent.items() if value and name not in lost)]
         for name, ours in _WISHES.items():
             if ours not in capabilities and matters(name, getattr(self, name)):
                 lost.append(name)
@@ -373,8 +378,17 @@ class OllamaGenerateCall(OllamaCall):
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         if self.asks and self._fills_in and "suffix" not in capabilities:
             raise InvalidRequest(f'"{self.model or self._served.name}" does not support insert', "suffix")
-        lost = ["system"] if self.asks and self.system and self._fills_in else []
-        return lost + super().ignored(capabilities)
+        return self._left_out() + super().ignored(capabilities)
+
+    def _left_out(self) -> list[str]:
+        """The fields whose texts have no place in the prompt: those that the template does not name, or the system
+        message where the model server fills in."""
+        if not self.asks:
+            return []
+        if self.template:
+            named = {"prompt": ".Prompt", "system": ".System", "suffix": ".Suffix"}
+            return [name for name, one in named.items() if getattr(self, name) and one not in self.template]
+        return ["system"] if self.system and self._fills_in else []
 
 
 class OllamaShowCall(_Body, DescriptionCall):

@@ -108,6 +108,7 @@ def content_of(text: str, images: Sequence[str] | None, field: str) -> str | lis
 def _url(image: str, field: str) -> str:
     if image.startswith("data:image/"):
         return image
+    image = image.replace("\r", "").replace("\n", "")  # As Go reads base64, in whose lines some libraries break it.
     try:
         if not b64decode(image, validate=True):
             raise ValueError

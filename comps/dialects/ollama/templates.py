@@ -13,6 +13,8 @@ from comps.core.errors import InvalidRequest
 _ACTION = re.compile(r"{{(-\s)?([^{}]*?)(\s-)?}}")
 _CONDITION = re.compile(r"if +\.(\w+)")
 _ANSWER = ".Response"
+_REPEATED = 1_000_000
+"""The characters that a template may make of short texts by repeating them; of long ones, four times their length."""
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
@@ -29,27 +31,32 @@ def fill(template: str, values: Mapping[str, str]) -> str:
         InvalidRequest: It has something else, such as `range`.
     """
     written: list[str] = []
-    holds: list[bool] = []
-    """Whether each condition holds that surrounds the place, the innermost last."""
+    holds = [True]
+    """Whether all conditions hold that surround the place, behind each of them, the innermost last."""
     place, is_trimmed = 0, False
+    room = _REPEATED + 4 * sum(map(len, values.values()))
     for found in _ACTION.finditer(template):
         text, action = _checked(template[place : found.start()]), found[2].strip()
         _write(written, text.rstrip() if found[1] else text, holds, is_trimmed)
         place, is_trimmed = found.end(), bool(found[3])
         condition = _CONDITION.fullmatch(action)
         if condition and condition[1] in values:
-            holds.append(bool(values[condition[1]]))
-        elif action in ("else", "end") and holds:
+            holds.append(holds[-1] and bool(values[condition[1]]))
+        elif action in ("else", "end") and len(holds) > 1:
             innermost = holds.pop()
-            holds += [not innermost] if action == "else" else []
+            holds += [holds[-1] and not innermost] if action == "else" else []
         elif action == _ANSWER:
-            if all(holds):
+            if holds[-1]:
                 return "".join(written)
         elif action[:1] == "." and action[1:] in values:
-            _write(written, values[action[1:]], holds)
+            value = values[action[1:]]
+            room -= len(value)
+            if room < 0:
+                raise InvalidRequest("it repeats its texts too often for texts as long as these", "template")
+            _write(written, value, holds)
         else:
             raise _unknown(action, values)
-    if holds:
+    if len(holds) > 1:
         raise InvalidRequest("an if has no end", "template")
     _write(written, _checked(template[place:]), holds, is_trimmed)
     return "".join(written)
@@ -57,7 +64,7 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 def _write(written: list[str], text: str, holds: list[bool], is_trimmed: bool = False) -> None:
     """Write a text of the template, if the conditions around it hold."""
-    if all(holds):
+    if holds[-1]:
         written.append(text.lstrip() if is_trimmed else text)
 
 

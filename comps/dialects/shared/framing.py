@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from comps.core.citations import ANNOTATIONS, UNKNOWN
+from comps.core.citations import ANNOTATIONS, UNKNOWN, annotations_in
 from comps.core.errors import InvalidRequest, LLMError, Malformed, Overloaded, PromptTooLong, Unauthorized, UnknownModel
 from comps.core.generator import Preview
 from comps.core.times import Times
@@ -48,8 +48,25 @@ def comment(text: str) -> bytes:
 
 
 def citations_in(extra: Mapping[str, JSON] | None) -> dict[str, JSON]:
-    """What an answer cites, of the fields that came with its text (`Generation.extra`)."""
-    return {name: extra[name] for name in (ANNOTATIONS, UNKNOWN) if extra.get(name)} if extra else {}
+    """What an answer cites, of the fields that came with its text (`Generation.extra`).
+
+    A model server may send `annotations` of its own; what is no list of objects is left out.
+    """
+    if not extra:
+        return {}
+    found = {ANNOTATIONS: annotations_in(extra), UNKNOWN: extra.get(UNKNOWN)}
+    return {name: value for name, value in found.items() if value}
+
+
+def object_in(text: str) -> dict[str, JSON] | None:
+    """The object that a text is as JSON, such as the arguments of a function call; None if it is none, as where it is
+    cut, or has more levels than can be written."""
+    try:
+        found = orjson.loads(text)
+        orjson.dumps(found)
+    except (orjson.JSONDecodeError, TypeError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def report_object(report: Report) -> JSON:

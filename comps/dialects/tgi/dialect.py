@@ -22,7 +22,9 @@ from comps.core.errors import (
     NotSupported,
     Overloaded,
     PromptTooLong,
+    shortened,
 )
+from comps.core.model_names import other_spelling
 from comps.core.types import JSON, Generation, GenerationRequest, Token
 from comps.dialects.shared.base import Dialect, Route, ServiceStatus, Style, TokenizeCall, Writer
 from comps.dialects.shared.completion import PromptForm, completion_prompt
@@ -153,8 +155,8 @@ class TGIGenerateCall(GroundedCall):
         parameters, name = self._parameters, self._served.name
         if not self.inputs:
             raise InvalidRequest("it cannot be empty", "inputs")
-        if parameters.adapter_id and name not in ("", parameters.adapter_id):
-            said = f"'{parameters.adapter_id}' is not served here; an adapter has to be a served model"
+        if parameters.adapter_id and name and parameters.adapter_id not in (name, other_spelling(name)):
+            said = f"'{shortened(parameters.adapter_id)}' is not served here; an adapter has to be a served model"
             raise InvalidRequest(said, "parameters.adapter_id")
         if parameters.answers > 1 and not parameters.samples:
             raise InvalidRequest("several answers need sampling (do_sample)", "parameters.best_of")
@@ -163,7 +165,7 @@ class TGIGenerateCall(GroundedCall):
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         shows_tokens = self.streamed or self._parameters.tells_details
-        lost = self._parameters.ignored(capabilities, shows_tokens)
+        lost = self.parameters.ignored(capabilities, shows_tokens) if self.parameters else []
         if self.stream not in (None, self.streamed):
             lost.append("stream")
         return lost + super().ignored(capabilities)
@@ -186,12 +188,12 @@ class TGIGenerateCall(GroundedCall):
     def reply(self, generations: Sequence[Generation], metadata: ResponseMetadata) -> JSON:
         shown = self._shown()
         best, *others = _best_first(generations)
-        reply: dict[str, JSON] = {"generated_text": shown.before + best.text}
+        reply: dict[str, JSON] = {"generated_text": shown.text_of(best)}
         if shown.details:
             reply["details"] = shown.details_of(best)
             if others:
                 reply["details"]["best_of_sequences"] = [
-                    {"generated_text": shown.before + one.text, **shown.details_of(one)} for one in others
+                    {"generated_text": shown.text_of(one), **shown.details_of(one)} for one in others
                 ]
         return self.with_report({**reply, **shown.citations_of(best.extra)}, metadata)
 

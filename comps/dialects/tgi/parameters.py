@@ -6,7 +6,6 @@ router/src/validation.rs. Values that switch a parameter off are accepted, thoug
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from comps.core.errors import InvalidRequest
 from comps.core.types import JSON, Sampling
 from comps.dialects.shared.fields import MANY, OF_SAMPLES, StopStrings, matters, or_all
+from comps.dialects.shared.framing import object_in
 
 MAX_BEST_OF = 20
 """The most answers of which the best is chosen."""
@@ -34,10 +34,13 @@ _CAPABILITIES = {
 """The capability of the model server that each parameter needs."""
 _OF_THE_REPLY = ("return_full_text", "details", "adapter_id", "grammar")
 """Parameters that are honoured, or refused, whatever the model server honours."""
+_LONGEST_SCHEMA = 100_000
+"""In characters: more would hold Python's lock for as long as the text is parsed."""
 _NEUTRAL: Mapping[str, JSON] = {"watermark": False, "decoder_input_details": False, "top_n_tokens": 0}
 
 
 def _checked_grammar(grammar: dict[str, Any]) -> dict[str, Any]:
+    """The grammar; the value of a schema, which may be text, is as OpenAI's API has it in `json_schema`."""
     kind, value = grammar.get("type"), grammar.get("value")
     if kind not in ("json", "json_object", "json_schema", "regex"):
         raise ValueError("its type must be json, json_schema or regex")
@@ -46,17 +49,21 @@ def _checked_grammar(grammar: dict[str, Any]) -> dict[str, Any]:
             raise ValueError("the value of a regex must be a text that is not empty")
         return grammar
     schema = value.get("schema") if kind == "json_schema" and isinstance(value, dict) else value
-    if not isinstance(_decoded(schema), dict):
+    if isinstance(schema, str):
+        schema = _decoded(schema)
+    if not isinstance(schema, dict):
         raise ValueError("a JSON schema must be an object")
-    return grammar
+    named = value if kind == "json_schema" and isinstance(value, dict) else {}
+    return {**grammar, "value": {"name": "answer", **named, "schema": schema}}
 
 
-def _decoded(schema: JSON) -> JSON:
-    """A JSON schema, which may be text."""
-    try:
-        return json.loads(schema) if isinstance(schema, str) else schema
-    except (ValueError, RecursionError):
-        raise ValueError("a JSON schema as text must be valid JSON") from None
+def _decoded(schema: str) -> JSON:
+    if len(schema) > _LONGEST_SCHEMA:
+        raise ValueError(f"a JSON schema as text may have at most {_LONGEST_SCHEMA} characters")
+    decoded = object_in(schema)
+    if decoded is None:
+        raise ValueError("a JSON schema as text must be an object in valid JSON")
+    return decoded
 
 
 class TGIParameters(BaseModel):
@@ -164,8 +171,7 @@ class TGIParameters(BaseModel):
             if "structured_outputs" in capabilities:
                 return {"structured_outputs": {"regex": value}}
             return {"response_format": {"type": "regex", "value": value}}
-        form = value if kind == "json_schema" else {"schema": _decoded(value)}
-        return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", **form}}}
+        return {"response_format": {"type": "json_schema", "json_schema": value}}
 
     def ignored(self, capabilities: AbstractSet[str], shows_tokens: bool) -> list[str]:
         """The names of the parameters without effect; see `Call.ignored`.

@@ -7,18 +7,21 @@ as well; where they are unknown, `id` is 0. Special tokens are told by none, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any
 
 import orjson
 
 from comps.core.citations import ANNOTATIONS, annotations_in
+from comps.core.deltas import join_extra
 from comps.core.types import JSON, Finished, Generation, Report, TextDelta, Usage
 from comps.dialects.shared.framing import citations_in, comment, report_object
+from comps.dialects.shared.logprobs import ScoredToken, tokens_in
 
 _UNKNOWN_ID = 0
+_TOLD = ("stop", "length")
+"""The finish reasons for which TGI has words."""
 _AFTER_TEXT = b',"logprob":null,"special":false},"generated_text":null,"details":null}\n\n'
 
 
@@ -29,47 +32,14 @@ def _reason(end: Finished | Generation) -> str:
     return "eos_token" if end.stop_string is None else "stop_sequence"
 
 
-def _token(text: str, logprob: float | None, id: int | None = None) -> dict[str, JSON]:
+def _token(text: str, logprob: float | None = None, id: int | None = None) -> dict[str, JSON]:
     return {"id": _UNKNOWN_ID if id is None else id, "text": text, "logprob": logprob, "special": False}
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredToken:
-    """A token of an answer with its log probability, and the likeliest tokens at its place, the likeliest first."""
-
-    text: str
-    logprob: float | None
-    id: int | None
-    top: Sequence[tuple[str, float | None, int | None]]
-
-
-def tokens_in(extra: Mapping[str, JSON] | None) -> list[ScoredToken]:
-    """The tokens in the `logprobs` that came with an answer, in the form of a chat or of a completion; none if there
-    are none."""
-    logprobs = (extra or {}).get("logprobs")
-    if not isinstance(logprobs, dict):
-        return []
-    if isinstance(logprobs.get("content"), list):
-        return [_of_chat(entry) for entry in logprobs["content"] if isinstance(entry, dict)]
-    return list(_of_text(logprobs))
-
-
-def _of_chat(entry: Mapping[str, Any]) -> ScoredToken:
-    others = entry.get("top_logprobs") or ()
-    top = [(str(other.get("token")), other.get("logprob"), other.get("id")) for other in others]
-    return ScoredToken(str(entry.get("token") or ""), entry.get("logprob"), entry.get("id"), top)
-
-
-def _of_text(logprobs: Mapping[str, Any]) -> Iterator[ScoredToken]:
-    texts, scores = logprobs.get("tokens") or [], logprobs.get("token_logprobs") or []
-    tops, ids, top_ids = (
-        logprobs.get(name) or [None] * len(texts) for name in ("top_logprobs", "token_ids", "top_token_ids")
-    )
-    for text, score, id, top, of_top in zip(texts, scores, ids, tops, top_ids, strict=False):
-        likeliest = sorted((top or {}).items(), key=lambda pair: -pair[1])
-        yield ScoredToken(
-            str(text), score, id, [(other, value, (of_top or {}).get(other)) for other, value in likeliest]
-        )
+def _said(text: str, extra: Mapping[str, JSON] | None) -> str:
+    """A piece of an answer, or all of it: its text, and that of a refusal, which OpenAI's API has beside the text."""
+    refusal = (extra or {}).get("refusal")
+    return text + refusal if isinstance(refusal, str) else text
 
 
 def mean_logprob(generation: Generation) -> float:
@@ -99,9 +69,13 @@ class Shown:
     citations: bool = False
     report: bool = False
 
+    def text_of(self, generation: Generation) -> str:
+        """The text of a whole answer."""
+        return self.before + _said(generation.text, generation.extra)
+
     def top_tokens(self, token: ScoredToken) -> list[JSON]:
         """The likeliest tokens at a token's place."""
-        return [_token(*one) for one in token.top[: self.top]]
+        return [_token(one.text, one.logprob, one.id) for one in token.top[: self.top]]
 
     def details_of(self, generation: Generation) -> dict[str, JSON]:
         """The details of a whole answer."""
@@ -137,8 +111,8 @@ def _moved(annotation: JSON, by: int) -> JSON:
 class TokenEvents:
     """Writes a stream of TGI's: an event for each token, and a last one with the whole text and its details.
 
-    The last event's token is the end of the sequence, a special token without text. Without details, a finish reason
-    other than `stop` is written as a comment behind it.
+    The last event's token is the end of the sequence, a special token without text. A finish reason other than `stop`
+    is written as a comment behind it, unless the details tell it.
 
     Args:
         write: Sends one item.
@@ -164,19 +138,19 @@ class TokenEvents:
         self._write(b"".join((opening, orjson.dumps(text), _AFTER_TEXT)))
 
     def delta(self, delta: TextDelta) -> None:
-        scored = tokens_in(delta.extra)
+        if self._shown.citations:
+            self._cited = join_extra(self._cited, self._shown.citations_of(delta.extra))
+        scored, text = tokens_in(delta.extra), _said(delta.text, delta.extra)
         if not scored:
-            if delta.text:
-                self.text(delta.text)
-            elif self._shown.citations:
-                self._cited |= self._shown.citations_of(delta.extra)
+            if text:
+                self.text(text)
             return
-        self._texts.append(delta.text)
+        self._texts.append(text)
         texts = [token.text for token in scored]
-        if "".join(texts) != delta.text:  # Of tokens that end within a character.
-            texts = [delta.text, *[""] * (len(scored) - 1)]
-        for text, token in zip(texts, scored, strict=True):
-            self._write_token(_token(text, token.logprob, token.id), self._shown.top_tokens(token))
+        if "".join(texts) != text:  # Of tokens that end within a character.
+            texts = [text, *[""] * (len(scored) - 1)]
+        for piece, token in zip(texts, scored, strict=True):
+            self._write_token(_token(piece, token.logprob, token.id), self._shown.top_tokens(token))
 
     def _write_token(self, token: JSON, top: Sequence[JSON], **last: JSON) -> None:
         self._index += 1
@@ -195,11 +169,11 @@ class TokenEvents:
         text = "".join(self._texts)
         shown = self._shown.before + text
         self._write_token(self._last_token(text), (), generated_text=shown, details=details, **self._cited, **reported)
-        if details is None and self._end.reason != "stop":
+        if self._end.reason not in (_TOLD if details else ("stop",)):
             self._write(comment(f"finish_reason={self._end.reason}"))
 
     def _last_token(self, text: str) -> JSON:
-        return {**_token("", None), "special": True}
+        return {**_token(""), "special": True}
 
     def _details(self, usage: Usage | None) -> JSON:
         counted = {} if usage is None else {"input_length": usage.prompt_tokens}
@@ -223,4 +197,4 @@ class LastEvent(TokenEvents):
         super().delta(TextDelta(delta.text, delta.choice, {**(delta.extra or {}), "logprobs": None}))
 
     def _last_token(self, text: str) -> JSON:
-        return _token(text, None)
+        return _token(text)

@@ -10,6 +10,7 @@ from functools import partial
 
 from tokenizers import Encoding, Tokenizer
 
+from comps.core.beside import beside_if_long
 from comps.core.counting import prompt_texts, with_overhead
 from comps.core.errors import ModelServerError, SettingsError
 from comps.core.ports import ABILITIES, Answer, CountsPrompts, ModelServer
@@ -68,8 +69,7 @@ class WithTokenizer:
 
     async def tokenize(self, text: str) -> Sequence[Token]:
         """See `Tokenizes`."""
-        encoding = await self._encoded(text, special=True)
-        return [Token(id, end) for id, (_, end) in zip(encoding.ids, encoding.offsets, strict=True)]
+        return await beside_if_long(text, _tokens_in, await self._encoded(text, special=True))
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         """See `CountsPrompts`; what a chat template that is not known here writes around a message is estimated."""
@@ -96,6 +96,10 @@ class WithTokenizer:
 
     async def aclose(self) -> None:
         await self._server.aclose()
+
+
+def _tokens_in(encoding: Encoding) -> list[Token]:
+    return [Token(id, end) for id, (_, end) in zip(encoding.ids, encoding.offsets, strict=True)]
 
 
 def _clean(text: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from typing import ClassVar, TypeVar
 
 from comps.core.answers import Parts
+from comps.core.beside import beside_if_long
 from comps.core.errors import (
     LLMError,
     ModelServerError,
@@ -344,9 +345,7 @@ class Embedded:
     async def tokenize(self, text: str) -> Sequence[Token]:
         """See `Tokenizes`; a text that is sure to have more tokens than the window holds is refused."""
         self._check_text_lengths([text])
-        part = await self._ask({"tokenize": text})
-        ids = part["tokens"]
-        return [Token(id, end) for id, end in zip(ids, part["ends"] or [None] * len(ids), strict=True)]
+        return await beside_if_long(text, _tokens_in, await self._ask({"tokenize": text}))
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         """See `CountsPrompts`."""
@@ -394,3 +393,8 @@ class Embedded:
         self._engine = self._info = None
         if engine:
             await asyncio.to_thread(engine.close, *(() if loaded else (0.0,)))
+
+
+def _tokens_in(part: Mapping[str, JSON]) -> list[Token]:
+    ids = part["tokens"]
+    return [Token(id, end) for id, end in zip(ids, part["ends"] or [None] * len(ids), strict=True)]

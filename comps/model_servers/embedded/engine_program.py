@@ -41,12 +41,16 @@ from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, S
 from comps.core.types import JSON, Sampling
 from comps.model_servers.embedded.constraints import Constraint
 from comps.model_servers.embedded.logprobs import Wanted
-from comps.model_servers.embedded.text import ends_of
+from comps.model_servers.embedded.text import TokenEnds
 
 Part: TypeAlias = dict[str, JSON]
 Messages: TypeAlias = list[dict[str, JSON]]
 """Messages with `role` and `content`, a text, and what else the model's chat template reads."""
 EnginePrompt: TypeAlias = str | Messages
+
+
+_TOKENS_PER_STEP = 64
+"""Of a text whose tokens are told; they take some milliseconds."""
 
 
 class Engine(Protocol):
@@ -229,8 +233,11 @@ def _serve(engine: Engine, messages: list[dict[str, JSON]], reader: MessageReade
     arrived: list[dict[str, JSON]] | None = messages
     unfinished: set[int] = set()
     """The requests that were added and have no last part yet."""
+    tokenizing = Tokenizing(engine)
     while arrived is not None:
-        writer.write([part for message in arrived if (part := _handle(engine, message, unfinished))])
+        writer.write([part for message in arrived if (part := _handle(engine, message, unfinished, tokenizing))])
+        if tokenizing.busy:
+            writer.write(tokenizing.step())
         if engine.busy:
             try:
                 parts = engine.step()
@@ -239,17 +246,60 @@ def _serve(engine: Engine, messages: list[dict[str, JSON]], reader: MessageReade
                 raise
             unfinished.difference_update(part["id"] for part in parts if part.get("last"))
             writer.write(parts)
-        arrived = reader.read(wait=not engine.busy)
+        arrived = reader.read(wait=not (engine.busy or tokenizing.busy))
 
 
-def _handle(engine: Engine, message: dict[str, JSON], unfinished: set[int]) -> Part | None:
+class Tokenizing:
+    """The texts whose tokens are told. It takes a step between those of the engine, since an answer would have to wait
+    for all tokens of a long text.
+
+    Args:
+        engine: Makes the tokens.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._running: dict[int, tuple[list[int], TokenEnds]] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do."""
+        return bool(self._running)
+
+    def start(self, number: int, text: str) -> None:
+        """Add a text."""
+        ids = list(self._engine.tokenize(text))
+        self._running[number] = ids, TokenEnds(ids, self._engine.decode, text)
+
+    def cancel(self, number: int) -> None:
+        """Forget a text; nothing happens if it is not there."""
+        self._running.pop(number, None)
+
+    def step(self) -> list[Part]:
+        """Look at some tokens of the first text; returns its part when all are done."""
+        number, (ids, ends) = next(iter(self._running.items()))
+        try:
+            if not ends.advance(_TOKENS_PER_STEP):
+                return []
+            told: Part = {"tokens": ids, "ends": ends.found()}
+        except Exception as error:  # A library may raise anything, and no request may end the engine.
+            told = {"error": last_line(error)}
+        self.cancel(number)
+        return [{"id": number, **told, "last": True}]
+
+
+def _handle(engine: Engine, message: dict[str, JSON], unfinished: set[int], tokenizing: Tokenizing) -> Part | None:
     """Handle a message; returns its part, if there is one at once."""
     if "cancel" in message:
         unfinished.discard(message["cancel"])
+        tokenizing.cancel(message["cancel"])
         engine.cancel(message["cancel"])
         return None
     number = message["id"]
     try:
+        if "tokenize" in message:
+            tokenizing.start(number, message["tokenize"])
+            return None
         if part := _answered_at_once(engine, message):
             return {"id": number, **part, "last": True}
         _start(engine, message)
@@ -268,9 +318,6 @@ def _answered_at_once(engine: Engine, message: dict[str, JSON]) -> Part | None:
     """What answers a message that needs no step; None for the others."""
     if "count" in message:
         return {"count": engine.count(message["count"])}
-    if "tokenize" in message:
-        ids = list(engine.tokenize(message["tokenize"]))
-        return {"tokens": ids, "ends": ends_of(ids, engine.decode, message["tokenize"])}
     if "count_prompt" in message:
         return {"count": engine.count_prompt(message["count_prompt"]["prompt"], message["count_prompt"]["tools"])}
     if "render" in message:

@@ -65,23 +65,37 @@ class IncrementalDecoder:
             self._returned = self._decode(self._window)
 
 
-def ends_of(ids: Sequence[int], decode: Callable[[Sequence[int]], str], text: str) -> list[int] | None:
-    """Where each token of `text` ends, in characters; None if the tokens do not decode to it.
+class TokenEnds:
+    """Finds where each token of a text ends: a few tokens at a time, since each of them is decoded.
 
     Args:
         ids: The tokens, special ones included.
         decode: As for `IncrementalDecoder`.
         text: What they came from.
     """
-    decoder = IncrementalDecoder(decode)
-    pieces = [decoder.push([id]) for id in ids]
-    if pieces:
-        pieces[-1] += decoder.flush()
-    added = len("".join(pieces)) - len(text)
-    # SentencePiece may put a space before a text.
-    if added not in (0, 1) or "".join(pieces) != " " * added + text:
-        return None
-    return [max(end - added, 0) for end in accumulate(map(len, pieces))]
+
+    def __init__(self, ids: Sequence[int], decode: Callable[[Sequence[int]], str], text: str) -> None:
+        self._ids = ids
+        self._decoder = IncrementalDecoder(decode)
+        self._text = text
+        self._pieces: list[str] = []
+
+    def advance(self, most: int) -> bool:
+        """Decode at most so many further tokens; returns whether none is left."""
+        begin = len(self._pieces)
+        self._pieces += [self._decoder.push([id]) for id in self._ids[begin : begin + most]]
+        return len(self._pieces) == len(self._ids)
+
+    def found(self) -> list[int] | None:
+        """Where each token ends, in characters; None if the tokens do not decode to the text. No token may be left."""
+        pieces = self._pieces
+        if pieces:
+            pieces[-1] += self._decoder.flush()
+        added = len("".join(pieces)) - len(self._text)
+        # SentencePiece may put a space before a text.
+        if added not in (0, 1) or "".join(pieces) != " " * added + self._text:
+            return None
+        return [max(end - added, 0) for end in accumulate(map(len, pieces))]
 
 
 class ControlTokens:

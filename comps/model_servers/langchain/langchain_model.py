@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from inspect import iscoroutinefunction
@@ -14,7 +14,7 @@ from langchain_core.language_models import BaseChatModel
 from pydantic import SecretStr, ValidationError
 
 from comps.core.answers import Collector
-from comps.core.errors import LLMError, SettingsError, Unreachable
+from comps.core.errors import InvalidRequest, LLMError, ModelServerError, SettingsError, Unreachable
 from comps.core.ports import Answer
 from comps.core.stop_strings import Stopped
 from comps.core.types import JSON, SAMPLING_FIELDS, Finished, Generation, ModelInfo, Prompt, Sampling, only
@@ -114,11 +114,13 @@ class LangChainModel:
         model, call, most = self._asked(sampling, options)
         ended = _Ended(answer, sampling.stop, most)
         reader = MessageReader(ended)
-        with self._translated():
+        begun = False
+        with self._translated(lambda: begun):
             messages: Any = model.astream(to_langchain(prompt), **call)
             async with aclosing(messages):
                 async for message in messages:
                     reader.read(message)
+                    begun = True
                     if ended.stops.hit:  # How many tokens there were, nobody will tell.
                         answer.finished(Finished("stop", stop_string=ended.stops.found))
                         return
@@ -171,14 +173,17 @@ class LangChainModel:
                     break
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Errors of whatever package into ours, by what they have in common."""
+    def _translated(self, begun: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Errors of whatever package into ours, by what they have in common; an answer that has begun is not refused
+        any more."""
         try:
             yield
         except LLMError:
             raise
         except Exception as error:
-            raise translated(error, self._path, self._brief, self._address) from error
+            ours = translated(error, self._path, self._brief, self._address)
+            is_late = begun() and isinstance(ours, InvalidRequest)
+            raise (ModelServerError(str(ours)) if is_late else ours) from error
 
     def _brief(self, error: object) -> str:
         """What it says, shortened, without URLs and the secrets that the chat model has."""

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from comps.core.answers import broken_off, collect
+from comps.core.beside import beside_if_long
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused
 from comps.core.finish_reasons import finish_reason
 from comps.core.ports import Answer
@@ -122,8 +123,7 @@ class TGI(OpenAIAPI):
         """See `Tokenizes`."""
         with checked_answer():
             tokens = await self.http.post("/tokenize", {"inputs": text})
-            ends: Sequence[int | None] = _ends_of(tokens, text) or [None] * len(tokens)
-            return [Token(int(token["id"]), end) for token, end in zip(tokens, ends, strict=True)]
+            return await beside_if_long(text, _tokens_in, tokens, text)
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         if isinstance(prompt, str):
@@ -295,6 +295,11 @@ class TGI(OpenAIAPI):
 
     async def _tokenize(self, text: str) -> list[int]:
         return [token["id"] for token in await self.http.post("/tokenize", {"inputs": text})]
+
+
+def _tokens_in(tokens: Sequence[Mapping[str, JSON]], text: str) -> list[Token]:
+    ends: Sequence[int | None] = _ends_of(tokens, text) or [None] * len(tokens)
+    return [Token(int(token["id"]), end) for token, end in zip(tokens, ends, strict=True)]
 
 
 def _ends_of(tokens: Sequence[Mapping[str, JSON]], text: str) -> list[int] | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from comps.core.errors import InvalidRequest, Overloaded, PromptTooLong
+from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, PromptTooLong
 from comps.core.finish_reasons import finish_reason
 from comps.core.stop_strings import Stopped
 from comps.core.types import JSON, MANY, Finished, Usage
@@ -130,7 +130,8 @@ def raise_tgi_error(said: dict[str, JSON], name: bytes, begun: bool) -> None:
     if message.startswith("Model is overloaded"):
         raise Overloaded(f"the model server is busy: {message}")
     if message.startswith(("Input validation error", "Template error", "Tool error", "Missing template")):
-        raise _refused(f"the model server refused it: {message}")
+        refusal = _refused(f"the model server refused it: {message}")
+        raise ModelServerError(str(refusal)) if begun else refusal
     raise_reported(said, name, begun=begun)
 
 

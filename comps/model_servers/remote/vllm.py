@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from comps.core.beside import beside_if_long
 from comps.core.errors import ModelServerError
 from comps.core.types import JSON, Message, Prompt, Sampling, Token
 from comps.model_servers.chat_templates.token_strings import ends_of
@@ -106,10 +107,7 @@ class VLLM(OpenAIAPI):
         """See `Tokenizes`."""
         with checked_answer():
             answer = await self._tokenizer("/tokenize", {"prompt": text, "return_token_strs": True})
-            ids, strings = answer["tokens"], answer.get("token_strs") or []
-            found = (ends_of(strings[special:], text) for special in range(min(len(strings), _MOST_SPECIAL) + 1))
-            ends = next((one for one in found if one is not None), [None] * len(ids))
-            return [Token(int(id), end) for id, end in zip(ids, [0] * (len(ids) - len(ends)) + ends, strict=True)]
+            return await beside_if_long(text, _tokens_in, answer, text)
 
     async def count_prompt(self, prompt: Prompt, options: Mapping[str, JSON]) -> int:
         return await self._count({"prompt": prompt} if isinstance(prompt, str) else _chat(prompt, options))
@@ -128,6 +126,14 @@ class VLLM(OpenAIAPI):
 
     async def _tokenizer(self, route: str, asked: dict[str, JSON]) -> Any:
         return await self.http.post(route, {"model": self.model_name, **asked})
+
+
+def _tokens_in(answer: Mapping[str, Any], text: str) -> list[Token]:
+    """Returns the tokens of a text, with their ends if they are spelled in a way that is known here."""
+    ids, strings = answer["tokens"], answer.get("token_strs") or []
+    found = (ends_of(strings[special:], text) for special in range(min(len(strings), _MOST_SPECIAL) + 1))
+    ends = next((one for one in found if one is not None), [None] * len(ids))
+    return [Token(int(id), end) for id, end in zip(ids, [0] * (len(ids) - len(ends)) + ends, strict=True)]
 
 
 def _chat(messages: Sequence[Message], options: Mapping[str, JSON]) -> dict[str, JSON]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from threading import get_ident
+from typing import Any, TypeVar
 
 import pytest
 
@@ -14,8 +15,9 @@ from comps.core.answers import collect
 from comps.core.counting import MESSAGE_OVERHEAD
 from comps.core.errors import SettingsError
 from comps.core.ports import CountsPrompts, CountsTexts, CountsTokens, Embeds, Tokenizes
-from comps.core.types import Message, Sampling
+from comps.core.types import Message, Sampling, Token
 from comps.model_servers import with_chat_template, with_tokenizer
+from comps.model_servers.chat_templates import tokenizer_file
 from comps.model_servers.scripted import Scripted
 from tests.model_servers.tgi_stand_in import tokenizer
 from tests.service import Able, running
@@ -51,6 +53,24 @@ async def test_a_text_s_tokens_are_told_with_special_tokens(file: str) -> None:
     told = await server.tokenize(TEXT)
     assert [token.id for token in told] == tokenizer().encode(TEXT).ids
     assert (told[0].end, told[-1].end) == (0, len(TEXT))
+
+
+@pytest.mark.parametrize(("times", "is_beside"), [(1, False), (2_000, True)])
+async def test_the_tokens_of_a_long_text_are_made_beside_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch, file: str, times: int, is_beside: bool
+) -> None:
+    threads = set()
+
+    def made(*fields: Any) -> Token:
+        threads.add(get_ident())
+        return Token(*fields)
+
+    monkeypatch.setattr(tokenizer_file, "Token", made)
+    server = with_tokenizer(Scripted(), file)
+    assert isinstance(server, Tokenizes)
+    assert len(await server.tokenize(TEXT * times)) == len(tokenizer().encode(TEXT * times))
+    assert len(threads) == 1
+    assert (get_ident() not in threads) is is_beside
 
 
 @pytest.mark.parametrize("times", [1, 100])

@@ -237,6 +237,19 @@ async def test_tokens_are_told_by_the_engine_with_their_ends_where_they_decode_t
         await words.tokenize("x" * 5000)
 
 
+async def test_answers_go_on_while_the_tokens_of_a_long_text_are_looked_for(endless: Words) -> None:
+    text = "a" + " a" * 20_000
+    looking = asyncio.ensure_future(endless.tokenize(text))
+    await asyncio.sleep(0)
+    answer = await collect(endless.generate, "a b .", Sampling(), {})
+    assert (answer.text, looking.done()) == (" a b", False)
+    cancelled = asyncio.ensure_future(endless.tokenize(text))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    assert (await looking)[-1] == Token(0, len(text))
+    assert await endless.tokenize("b") == [Token(1, 1)]
+
+
 async def test_a_conversation_is_rendered_by_the_engine_and_a_text_is_itself(words: Words) -> None:
     said = (Message("developer", "be <end> brief"), Message("user", "why"))
     assert await words.render(said, {}) == "be < end> brief why"

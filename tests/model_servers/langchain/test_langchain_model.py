@@ -115,7 +115,7 @@ class Failing(Model):
         raise FAILURES[self.failure]
 
 
-ANSWERS: dict[str, list[AIMessageChunk]] = {}
+ANSWERS: dict[str, list[Any]] = {}
 
 
 class Streaming(Model):
@@ -134,6 +134,8 @@ class Streaming(Model):
         self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         for chunk in ANSWERS[self.answer_of]:
+            if isinstance(chunk, Exception):
+                raise chunk
             yield ChatGenerationChunk(message=chunk)
 
 
@@ -438,6 +440,14 @@ async def test_an_error_of_whatever_package_is_one_of_ours(failure: BaseExceptio
         with pytest.raises(LLMError) as caught:
             await asked
         assert type(caught.value) is expected
+
+
+async def test_an_answer_that_has_begun_is_not_refused_any_more() -> None:
+    refusal = aiohttp.ClientResponseError(REQUEST, (), status=400, message="no")
+    ANSWERS["begun"] = [AIMessageChunk(content="Deep"), refusal]
+    server = await loaded(target("Streaming", answer_of="begun"))
+    with pytest.raises(ModelServerError, match="no"):
+        await events_of(server)
 
 
 async def test_an_error_that_is_none_of_those_names_the_class_and_shows_no_secret() -> None:

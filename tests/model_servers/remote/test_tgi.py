@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from comps.core.answers import collect, read
+from comps.core.answers import Collector, collect, read
 from comps.core.errors import (
     InvalidRequest,
     LLMError,
@@ -21,10 +21,12 @@ from comps.core.errors import (
     Unreachable,
 )
 from comps.core.ports import CountsTokens, Embeds, ModelServer
+from comps.core.stop_strings import Stopped
 from comps.core.types import Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.langchain.chat_tgi import ChatTGI
 from comps.model_servers.langchain.through import ThroughLangChain
 from comps.model_servers.remote.tgi import TGI
+from comps.model_servers.remote.tgi_answers import MessagesReader, TokenReader
 from comps.model_servers.target import Target
 from tests.events import gathered
 from tests.model_servers.replay import Reply, replaying, sse
@@ -598,3 +600,15 @@ async def test_an_older_server_renders_no_conversation() -> None:
             await server.render(QUESTION, {})
         await server.aclose()
     assert caught.value.status == 404
+
+
+def test_an_answer_that_has_begun_is_not_refused_any_more() -> None:
+    token, chunk = b'{"token":{"id":1,"text":"Deep"}}', b'{"choices":[{"index":0,"delta":{"content":"Deep"}}]}'
+    error = b'{"error":"Input validation error: `top_k` is wrong","error_type":"validation"}'
+    for reader, begun in ((TokenReader, token), (MessagesReader, chunk)):
+        with pytest.raises(InvalidRequest, match="top_k"):
+            reader(Stopped(Collector(), ())).event(error)
+        late = reader(Stopped(Collector(), ()))
+        late.event(begun)
+        with pytest.raises(ModelServerError, match="top_k"):
+            late.event(error)
