@@ -145,7 +145,7 @@ async def test_open_webui_lists_describes_asks_embeds_and_unloads(monkeypatch: p
         assert (end["done"], end["prompt_eval_count"], end["eval_count"]) == (True, 7, 4)
         assert end["total_duration"] > end["eval_duration"] > 0
     assert whole.json["message"]["content"] == ANSWER
-    ignored = ["num_predict", "keep_alive", "options.temperature", "options.mirostat"]
+    ignored = ["num_predict", "options.temperature", "options.mirostat"]
     assert sorted(stream.headers["x-ignored-params"].split(", ")) == sorted(ignored)
     prompt, sampling, options = server.asked[0]
     assert not isinstance(prompt, str)

@@ -290,7 +290,7 @@ class CohereEmbed(EmbeddingCall):
     )
     images: list[str] | None = Field(None, description="Refused: pictures cannot be embedded here.")
     input_type: Literal["search_document", "search_query", "classification", "clustering", "image"] | None = Field(
-        None, description="No effect: the vector of a text is the same for all of them."
+        None, description="The API demands it; the vector of a text is the same for all of them."
     )
     embedding_types: list[Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]] | None = Field(
         None, description="float and base64 (little-endian float32); others are refused."
@@ -315,7 +315,7 @@ class CohereEmbed(EmbeddingCall):
         return self.given or ["\n".join(part["text"] for part in one["content"]) for one in self.inputs or ()]
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
-        lost = [name for name in ("input_type", "max_tokens", "priority") if getattr(self, name)]
+        lost = [name for name in ("max_tokens", "priority") if getattr(self, name)]
         lost += ["truncate"] if self.truncate not in (None, "NONE") else []
         names = {f"inputs.{name}" for one in self.inputs or () for name in one.keys() - {"content"}}
         parts = [part for one in self.inputs or () for part in one["content"]]

@@ -105,7 +105,7 @@ def _checked_format(value: Any) -> Any:
 KeepAlive = Annotated[
     float | str | None,
     BeforeValidator(_checked_duration, json_schema_input_type=float | str | None),
-    Field(description="No effect here, and named as ignored: a model stays loaded as long as the service runs."),
+    Field(description="A model stays loaded as long as the service runs; only 0, to unload it, is named as ignored."),
 ]
 Format = Annotated[
     Schema | str | None, AfterValidator(_checked_format), Field(description="`json`, or the JSON schema of the answer.")
@@ -130,6 +130,11 @@ class _Body(Call):
         """Whether it asks for more than that the model is loaded."""
         return bool(self.model_fields_set or self.model_extra)
 
+    @property
+    def unloads(self) -> bool:
+        """Whether it asks for the model to be unloaded."""
+        return self.keep_alive is not None and bool(_ZERO.fullmatch(str(self.keep_alive)))
+
     @model_validator(mode="after")
     def _has_model_or_question(self) -> _Body:
         if not self.model and not self.asks:
@@ -137,7 +142,7 @@ class _Body(Call):
         return self
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
-        return [*(["keep_alive"] if self.keep_alive is not None else []), *super().ignored(capabilities)]
+        return [*(["keep_alive"] if self.unloads else []), *super().ignored(capabilities)]
 
 
 class OllamaCall(_Body, GroundedCall):
@@ -254,7 +259,7 @@ class OllamaCall(_Body, GroundedCall):
     @property
     def _loads(self) -> str:
         """What a body that asks nothing does: `load` or `unload`."""
-        return "unload" if self.keep_alive is not None and _ZERO.fullmatch(str(self.keep_alive)) else "load"
+        return "unload" if self.unloads else "load"
 
     def _frame(self, metadata: ResponseMetadata) -> Frame:
         return Frame(self.model or metadata.model, metadata.created, self.is_chat)
