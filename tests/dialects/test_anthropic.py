@@ -818,6 +818,21 @@ async def test_the_citations_of_a_large_request_come_at_the_end_of_its_stream(mo
     assert [(one["start_char_index"], one["cited_text"]) for one in block["citations"]] == [(0, GRASS.strip())]
 
 
+def test_citations_that_come_behind_a_call_have_a_block_of_their_own() -> None:
+    call = asked(document(GRASS, True), text("Why?"), tools=[TOOL])
+    place = {"number": 1, "start_index": 0, "end_index": 19, "passage": [0, 19]}
+    called = {"tool_calls": [{"index": 0, "id": "c1", "function": {"name": "weather", "arguments": "{}"}}]}
+    given = (
+        TextDelta("The grass is green."),
+        TextDelta("", extra=called),
+        TextDelta("", extra={"annotations": [{"type": "document_citation", "document_citation": place}]}),
+        Finished("tool_calls"),
+    )
+    first, use, cited = accumulated(streamed(call, *given))
+    assert (first, use["type"], cited["text"]) == (text("The grass is green."), "tool_use", "")
+    assert [one["cited_text"] for one in cited["citations"]] == [GRASS[:19]]
+
+
 # What goes with it.
 
 

@@ -195,10 +195,12 @@ class MessageEvents:
         for number, piece in self._named.pieces(extra):
             if events := self._call(number, piece):
                 self._write(events)
-        if ANNOTATIONS in extra and self._kind == "text":
+        if ANNOTATIONS in extra:
             for cited in cited_in(extra, self._form.sources):
+                # Behind a call, late citations of the text before it have a block of their own, without text.
+                opening = b"" if self._kind == "text" else self._begin("text", {"text": ""})
                 fields = {"index": self._index, "delta": {"type": "citations_delta", "citation": cited.citation}}
-                self._write(event("content_block_delta", fields))
+                self._write(opening + event("content_block_delta", fields))
             self._before = None
 
     def finished(self, end: Finished) -> None:
