@@ -22,7 +22,10 @@ from tests.service import Service, running
 pytestmark = [pytest.mark.live, pytest.mark.xdist_group("live")]
 
 DOCUMENTS = [
-    {"title": f"Lighthouse {number}", "text": f"Keeper {number} wrote down every ship that came by night. " * 5}
+    {
+        "title": f"Lighthouse {number}",
+        "text": f"Keeper {number} wrote down every ship that came by night." + " And by day." * 10,
+    }
     for number in range(1, 7)
 ]
 
