@@ -161,7 +161,7 @@ class Handler:
             error.field = call.marker
         exchange.outcome = str(status)
         headers = [] if error.retry_after is None else [(b"retry-after", str(error.retry_after).encode())]
-        if style.id_header:
+        if style.id_header and exchange.id:
             headers.append((style.id_header, exchange.id.encode()))
         reply.whole(status, style.encode(style.error(error)), headers, style.media_type)
 
@@ -208,7 +208,7 @@ class Handler:
         headers = self._ignored(call, info)
         if headers:
             exchange.ignored = headers[0][1].decode()
-        if call.style.id_header:
+        if call.style.id_header and exchange.id:
             headers.append((call.style.id_header, exchange.id.encode()))
         exchange.operation = next(name for kind, name in _OPERATIONS.items() if isinstance(call, kind))
         await slots.enter()
@@ -227,7 +227,7 @@ class Handler:
         exchange.asked = requests
         if headers:
             exchange.ignored = headers[0][1].decode()
-        if call.style.id_header:
+        if call.style.id_header and exchange.id:
             headers.append((call.style.id_header, exchange.id.encode()))
         response = Responder(call, info, len(requests), reply, headers, exchange, self._keepalive_seconds)
         if call.streamed:

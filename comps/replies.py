@@ -54,7 +54,9 @@ class Reply:
         timing = (b"server-timing", exchange.server_timing())
         length = (b"content-length", str(len(body)).encode())
         kind = (b"content-type", media_type.encode())
-        self._response.start(status, [kind, length, (REQUEST_ID_HEADER, exchange.id.encode()), timing, *headers])
+        # A server without `DirectRoutes`, such as Ray's proxy, gives requests ids of its own.
+        ids = [(REQUEST_ID_HEADER, exchange.id.encode())] if exchange.id else []
+        self._response.start(status, [kind, length, *ids, timing, *headers])
         if body:
             self._response.write(body)
         self._response.end()
@@ -65,7 +67,8 @@ class Reply:
         exchange = self._exchange
         timing = (b"server-timing", exchange.server_timing())
         content = (b"content-type", media_type.encode())
-        self._response.start(200, [content, *_SSE_HEADERS, (REQUEST_ID_HEADER, exchange.id.encode()), timing, *headers])
+        ids = [(REQUEST_ID_HEADER, exchange.id.encode())] if exchange.id else []
+        self._response.start(200, [content, *_SSE_HEADERS, *ids, timing, *headers])
 
     def end(self) -> None:
         """End the stream."""

@@ -54,3 +54,37 @@ async def test_a_server_that_says_by_an_error_of_receive_that_the_client_has_lef
     assert not left.is_set()
     response.on_leave(left.set)
     await asyncio.wait_for(left.wait(), 5)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_server_that_gives_requests_no_id_of_ours_gets_none_in_the_answer(
+    monkeypatch: pytest.MonkeyPatch, streams: bool
+) -> None:
+    """Ray's proxy has ids of its own; beside an empty one, clients read `, <id>`."""
+    body = {"model": "scripted", "messages": [{"role": "user", "content": "?"}], "max_tokens": 5}
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with running(Scripted([["one"]]), monkeypatch) as service:
+        for path in (PATH, "/v1/messages"):
+            data = json.dumps({**body, "stream": streams}).encode()
+            messages = [{"type": "http.request", "body": data, "more_body": False}]
+
+            async def receive(messages: list[Any] = messages) -> Any:
+                return messages.pop() if messages else await asyncio.Event().wait()
+
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": path,
+                "root_path": "",
+                "headers": [],
+                "query_string": b"",
+            }
+            handler = next(one for one in service.app.state.service.handlers if one.endpoint.path == path)
+            await asyncio.wait_for(handler(scope, receive, send), 10)
+    starts = [message for message in sent if message["type"] == "http.response.start"]
+    assert [start["status"] for start in starts] == [200, 200]
+    assert not [name for start in starts for name, _ in start["headers"] if name.endswith(b"request-id")]
