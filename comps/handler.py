@@ -19,28 +19,25 @@ from starlette.types import Receive, Scope, Send
 
 from comps.admission import Admission, RequestSlots
 from comps.body_memory import BodyMemory
+from comps.computing import OPERATIONS, computed, encoded_reply, honoured
 from comps.core.beside import LONG, MANY, beside
 from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, for_operator, shutting_down
-from comps.core.generator import Preview, TextGenerator
+from comps.core.generator import TextGenerator
 from comps.core.model_names import other_spelling
 from comps.core.models import Models
+from comps.core.previews import Preview
 from comps.core.tasks import at_once
-from comps.core.types import JSON, GenerationRequest, ModelInfo, Usage
+from comps.core.types import JSON, GenerationRequest, ModelInfo
 from comps.dialects.shared.base import (
     Call,
-    DescriptionCall,
-    EmbeddingCall,
     GenerationCall,
-    PromptCountCall,
     Style,
-    TokenCountCall,
-    TokenizeCall,
 )
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint, RequestError
 from comps.dialects.shared.framing import preview_document
 from comps.exchange import Exchange
 from comps.logs import log
-from comps.replies import Reply, Responder, metadata_of, shortened
+from comps.replies import Reply, Responder, shortened
 from comps.requests import ClientGone, read_body
 from comps.responses import Response, response_to
 from comps.telemetry import Telemetry
@@ -210,13 +207,13 @@ class Handler:
             exchange.ignored = headers[0][1].decode()
         if call.style.id_header and exchange.id:
             headers.append((call.style.id_header, exchange.id.encode()))
-        exchange.operation = next(name for kind, name in _OPERATIONS.items() if isinstance(call, kind))
+        exchange.operation = next(name for kind, name in OPERATIONS.items() if isinstance(call, kind))
         await slots.enter()
         exchange.window = "whole"
         exchange.asked_at = monotonic()
-        computed = await _computed(call, model, info, exchange)
+        found = await computed(call, model, info, exchange)
         exchange.answered_at = monotonic()
-        encoded = partial(_encoded, call, *computed)
+        encoded = partial(encoded_reply, call, *found)
         reply.whole(200, await beside(encoded) if call.is_large else encoded(), headers)
 
     async def _generate(
@@ -319,44 +316,10 @@ class PromptHandler(Handler):
         reply.whole(200, await beside(document) if call.is_large else document(), [])
 
 
-_OPERATIONS: dict[type[Call], str] = {
-    EmbeddingCall: "embeddings",
-    TokenCountCall: "count_tokens",
-    TokenizeCall: "tokenize",
-    PromptCountCall: "count_tokens",
-    DescriptionCall: "describe",
-}
-"""What metrics and traces call the work of a body that asks for no text, by its class."""
-
-
-async def _computed(call: Call, model: TextGenerator, info: ModelInfo, exchange: Exchange) -> tuple[Any, ...]:
-    """Returns what a body that asks for no text is answered with: the arguments of its `reply`."""
-    if isinstance(call, EmbeddingCall):
-        embeddings = await model.embed(call.texts())
-        if embeddings.prompt_tokens is not None:
-            exchange.usage = Usage(embeddings.prompt_tokens, 0)
-        return embeddings, metadata_of(info, exchange)
-    if isinstance(call, TokenCountCall):
-        return (await model.count_tokens(call.text()),)
-    if isinstance(call, TokenizeCall):
-        return (await model.tokenize(call.text()),)
-    if isinstance(call, PromptCountCall):
-        request = _honoured(call.request(), info)
-        plan = await model.plan(replace(request, is_large=True) if call.is_large else request, to_the_token=True)
-        return (plan.report.prompt_tokens,)
-    assert isinstance(call, DescriptionCall)
-    return (info,)
-
-
-def _encoded(call: Call, *computed: Any) -> bytes:
-    assert isinstance(call, EmbeddingCall | TokenCountCall | TokenizeCall | PromptCountCall | DescriptionCall)
-    return call.style.encode(call.reply(*computed))
-
-
 def _requests(call: GenerationCall, info: ModelInfo) -> list[GenerationRequest]:
     """Returns what is asked of a model, without the options that it does not support."""
     call.answered_by(info)
-    requests = [_honoured(request, info) for request in call.requests()]
+    requests = [honoured(request, info) for request in call.requests()]
     return [replace(request, is_large=True) for request in requests] if call.is_large else requests
 
 
@@ -383,13 +346,6 @@ async def _tell_mistakes(call: Call) -> None:
     """Raise `InvalidRequest` if something is wrong with the body: it is told before any other error."""
     if isinstance(call, GenerationCall):
         await beside(call.requests) if call.is_large else call.requests()
-
-
-def _honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
-    """Returns the request without the options that its model server does not support."""
-    if request.options.keys() <= info.capabilities:
-        return request
-    return replace(request, options={name: one for name, one in request.options.items() if name in info.capabilities})
 
 
 async def _unless_gone(response: Response, work: Coroutine[Any, Any, None]) -> None:

@@ -20,9 +20,9 @@ from comps.core.errors import (
     Unreachable,
     UnsupportedEncoding,
 )
-from comps.core.generator import Preview
 from comps.core.planning import Plan, Planner
 from comps.core.ports import Answer
+from comps.core.previews import Preview
 from comps.core.times import Times
 from comps.core.types import (
     GPU,
@@ -161,7 +161,7 @@ class _NoServer:
         return _INFO
 
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("examples are planned, and nothing is generated")
 
     async def aclose(self) -> None:
         """Does nothing."""

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from comps.core.generator import Preview
+from comps.core.previews import Preview
 from comps.core.prompts import text_of
 from comps.core.types import Document, DocumentUse, Report
 

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 import comps.loading
-from comps.app import make_app, open_models, read_settings
+from comps.app import make_app, read_settings
 from comps.core.errors import LLMError, ModelServerError, SettingsError, Unreachable
 from comps.core.ports import CountsTokens, Embeds, Loads, ModelServer
 from comps.core.retries import Retries
@@ -19,6 +19,7 @@ from comps.dialects import DIALECTS
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Access, Target
+from comps.opening import open_models
 from tests.service import PATH, PATIENCE, running
 
 QUERY = {"query": "?"}
@@ -381,7 +382,7 @@ def test_what_is_set_reaches_the_model_server(tmp_path: Path, monkeypatch: pytes
         opened_with.append((kind, target))
         return Scripted()
 
-    monkeypatch.setattr("comps.app.open_model_server", watched)
+    monkeypatch.setattr("comps.opening.open_model_server", watched)
     pem = str(tmp_path / "one.pem")
     (tmp_path / "one.pem").touch()
     environment = {
@@ -421,7 +422,7 @@ def test_what_is_not_set_is_the_target_s_own_default(monkeypatch: pytest.MonkeyP
         opened_with.append(target)
         return Scripted()
 
-    monkeypatch.setattr("comps.app.open_model_server", watched)
+    monkeypatch.setattr("comps.opening.open_model_server", watched)
     opened(monkeypatch)
     assert opened_with == [Target("SmolLM2-135M-Instruct")]
 

@@ -21,7 +21,7 @@ import pytest
 import trustme
 import typer
 
-import comps.app
+import comps.opening
 import comps.serving
 from comps.app import read_settings
 from comps.cli.ask import ask
@@ -511,7 +511,7 @@ def test_ask_prints_the_answer_and_nothing_else_on_standard_output(answers: str)
 def test_ask_does_not_blame_its_limit_for_what_the_context_window_cut(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(comps.app, "open_models", lambda _: Models([TextGenerator(Full(), "full")]))
+    monkeypatch.setattr(comps.opening, "open_models", lambda _: Models([TextGenerator(Full(), "full")]))
     ask("?", max_tokens=3)
     assert capsys.readouterr() == ("one\n", "[cut short: length]\n")
 
@@ -523,7 +523,7 @@ def test_ask_says_which_documents_do_not_fit(
     for file in files:
         file.write_text("A lantern hangs in the harbour. " * 30)
     server = Scripted([["one"]], context_window=500)
-    monkeypatch.setattr(comps.app, "open_models", lambda _: Models([TextGenerator(server, "small")]))
+    monkeypatch.setattr(comps.opening, "open_models", lambda _: Models([TextGenerator(server, "small")]))
     ask("?", files, max_tokens=3)
     why = "fit the context window]\n"
     assert capsys.readouterr() == (

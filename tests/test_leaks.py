@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from comps import logs
-from comps.app import open_models, read_settings
+from comps.app import read_settings
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused, Timeout, for_operator, told_at
 from comps.core.ports import Answer
 from comps.core.redaction import Redactor, without_keys, without_quotes
@@ -24,6 +24,7 @@ from comps.model_servers.redacted import Redacted
 from comps.model_servers.remote.client import HTTP
 from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Access, Target
+from comps.opening import open_models
 from tests.dialects.kinds import KINDS, Kind
 from tests.model_servers.replay import Reply, replaying, sse
 from tests.service import PATIENCE, Service, running

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from comps.computing import OPERATIONS
 from comps.core.errors import Unreachable
 from comps.core.tallies import RETRIES, TIMEOUTS
 from comps.core.unread import UNREAD
-from comps.handler import _OPERATIONS
 from comps.limits import CONNECTIONS
 from comps.model_servers.scripted import Scripted
 from tests.service import PATIENCE, Service, running
@@ -94,7 +94,7 @@ async def test_every_query_of_the_dashboard_and_the_alerts_asks_for_metrics_and_
     first = Scripted([["a", "b"], ["a", asyncio.Event()], ["a", "b"]], context_window=800)
     broken = Scripted([[Unreachable("away")]], context_window=800)
     environment = {"USVC_MAX_RUNNING": "1", "USVC_MAX_WAITING": "1", "LLM_MODEL_SERVER_ENDPOINT": "http://a, http://b"}
-    monkeypatch.setattr("comps.app._open_replicas", lambda *_: [broken, first])
+    monkeypatch.setattr("comps.opening._open_replicas", lambda *_: [broken, first])
     async with running({}, monkeypatch, environment | {"MODEL_SERVER": "vllm"}) as service:
         there_are = await exercised(service)
     asked = [(expression, *one) for expression in expressions() for one in selectors(expression)]
@@ -138,4 +138,4 @@ def test_the_dashboard_s_panels_have_places_and_numbers_of_their_own() -> None:
 
 def test_all_kinds_of_work_that_metrics_tell_apart_are_explained() -> None:
     (row,) = re.findall(r"^\| `gen_ai_operation_name` \|.*", DOCS, re.MULTILINE)
-    assert {"chat", "text_completion", "prompt", *_OPERATIONS.values()} == set(re.findall(r"`([a-z_]+)`", row)[1:])
+    assert {"chat", "text_completion", "prompt", *OPERATIONS.values()} == set(re.findall(r"`([a-z_]+)`", row)[1:])

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from comps.app import open_models, read_settings
+from comps.app import read_settings
 from comps.core.errors import SettingsError
 from comps.core.prompts import DEFAULT_TEMPLATES, DOCUMENT_TEMPLATE, INSTRUCTIONS, RAG_TEMPLATES, Templates
 from comps.core.types import Message
 from comps.model_servers.scripted import Scripted
+from comps.opening import open_models
 from comps.settings import read_templates
 from tests.service import running
 

@@ -16,11 +16,12 @@ from typing import Any
 import huggingface_hub.constants  # noqa: F401  # At its import it reads whether it is offline, which tests are.
 import pytest
 
-from comps.app import open_models, read_settings
+from comps.app import read_settings
 from comps.dialects import DIALECTS
 from comps.model_servers import MODEL_SERVERS
 from comps.model_servers.embedded.openvino import OpenVINO
 from comps.model_servers.scripted import Scripted
+from comps.opening import open_models
 from tests.seeds import Example
 from tests.seeds.__main__ import Row, rows
 from tests.service import running

@@ -34,6 +34,7 @@ from comps.model_servers import FRAMEWORKS, open_model_server, through_framework
 from comps.model_servers.target import Target
 from tests.model_servers.tgi_stand_in import validator
 from tests.service import Able, Service, running
+from tests.tgi_clients import OLD_PYDANTIC, read
 
 PROMPT = "What is Deep Learning?"
 WORDS = ["Deep", " learning", " ☃"]
@@ -145,22 +146,13 @@ async def test_huggingface_hub_raises_its_own_class_for_each_error(
 ) -> None:
     async with failing(monkeypatch, *script) as service, AsyncInferenceClient(service.url) as client:
         with pytest.raises(error):
-            await read(client, stream, parameters)
-
-
-async def read(client: AsyncInferenceClient, stream: bool, parameters: Any) -> None:
-    answer: Any = await client.text_generation(PROMPT, stream=stream, **parameters)
-    if stream:
-        async for _ in answer:
-            pass
+            await read(client, PROMPT, stream, parameters)
 
 
 # text_generation, the client in TGI's own repository.
 
-old_pydantic = pytest.mark.filterwarnings("ignore:The `dict` method is deprecated")
 
-
-@old_pydantic
+@OLD_PYDANTIC
 async def test_text_generation_reads_whole_answers_and_streams(service: Service) -> None:
     def sync() -> Any:
         return text_generation.Client(service.url).generate(PROMPT, max_new_tokens=2)
@@ -178,7 +170,7 @@ async def test_text_generation_reads_whole_answers_and_streams(service: Service)
     assert (cut.generated_text, cut.details.finish_reason) == ("Deep learning", "length")
 
 
-@old_pydantic
+@OLD_PYDANTIC
 @pytest.mark.parametrize(
     ("error", "seen"),
     [

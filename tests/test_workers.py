@@ -16,9 +16,10 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from comps.app import open_models, read_settings
+from comps.app import read_settings
 from comps.core.errors import SettingsError
 from comps.model_servers.scripted import Scripted
+from comps.opening import open_models
 from comps.shared_metrics import SharedMetrics, Snapshot
 from tests.process import PATIENCE, ROOT, Running, children
 from tests.test_shutdown import AS_PROCESS_1, STREAMED, Told, command, connected, exit_code, got, rest, said, told

@@ -66,7 +66,7 @@ class InProcess:
     """
 
     def __init__(self, settings: Settings, model: str | None) -> None:
-        from comps.app import open_models
+        from comps.opening import open_models
 
         self._settings = settings
         self._generator = open_models(settings).named(model)

@@ -61,8 +61,8 @@ def check(
             raise typer.Exit(FOUND)
         return
     _refuse("without --through", {"--model": model, "--json": as_json})
-    from comps.app import open_models
     from comps.logs import start_log
+    from comps.opening import open_models
 
     settings = settings_of(config)
     start_log("WARNING", "")
@@ -87,7 +87,7 @@ def _refuse(when: str, flags: Mapping[str, object]) -> None:
 
 async def _check(settings: Settings) -> None:
     """Print whether the model server of each model, or each of its replicas, answers."""
-    from comps.app import open_models, replicas_of
+    from comps.opening import open_models, replicas_of
 
     failures: list[LLMError] = []
     asked = [(generator, server) for generator in open_models(settings) for server in replicas_of(generator)]

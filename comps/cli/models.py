@@ -68,8 +68,8 @@ async def _of_settings(settings: Settings, as_json: bool) -> None:
 
 async def _known(settings: Settings, name: str, model: Model) -> dict[str, JSON]:
     """Returns what a model server says: the context window, and the names of all its models."""
-    from comps.app import open_models
     from comps.core.ports import Loads
+    from comps.opening import open_models
 
     if model.model_server in _WITH_LIST:
         url, key = model.model_server_endpoint.split(",")[0].strip(), model.api_key.get_secret_value()

@@ -47,7 +47,7 @@ def prompt(
 
 
 async def _preview(settings: Settings, request: GenerationRequest, names: Sequence[str]) -> None:
-    from comps.app import open_models
+    from comps.opening import open_models
     from comps.preview import ModelPreview, show
     from comps.serving import model_with_server
 

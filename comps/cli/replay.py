@@ -61,8 +61,8 @@ def replay(
       opea-llm replay records/20260102T030405.678901Z-4f2a-17.1.json
       opea-llm replay FILE --model-server vllm --endpoint http://new:8000 --model Qwen/Qwen3-8B
     """
-    from comps.app import open_models
     from comps.logs import start_log
+    from comps.opening import open_models
     from comps.recording.drafts import RecordedGenerator
     from comps.recording.record import record_of, request_in
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -34,6 +34,7 @@ from comps.core.ports import (
     Tokenizes,
     Translates,
 )
+from comps.core.previews import Preview
 from comps.core.prompts import DEFAULT_TEMPLATES, Templates, text_of
 from comps.core.types import (
     JSON,
@@ -50,21 +51,6 @@ from comps.core.types import (
 
 log = logging.getLogger("opea_llm")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """Preview: what the model server would receive for a request."""
-
-    plan: Plan
-    prompt: Prompt = field(repr=False)
-    """The prompt as it would be sent; a conversation, unless the plan's prompt is text."""
-    rendered: str | None = field(repr=False)
-    """The rendered prompt; None if the model's chat template is unknown."""
-    sampling: Sampling
-    options: Mapping[str, JSON] = field(repr=False)
-    answer: str | None = field(repr=False)
-    """The answer that would be given without the model server; None: the model server would answer."""
 
 
 class TextGenerator:

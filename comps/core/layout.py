@@ -8,14 +8,12 @@ from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from comps.core.counting import Count
+from comps.core.escaping import escape_control_tokens, escape_documents, escape_prompt
 from comps.core.prompts import (
     Templates,
     as_context,
     asks_for_context,
     build_prompt,
-    escape_control_tokens,
-    escape_documents,
-    escape_prompt,
 )
 from comps.core.types import JSON, Document, GenerationRequest, Message, Prompt
 

@@ -20,6 +20,7 @@ from comps.core.counting import (
     upper_bound,
 )
 from comps.core.errors import LLMError, PromptTooLong
+from comps.core.escaping import escape_prompt, join_texts
 from comps.core.exchanges import exchange_text, exchanges_of, without
 from comps.core.instructions import asks_for_marks, has_instruction, instructed, takes_system_messages
 from comps.core.layout import InOptions, InPrompt, Layout, find_native
@@ -29,8 +30,6 @@ from comps.core.ports import ModelServer, Renders
 from comps.core.prompts import (
     DEFAULT_TEMPLATES,
     Templates,
-    escape_prompt,
-    join_texts,
 )
 from comps.core.reports import settled
 from comps.core.types import JSON, Document, DocumentUse, GenerationRequest, Prompt, Report, Sampling, Usage

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
 from itertools import chain
+
+from comps.core.pieces import pieces
 
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
@@ -29,18 +30,8 @@ def words(text: str) -> list[str]:
     Where a script has no spaces between words, as Chinese, each character is taken as a word, and so are two
     neighbouring ones: the usual way to search such texts without a dictionary.
     """
-    found = (_WORD.findall(unicodedata.normalize("NFKC", piece).casefold()) for piece in _pieces(text))
+    found = (_WORD.findall(unicodedata.normalize("NFKC", piece).casefold()) for piece in pieces(text, _LONGEST, " "))
     return list(chain.from_iterable(map(_parts, chain.from_iterable(found))))
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """Yields a text in pieces, divided at spaces: a search holds the interpreter's lock until it has read its text."""
-    start = 0
-    while len(text) - start > _LONGEST:
-        end = text.rfind(" ", start, start + _LONGEST) + 1 or start + _LONGEST
-        yield text[start:end]
-        start = end
-    yield text[start:]
 
 
 def _parts(run: str) -> list[str]:

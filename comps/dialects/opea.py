@@ -23,6 +23,7 @@ from comps.dialects.openai import CHAT, MODELS, OPENAI, ChatCall
 from comps.dialects.shared import framing
 from comps.dialects.shared.base import Dialect, Route, ServiceStatus, Style, Writer
 from comps.dialects.shared.bodies import AskingMessages, Question, echoed
+from comps.dialects.shared.examples import FACT, OTHER_FACT
 from comps.dialects.shared.fields import DocumentsCall, matters
 from comps.dialects.shared.framing import ResponseMetadata
 from comps.dialects.shared.writers import ChatChunks, ChunksAndSources, LiteralEvents, TextChunks, bytes_literal
@@ -35,8 +36,6 @@ _MORE_THAN_TEXT = (
     *("logprobs", "top_logprobs", "modalities", "audio"),
 )
 """The options with which an answer is more than one text."""
-
-_FACT, _OTHER = "Intel Gaudi 2 has 96 GB of HBM2E memory on board.", "Deep learning is a part of machine learning."
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +191,7 @@ class QueryCall(_Question):
         },
         "A question with documents": {
             "query": "How much memory does Gaudi 2 have?",
-            "documents": [{"title": "Gaudi 2", "text": _FACT}, _OTHER],
+            "documents": [{"title": "Gaudi 2", "text": FACT}, OTHER_FACT],
             "max_tokens": 32,
             "stream": False,
         },
@@ -208,13 +207,13 @@ class InitialQueryCall(_Question):
     examples = {
         "From a reranker": {
             "initial_query": "How much memory does Gaudi 2 have?",
-            "reranked_docs": [{"text": _FACT}, {"text": _OTHER}],
+            "reranked_docs": [{"text": FACT}, {"text": OTHER_FACT}],
             "max_new_tokens": 32,
             "streaming": False,
         },
         "From a retriever": {
             "initial_query": "How much memory does Gaudi 2 have?",
-            "retrieved_docs": [{"text": _FACT}, {"text": _OTHER}],
+            "retrieved_docs": [{"text": FACT}, {"text": OTHER_FACT}],
             "top_n": 1,
             "max_new_tokens": 32,
             "streaming": False,
@@ -233,12 +232,12 @@ class MessagesCall(OpeaCall, ChatCall):
                 {"role": "system", "content": "You answer in one sentence."},
                 {"role": "user", "content": "How much memory does Gaudi 2 have?"},
             ],
-            "documents": [_FACT],
+            "documents": [FACT],
             "max_tokens": 32,
         },
         "From Enterprise-RAG": {
             "messages": [{"role": "user", "content": "How much memory does Gaudi 2 have?"}],
-            "data": {"reranked_docs": [{"text": _FACT, "metadata": {"url": "https://example.com/gaudi"}}]},
+            "data": {"reranked_docs": [{"text": FACT, "metadata": {"url": "https://example.com/gaudi"}}]},
             "max_new_tokens": 32,
             "stream": False,
         },

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -28,8 +28,9 @@ from comps.core.types import (
     Prompt,
 )
 from comps.dialects.shared import framing
-from comps.dialects.shared.base import Dialect, EmbeddingCall, Route, ServiceStatus, Style, Writer
+from comps.dialects.shared.base import Dialect, EmbeddingCall, Route, ServiceStatus, Style, Switches, Writer
 from comps.dialects.shared.bodies import Messages
+from comps.dialects.shared.examples import FACT, WEATHER
 from comps.dialects.shared.fields import MANY, SAMPLED, DocumentsCall, matters
 from comps.dialects.shared.framing import ResponseMetadata
 from comps.dialects.shared.openai_values import (
@@ -52,15 +53,6 @@ OPENAI = Style(framing.openai_error)
 
 _MOST_COMPARED = 50_000_000
 """The most characters to search for documents in messages, which takes some hundredths of a second."""
-_FACT = "Intel Gaudi 2 has 96 GB of HBM2E memory on board."
-_WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather in a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
 _COMMON_OPTIONS = ("n", "logit_bias", "response_format", "user")
 _CHAT_OPTIONS = (
     *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
@@ -73,17 +65,6 @@ _READ_HERE = frozenset(("messages", "model", "stream"))
 """Fields that no model server needs to know."""
 _NO_OPTIONS = frozenset((*_COMMON_OPTIONS, *_CHAT_OPTIONS, *_TEXT_OPTIONS, "max_total_tokens"))
 """Undeclared fields that are not passed on: OpenAI has them on the other path, and the last one only `Sampling` has."""
-
-
-@dataclass(frozen=True, slots=True)
-class Switches:
-    """The dialect's settings.
-
-    Attributes:
-        disable_streaming: Never stream, even if asked to.
-    """
-
-    disable_streaming: bool = False
 
 
 class OpenAICall(DocumentsCall):
@@ -164,12 +145,12 @@ class ChatCall(OpenAICall):
         },
         "With documents": {
             "messages": [{"role": "user", "content": "How much memory does Gaudi 2 have?"}],
-            "documents": [_FACT],
+            "documents": [FACT],
             "max_completion_tokens": 32,
         },
         "With a tool": {
             "messages": [{"role": "user", "content": "How is the weather in Paris?"}],
-            "tools": [_WEATHER],
+            "tools": [WEATHER],
             "max_completion_tokens": 32,
         },
     }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
 from pydantic import TypeAdapter, ValidationError
 
+from comps.core.pieces import pieces
 from comps.core.planning import Plan
 from comps.core.redaction import HIDDEN, without_keys
 from comps.core.types import JSON, Document, GenerationRequest, Message, Sampling
@@ -112,7 +113,7 @@ class _Texts:
 
     def _without_keys(self, value: JSON) -> JSON:
         if isinstance(value, str):
-            clean = "".join(without_keys(piece) for piece in _pieces(value))
+            clean = "".join(without_keys(piece) for piece in pieces(value, _PIECE, "\n"))
             for secret in self._secrets:
                 clean = clean.replace(secret, HIDDEN)
             self.redacted = self.redacted or clean != value
@@ -120,16 +121,6 @@ class _Texts:
         if isinstance(value, dict):
             return {name: self._without_keys(one) for name, one in value.items()}
         return [self._without_keys(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """Yields a text in pieces, cut at line breaks if there are some: a regular expression lets no other thread run."""
-    place = 0
-    while len(text) - place > _PIECE:
-        end = text.rfind("\n", place, place + _PIECE) + 1 or place + _PIECE
-        yield text[place:end]
-        place = end
-    yield text[place:]
 
 
 def _prompt_object(prompt: JSON) -> JSON:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from comps.core.errors import InvalidRequest
+from comps.core.escaping import escape_control_tokens
 from comps.core.prompts import (
     DEFAULT_TEMPLATES,
     INSTRUCTIONS,
     RAG_TEMPLATES,
     Templates,
-    escape_control_tokens,
     fill,
     text_of,
 )

@@ -28,7 +28,8 @@ from comps.core.types import (
     TextDelta,
     Usage,
 )
-from comps.dialects.anthropic.dialect import AnthropicCall, AnthropicCountCall, Switches, anthropic
+from comps.dialects.anthropic.dialect import AnthropicCall, AnthropicCountCall, anthropic
+from comps.dialects.shared.base import Switches
 from comps.dialects.shared.endpoint import Endpoint, RequestError
 from comps.model_servers.scripted import Scripted
 from tests.dialects.written import METADATA, written

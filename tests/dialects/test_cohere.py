@@ -27,8 +27,8 @@ from comps.core.types import (
     TextDelta,
     Usage,
 )
-from comps.dialects.cohere.dialect import Switches, cohere
-from comps.dialects.shared.base import GenerationCall
+from comps.dialects.cohere.dialect import cohere
+from comps.dialects.shared.base import GenerationCall, Switches
 from comps.dialects.shared.endpoint import Endpoint
 from comps.model_servers.scripted import Scripted
 from tests.dialects.written import METADATA, written

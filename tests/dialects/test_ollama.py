@@ -32,9 +32,9 @@ from comps.core.types import (
     TextDelta,
     Usage,
 )
-from comps.dialects.ollama.dialect import Switches, ollama
+from comps.dialects.ollama.dialect import ollama
 from comps.dialects.ollama.templates import fill
-from comps.dialects.shared.base import EmbeddingCall, GenerationCall
+from comps.dialects.shared.base import EmbeddingCall, GenerationCall, Switches
 from comps.dialects.shared.endpoint import Endpoint, RequestError
 from tests.dialects.written import METADATA, written
 from tests.service import Able, running

@@ -24,8 +24,8 @@ from comps.core.types import (
     TextDelta,
     Usage,
 )
-from comps.dialects.openai import CHAT, Switches, openai
-from comps.dialects.shared.base import EmbeddingCall, GenerationCall
+from comps.dialects.openai import CHAT, openai
+from comps.dialects.shared.base import EmbeddingCall, GenerationCall, Switches
 from comps.dialects.shared.endpoint import Endpoint, RequestError
 from comps.model_servers import FRAMEWORKS, open_model_server
 from comps.model_servers.scripted import Scripted

@@ -24,9 +24,9 @@ from comps.core.types import (
     TextDelta,
     Usage,
 )
-from comps.dialects.responses.dialect import Switches, responses
+from comps.dialects.responses.dialect import responses
 from comps.dialects.responses.items import Conversation
-from comps.dialects.shared.base import GenerationCall
+from comps.dialects.shared.base import GenerationCall, Switches
 from comps.dialects.shared.endpoint import Endpoint, RequestError
 from comps.model_servers.scripted import Scripted
 from tests.dialects.written import METADATA, written

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from comps.app import open_models, read_settings
+from comps.app import read_settings
+from comps.opening import open_models
 from comps.settings import SECTIONS
 from comps.settings.variables import environment_names, file_names
 from tests.docker.engine_stand_in import Engine

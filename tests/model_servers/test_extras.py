@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from comps.app import open_models, read_settings
+from comps.app import read_settings
 from comps.core.errors import SettingsError
 from comps.model_servers import WITHOUT_ENGINE_SETTINGS
+from comps.opening import open_models
 
 ROOT = Path(__file__).parents[2]
 LANGCHAIN = ("langchain_core", "langchain_huggingface", "langchain_openai")
@@ -21,7 +22,8 @@ GET_IT = f"mend it with: {sys.executable} -m pip install 'opea-llm-microservice[
 NATIVELY = """
 import os, sys
 sys.modules.update(dict.fromkeys({absent}))
-from comps.app import open_models, read_settings
+from comps.app import read_settings
+from comps.opening import open_models
 for kind in {kinds}:
     endpoint = "" if kind == "scripted" else "http://127.0.0.1:9"
     os.environ.update(MODEL_SERVER=kind, FRAMEWORK="native", LLM_MODEL_SERVER_ENDPOINT=endpoint)

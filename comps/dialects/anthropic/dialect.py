@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from comps.core.errors import (
     BodyTooLarge,
@@ -31,10 +30,28 @@ from comps.core.errors import (
 from comps.core.request_id import REQUEST_ID
 from comps.core.types import CALLS_ON_DEMAND, JSON, Generation, GenerationRequest, Sampling
 from comps.dialects.anthropic.answers import Form, MessageEvents, event, whole_message
-from comps.dialects.anthropic.blocks import OF_ROLES, Block, Blocks, check_type, unread
+from comps.dialects.anthropic.blocks import Blocks, unread
 from comps.dialects.anthropic.conversation import REASONING, Conversation, conversation_of
+from comps.dialects.anthropic.fields import (
+    EFFORTS,
+    Turn,
+    checked_metadata,
+    checked_output,
+    checked_system,
+    checked_thinking,
+    checked_turn,
+    checked_turns,
+)
 from comps.dialects.anthropic.tools import Tool, ToolChoice, options_of_tools, unread_of_tools
-from comps.dialects.shared.base import Call, Dialect, GenerationCall, PromptCountCall, Style, Writer
+from comps.dialects.shared.base import (
+    Call,
+    Dialect,
+    GenerationCall,
+    PromptCountCall,
+    Style,
+    Switches,
+    Writer,
+)
 from comps.dialects.shared.bodies import MOST
 from comps.dialects.shared.fields import MANY, StopStrings, matters, or_all
 from comps.dialects.shared.framing import ResponseMetadata, report_object, was_counted
@@ -64,19 +81,6 @@ def error_object(error: LLMError) -> JSON:
 STYLE = Style(error_object, id_header=b"request-id")
 
 
-@dataclass(frozen=True, slots=True)
-class Switches:
-    """The dialect's settings.
-
-    Attributes:
-        disable_streaming: Never stream, even if asked to.
-    """
-
-    disable_streaming: bool = False
-
-
-_EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
-"""OpenAI's `reasoning_effort`, as far as all model servers know it."""
 _PREFILL = {"continue_final_message": True, "add_generation_prompt": False}
 """vLLM's options to continue the last message."""
 _FIELDS = {
@@ -96,63 +100,6 @@ _OF_MESSAGES = {"tool_calls": "tool_use", "tool_call_id": "tool_use_id", REASONI
 _WITHOUT_EFFECT = ("cache_control", "container", "context_management", "diagnostics", "inference_geo")
 
 
-class Turn(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(extra="allow")
-
-    role: Literal["user", "assistant", "system"]
-    content: Blocks
-
-
-def _checked_turn(turn: Turn) -> Turn:
-    for block in turn.content:
-        check_type(block, OF_ROLES[turn.role], f"a message of the role {turn.role}")
-    if turn.role == "user" and not any(block["type"] != "text" or block["text"].strip() for block in turn.content):
-        raise ValueError("the content of a message of the role user must not be empty")
-    return turn
-
-
-def _checked_turns(turns: list[Turn]) -> list[Turn]:
-    if turns[0].role == "system":
-        raise ValueError("the first one does not have the role system; instructions before it are in the field system")
-    return turns
-
-
-def _checked_system(blocks: list[Block]) -> list[Block]:
-    for block in blocks:
-        check_type(block, OF_ROLES["system"], "the system prompt")
-    return blocks
-
-
-def _checked_thinking(thinking: dict[str, Any]) -> dict[str, Any]:
-    kind, budget = thinking.get("type"), thinking.get("budget_tokens")
-    if kind not in ("enabled", "disabled", "adaptive", "between_tools"):
-        raise ValueError("its type is enabled, disabled, adaptive or between_tools")
-    if kind == "enabled" and not (isinstance(budget, int) and 0 < budget <= MANY):
-        raise ValueError("the type enabled needs budget_tokens, at least 1")
-    if thinking.get("display") not in (None, "summarized", "omitted"):
-        raise ValueError("display is summarized or omitted")
-    return thinking
-
-
-def _checked_output(config: dict[str, Any]) -> dict[str, Any]:
-    form = config.get("format")
-    if config.get("effort") not in (None, *_EFFORTS):
-        raise ValueError(f"effort is one of {', '.join(_EFFORTS)}")
-    if form is not None and not (
-        isinstance(form, dict) and form.get("type") == "json_schema" and isinstance(form.get("schema"), dict)
-    ):
-        raise ValueError("format is an object with the type json_schema and a schema, an object")
-    return config
-
-
-def _checked_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(metadata.get("user_id"), str | None):
-        raise ValueError("user_id is a string")
-    return metadata
-
-
 class PromptCall(Call):
     """What the bodies have in common: all that the model reads."""
 
@@ -160,19 +107,19 @@ class PromptCall(Call):
     style: ClassVar[Style] = STYLE
 
     messages: Annotated[
-        list[Annotated[Turn, AfterValidator(_checked_turn)]],
+        list[Annotated[Turn, AfterValidator(checked_turn)]],
         Field(min_length=1, max_length=MOST, fail_fast=True),
-        AfterValidator(_checked_turns),
+        AfterValidator(checked_turns),
     ] = Field(description="The content of each is a text or content blocks.")
-    system: Annotated[Blocks, AfterValidator(_checked_system)] | None = Field(
+    system: Annotated[Blocks, AfterValidator(checked_system)] | None = Field(
         None, description="The system prompt: a text or text blocks."
     )
     tools: list[Tool] | None = Field(None, description="Each with a name, a description and an input_schema.")
     tool_choice: ToolChoice | None = Field(None, description="Of the type auto, any, tool (with a name) or none.")
-    thinking: Annotated[dict[str, Any], AfterValidator(_checked_thinking)] | None = Field(
+    thinking: Annotated[dict[str, Any], AfterValidator(checked_thinking)] | None = Field(
         None, description="Of the type enabled (with budget_tokens), adaptive, between_tools or disabled."
     )
-    output_config: Annotated[dict[str, Any], AfterValidator(_checked_output)] | None = Field(
+    output_config: Annotated[dict[str, Any], AfterValidator(checked_output)] | None = Field(
         None, description="May have an effort, and a format with a JSON schema."
     )
     cache_control: dict[str, Any] | None = Field(None, description="No effect here.")
@@ -223,7 +170,7 @@ class PromptCall(Call):
             schema = {"name": "answer", "schema": form["schema"], "strict": True}
             options["response_format"] = {"type": "json_schema", "json_schema": schema}
         if effort := config.get("effort"):
-            options["reasoning_effort"] = _EFFORTS[effort]
+            options["reasoning_effort"] = EFFORTS[effort]
         if thinking.get("type") in ("enabled", "disabled"):
             # Chat templates know it by one of these names.
             options["chat_template_kwargs"] = dict.fromkeys(
@@ -313,7 +260,7 @@ class AnthropicCall(PromptCall, GenerationCall):
     )
     top_p: float | None = Field(None, ge=0, le=1)
     stream: bool | None = None
-    metadata: Annotated[dict[str, Any], AfterValidator(_checked_metadata)] | None = Field(
+    metadata: Annotated[dict[str, Any], AfterValidator(checked_metadata)] | None = Field(
         None, description="May have a user_id."
     )
     service_tier: Literal["auto", "standard_only"] | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,8 +19,18 @@ from comps.core.request_id import REQUEST_ID
 from comps.core.types import CALLS_ON_DEMAND, JSON, Embeddings, Generation, GenerationRequest, ModelInfo, Sampling
 from comps.dialects.cohere import answers
 from comps.dialects.cohere.bodies import Documents, Messages, Object, Source, in_capitals, sources_of, tool_sources
-from comps.dialects.shared.base import Dialect, EmbeddingCall, GenerationCall, Route, ServiceStatus, Style, Writer
+from comps.dialects.shared.base import (
+    Dialect,
+    EmbeddingCall,
+    GenerationCall,
+    Route,
+    ServiceStatus,
+    Style,
+    Switches,
+    Writer,
+)
 from comps.dialects.shared.bodies import MOST
+from comps.dialects.shared.examples import FACT
 from comps.dialects.shared.fields import MANY, StopStrings, matters, or_all
 from comps.dialects.shared.framing import ResponseMetadata, was_counted
 from comps.dialects.shared.openai_values import Tool
@@ -49,18 +58,6 @@ _ENCODED = ("float", "base64")
 """The types of embeddings that are made here."""
 _SEEDS = 2**63
 """Model servers take seeds below this; the API has twice as many."""
-_FACT = "Intel Gaudi 2 has 96 GB of HBM2E memory on board."
-
-
-@dataclass(frozen=True, slots=True)
-class Switches:
-    """The dialect's settings.
-
-    Attributes:
-        disable_streaming: Never stream, even if asked to.
-    """
-
-    disable_streaming: bool = False
 
 
 class Part(BaseModel):
@@ -109,7 +106,7 @@ class CohereChat(GenerationCall):
         },
         "With documents": {
             "messages": [{"role": "user", "content": "How much memory does Gaudi 2 have?"}],
-            "documents": [{"id": "gaudi", "data": {"title": "Gaudi 2", "text": _FACT}}],
+            "documents": [{"id": "gaudi", "data": {"title": "Gaudi 2", "text": FACT}}],
             "max_tokens": 32,
         },
     }
@@ -275,7 +272,7 @@ class CohereEmbed(EmbeddingCall):
     examples = {
         "Texts": {"texts": ["Deep learning", "Bread and butter"], "input_type": "search_document"},
         "Inputs of several parts": {
-            "inputs": [{"content": [{"type": "text", "text": "Gaudi 2"}, {"type": "text", "text": _FACT}]}],
+            "inputs": [{"content": [{"type": "text", "text": "Gaudi 2"}, {"type": "text", "text": FACT}]}],
             "input_type": "search_document",
             "embedding_types": ["float", "base64"],
         },

@@ -5,49 +5,45 @@ https://docs.ollama.com/api, with the types of its source: https://github.com/ol
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from math import sqrt
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field
 
-from comps.core.errors import InvalidRequest, LLMError, UnknownModel
+from comps.core.errors import InvalidRequest, LLMError
 from comps.core.types import (
     CALLS_ON_DEMAND,
     JSON,
-    Embeddings,
     Generation,
     GenerationRequest,
     Message,
     ModelInfo,
     Prompt,
 )
-from comps.dialects.ollama.answers import NDJSON, Frame, Lines, durations_of
+from comps.dialects.ollama.answers import NDJSON, Frame, Lines
+from comps.dialects.ollama.body import STYLE, Format, OllamaBody
+from comps.dialects.ollama.embeddings import OllamaEmbedCall, OllamaEmbeddingsCall
 from comps.dialects.ollama.messages import Images, OllamaMessage, content_of, conversation, ignored_in
 from comps.dialects.ollama.models import ROUTES, show
 from comps.dialects.ollama.options import NO_OPTIONS, OllamaOptions
 from comps.dialects.ollama.templates import fill
-from comps.dialects.shared.base import Call, DescriptionCall, Dialect, EmbeddingCall, Style, Writer
+from comps.dialects.shared.base import (
+    DescriptionCall,
+    Dialect,
+    Switches,
+    Writer,
+)
 from comps.dialects.shared.bodies import MOST
+from comps.dialects.shared.examples import FACT, WEATHER
 from comps.dialects.shared.fields import GroundedCall, matters
 from comps.dialects.shared.framing import ResponseMetadata
-from comps.dialects.shared.openai_values import Schema, Tool
+from comps.dialects.shared.openai_values import Tool
 
-_DURATION = re.compile(r"[-+]?(0|((\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))+)", re.ASCII)
-"""A duration as Go parses it: https://pkg.go.dev/time#ParseDuration"""
-_ZERO = re.compile(r"[-+]?[0.a-zµμ]+")
-"""A duration that is none, of those that `_DURATION` matches, or of numbers."""
-_LONGEST_DURATION = 100
-"""In characters."""
 _EFFORTS = {"max": "high"}
 """OpenAI's words for the efforts of thinking, where they are not Ollama's."""
 _WISHES = {"format": "response_format", "logprobs": "logprobs", "top_logprobs": "top_logprobs"}
 """The options of OpenAI's API, by the fields that ask for them."""
-_SHORTEST = 1e-12
-"""The least length that a vector is divided by."""
 _ADDED = 8
 """The most tokens that a model server adds to a text to continue."""
 _OF_QUESTIONS = dict.fromkeys(
@@ -58,94 +54,9 @@ _OF_QUESTIONS = dict.fromkeys(
     )
 )
 """Fields that have no effect where nothing is asked."""
-_FACT = "Intel Gaudi 2 has 96 GB of HBM2E memory on board."
-_WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather in a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
 
 
-def _error(error: LLMError) -> JSON:
-    if isinstance(error, UnknownModel):
-        return {"error": f"model '{error.name}' not found: {error.args[0]}"}
-    return {"error": str(error)}
-
-
-STYLE = Style(_error)
-
-
-@dataclass(frozen=True, slots=True)
-class Switches:
-    """The dialect's settings.
-
-    Attributes:
-        disable_streaming: Never stream, even if asked to.
-    """
-
-    disable_streaming: bool = False
-
-
-def _checked_duration(value: Any) -> Any:
-    is_none = isinstance(value, str) and (len(value) > _LONGEST_DURATION or not _DURATION.fullmatch(value))
-    if isinstance(value, bool) or is_none:
-        raise ValueError("a duration is a number of seconds, or a text such as '5m' or '1h30m'")
-    return value
-
-
-def _checked_format(value: Any) -> Any:
-    if isinstance(value, str) and value not in ("", "json"):
-        raise ValueError("it is 'json', or a JSON schema")
-    return value
-
-
-KeepAlive = Annotated[
-    float | str | None,
-    BeforeValidator(_checked_duration, json_schema_input_type=float | str | None),
-    Field(description="A model stays loaded as long as the service runs; only 0, to unload it, is named as ignored."),
-]
-Format = Annotated[
-    Schema | str | None, AfterValidator(_checked_format), Field(description="`json`, or the JSON schema of the answer.")
-]
-
-
-def _listed(value: Any) -> Any:
-    if value in (None, ""):
-        return []
-    return [value] if isinstance(value, str) else value
-
-
-class _Body(Call):
-    """What all bodies of this dialect have in common."""
-
-    style = STYLE
-
-    keep_alive: KeepAlive = None
-
-    @property
-    def asks(self) -> bool:
-        """Whether it asks for more than that the model is loaded."""
-        return bool(self.model_fields_set or self.model_extra)
-
-    @property
-    def unloads(self) -> bool:
-        """Whether it asks for the model to be unloaded."""
-        return self.keep_alive is not None and bool(_ZERO.fullmatch(str(self.keep_alive)))
-
-    @model_validator(mode="after")
-    def _has_model_or_question(self) -> _Body:
-        if not self.model and not self.asks:
-            raise ValueError("model is required")
-        return self
-
-    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
-        return [*(["keep_alive"] if self.unloads else []), *super().ignored(capabilities)]
-
-
-class OllamaCall(_Body, GroundedCall):
+class OllamaCall(OllamaBody, GroundedCall):
     """What the bodies that ask for text have in common. One that asks nothing loads the model, or unloads it."""
 
     media_type = NDJSON
@@ -180,7 +91,7 @@ class OllamaCall(_Body, GroundedCall):
         Raises:
             InvalidRequest: The fields contradict each other.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} asks for nothing")
 
     @property
     def streamed(self) -> bool:
@@ -293,12 +204,12 @@ class OllamaChatCall(OllamaCall):
         },
         "With documents, whole": {
             "messages": [{"role": "user", "content": "How much memory does Gaudi 2 have?"}],
-            "documents": [_FACT],
+            "documents": [FACT],
             "stream": False,
         },
         "With a tool": {
             "messages": [{"role": "user", "content": "How is the weather in Paris?"}],
-            "tools": [_WEATHER],
+            "tools": [WEATHER],
         },
     }
 
@@ -396,7 +307,7 @@ class OllamaGenerateCall(OllamaCall):
         return ["system"] if self.system and self._fills_in else []
 
 
-class OllamaShowCall(_Body, DescriptionCall):
+class OllamaShowCall(OllamaBody, DescriptionCall):
     """A model to describe."""
 
     marker = "model"
@@ -415,77 +326,6 @@ class OllamaShowCall(_Body, DescriptionCall):
 
     def reply(self, info: ModelInfo) -> JSON:
         return show(info)
-
-
-class OllamaEmbedCall(_Body, EmbeddingCall):
-    """Texts to embed, as vectors of length 1; without one, the model is loaded."""
-
-    marker = "input"
-    examples = {
-        "One text": {"input": "Why is the sky blue?"},
-        "Several": {"input": ["Deep learning", "Bread and butter"]},
-    }
-
-    input: Annotated[
-        list[str], Field(max_length=MOST), BeforeValidator(_listed, json_schema_input_type=str | list[str])
-    ] = Field([], description="A text, or a list of texts.")
-    truncate: bool | None = Field(None, description="true is named as ignored: texts that are too long are refused.")
-    dimensions: int | None = Field(None, gt=0, description="How many of a vector's numbers are kept.")
-    options: dict[str, Any] | None = Field(None, description="No effect here, and named as ignored.")
-
-    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
-        return [*(["truncate"] if self.truncate else []), *_unread(self.options), *super().ignored(capabilities)]
-
-    @property
-    def asks(self) -> bool:
-        return bool(self.input)
-
-    def texts(self) -> Sequence[str]:
-        return self.input
-
-    def reply(self, embeddings: Embeddings, metadata: ResponseMetadata) -> JSON:
-        length = len(embeddings.vectors[0]) if embeddings.vectors else 0
-        if embeddings.vectors and self.dimensions is not None and self.dimensions > length:
-            raise InvalidRequest(f"the vectors of {metadata.model} have {length} dimensions", "dimensions")
-        counted = {} if embeddings.prompt_tokens is None else {"prompt_eval_count": embeddings.prompt_tokens}
-        return {
-            "model": self.model or metadata.model,
-            "embeddings": [_of_length_1(vector[: self.dimensions]) for vector in embeddings.vectors],
-            **durations_of(metadata.times),
-            **counted,
-        }
-
-
-class OllamaEmbeddingsCall(_Body, EmbeddingCall):
-    """A text to embed, as the model has it: the older form; without one, the model is loaded."""
-
-    marker = "prompt"
-    examples = {"A text": {"prompt": "Why is the sky blue?"}}
-
-    prompt: str | None = None
-    options: dict[str, Any] | None = Field(None, description="No effect here, and named as ignored.")
-
-    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
-        return [*_unread(self.options), *super().ignored(capabilities)]
-
-    @property
-    def asks(self) -> bool:
-        return bool(self.prompt)
-
-    def texts(self) -> Sequence[str]:
-        return [self.prompt] if self.prompt else []
-
-    def reply(self, embeddings: Embeddings, metadata: ResponseMetadata) -> JSON:
-        return {"embedding": list(embeddings.vectors[0]) if embeddings.vectors else []}
-
-
-def _unread(options: dict[str, Any] | None) -> list[str]:
-    return [f"options.{name}" for name, value in (options or {}).items() if value is not None]
-
-
-def _of_length_1(vector: Sequence[float]) -> list[float]:
-    length = max(sqrt(sum(number * number for number in vector)), _SHORTEST)
-    return [number / length for number in vector]
 
 
 def ollama(switches: Switches) -> Dialect:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,15 +22,15 @@ from comps.dialects.responses.events import ResponseEvents, event, whole_respons
 from comps.dialects.responses.items import Conversation
 from comps.dialects.responses.objects import error_event
 from comps.dialects.shared import framing
-from comps.dialects.shared.base import Dialect, Style, Writer
+from comps.dialects.shared.base import Dialect, Style, Switches, Writer
 from comps.dialects.shared.bodies import MOST
+from comps.dialects.shared.examples import FACT
 from comps.dialects.shared.fields import MANY, DocumentsCall, matters
 from comps.dialects.shared.framing import ResponseMetadata
 from comps.dialects.shared.openai_values import Schema
 
 RESPONSES = Style(framing.openai_error)
 
-_FACT = "Intel Gaudi 2 has 96 GB of HBM2E memory on board."
 _CLOCK = {"type": "function", "name": "clock", "description": "The time in the user's city."}
 _LOGPROBS = "message.output_text.logprobs"
 _KEPT: Mapping[str, str] = {
@@ -45,17 +44,6 @@ _NO_EFFECT = ("access_programs", "context_management", "image", "max_tool_calls"
 """Fields of the API that are about what is not here."""
 _OF_TOOLS = ("parallel_tool_calls", "tool_choice")
 """Fields that have an effect beside tools alone. The chat API refuses them without tools; this API does not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Switches:
-    """The dialect's settings.
-
-    Attributes:
-        disable_streaming: Never stream, even if asked to.
-    """
-
-    disable_streaming: bool = False
 
 
 class TextConfig(BaseModel):
@@ -96,7 +84,7 @@ class ResponsesCall(DocumentsCall):
         "With documents": {
             "instructions": "You answer in one sentence.",
             "input": [{"role": "user", "content": "How much memory does Gaudi 2 have?"}],
-            "documents": [_FACT],
+            "documents": [FACT],
             "max_output_tokens": 32,
         },
         "With a function and its result": {

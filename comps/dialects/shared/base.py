@@ -321,6 +321,17 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Switches:
+    """The settings of a dialect that has none of its own.
+
+    Attributes:
+        disable_streaming: Never stream, even if asked to.
+    """
+
+    disable_streaming: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Dialect:
     """One API: the bodies that it reads and the routes that it has.
 

@@ -11,7 +11,7 @@ import orjson
 
 from comps.core.citations import ANNOTATIONS, UNKNOWN, annotations_in
 from comps.core.errors import InvalidRequest, LLMError, Malformed, Overloaded, PromptTooLong, Unauthorized, UnknownModel
-from comps.core.generator import Preview
+from comps.core.previews import Preview
 from comps.core.times import Times
 from comps.core.types import JSON, Generation, Message, Report, Usage, total
 from comps.core.value_types import value_type

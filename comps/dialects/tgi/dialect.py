@@ -28,13 +28,13 @@ from comps.core.model_names import other_spelling
 from comps.core.types import JSON, Generation, GenerationRequest, Token
 from comps.dialects.shared.base import Dialect, Route, ServiceStatus, Style, TokenizeCall, Writer
 from comps.dialects.shared.completion import PromptForm, completion_prompt
+from comps.dialects.shared.examples import FACT
 from comps.dialects.shared.fields import GroundedCall
 from comps.dialects.shared.framing import ResponseMetadata
 from comps.dialects.tgi.parameters import MAX_BEST_OF, NO_PARAMETERS, TGIParameters
 from comps.dialects.tgi.tokens import LastEvent, Shown, TokenEvents, mean_logprob
 
 _MAX_STOPS = 100
-_FACT = "Intel Gaudi 2 has 96 GB of HBM2E memory on board."
 
 
 def _error(error: LLMError) -> JSON:
@@ -107,7 +107,7 @@ class TGIGenerateCall(GroundedCall):
         },
         "With documents": {
             "inputs": "How much memory does Gaudi 2 have?",
-            "documents": [_FACT],
+            "documents": [FACT],
             "parameters": {"max_new_tokens": 32, "return_full_text": False},
         },
     }

@@ -54,7 +54,8 @@ def write_tokenizer(words: list[str], file: Path) -> None:
 async def samples(tokenizer: str, seen: bool) -> list[float]:
     """Milliseconds for each of several requests; by a tokenizer's file, if there is one, in a window of that size."""
     from comps import Document, GenerationRequest, Message
-    from comps.app import open_models, read_settings
+    from comps.app import read_settings
+    from comps.opening import open_models
 
     counted = {"LLM_TOKENIZER_FILE": tokenizer, "LLM_CONTEXT_WINDOW": str(WINDOW)} if tokenizer else {}
     os.environ.update({"MODEL_SERVER": "scripted", "LLM_NAME": "m", "FRAMEWORK": "native", **counted})

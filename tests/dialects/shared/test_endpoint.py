@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
-from comps.dialects.openai import CHAT, Switches, openai
-from comps.dialects.shared.base import Call
+from comps.dialects.openai import CHAT, openai
+from comps.dialects.shared.base import Call, Switches
 from comps.dialects.shared.endpoint import Endpoint, RequestError
 
 

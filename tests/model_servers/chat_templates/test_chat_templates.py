@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from comps.app import open_models, read_settings
+from comps.app import read_settings
 from comps.core.answers import collect
 from comps.core.errors import InvalidRequest, SettingsError
 from comps.core.ports import Completes, CountsTokens, Embeds, Loads, Renders, Translates
@@ -24,6 +24,7 @@ from comps.model_servers.chat_templates.formats import FORMATS
 from comps.model_servers.chat_templates.templates import ChatTemplate, chat_template
 from comps.model_servers.replicas import Replicas
 from comps.model_servers.scripted import Scripted
+from comps.opening import open_models
 from tests.model_servers.chat_templates.marks import FOLDER, GOLDEN
 from tests.service import Able, running
 

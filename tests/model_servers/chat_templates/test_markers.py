@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from comps.app import open_models, read_settings
+from comps.app import read_settings
 from comps.core.answers import collect
 from comps.core.prompts import text_of
 from comps.core.types import GenerationRequest, Message, Prompt
 from comps.model_servers import control_token_escaper
 from comps.model_servers.chat_templates.formats import FORMATS
 from comps.model_servers.scripted import Scripted
+from comps.opening import open_models
 from tests.model_servers.chat_templates.marks import MODELS, ODD, asking, count, disguised, evil_text, marks_of
 from tests.service import running
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from comps.app import open_models, read_settings
+from comps.app import read_settings
 from comps.core.answers import collect
 from comps.core.counting import MESSAGE_OVERHEAD
 from comps.core.errors import SettingsError
@@ -19,6 +19,7 @@ from comps.core.types import Message, Sampling, Token
 from comps.model_servers import with_chat_template, with_tokenizer
 from comps.model_servers.chat_templates import tokenizer_file
 from comps.model_servers.scripted import Scripted
+from comps.opening import open_models
 from tests.model_servers.tgi_stand_in import tokenizer
 from tests.service import Able, running
 

@@ -18,7 +18,11 @@ import pytest
 
 from comps.core.answers import collect, read
 from comps.core.errors import InvalidRequest, LLMError, PromptTooLong, SettingsError, Unreachable
-from comps.core.prompts import Templates, build_prompt, escape_control_tokens
+from comps.core.escaping import escape_control_tokens
+from comps.core.prompts import (
+    Templates,
+    build_prompt,
+)
 from comps.core.prompts import text_of as said_in
 from comps.core.types import JSON, Message, Prompt, Sampling, TextDelta
 from comps.model_servers import control_token_escaper

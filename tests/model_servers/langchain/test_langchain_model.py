@@ -66,7 +66,7 @@ class Model(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=self.answer(messages, stop, kwargs))])
 
     def answer(self, messages: list[BaseMessage], stop: Any, kwargs: dict[str, Any]) -> AIMessage:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no answer")
 
 
 class Telling(Model):

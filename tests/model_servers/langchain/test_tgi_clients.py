@@ -13,6 +13,7 @@ from huggingface_hub.errors import GenerationError, OverloadedError, ValidationE
 from langchain_huggingface import ChatHuggingFace, HuggingFaceEndpoint
 
 from tests.model_servers.tgi_stand_in import ANSWER, EOS, Model, StandIn, encode, standing_in
+from tests.tgi_clients import OLD_PYDANTIC, read
 
 PROMPT = "What is Deep Learning?"
 TOKENS = len(encode(ANSWER, specials=False).ids) + 1
@@ -96,22 +97,13 @@ async def test_huggingface_hub_reads_errors(
 ) -> None:
     async with standing_in(model) as stand_in, AsyncInferenceClient(stand_in.url) as client:
         with pytest.raises(error):
-            await read(client, stream, parameters)
-
-
-async def read(client: AsyncInferenceClient, stream: bool, parameters: dict[str, Any]) -> None:
-    answer: Any = await client.text_generation(PROMPT, stream=stream, **parameters)
-    if stream:
-        async for _ in answer:
-            pass
+            await read(client, PROMPT, stream, parameters)
 
 
 # text_generation, the client in TGI's own repository.
 
-old_pydantic = pytest.mark.filterwarnings("ignore:The `dict` method is deprecated")
 
-
-@old_pydantic
+@OLD_PYDANTIC
 async def test_text_generation_reads_a_whole_answer_and_a_stream(stand_in: StandIn) -> None:
     client = text_generation.AsyncClient(stand_in.url)
     whole = await client.generate(PROMPT, max_new_tokens=200)
@@ -123,7 +115,7 @@ async def test_text_generation_reads_a_whole_answer_and_a_stream(stand_in: Stand
     assert "".join(event.token.text for event in events if not event.token.special) == ANSWER
 
 
-@old_pydantic
+@OLD_PYDANTIC
 @pytest.mark.parametrize(
     ("model", "error"),
     [

@@ -1,0 +1,60 @@
+"""What bodies that ask for no text are answered with: embeddings, counts and tokens, and what is known of a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from comps.core.generator import TextGenerator
+from comps.core.types import GenerationRequest, ModelInfo, Usage
+from comps.dialects.shared.base import (
+    Call,
+    DescriptionCall,
+    EmbeddingCall,
+    PromptCountCall,
+    TokenCountCall,
+    TokenizeCall,
+)
+from comps.exchange import Exchange
+from comps.replies import metadata_of
+
+OPERATIONS: dict[type[Call], str] = {
+    EmbeddingCall: "embeddings",
+    TokenCountCall: "count_tokens",
+    TokenizeCall: "tokenize",
+    PromptCountCall: "count_tokens",
+    DescriptionCall: "describe",
+}
+"""What metrics and traces call the work of a body that asks for no text, by its class."""
+
+
+async def computed(call: Call, model: TextGenerator, info: ModelInfo, exchange: Exchange) -> tuple[Any, ...]:
+    """Returns what a body that asks for no text is answered with: the arguments of its `reply`."""
+    if isinstance(call, EmbeddingCall):
+        embeddings = await model.embed(call.texts())
+        if embeddings.prompt_tokens is not None:
+            exchange.usage = Usage(embeddings.prompt_tokens, 0)
+        return embeddings, metadata_of(info, exchange)
+    if isinstance(call, TokenCountCall):
+        return (await model.count_tokens(call.text()),)
+    if isinstance(call, TokenizeCall):
+        return (await model.tokenize(call.text()),)
+    if isinstance(call, PromptCountCall):
+        request = honoured(call.request(), info)
+        plan = await model.plan(replace(request, is_large=True) if call.is_large else request, to_the_token=True)
+        return (plan.report.prompt_tokens,)
+    assert isinstance(call, DescriptionCall)
+    return (info,)
+
+
+def encoded_reply(call: Call, *found: Any) -> bytes:
+    """Returns the answer, of what `computed` returned."""
+    assert isinstance(call, EmbeddingCall | TokenCountCall | TokenizeCall | PromptCountCall | DescriptionCall)
+    return call.style.encode(call.reply(*found))
+
+
+def honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:
+    """Returns the request without the options that its model server does not support."""
+    if request.options.keys() <= info.capabilities:
+        return request
+    return replace(request, options={name: one for name, one in request.options.items() if name in info.capabilities})
