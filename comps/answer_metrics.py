@@ -29,6 +29,9 @@ _OPERATION = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_m
 """The labels of what was asked: `chat`, `text_completion`, `prompt` or one of the handler's names for work without
 text, such as `embeddings`; the kind of the model's server; the model; and the dialect."""
 
+_GENERATES = ("chat", "text_completion")
+"""The operations that make tokens."""
+
 
 class _RequestCounters:
     """The counters of requests."""
@@ -94,6 +97,12 @@ class AnswerMetrics(_RequestCounters):
         """Yields all of them."""
         yield from (one.family() for one in vars(self).values() if isinstance(one, Counters | Histograms))
 
+    def speed(self, model: str) -> float:
+        """Returns the tokens per second of a model's answers, on average since the start; 0.0 before the first."""
+        known = [one for (kind, _, name, _), one in self._series.items() if name == model and kind in _GENERATES]
+        seconds = sum(one.operations[-1] for one in known)
+        return sum(one.output[-1] for one in known) / seconds if seconds else 0.0
+
     def record(self, exchange: Exchange, server: str) -> None:
         """Record the end of a request."""
         dialect, model, outcome, usage = exchange.dialect, exchange.model, exchange.outcome, exchange.usage
@@ -138,7 +147,7 @@ class _Series:
         self.overhead = answers.overhead.of(*labels)
         self.input = answers.usage.of("input", *labels)
         self.output = answers.usage.of("output", *labels)
-        generates = labels[0] in ("chat", "text_completion")
+        generates = labels[0] in _GENERATES
         self.first = answers.first.of(*labels) if generates else []
         self.per_token = answers.per_token.of(*labels) if generates else []
 

@@ -116,10 +116,18 @@ class Exchange(Times):
         prompts = sum(counted) if is_known else self.body_size // _BYTES_PER_TOKEN
         return prompts + self.sent
 
-    @property
-    def saved(self) -> int:
-        """The tokens that a request whose client left allowed, and that the client had not got; 0: not known."""
-        return 0 if self.window == "whole" else max(sum(map(_most_tokens, self.asked)) - self.sent, 0)
+    def saved(self, speed: float) -> int:
+        """Returns the tokens that a request whose client left allowed, and that were not made; 0: not known.
+
+        Args:
+            speed: The tokens per second of the model's answers, by which those of a whole answer are estimated, which
+                do not come one by one; 0.0: not known.
+        """
+        made: float = self.sent
+        if self.window == "whole" and self.asked_at:
+            made = speed * (self.ended_at - self.asked_at)
+        most = sum(_most_tokens(one, self.reports.get(number)) for number, one in enumerate(self.asked))
+        return max(most - int(made), 0)
 
     def parts(self, now: float) -> tuple[float, float, float]:
         """Returns the seconds since the body arrived: in the queue, with the model server, and of the service itself.
@@ -185,7 +193,17 @@ class Exchange(Times):
         )
 
 
-def _most_tokens(request: GenerationRequest) -> int:
-    """Returns the number of tokens that the answers to a request may have; 0 if there is no limit."""
+def _most_tokens(request: GenerationRequest, report: Report | None) -> int:
+    """Returns the number of tokens that the answers to a request may have; 0 if there is no limit.
+
+    Where prompt and answer together are limited, it is that limit if the prompt's tokens are not counted.
+
+    Args:
+        request: The request.
+        report: Of its prompt; None if that is not planned.
+    """
     choices = request.options.get("n")
-    return (request.sampling.max_tokens or 0) * (choices if isinstance(choices, int) else 1)
+    most = (report.max_tokens if report else None) or request.sampling.max_tokens
+    if most is None and request.max_total_tokens is not None:
+        most = max(request.max_total_tokens - ((report.prompt_tokens if report else None) or 0), 1)
+    return (most or 0) * (choices if isinstance(choices, int) else 1)

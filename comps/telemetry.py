@@ -129,11 +129,11 @@ class Telemetry(Collector):
         """Yields the metrics of requests whose client left.
 
         The saved tokens are an upper estimate: the limits of all answers of a cancelled request (`max_tokens`), without
-        the tokens that had been sent to its client. Nothing is known, and counted, of a request without `max_tokens`,
-        and of a whole answer (the window `whole`), whose tokens do not come one by one.
+        the tokens that had been sent to its client; of a whole answer (the window `whole`), without those that the
+        model makes in that time on average. Nothing is known, and counted, of a request without `max_tokens`.
         """
         yield self._cancelled.family()
-        saved = "Tokens that cancelled requests allowed and that were not sent, an upper estimate"
+        saved = "Tokens that cancelled requests allowed and that were not made, an upper estimate"
         yield CounterMetricFamily("opea_llm_saved_tokens", saved, self._saved_tokens)
 
     def _circuits(self) -> Metric:
@@ -199,7 +199,7 @@ class Telemetry(Collector):
             exchange.caller.tokens.spend(exchange.spent)
         if exchange.outcome == "gone":
             self._cancelled.values[(exchange.window,)] += 1
-            self._saved_tokens += exchange.saved
+            self._saved_tokens += exchange.saved(self._answers.speed(exchange.model))
         elif exchange.outcome == "200":
             self._latencies.append(exchange.ended_at - exchange.started)
         if exchange.first_token_at:

@@ -6,13 +6,17 @@ import asyncio
 import json
 from collections import Counter
 from statistics import median
+from time import monotonic
 from typing import Any
 
 import pytest
 
+from comps.core.types import GenerationRequest, Sampling, Usage
 from comps.dialects import DIALECTS
 from comps.dialects.shared.base import DescriptionCall, GenerationCall
+from comps.exchange import Exchange
 from comps.model_servers import FRAMEWORKS
+from comps.telemetry import Telemetry
 from tests.dialects.kinds import KINDS, Kind
 from tests.hanging import CHAT, CHAT_PATH, Hanging, hanging, in_front, metric
 from tests.service import PATIENCE, Service, until_idle, until_in_flight
@@ -67,11 +71,10 @@ async def leave_everywhere(dialect: str, framework: str, monkeypatch: pytest.Mon
             server.asked.clear()
             path = kind.route.replace("{model:path}", "m")
             left.append((window, await leave(service, server, path, body, kind.answers(body))))
-            if window != "whole":
-                allowed = sum(
-                    asked["max_tokens"] * asked.get("n", 1) for asked in server.asked if "max_tokens" in asked
-                )
-                saved += max(allowed - (kind.answers(body) if window == "stream" else 0), 0)
+            allowed = sum(asked["max_tokens"] * asked.get("n", 1) for asked in server.asked if "max_tokens" in asked)
+            if dialect == "kaito" and "prompt" in body:
+                allowed = 200  # Of prompt and answer together.
+            saved += max(allowed - (kind.answers(body) if window == "stream" else 0), 0)
         await until_idle(service)
         assert await metric(service, "opea_llm_cancelled_requests_total") == Counter(window for window, _ in left)
         assert await metric(service, "opea_llm_saved_tokens_total") == {"": saved}
@@ -110,6 +113,27 @@ async def test_all_prompts_and_choices_of_a_body_are_given_up(monkeypatch: pytes
         await leave(service, server, "/v1/completions", body, answers=3)
         await until_idle(service)
         assert await metric(service, "opea_llm_saved_tokens_total") == {"": 3 * 2 * 7 + 3 * (2 * 7 - 1)}
+
+
+def test_the_saved_tokens_of_a_whole_answer_are_without_those_that_the_model_makes_in_that_time() -> None:
+    telemetry = Telemetry()
+    request = GenerationRequest("x", sampling=Sampling(max_tokens=100))
+    saved: list[float] = []
+    for model, outcome, seconds in (
+        ("m", "gone", 2),
+        ("m", "200", 3),
+        ("n", "200", 1),
+        ("m", "gone", 2),
+        ("m", "gone", 60),
+    ):
+        exchange = Exchange("/v1/completions", {})
+        exchange.model, exchange.outcome, exchange.operation, exchange.window = model, outcome, "chat", "whole"
+        exchange.asked, exchange.usage = [request], Usage(5, 60) if outcome == "200" else None
+        exchange.asked_at = monotonic() - seconds
+        exchange.answered_at = monotonic()
+        telemetry.end(exchange)
+        saved.append(telemetry._saved_tokens)
+    assert saved == [100, 100, 100, pytest.approx(160, abs=1), saved[3]]
 
 
 @pytest.mark.parametrize("path", [CHAT_PATH, "/v1/prompt"])
