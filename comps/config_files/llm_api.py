@@ -11,8 +11,6 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import yaml
-
 from comps.config_files.base import ConfigFile, ConfigValue, nearest, read_text
 from comps.config_files.llm_api_models import (
     DEFAULT,
@@ -119,6 +117,8 @@ def _config(path: Path, problems: SettingsProblems) -> Config:
 
 def _written(path: Path, problems: SettingsProblems) -> Iterator[tuple[str, ConfigValue]]:
     """Yields the keys in the file."""
+    import yaml  # Most services have no such file, and 1 MB less without it.
+
     try:
         documents = [document for document in yaml.safe_load_all(read_text(path)) if document is not None]
     except yaml.MarkedYAMLError as error:
