@@ -202,6 +202,7 @@ def route_answer(route: Route, names: Sequence[str]) -> JSON | Text | None:
         version="0.1.0",
         started=_CREATED,
         models=[_INFO],
+        ready=[_INFO],
         not_ready=None,
         statistics={"p50_latency": 0.5, "p99_latency": 1.5, "average_latency": 0.75},
         queue_length=0,

@@ -155,6 +155,7 @@ class Service:
             version=self.version,
             started=self.started,
             models=[info for info, _ in states],
+            ready=[info for info, error in states if error is None],
             not_ready=not_ready,
             statistics=self.telemetry.statistics(),
             queue_length=sum(one.running + one.waiting for one in self.admissions.values()),

@@ -293,10 +293,12 @@ async def test_the_service_is_ready_when_one_of_its_models_is(monkeypatch: pytes
     async with running(servers, monkeypatch) as service:
         ready = await service.get("/v1/health_check")
         models = (await service.get("/v1/models")).json["data"]
+        loaded = (await service.get("/api/ps")).json["models"]
         away = await service.post({"messages": "?"})
         there = await service.post({"messages": "?", "model": "org/second"})
     assert (ready.status, away.status, there.status) == (200, 503, 200)
     assert [model["id"] for model in models] == ["scripted", "org/second"]
+    assert [model["name"] for model in loaded] == ["org/second:latest"]
 
 
 @pytest.mark.usefixtures("sections")
@@ -304,7 +306,9 @@ async def test_the_service_is_not_ready_when_none_of_its_models_is(monkeypatch: 
     servers = {"scripted": Absent(Unreachable("away", 7)), "org/second": Absent(ModelServerError("broken"))}
     async with running(servers, monkeypatch) as service:
         ready = await service.get("/v1/health_check")
+        loaded = await service.get("/api/ps")
     assert (ready.status, ready.headers["retry-after"], ready.json["detail"]) == (503, "7", "away")
+    assert (loaded.status, loaded.json) == (200, {"models": []})
 
 
 @pytest.mark.usefixtures("sections")

@@ -69,11 +69,9 @@ def _tags(status: ServiceStatus) -> JSON:
 
 
 def _loaded(status: ServiceStatus) -> JSON:
-    """The models that are loaded: all that answer here, for as long as the service runs"""
-    if status.not_ready:
-        return {"models": []}
+    """The models that are loaded: those that can answer now, for as long as the service runs"""
     kept = {"expires_at": timestamp(status.started + _FOREVER), "size_vram": 0}
-    return {"models": [{**_entry(info), **kept, "context_length": info.context_window or 0} for info in status.models]}
+    return {"models": [{**_entry(info), **kept, "context_length": info.context_window or 0} for info in status.ready]}
 
 
 def _version(status: ServiceStatus) -> JSON:

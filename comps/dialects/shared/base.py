@@ -284,6 +284,8 @@ class ServiceStatus:
     """Seconds since 1970."""
     models: Sequence[ModelInfo]
     """The served models, the default one first; names only if the model servers were not asked."""
+    ready: Sequence[ModelInfo]
+    """Those of the models that can answer now; all if the model servers were not asked."""
     not_ready: LLMError | None
     """Why the service cannot answer now; None if it can, or if the model servers were not asked."""
     statistics: Mapping[str, float | None]
