@@ -285,6 +285,27 @@ def test_documents_and_search_results_are_documents_of_ours_with_numbers_and_tho
     assert (request.citations, request.passages, request.quoted) == ("off", False, ())
 
 
+def test_a_turn_of_documents_alone_has_their_titles_as_its_text() -> None:
+    found = {"type": "search_result", "source": "http://a", "title": "Found", "content": [text("two")]}
+    picture = {"type": "image", "source": {"type": "url", "url": "http://a/b.png"}}
+    turns = (
+        ("user", [document("one", title="A", context="of 2024"), found]),
+        ("assistant", "I read it."),
+        ("user", [picture, document("three")]),
+        ("assistant", "I see."),
+        ("user", [result(document("four", title="D")), document("five"), text("")]),
+    )
+    shown = {"type": "image_url", "image_url": {"url": "http://a/b.png"}}
+    assert [message.content for message in said(*turns)] == [
+        "A\nFound",
+        "I read it.",
+        [shown],
+        "I see.",
+        "D: four",
+        "Document",
+    ]
+
+
 def test_citations_are_found_by_passage_where_they_are_enabled() -> None:
     (request,) = asked(result(document("one", cites=True)), document("two", cites=True), text("?")).requests()
     assert (request.citations, request.passages) == ("matched", True)

@@ -62,7 +62,8 @@ class Conversation:
                 self.messages.append(Message("tool", content, {"tool_call_id": block["tool_use_id"]}))
         if rest:
             parts = [self._part(block, is_quoted=False) for block in rest]
-            self.messages.append(Message("user", _content([part for part in parts if part is not None])))
+            content = _content([part for part in parts if part is not None])
+            self.messages.append(Message("user", content or _titles(rest)))
 
     def add_assistant(self, blocks: Sequence[Block]) -> None:
         """Add a turn of the model's. An answer is divided into text blocks where its citations are, and joined here."""
@@ -124,6 +125,12 @@ def _content(parts: list[JSON]) -> str | list[JSON]:
     if all(part["type"] == "text" for part in parts):
         return "\n".join(part["text"] for part in parts)
     return parts
+
+
+def _titles(blocks: Sequence[Block]) -> str:
+    """Returns the text of a turn that has documents alone. They go into the prompt with the last question; here the
+    model reads that they were sent."""
+    return "\n".join(block.get("title") or "Document" for block in blocks if block["type"] in CITABLE)
 
 
 def _failed(content: str | list[JSON]) -> str | list[JSON]:
