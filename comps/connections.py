@@ -3,9 +3,8 @@
 Nothing here sets a timer. A connection moves its deadline as a number, and the server looks through all connections
 once a second (`overdue`, `stalled`).
 
-Requests that are refused here never get to a handler. The application gives the error its form: it has a method
-`refusal(error, path)`, which returns the status, the body and its content type, and an attribute `limits`. Both are
-optional.
+Requests that are refused here never get to a handler. The application gives the error its form: it has an attribute
+`refusal`, as `comps.refusals.Refusals`, and perhaps an attribute `limits`.
 """
 
 from __future__ import annotations
@@ -307,12 +306,12 @@ class LimitedConnection(HttpToolsProtocol):
     def _refusal(self, error: LLMError) -> bytes:
         """The response with an error, and with an id of the request: its handler's, the one sent, or a new one."""
         path = self.url.partition(b"?")[0].decode("latin-1")
-        status, body, kind = self.config.app.refusal(error, path)  # type: ignore[union-attr]
+        status, body, kind = self.config.app.refusal(error, path, self.headers)  # type: ignore[union-attr]
         said = self.scope.get(REQUEST_ID_OF_SCOPE) or request_id(dict(self.headers).get(REQUEST_ID_HEADER))
         log.info("refused: %d id=%s %s", status, said, error)
         headers = [*self.server_state.default_headers, (b"content-type", kind.encode())]
         headers.append((REQUEST_ID_HEADER, said.encode()))
-        if further := self.config.app.refusal.id_headers.get(path):  # type: ignore[union-attr]
+        if further := self.config.app.refusal.id_header(path, self.headers):  # type: ignore[union-attr]
             headers.append((further, said.encode()))
         headers += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
         if error.retry_after is not None:

@@ -72,7 +72,7 @@ class DirectRoutes:
             return
         # What follows changes the response in `send`, so the extension that writes past `send` is removed.
         (scope.get("extensions") or {}).pop(EXTENSION, None)
-        send = with_request_id(send, said, self.refusal.id_headers.get(path))
+        send = with_request_id(send, said, self.refusal.id_header(path, scope["headers"]))
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, without_body(send)
         await self._app(scope, receive, send)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -26,7 +26,7 @@ class Guard:
         keys: The keys.
         open_routes: The paths that need no key; one that ends in `/` stands for all that begin with it, and `/` for the
             page there, not for bodies.
-        refusal: Returns the status, the body and its content type for an error, by the error and the path.
+        refusal: Returns the status, the body and its content type for an error, by the error, the path and the headers.
         telemetry: Counts what is refused.
     """
 
@@ -34,7 +34,7 @@ class Guard:
         self,
         keys: Keys,
         open_routes: Collection[str],
-        refusal: Callable[[LLMError, str], tuple[int, bytes, str]],
+        refusal: Callable[[LLMError, str, Sequence[tuple[bytes, bytes]]], tuple[int, bytes, str]],
         telemetry: Telemetry,
     ) -> None:
         self.keys = keys
@@ -59,7 +59,7 @@ class Guard:
     async def refuse(self, error: LLMError, scope: Scope, send: Send) -> None:
         """Send the response to a request that is refused."""
         path = _route_path(scope)
-        status, body, kind = self._refusal(error, path)
+        status, body, kind = self._refusal(error, path, scope["headers"])
         caller: Caller | None = scope.get(CALLER)
         self._telemetry.refused(caller, status)
         log.info(RequestLine(Refusal(error, status, caller, scope), ""))

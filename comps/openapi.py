@@ -21,6 +21,7 @@ from comps.dialects.shared.base import (
     Text,
     TokenCountCall,
     TokenizeCall,
+    owner_of,
 )
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
 from comps.openapi_examples import error_answers, preview_answer, route_answer, schema_of, stream, whole_answer
@@ -250,14 +251,22 @@ def _describe_route(name: str, operation: dict[str, Any], dialects: Sequence[Dia
         for status in operation["responses"].keys() & set(map(str, _WAITING)):
             operation["responses"][status]["headers"] = _HEADERS_OF_WAITING
         return
-    owner = next(one for one in dialects if one in owners)
-    path, route = next((path, route) for path, route in owner.routes.items() if _shown(path) == name)
+    path = next(path for path in owners[0].routes if _shown(path) == name)
+    owner = owner_of(path, dialects)
+    route = owner.routes[path]
     answer = route_answer(route, re.findall(r"\{(\w+)", path))
     if isinstance(answer, Text):
         said["content"] = {answer.media_type.partition(";")[0]: {"schema": {"type": "string"}, "example": answer.text}}
     elif answer is not None:
         said["content"] = {"application/json": {"schema": {}, "example": answer}}
-    operation["responses"] = {"200": said, **_errors([(owner.name, route.style or owner.style)])}
+    others = [(one, one.routes[path]) for one in owners if one is not owner and one.routes[path].header]
+    if others:
+        operation["description"] = "\n".join(
+            f"- with the header `{other.header.decode()}`, answered by `{one.name}`: {other.respond.__doc__}"
+            for one, other in others
+        )
+    styles = [(one.name, which.style or one.style) for one, which in [(owner, route), *others]]
+    operation["responses"] = {"200": said, **_errors(styles)}
 
 
 _SUMMARIES: dict[type[Call], str] = {

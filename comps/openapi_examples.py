@@ -207,6 +207,7 @@ def route_answer(route: Route, names: Sequence[str]) -> JSON | Text | None:
         statistics={"p50_latency": 0.5, "p99_latency": 1.5, "average_latency": 0.75},
         queue_length=0,
         path=dict.fromkeys(names, _MODEL),
+        query={},
         shut_down=lambda: None,
         gpus=_no_gpus,
     )

@@ -9,6 +9,7 @@ from functools import partial
 from inspect import isawaitable
 from math import inf
 from time import time
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -23,7 +24,7 @@ from comps.core.errors import LLMError, shutting_down
 from comps.core.models import Models
 from comps.core.redaction import shown_urls
 from comps.core.types import JSON, ModelInfo
-from comps.dialects.shared.base import Dialect, GenerationCall, ServiceStatus, Text
+from comps.dialects.shared.base import Dialect, GenerationCall, ServiceStatus, Text, owner_of
 from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint
 from comps.gpus import gpus
 from comps.guard import Guard
@@ -91,7 +92,7 @@ class Service:
         self.bodies = BodyMemory(limits.max_bodies_mb * MEGABYTE, limits.max_wait_seconds)
         self.shut_down = shut_down if settings.microservice.allow_shutdown else None
         self._watched = watched
-        self.refusal = Refusals([*dialects, *others])
+        self.refusal = Refusals(dialects, others)
         self.guard = Guard(keys, _open_routes(settings), self.refusal, self.telemetry) if keys else None
         self._ending = False
         self.started = int(time())
@@ -126,12 +127,19 @@ class Service:
         """From now on, the service is not ready. It still answers."""
         self._ending = True
 
-    async def describe(self, asks_models: bool, path: Mapping[str, str], caller: Caller | None = None) -> ServiceStatus:
+    async def describe(
+        self,
+        asks_models: bool,
+        path: Mapping[str, str] = MappingProxyType({}),
+        query: Mapping[str, str] = MappingProxyType({}),
+        caller: Caller | None = None,
+    ) -> ServiceStatus:
         """Returns the current service status. The service is ready if one of its models can answer.
 
         Args:
             asks_models: Whether to ask the model servers; if not, the models have no description.
             path: The path parameters of the request.
+            query: Its query parameters.
             caller: Who asks, and sees the models that this caller may use; None: all.
 
         Raises:
@@ -160,6 +168,7 @@ class Service:
             statistics=self.telemetry.statistics(),
             queue_length=sum(one.running + one.waiting for one in self.admissions.values()),
             path=path,
+            query=query,
             shut_down=self.shut_down,
             gpus=gpus,
         )
@@ -249,7 +258,7 @@ class Service:
                     path,
                     self._route_handler(route),
                     methods=[method],
-                    summary=self._owner(route).routes[route].respond.__doc__,
+                    summary=owner_of(route, self.dialects).routes[route].respond.__doc__,
                     responses=_described(403, 404, 500, 502, 503, 504),
                 )
 
@@ -263,10 +272,6 @@ class Service:
     def _has(self, route: str) -> bool:
         return any(route in dialect.routes for dialect in self.dialects)
 
-    def _owner(self, route: str) -> Dialect:
-        """Returns the first dialect that has this route, which is one without a body."""
-        return next(dialect for dialect in self.dialects if route in dialect.routes)
-
     def _route_handler(self, route: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         async def respond(request: Request) -> Response:
             return await self._respond(route, request)
@@ -274,12 +279,13 @@ class Service:
         return respond
 
     async def _respond(self, name: str, request: Request) -> Response:
-        owner = self._owner(name)
+        owner = owner_of(name, self.dialects, request.scope["headers"])
         route = owner.routes[name]
         style = route.style or owner.style
         try:
             caller = request.scope.get(CALLER)
-            content = route.respond(await self.describe(route.asks_models, request.path_params, caller))
+            asked = request.path_params, request.query_params
+            content = route.respond(await self.describe(route.asks_models, *asked, caller))
             if isawaitable(content):
                 content = await content
         except LLMError as error:
@@ -306,7 +312,7 @@ class Service:
 
     async def _ready(self) -> Response:
         try:
-            not_ready = shutting_down() if self._ending else (await self.describe(asks_models=True, path={})).not_ready
+            not_ready = shutting_down() if self._ending else (await self.describe(asks_models=True)).not_ready
         except asyncio.CancelledError:  # The service ends before the model servers answer.
             not_ready = shutting_down()
         return Response() if not_ready is None else self._failure(not_ready, 503)

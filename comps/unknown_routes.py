@@ -46,7 +46,7 @@ class UnknownRoutes:
         caller: Caller | None = request.scope.get(CALLER)
         self._telemetry.refused(caller, error.status_code)
         log.info(RequestLine(Refusal(said, error.status_code, caller, request.scope), ""))
-        status, body, kind = self._refusal.of_no_route(said, path)
+        status, body, kind = self._refusal.of_no_route(said, path, request.scope["headers"])
         return Response(body, status, error.headers, kind)
 
     def _nearest(self, method: str, path: str) -> str | None:

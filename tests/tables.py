@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 
 from comps.app import make_dialects, read_settings
-from comps.dialects.shared.base import Call, Dialect, GenerationCall
+from comps.dialects.shared.base import Call, Dialect, GenerationCall, owner_of
 from comps.dialects.shared.endpoint import Endpoint
 from comps.openapi_examples import stream
 from comps.settings import SECTIONS, environment_names
@@ -46,7 +46,11 @@ def clash_table() -> str:
     for route in dict.fromkeys(route for dialect in dialects for route in dialect.routes):
         facts = {one.name: one.routes[route] for one in dialects if route in one.routes}
         if len({fact.respond for fact in facts.values()}) > 1:
-            lines.append(_clash(route, "", list(facts), next(iter(facts))))
+            for name, fact in facts.items():
+                if fact.header:
+                    lines.append(_clash(route, f"with the header `{fact.header.decode()}`", [name], name))
+            plain = [name for name, fact in facts.items() if not fact.header]
+            lines.append(_clash(route, "", plain, owner_of(route, dialects).name))
     names = [dialect.name for dialect in dialects]
     return "\n".join([*lines, _clash("", "a route that is near none of these: the error", names, names[0])])
 

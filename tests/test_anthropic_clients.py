@@ -101,6 +101,9 @@ async def test_anthropics_sdk_and_langchain_get_all_that_they_ask_for(monkeypatc
     assert got["errors"]["key"][:3] == ["AuthenticationError", 401, "authentication_error"]
     assert got["errors"]["server"] == ["InternalServerError", 502, "api_error", "it broke", True]
     assert got["errors"]["stream"] == ["APIStatusError", 200, "api_error", "it broke", True]
+    assert got["errors"]["unknown"] == ["NotFoundError", 404, "not_found_error", unknown, True]
+    assert got["errors"]["no_key"][:3] == ["AuthenticationError", 401, "authentication_error"]
+    assert got["models"] == [["scripted"], "scripted", "scripted", 1970, None]
     assert got["counted"][0]
     langchain = got["langchain"]
     assert langchain["whole"][0] == ANSWER
@@ -126,3 +129,4 @@ async def test_anthropics_sdk_for_javascript_gets_all_that_it_asks_for(monkeypat
     assert got["errors"][0] == ["NotFoundError", 404, "not_found_error"]
     assert got["errors"][1][2] == "api_error"
     assert got["counted"] > 0
+    assert got["models"] == [["scripted"], "scripted"]

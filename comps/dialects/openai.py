@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import orjson
 from pydantic import Field
 
-from comps.core.errors import InvalidRequest, LLMError, UnknownModel
+from comps.core.errors import InvalidRequest, LLMError
 from comps.core.prompts import text_of
 from comps.core.types import (
     CALLS_ON_DEMAND,
@@ -321,11 +321,7 @@ def _models(status: ServiceStatus) -> JSON:
 
 def _model(status: ServiceStatus) -> JSON:
     """One of the models that answer here"""
-    name = status.path["model"]
-    for model in status.models:
-        if model.name == name:
-            return _model_object(model, status)
-    raise UnknownModel(name, ", ".join(model.name for model in status.models))
+    return _model_object(status.named_model(), status)
 
 
 def _model_object(model: ModelInfo, status: ServiceStatus) -> JSON:

@@ -105,12 +105,20 @@ def errors() -> Any:
         "key": error(lambda: other.messages.create(**ASKED, messages=user("?"))),
         "server": error(lambda: sdk.messages.create(**ASKED, messages=user("break"))),
         "stream": error(broken),
+        "unknown": error(lambda: sdk.models.retrieve("other")),
+        "no_key": error(lambda: other.models.list()),
     }
 
 
 def counted() -> Any:
     count = sdk.messages.count_tokens(model="scripted", messages=user("Hello"), tools=[TOOL])
     return [count.input_tokens > 50, sdk.beta.messages.count_tokens(model="scripted", messages=user("x")).input_tokens]
+
+
+def models() -> Any:
+    listed = [model.id for model in sdk.models.list(limit=1)]
+    found = sdk.models.retrieve("scripted")
+    return [listed, found.id, found.display_name, found.created_at.year, found.max_input_tokens]
 
 
 def langchain() -> Any:
@@ -146,5 +154,5 @@ def documented() -> Any:
 
 
 if __name__ == "__main__":
-    asked = (whole, stopped, streamed, thought, tools, citations, errors, counted, langchain, documented)
+    asked = (whole, stopped, streamed, thought, tools, citations, errors, counted, models, langchain, documented)
     print(json.dumps({ask.__name__: ask() for ask in asked}))

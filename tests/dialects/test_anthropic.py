@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -29,6 +30,7 @@ from comps.core.types import (
     Usage,
 )
 from comps.dialects.anthropic.dialect import AnthropicCall, AnthropicCountCall, anthropic
+from comps.dialects.anthropic.models import MODELS
 from comps.dialects.shared.base import Switches
 from comps.dialects.shared.endpoint import Endpoint, RequestError
 from comps.model_servers.scripted import Scripted
@@ -916,3 +918,67 @@ async def test_every_response_has_the_id_of_its_request_and_an_error_has_it_in_i
                 assert answer.json["request_id"] in (f"id-{number}", None)
         other = await service.get("/health")
     assert "request-id" not in other.headers
+
+
+# What it tells of models.
+
+
+@pytest.mark.parametrize(
+    ("query", "names", "has_more"),
+    [
+        ({}, "abcde", False),
+        ({"limit": "2"}, "ab", True),
+        ({"limit": "2", "after_id": "b"}, "cd", True),
+        ({"limit": "2", "after_id": "c"}, "de", False),
+        ({"after_id": "e"}, "", False),
+        ({"limit": "2", "before_id": "d"}, "bc", True),
+        ({"limit": "2", "before_id": "c"}, "ab", False),
+        ({"before_id": "a"}, "", False),
+    ],
+    ids=str,
+)
+def test_models_are_listed_in_pages(query: dict[str, str], names: str, has_more: bool) -> None:
+    status: Any = SimpleNamespace(models=[ModelInfo(name, 9) for name in "abcde"], query=query)
+    page: Any = MODELS["GET /v1/models"].respond(status)
+    assert "".join(model["id"] for model in page.pop("data")) == names
+    first, last = (names[0], names[-1]) if names else (None, None)
+    assert page == {"has_more": has_more, "first_id": first, "last_id": last}
+
+
+async def test_the_header_of_its_clients_chooses_its_form_where_others_have_the_same_route(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment = {"LLM_DIALECTS": "anthropic,openai,cohere", "USVC_API_KEYS": "web=s3cret"}
+    version = {"anthropic-version": "2023-06-01"}
+    key = {**version, "x-api-key": "s3cret"}
+    async with running(Able(), monkeypatch, environment) as service:
+        found = await service.get("/v1/models/scripted", **key)
+        for path, headers, status, kind, told in (
+            ("/v1/models?limit=0", key, 400, "invalid_request_error", "limit: it must be a number from 1 to 1000"),
+            ("/v1/models?limit=9999", key, 400, "invalid_request_error", "limit: "),
+            ("/v1/models?after_id=x", key, 400, "invalid_request_error", "after_id: 'x' is not served here"),
+            ("/v1/models?after_id=scripted&before_id=scripted", key, 400, "invalid_request_error", "before_id: only"),
+            ("/v1/models/x", key, 404, "not_found_error", "model: 'x' is not served here; known: scripted"),
+            ("/v1/models", version, 401, "authentication_error", "an API key is needed"),
+        ):
+            answer = await service.get(path, **headers)
+            assert (answer.status, answer.json["type"], answer.json["error"]["type"]) == (status, "error", kind), path
+            assert told in answer.json["error"]["message"]
+            assert answer.json["request_id"] == answer.headers["request-id"] == answer.headers["x-request-id"]
+        wrong = await service.post({}, "/v1/models", **key)
+        others = [
+            await service.get("/v1/models/scripted", authorization="Bearer s3cret"),
+            await service.get("/v1/models"),
+        ]
+    assert found.headers["request-id"] == found.headers["x-request-id"]
+    assert found.json == {
+        "type": "model",
+        "id": "scripted",
+        "display_name": "scripted",
+        "created_at": "1970-01-01T00:00:00Z",
+        "lifecycle": "active",
+        "max_input_tokens": None,
+    }
+    assert (wrong.status, wrong.json["type"]) == (405, "error")
+    assert (others[0].json["object"], others[1].json["error"]["code"]) == ("model", "invalid_api_key")
+    assert not any("request-id" in other.headers for other in others)

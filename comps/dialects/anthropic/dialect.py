@@ -1,4 +1,4 @@
-"""Anthropic's Messages API: `POST /v1/messages` and `/v1/messages/count_tokens`.
+"""Anthropic's Messages API: `POST /v1/messages` and `/v1/messages/count_tokens`, and what it tells of models.
 
 The shapes are those of https://platform.claude.com/docs/en/api/messages and of the types in Anthropic's SDKs. Any
 header `anthropic-version`, or none, is taken for 2023-06-01; `anthropic-beta` changes nothing.
@@ -42,6 +42,7 @@ from comps.dialects.anthropic.fields import (
     checked_turn,
     checked_turns,
 )
+from comps.dialects.anthropic.models import MODELS
 from comps.dialects.anthropic.tools import Tool, ToolChoice, options_of_tools, unread_of_tools
 from comps.dialects.shared.base import (
     Call,
@@ -350,6 +351,7 @@ def anthropic(switches: Switches) -> Dialect:
         name="anthropic",
         calls={"/v1/messages": (AnthropicCall,), "/v1/messages/count_tokens": (AnthropicCountCall,)},
         style=STYLE,
+        routes=MODELS,
         switches=switches,
         about="Anthropic's Messages API, for its SDKs and LangChain. Documents and search results may be in messages.",
     )

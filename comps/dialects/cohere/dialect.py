@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from comps.core.errors import InvalidRequest, LLMError, Malformed, UnknownModel
+from comps.core.errors import InvalidRequest, LLMError, Malformed
 from comps.core.request_id import REQUEST_ID
 from comps.core.types import CALLS_ON_DEMAND, JSON, Embeddings, Generation, GenerationRequest, ModelInfo, Sampling
 from comps.dialects.cohere import answers
@@ -354,26 +354,22 @@ class CohereEmbedV1(CohereEmbed):
 
 def _models(status: ServiceStatus) -> JSON:
     """The models that answer here, the default one first"""
-    return {"models": [_model_object(model, place == 0) for place, model in enumerate(status.models)]}
+    return {"models": [_model_object(model, status) for model in status.models]}
 
 
 def _model(status: ServiceStatus) -> JSON:
     """One of the models that answer here"""
-    name = status.path["model"]
-    for place, model in enumerate(status.models):
-        if model.name == name:
-            return _model_object(model, place == 0)
-    raise UnknownModel(name, ", ".join(model.name for model in status.models))
+    return _model_object(status.named_model(), status)
 
 
-def _model_object(model: ModelInfo, is_default: bool) -> JSON:
+def _model_object(model: ModelInfo, status: ServiceStatus) -> JSON:
     return {
         "name": model.name,
         "is_deprecated": False,
         "endpoints": ["chat"],
         "finetuned": False,
         "context_length": model.context_window,
-        "default_endpoints": ["chat"] if is_default else [],
+        "default_endpoints": ["chat"] if model is status.models[0] else [],
     }
 
 

@@ -293,10 +293,24 @@ class ServiceStatus:
     """The number of answers that run or wait."""
     path: Mapping[str, str]
     """The variables of the path, by the names in its braces."""
+    query: Mapping[str, str]
+    """The parameters behind the path (`?limit=1`)."""
     shut_down: Callable[[], None] | None
     """Ends the service once running answers have ended; None if the settings do not allow it."""
     gpus: Callable[[], Awaitable[Sequence[GPU]]]
     """The graphics cards of this machine; raises `LLMError` if they cannot be read."""
+
+    def named_model(self) -> ModelInfo:
+        """The model that the variable `model` of the path names.
+
+        Raises:
+            UnknownModel: There is none.
+        """
+        name = self.path["model"]
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise UnknownModel(name, ", ".join(model.name for model in self.models))
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,11 +329,14 @@ class Route:
         respond: Makes the answer, or raises an `LLMError`. Its docstring is the route's summary in OpenAPI.
         asks_models: Whether the model servers are asked for their state first; liveness must not depend on them.
         style: How the answer is encoded; None: in the dialect's own style.
+        header: The name of a header, in small letters, by which the dialect's clients are recognised where others have
+            the same route; empty: there is none.
     """
 
     respond: Callable[[ServiceStatus], JSON | Text | Awaitable[JSON | Text]]
     asks_models: bool = True
     style: Style | None = None
+    header: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,3 +368,18 @@ class Dialect:
     routes: Mapping[str, Route] = field(default_factory=dict)
     switches: Any = None
     about: str = ""
+
+
+def owner_of(route: str, dialects: Sequence[Dialect], headers: Iterable[tuple[bytes, bytes]] = ()) -> Dialect:
+    """The dialect that answers a route without a body: the first one whose header was sent, or else the first.
+
+    Args:
+        route: The route, as in `Dialect.routes`.
+        dialects: The dialects, by precedence; at least one has the route.
+        headers: The headers of the request.
+    """
+    having = [dialect for dialect in dialects if route in dialect.routes]
+    sent = {name for name, _ in headers}
+    recognised = (one for one in having if one.routes[route].header in sent)
+    plain = (one for one in having if not one.routes[route].header)
+    return next(recognised, None) or next(plain, having[0])

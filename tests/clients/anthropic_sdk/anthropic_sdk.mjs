@@ -28,6 +28,8 @@ const error = async (ask) => {
 const whole = await sdk.messages.create({ ...asked, messages: user("Hello") });
 const call = await sdk.messages.create({ ...asked, tools, tool_choice: { type: "any" }, messages: user("Paris?") });
 const cited = await sdk.messages.create({ ...asked, messages: citing });
+const models = [];
+for await (const model of sdk.models.list({ limit: 1 })) models.push(model.id);
 const counted = await sdk.messages.countTokens({ model: "scripted", messages: user("x") });
 console.log(
   JSON.stringify({
@@ -41,5 +43,6 @@ console.log(
       await error(() => streamed({ messages: user("break") })),
     ],
     counted: counted.input_tokens,
+    models: [models, (await sdk.models.retrieve("scripted")).display_name],
   }),
 );
