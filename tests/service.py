@@ -16,9 +16,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from comps.app import direct, make_app, read_settings
+from comps.core import ports
 from comps.core.errors import LLMError
-from comps.core.ports import ModelServer
-from comps.core.types import Embeddings, Token
+from comps.core.types import JSON, Embeddings, ModelInfo, Prompt, Sampling, Token
 from comps.dialects.shared.base import Dialect
 from comps.model_servers.scripted import Scripted
 from comps.server import Server, ServerProtocol
@@ -39,6 +39,18 @@ class Able(Scripted):
 
     async def tokenize(self, text: str) -> Sequence[Token]:
         return [Token(ord(character), end) for end, character in enumerate(text, 1)]
+
+
+class CountingAlone(Able):
+    """A model server that counts the characters of all that the model reads, and generates nothing."""
+
+    async def describe(self) -> ModelInfo:
+        return ModelInfo("scripted", 1000, frozenset({"max_tokens", "stop", "tools", "messages.*"}))
+
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: ports.Answer
+    ) -> None:
+        raise AssertionError("it is only to count")
 
 
 @dataclass
@@ -149,7 +161,7 @@ class Service:
 
 @asynccontextmanager
 async def running(
-    model_server: ModelServer | Mapping[str, ModelServer],
+    model_server: ports.ModelServer | Mapping[str, ports.ModelServer],
     monkeypatch: pytest.MonkeyPatch,
     environment: Mapping[str, str] | None = None,
     *,

@@ -33,7 +33,7 @@ STREAMS = ("stream", "streaming")
 HELD = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 BEYOND_SCHEMAS = (
     *("/chat", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/prompt", "/v1/responses"),
-    *("/v1/messages", "/v1/messages/count_tokens"),
+    *("/v1/responses/input_tokens", "/v1/messages", "/v1/messages/count_tokens"),
     *("/v2/chat", "/v2/embed", "/v1/embed"),
     *("/api/chat", "/api/generate", "/api/show", "/api/embed", "/api/embeddings"),
     *("/", "/generate", "/generate_stream"),

@@ -23,7 +23,7 @@ from comps.model_servers.scripted import Scripted
 from comps.model_servers.target import Target
 from tests.clients import is_installed, use
 from tests.model_servers.replay import Replay, Reply, replaying, sse
-from tests.service import PATH, Service, running
+from tests.service import PATH, CountingAlone, Service, running
 
 WORDS = ["Deep", " learning", " is", " fun."]
 DOCUMENTS = [
@@ -152,8 +152,9 @@ async def test_openais_sdk_creates_streams_and_is_told_of_ends_and_errors(monkey
                 await sdk.responses.create(model="scripted", input="?", stream=kind is openai.AuthenticationError)
         with pytest.raises(openai.BadRequestError, match="not kept here") as kept:
             await sdk.responses.create(model="scripted", input="?", previous_response_id="resp_1")
-        with pytest.raises(openai.NotFoundError):
-            await sdk.responses.retrieve(whole.id)
+        for ask in (sdk.responses.retrieve, sdk.responses.delete, sdk.responses.cancel, sdk.responses.input_items.list):
+            with pytest.raises(openai.NotFoundError, match=f"no response '{whole.id}': responses are not kept here"):
+                await ask(whole.id)
     assert (whole.output_text, whole.status, whole.model) == ("Deep learning is fun.", "completed", "scripted")
     assert whole.usage
     assert (whole.usage.output_tokens, whole.usage.total_tokens) == (4, 5)
@@ -164,6 +165,19 @@ async def test_openais_sdk_creates_streams_and_is_told_of_ends_and_errors(monkey
     assert snapshots[-1] == final.output_text == "Deep learning is fun."
     assert seen[-1] == "response.output_text.delta"
     assert kept.value.param == "previous_response_id"
+
+
+async def test_openais_sdk_counts_the_tokens_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    tool: Any = {"type": "function", "name": "look", "parameters": {}, "strict": True}
+    async with running(CountingAlone(), monkeypatch) as service, client(service) as sdk:
+        plain = await sdk.responses.input_tokens.count(model="scripted", input="?")
+        more = await sdk.responses.input_tokens.count(
+            model="scripted", input=[{"role": "user", "content": "?"}], instructions="Be brief.", tools=[tool]
+        )
+        with pytest.raises(openai.BadRequestError, match="not kept here"):
+            await sdk.responses.input_tokens.count(model="scripted", input="?", conversation="conv_1")
+    assert plain.object == "response.input_tokens"
+    assert more.input_tokens > plain.input_tokens + 50
 
 
 async def test_openais_sdk_parses_has_a_function_called_and_sends_its_result(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ LLMError
 │   ├── UnsupportedEncoding  the HTTP body has a content encoding that is not read
 │   ├── InvalidHTTP        the HTTP message is malformed, too large or too late; with its `status`
 │   │   └── UnknownRoute   there is no such route, or not with this method
+│   ├── NotKept            what the request names by its id is not kept here
 │   ├── NotSupported       the model server has no such ability
 │   ├── Unauthorized       the request has no API key, or an unknown one
 │   └── Forbidden          the settings, or the caller's API key, do not allow the request
@@ -150,6 +151,10 @@ class InvalidHTTP(InvalidRequest):
 
 class UnknownRoute(InvalidHTTP):
     """There is no such route, or not with this method."""
+
+
+class NotKept(InvalidRequest):
+    """The request names something by its id, and nothing is kept here."""
 
 
 class NotSupported(InvalidRequest):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,7 +13,6 @@ import orjson
 import pytest
 
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Overloaded, PromptTooLong, UnknownModel
-from comps.core.ports import Answer
 from comps.core.types import (
     CALLS_ON_DEMAND,
     JSON,
@@ -23,7 +22,6 @@ from comps.core.types import (
     Generation,
     Message,
     ModelInfo,
-    Prompt,
     Report,
     Sampling,
     TextDelta,
@@ -36,7 +34,7 @@ from comps.dialects.shared.endpoint import Endpoint, RequestError
 from comps.model_servers.scripted import Scripted
 from tests.dialects.written import METADATA, written
 from tests.events import texts
-from tests.service import Able, running
+from tests.service import Able, CountingAlone, running
 
 ERROR_SHAPES = [{"type", "error", "request_id"}]
 """The keys of an error."""
@@ -860,20 +858,10 @@ def test_citations_that_come_behind_a_call_have_a_block_of_their_own() -> None:
 # What goes with it.
 
 
-class Counting(Able):
-    """A model server that counts the characters of all that the model reads."""
-
-    async def describe(self) -> ModelInfo:
-        return ModelInfo("scripted", 1000, frozenset({"max_tokens", "stop", "tools", "messages.*"}))
-
-    async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
-        raise AssertionError("it is only to count")
-
-
 async def test_tokens_of_a_whole_prompt_are_counted_and_nothing_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     body = {"messages": QUESTION["messages"], "model": "scripted"}
     content = [document("x" * 100), text("?")]
-    async with running(Counting(), monkeypatch, ONLY) as service:
+    async with running(CountingAlone(), monkeypatch, ONLY) as service:
         plain = await service.post(body, COUNT)
         more = [
             {**body, "system": "Be brief, and kind."},

@@ -42,9 +42,12 @@ from tests.service import Able, running
 ERROR_SHAPES = [{"error"}]
 """The keys of an error."""
 ITEMS_WITHOUT_TEXT = 1
-REFUSED = (
-    *("POST /api/pull", "POST /api/push", "POST /api/create", "POST /api/copy", "DELETE /api/delete"),
-    "POST /api/blobs/{digest}",
+REFUSED = dict.fromkeys(
+    (
+        *("POST /api/pull", "POST /api/push", "POST /api/create", "POST /api/copy", "DELETE /api/delete"),
+        "POST /api/blobs/{digest}",
+    ),
+    403,
 )
 TOGETHER = {"name": {"model": "scripted"}}
 ANYWAY = {

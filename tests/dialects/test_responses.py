@@ -30,7 +30,7 @@ from comps.dialects.shared.base import GenerationCall, Switches
 from comps.dialects.shared.endpoint import Endpoint, RequestError
 from comps.model_servers.scripted import Scripted
 from tests.dialects.written import METADATA, written
-from tests.service import Answer, Service, running
+from tests.service import Answer, CountingAlone, Service, running
 
 ERROR_SHAPES = [{"error"}]
 """The keys of an error."""
@@ -38,7 +38,16 @@ CUT = (b'"incomplete_details":{"reason":"max_output_tokens"}', b"response.comple
 VALUES: dict[str, list[Any]] = {"format": [{"type": "json_object"}]}
 ANYWAY = {"background": [False], "include_obfuscation": [False], "truncation": ["auto"]}
 
-PATH = "/v1/responses"
+SILENT = {"/v1/responses/input_tokens truncation": "says what becomes of a prompt that is too long"}
+REFUSED = dict.fromkeys(
+    (
+        *("GET /v1/responses/{response}", "DELETE /v1/responses/{response}"),
+        *("GET /v1/responses/{response}/input_items", "POST /v1/responses/{response}/cancel"),
+    ),
+    404,
+)
+
+PATH, COUNT = "/v1/responses", "/v1/responses/input_tokens"
 ASKED: dict[str, Any] = {"input": "?"}
 USER = {"role": "user", "content": "?"}
 CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
@@ -317,7 +326,7 @@ def test_what_a_model_server_does_not_take_of_the_items_is_named() -> None:
     reasoning = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}
     call = read({"input": [USER, reasoning, CALL, OUTPUT], "max_output_tokens": 5, "max_new_tokens": 5})
     parts = ["input.function_call", "input.function_call_output", "input.reasoning"]
-    assert call.ignored(frozenset()) == ["max_new_tokens", "max_output_tokens", *parts]
+    assert call.ignored(frozenset()) == ["max_new_tokens", *parts, "max_output_tokens"]
     able = frozenset(("messages.tool_calls", "messages.tool_call_id", "max_tokens"))
     assert call.ignored(able) == ["input.reasoning"]
 
@@ -732,3 +741,33 @@ async def test_what_is_refused_and_what_is_ignored_is_told_over_http(monkeypatch
     assert ignored.headers["x-ignored-params"] == "reasoning.effort, store"
     assert (unknown.status, unknown.json["error"]["code"]) == (404, "model_not_found")
     assert stored.status == 404
+
+
+async def test_tokens_of_a_whole_prompt_are_counted_and_nothing_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    more: list[dict[str, Any]] = [
+        {"instructions": "Be brief, and kind."},
+        {"tools": [{**TOOL, "description": "x" * 50}]},
+        {"documents": ["x" * 100]},
+        {"input": [USER, CALL, OUTPUT, USER]},
+    ]
+    async with running(CountingAlone(), monkeypatch) as service:
+        plain = await service.post(ASKED, COUNT)
+        counts = [(await service.post({**ASKED, **one}, COUNT)).json["input_tokens"] for one in more]
+        wishes = {
+            "reasoning": {"effort": "low"},
+            "text": {"verbosity": "low"},
+            "max_output_tokens": 9,
+            "include_report": True,
+        }
+        lost = await service.post({**ASKED, **wishes}, COUNT)
+        kept = await service.post({**ASKED, "previous_response_id": "resp_1"}, COUNT)
+        missing = await service.post({}, COUNT)
+    assert plain.json == {"object": "response.input_tokens", "input_tokens": plain.json["input_tokens"]}
+    assert all(count > plain.json["input_tokens"] + 10 for count in counts)
+    assert counts[2] > 100
+    assert set(lost.headers["x-ignored-params"].split(", ")) == {
+        *("reasoning.effort", "text.verbosity", "max_output_tokens", "include_report"),
+    }
+    assert lost.json == plain.json
+    assert (kept.status, kept.json["error"]["param"]) == (400, "previous_response_id")
+    assert (missing.status, missing.json["error"]["param"]) == (400, "input")

@@ -337,9 +337,7 @@ class AnthropicCountCall(PromptCall, PromptCountCall):
         return self._asked(Sampling())
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
-        # What only changes the answer is not counted.
-        counted = {name for name in capabilities if name == "tools" or name.startswith("messages.")}
-        return super().ignored(counted)
+        return super().ignored(self.counted(capabilities))
 
     def reply(self, tokens: int) -> JSON:
         return {"input_tokens": tokens}

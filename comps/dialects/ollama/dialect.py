@@ -31,6 +31,7 @@ from comps.dialects.ollama.templates import fill
 from comps.dialects.shared.base import (
     DescriptionCall,
     Dialect,
+    GenerationCall,
     Switches,
     Writer,
 )
@@ -56,7 +57,7 @@ _OF_QUESTIONS = dict.fromkeys(
 """Fields that have no effect where nothing is asked."""
 
 
-class OllamaCall(OllamaBody, GroundedCall):
+class OllamaCall(OllamaBody, GroundedCall, GenerationCall):
     """What the bodies that ask for text have in common. One that asks nothing loads the model, or unloads it."""
 
     media_type = NDJSON

@@ -20,6 +20,7 @@ from comps.core.errors import (
     InvalidRequest,
     LLMError,
     ModelServerError,
+    NotKept,
     Overloaded,
     Timeout,
     Unauthorized,
@@ -27,7 +28,18 @@ from comps.core.errors import (
     Unreachable,
     UnsupportedEncoding,
 )
-from comps.core.types import GPU, JSON, Embeddings, Finished, Generation, GenerationRequest, ModelInfo, TextDelta, Token
+from comps.core.types import (
+    CALLS_ON_DEMAND,
+    GPU,
+    JSON,
+    Embeddings,
+    Finished,
+    Generation,
+    GenerationRequest,
+    ModelInfo,
+    TextDelta,
+    Token,
+)
 from comps.dialects.shared.framing import SSE, ResponseMetadata
 
 STATUS: Mapping[type[LLMError], int] = {
@@ -35,6 +47,7 @@ STATUS: Mapping[type[LLMError], int] = {
     Unauthorized: 401,
     Forbidden: 403,
     UnknownModel: 404,
+    NotKept: 404,
     BodyTooLarge: 413,
     UnsupportedEncoding: 415,
     Overloaded: 429,
@@ -261,9 +274,17 @@ class PromptCountCall(Call):
         """
         raise NotImplementedError(f"{type(self).__name__} has no prompt")
 
+    @staticmethod
+    def counted(capabilities: AbstractSet[str]) -> AbstractSet[str]:
+        """Those of the capabilities that change the prompt; what only changes the answer is not counted."""
+        return {name for name in capabilities if name in _IN_PROMPTS or name.startswith("messages.")}
+
     def reply(self, tokens: int) -> JSON:
         """The answer."""
         raise NotImplementedError(f"{type(self).__name__} has no answer")
+
+
+_IN_PROMPTS = ("tools", "tool_choice", CALLS_ON_DEMAND, "chat_template", "chat_template_kwargs")
 
 
 class DescriptionCall(Call):

@@ -13,7 +13,7 @@ from comps.core import types
 from comps.core.errors import InvalidRequest
 from comps.core.prompts import misspelled
 from comps.core.types import JSON, Document, Sampling
-from comps.dialects.shared.base import GenerationCall
+from comps.dialects.shared.base import Call, GenerationCall
 from comps.dialects.shared.bodies import DataBody, DocumentBody, Documents
 from comps.dialects.shared.framing import ResponseMetadata, report_object, was_counted
 
@@ -158,7 +158,7 @@ class SampledCall(GenerationCall):
         return lost + super().ignored(capabilities)
 
 
-class GroundedCall(GenerationCall):
+class GroundedCall(Call):
     """A body that may have documents, in any of the fields that OPEA's services use for them."""
 
     documents: Documents | None = Field(

@@ -26,7 +26,7 @@ from comps.core.errors import (
 )
 from comps.core.model_names import other_spelling
 from comps.core.types import JSON, Generation, GenerationRequest, Token
-from comps.dialects.shared.base import Dialect, Route, ServiceStatus, Style, TokenizeCall, Writer
+from comps.dialects.shared.base import Dialect, GenerationCall, Route, ServiceStatus, Style, TokenizeCall, Writer
 from comps.dialects.shared.completion import PromptForm, completion_prompt
 from comps.dialects.shared.examples import FACT
 from comps.dialects.shared.fields import GroundedCall
@@ -80,7 +80,7 @@ class Switches:
     max_concurrent_requests: int = 0
 
 
-class TGIGenerateCall(GroundedCall):
+class TGIGenerateCall(GroundedCall, GenerationCall):
     """A text, which a model for conversations answers and another one continues, whole, with documents if there are
     any."""
 
