@@ -12,6 +12,8 @@ from comps.dialects.shared.base import (
     DescriptionCall,
     EmbeddingCall,
     PromptCountCall,
+    PromptOnlyCall,
+    PromptTokenizeCall,
     TokenCountCall,
     TokenizeCall,
 )
@@ -23,6 +25,7 @@ OPERATIONS: dict[type[Call], str] = {
     TokenCountCall: "count_tokens",
     TokenizeCall: "tokenize",
     PromptCountCall: "count_tokens",
+    PromptTokenizeCall: "tokenize",
     DescriptionCall: "describe",
 }
 """What metrics and traces call the work of a body that asks for no text, by its class."""
@@ -39,17 +42,21 @@ async def computed(call: Call, model: TextGenerator, info: ModelInfo, exchange: 
         return (await model.count_tokens(call.text()),)
     if isinstance(call, TokenizeCall):
         return (await model.tokenize(call.text()),)
-    if isinstance(call, PromptCountCall):
+    if isinstance(call, PromptOnlyCall):
         request = honoured(call.request(), info)
-        plan = await model.plan(replace(request, is_large=True) if call.is_large else request, to_the_token=True)
-        return (plan.report.prompt_tokens,)
+        request = replace(request, is_large=True) if call.is_large else request
+        if isinstance(call, PromptTokenizeCall):
+            return await model.tokenize_prompt(request)
+        return ((await model.plan(request, to_the_token=True)).report.prompt_tokens,)
     assert isinstance(call, DescriptionCall)
     return (info,)
 
 
 def encoded_reply(call: Call, *found: Any) -> bytes:
     """Returns the answer, of what `computed` returned."""
-    assert isinstance(call, EmbeddingCall | TokenCountCall | TokenizeCall | PromptCountCall | DescriptionCall)
+    assert isinstance(
+        call, EmbeddingCall | TokenCountCall | TokenizeCall | PromptCountCall | PromptTokenizeCall | DescriptionCall
+    )
     return call.style.encode(call.reply(*found))
 
 

@@ -17,6 +17,7 @@ from comps.dialects.shared.base import (
     EmbeddingCall,
     GenerationCall,
     PromptCountCall,
+    PromptTokenizeCall,
     Style,
     Text,
     TokenCountCall,
@@ -275,6 +276,7 @@ _SUMMARIES: dict[type[Call], str] = {
     TokenCountCall: "Count the tokens of a text",
     TokenizeCall: "Tell the tokens of a text",
     PromptCountCall: "Count the tokens of a prompt",
+    PromptTokenizeCall: "Tell the text and the tokens of a prompt",
     DescriptionCall: "Tell what is known of a model",
 }
 """The summary of an endpoint, by the class of its calls."""

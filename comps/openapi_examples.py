@@ -44,6 +44,7 @@ from comps.dialects.shared.base import (
     EmbeddingCall,
     GenerationCall,
     PromptCountCall,
+    PromptTokenizeCall,
     Route,
     ServiceStatus,
     Style,
@@ -101,6 +102,8 @@ def whole_answer(kind: type[Call], dialect: Dialect, body: JSON) -> JSON:
         return _plain(kind.style, call.reply(len(PIECES)))
     if isinstance(call, TokenizeCall):
         return _plain(kind.style, call.reply(_TOKENS))
+    if isinstance(call, PromptTokenizeCall):
+        return _plain(kind.style, call.reply("".join(PIECES), _TOKENS))
     if isinstance(call, DescriptionCall):
         return _plain(kind.style, call.reply(_INFO))
     assert isinstance(call, GenerationCall)

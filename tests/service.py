@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from comps.app import direct, make_app, read_settings
 from comps.core import ports
 from comps.core.errors import LLMError
+from comps.core.prompts import text_of
 from comps.core.types import JSON, Embeddings, ModelInfo, Prompt, Sampling, Token
 from comps.dialects.shared.base import Dialect
 from comps.model_servers.scripted import Scripted
@@ -39,6 +40,11 @@ class Able(Scripted):
 
     async def tokenize(self, text: str) -> Sequence[Token]:
         return [Token(ord(character), end) for end, character in enumerate(text, 1)]
+
+    async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        return "".join(f"<{one.role}>{text_of(one.content)}{one.extra or ''}" for one in prompt) + str(dict(options))
 
 
 class CountingAlone(Able):

@@ -36,10 +36,10 @@ BEYOND_SCHEMAS = (
     *("/v1/responses/input_tokens", "/v1/messages", "/v1/messages/count_tokens"),
     *("/v2/chat", "/v2/embed", "/v1/embed"),
     *("/api/chat", "/api/generate", "/api/show", "/api/embed", "/api/embeddings"),
-    *("/", "/generate", "/generate_stream"),
+    *("/", "/generate", "/generate_stream", "/chat_tokenize"),
 )
 """Paths whose bodies have rules that their schema does not tell, such as what a model server takes."""
-OF_THE_MODEL = ("/embeddings", "/embed", "/show", "/tokenize")
+OF_THE_MODEL = ("/embeddings", "/embed", "/show", "tokenize")
 """How paths end whose answers have vectors, tokens or facts of the model."""
 FEW = settings(max_examples=4, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 LIMITS = {"maxItems", "maxLength"}

@@ -227,16 +227,18 @@ async def test_what_it_answers_is_valid_by_tgis_schema(service: Service) -> None
     stream = await service.post({"inputs": PROMPT, "parameters": {"details": True}}, "/generate_stream")
     fast = await service.post({"inputs": PROMPT}, "/generate_stream")
     tokens, info = await service.post({"inputs": PROMPT}, "/tokenize"), await service.get("/info")
+    chat = await service.post({"messages": [{"role": "user", "content": PROMPT}]}, "/chat_tokenize")
     refused = await service.post({"inputs": ""}, "/generate")
     answers = [
         ("GenerateResponse", whole.json),
         ("GenerateResponse", listed),
         ("TokenizeResponse", tokens.json),
+        ("ChatTokenizeResponse", chat.json),
         ("Info", info.json),
         ("ErrorResponse", refused.json),
         *(("StreamResponse", json.loads(one.removeprefix(b"data:"))) for one in (*stream.chunks, *fast.chunks)),
     ]
-    assert len(answers) == 5 + 2 * 4
+    assert len(answers) == 6 + 2 * 4
     for schema, document in answers:
         validator(schema).validate(document)
 

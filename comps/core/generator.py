@@ -358,6 +358,19 @@ class TextGenerator:
                 raise
             raise unsupported from None
 
+    async def tokenize_prompt(self, request: GenerationRequest) -> tuple[str, Sequence[Token]]:
+        """Returns the text of a prompt, as the model's chat template renders it, and its tokens.
+
+        Raises:
+            NotSupported: The model server tells no token ids, or its chat template is not known.
+            InvalidRequest: The request cannot be served.
+            ModelServerError: The model server failed.
+        """
+        rendered = await self._rendered(await self.plan(request))
+        if rendered is None:
+            raise NotSupported(f"the chat template of {self.model} is not known here", "messages")
+        return rendered, await self.tokenize(rendered)
+
     def _usable(self, model: str | None) -> None:
         if model and model != self.model:
             raise UnknownModel(model, self.model)

@@ -29,7 +29,7 @@ from comps.core.types import (
 )
 from comps.dialects.shared import framing
 from comps.dialects.shared.base import Dialect, EmbeddingCall, Route, ServiceStatus, Style, Switches, Writer
-from comps.dialects.shared.bodies import Messages
+from comps.dialects.shared.bodies import Messages, unread_in
 from comps.dialects.shared.examples import FACT, WEATHER
 from comps.dialects.shared.fields import MANY, SAMPLED, DocumentsCall, matters
 from comps.dialects.shared.framing import ResponseMetadata
@@ -202,12 +202,7 @@ class ChatCall(OpenAICall):
         sent = self.model_fields_set - _READ_HERE
         if takes_all and not self.model_extra and sent <= SAMPLED and sent <= capabilities:
             return []  # As nearly always.
-        lost = super().ignored(capabilities)
-        if takes_all:
-            return lost
-        extras = [body.model_extra for body in self.messages if body.model_extra]
-        names = {f"messages.{name}" for extra in extras for name, value in extra.items() if value}
-        return lost + sorted(names - capabilities)
+        return super().ignored(capabilities) + unread_in(self.messages, capabilities)
 
     @property
     def _leaves_calls_to_the_model(self) -> bool:

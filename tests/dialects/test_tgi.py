@@ -27,6 +27,7 @@ from comps.core.errors import (
     Unreachable,
 )
 from comps.core.types import (
+    CALLS_ON_DEMAND,
     JSON,
     MANY,
     Finished,
@@ -77,6 +78,7 @@ ALL = frozenset(
 )
 CHATTING = ModelInfo("m", None, ALL, has_chat_template=True)
 TEXT_ONLY = ModelInfo("m", None, ALL, has_chat_template=False)
+CHAT_TOKENIZE = "/chat_tokenize"
 ONLY = {"LLM_DIALECTS": "tgi"}
 QUESTION = "What is Deep Learning?"
 ROUTES = ("/", "/generate", "/generate_stream")
@@ -647,6 +649,58 @@ async def test_its_routes_answer_over_a_socket(monkeypatch: pytest.MonkeyPatch) 
     assert info.json["model_id"] == "scripted"
     assert (info.json["max_input_tokens"], info.json["max_total_tokens"]) == (8999, 9000)
     assert health.status == 200
+
+
+async def test_a_conversation_is_told_as_text_and_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = [{"role": "system", "content": "é"}, {"role": "user", "content": "b"}]
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    async with running(Able(), monkeypatch, ONLY) as service:
+        told = (await service.post({"messages": messages}, CHAT_TOKENIZE)).json
+        lost = await service.post({"messages": messages, "tools": tools, "tool_prompt": "x", "seed": 1}, CHAT_TOKENIZE)
+        wrong = await service.post({"messages": []}, CHAT_TOKENIZE)
+    text = told["templated_text"]
+    assert text == "<system>é<user>b{}"
+    tokens = told["tokenize_response"]
+    assert [token["id"] for token in tokens] == [ord(character) for character in text]
+    encoded = text.encode()
+    assert [one["text"] for one in tokens] == list(text)
+    assert [encoded[one["start"] : one["stop"]].decode() for one in tokens] == list(text)
+    assert lost.json == told
+    assert sorted(lost.headers["x-ignored-params"].split(", ")) == ["seed", "tool_prompt", "tools"]
+    assert (wrong.status, wrong.json["error_type"]) == (422, "validation")
+
+
+async def test_functions_are_in_the_text_of_a_conversation_unless_the_model_calls_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Calling(Able):
+        async def describe(self) -> ModelInfo:
+            return ModelInfo("scripted", None, frozenset({"tools", "tool_choice", CALLS_ON_DEMAND}))
+
+    body = {"messages": "?", "tools": [{"type": "function", "function": {"name": "look"}}]}
+    async with running(Calling(), monkeypatch, ONLY) as service:
+        of_its_own, demanded = [
+            await service.post({**body, **choice}, CHAT_TOKENIZE) for choice in ({}, {"tool_choice": "required"})
+        ]
+    assert of_its_own.headers["x-ignored-params"] == "tools"
+    assert "x-ignored-params" not in demanded.headers
+    assert "'look'" in demanded.json["templated_text"]
+
+
+@pytest.mark.parametrize("ability", ["render", "tokenize"])
+async def test_a_model_server_that_renders_or_tokenizes_nothing_has_no_text_of_a_conversation(
+    monkeypatch: pytest.MonkeyPatch, ability: str
+) -> None:
+    server = Able()
+
+    async def refuse(*_: Any) -> None:
+        raise Refused(404, "no such route")
+
+    monkeypatch.setattr(server, ability, refuse)
+    async with running(server, monkeypatch, ONLY) as service:
+        answer = await service.post({"messages": "?"}, CHAT_TOKENIZE)
+    assert answer.status == 404
+    assert ("chat template" if ability == "render" else "no token ids") in answer.json["error"]
 
 
 async def test_a_model_server_that_tells_no_ids_has_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

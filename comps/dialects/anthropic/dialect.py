@@ -337,7 +337,7 @@ class AnthropicCountCall(PromptCall, PromptCountCall):
         return self._asked(Sampling())
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
-        return super().ignored(self.counted(capabilities))
+        return super().ignored(self.read_in_prompts(capabilities))
 
     def reply(self, tokens: int) -> JSON:
         return {"input_tokens": tokens}

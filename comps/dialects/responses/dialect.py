@@ -199,7 +199,7 @@ class ResponsesCountCall(PromptCall, PromptCountCall):
             "reasoning.summary": self.reasoning and self.reasoning.summary,
             "reasoning.generate_summary": self.reasoning and self.reasoning.generate_summary,
         }
-        return super().ignored(self.counted(capabilities)) + [name for name, sent in of_answers.items() if sent]
+        return super().ignored(self.read_in_prompts(capabilities)) + [name for name, sent in of_answers.items() if sent]
 
     def reply(self, tokens: int) -> JSON:
         return {"object": "response.input_tokens", "input_tokens": tokens}

@@ -109,9 +109,9 @@ class Writer(Protocol):
 class Call(BaseModel):
     """One kind of request body: its fields, their meaning, and the encoding of the answer.
 
-    Subclasses derive from `GenerationCall`, `EmbeddingCall`, `TokenCountCall`, `TokenizeCall`, `PromptCountCall` or
-    `DescriptionCall`, by the work that is asked for. A variable of the path (`{model}`) is a field as well, and
-    overrides that of the body. Undeclared fields are accepted, and reported by `ignored`.
+    Subclasses derive from `GenerationCall`, `EmbeddingCall`, `TokenCountCall`, `TokenizeCall`, `PromptCountCall`,
+    `PromptTokenizeCall` or `DescriptionCall`, by the work that is asked for. A variable of the path (`{model}`) is a
+    field as well, and overrides that of the body. Undeclared fields are accepted, and reported by `ignored`.
     """
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
@@ -263,8 +263,8 @@ class TokenizeCall(Call):
         raise NotImplementedError(f"{type(self).__name__} has no answer")
 
 
-class PromptCountCall(Call):
-    """A body that asks for the number of tokens of a whole prompt, as the model would read it."""
+class PromptOnlyCall(Call):
+    """A body that asks about a whole prompt, as the model would read it, and for no answer to it."""
 
     def request(self) -> GenerationRequest:
         """The prompt: what a body that asks for text would ask of the model.
@@ -275,16 +275,28 @@ class PromptCountCall(Call):
         raise NotImplementedError(f"{type(self).__name__} has no prompt")
 
     @staticmethod
-    def counted(capabilities: AbstractSet[str]) -> AbstractSet[str]:
-        """Those of the capabilities that change the prompt; what only changes the answer is not counted."""
+    def read_in_prompts(capabilities: AbstractSet[str]) -> AbstractSet[str]:
+        """Those of the capabilities that change the prompt; what only changes an answer has no effect."""
         return {name for name in capabilities if name in _IN_PROMPTS or name.startswith("messages.")}
+
+
+_IN_PROMPTS = ("tools", "tool_choice", CALLS_ON_DEMAND, "chat_template", "chat_template_kwargs")
+
+
+class PromptCountCall(PromptOnlyCall):
+    """A body that asks for the number of tokens of a whole prompt, as the model would read it."""
 
     def reply(self, tokens: int) -> JSON:
         """The answer."""
         raise NotImplementedError(f"{type(self).__name__} has no answer")
 
 
-_IN_PROMPTS = ("tools", "tool_choice", CALLS_ON_DEMAND, "chat_template", "chat_template_kwargs")
+class PromptTokenizeCall(PromptOnlyCall):
+    """A body that asks for the text of a whole prompt and its tokens, as the model would read it."""
+
+    def reply(self, text: str, tokens: Sequence[Token]) -> JSON:
+        """The answer."""
+        raise NotImplementedError(f"{type(self).__name__} has no answer")
 
 
 class DescriptionCall(Call):

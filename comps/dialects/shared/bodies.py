@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
@@ -172,6 +174,14 @@ class MessageBody(BaseModel):
         if not self.model_extra:
             return {}
         return {name: value for name, value in self.model_extra.items() if value is not None}
+
+
+def unread_in(messages: Sequence[MessageBody], capabilities: AbstractSet[str]) -> list[str]:
+    """The names of the further fields of messages that a model server does not take (`messages.tool_calls` …)."""
+    if "messages.*" in capabilities:
+        return []
+    extras = [body.model_extra for body in messages if body.model_extra]
+    return sorted({f"messages.{name}" for extra in extras for name, value in extra.items() if value} - capabilities)
 
 
 def _as_messages(value: Any) -> Any:

@@ -25,12 +25,23 @@ from comps.core.errors import (
     shortened,
 )
 from comps.core.model_names import other_spelling
-from comps.core.types import JSON, Generation, GenerationRequest, Token
-from comps.dialects.shared.base import Dialect, GenerationCall, Route, ServiceStatus, Style, TokenizeCall, Writer
+from comps.core.types import CALLS_ON_DEMAND, JSON, Generation, GenerationRequest, Token
+from comps.dialects.shared.base import (
+    Dialect,
+    GenerationCall,
+    PromptTokenizeCall,
+    Route,
+    ServiceStatus,
+    Style,
+    TokenizeCall,
+    Writer,
+)
+from comps.dialects.shared.bodies import Messages, unread_in
 from comps.dialects.shared.completion import PromptForm, completion_prompt
-from comps.dialects.shared.examples import FACT
-from comps.dialects.shared.fields import GroundedCall
+from comps.dialects.shared.examples import FACT, WEATHER
+from comps.dialects.shared.fields import GroundedCall, matters
 from comps.dialects.shared.framing import ResponseMetadata
+from comps.dialects.shared.openai_values import Schema, Tool
 from comps.dialects.tgi.parameters import MAX_BEST_OF, NO_PARAMETERS, TGIParameters
 from comps.dialects.tgi.tokens import LastEvent, Shown, TokenEvents, mean_logprob
 
@@ -279,15 +290,59 @@ class TGITokenizeCall(TokenizeCall):
         return self.inputs
 
     def reply(self, tokens: Sequence[Token]) -> JSON:
-        """TGI counts `start` and `stop` in bytes; of a tokenizer that does not tell them, they are 0."""
-        reply, begin, start = [], 0, 0
-        for token in tokens:
-            end = token.end or 0
-            text = self.inputs[begin:end]
-            stop = start + len(text.encode())
-            reply.append({"id": token.id, "text": text, "start": start, "stop": stop})
-            begin, start = end, stop
-        return reply
+        return _simple_tokens(self.inputs, tokens)
+
+
+def _simple_tokens(inputs: str, tokens: Sequence[Token]) -> list[JSON]:
+    """The tokens of a text. TGI counts `start` and `stop` in bytes; of a tokenizer that does not tell them, they are
+    0."""
+    told: list[JSON] = []
+    begin, start = 0, 0
+    for token in tokens:
+        end = token.end or 0
+        text = inputs[begin:end]
+        stop = start + len(text.encode())
+        told.append({"id": token.id, "text": text, "start": start, "stop": stop})
+        begin, start = end, stop
+    return told
+
+
+class TGIChatTokenizeCall(PromptTokenizeCall):
+    """A conversation to write as text with the model's chat template, and to tokenize."""
+
+    marker = "messages"
+    examples: ClassVar[Mapping[str, JSON]] = {
+        "A conversation": {"messages": [{"role": "user", "content": "What is Deep Learning?"}]},
+        "With a tool": {
+            "messages": [{"role": "user", "content": "How is the weather in Paris?"}],
+            "tools": [WEATHER],
+        },
+    }
+    style = STYLE
+    any_model = True
+
+    messages: Messages = Field(description="A list of messages, or one question as a string.")
+    tools: list[Tool] | None = None
+    tool_choice: str | Schema | None = None
+
+    def request(self) -> GenerationRequest:
+        return GenerationRequest(
+            tuple(message.message() for message in self.messages), options=self.sent_fields(_OF_TOOLS)
+        )
+
+    def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
+        read = self.read_in_prompts(capabilities)
+        if CALLS_ON_DEMAND in read and self.tool_choice in (None, "auto"):
+            read = read - {"tools"}
+        sent = self.sent_fields(_OF_TOOLS)
+        lost = [name for name, value in sent.items() if name not in read and matters(name, value)]
+        return lost + super().ignored(capabilities) + unread_in(self.messages, read)
+
+    def reply(self, text: str, tokens: Sequence[Token]) -> JSON:
+        return {"tokenize_response": _simple_tokens(text, tokens), "templated_text": text}
+
+
+_OF_TOOLS = dict.fromkeys(("tools", "tool_choice"))
 
 
 def _info(status: ServiceStatus, max_concurrent_requests: int) -> JSON:
@@ -328,6 +383,7 @@ def tgi(switches: Switches | None) -> Dialect:
             "/generate": (TGIGenerateCall,),
             "/generate_stream": (TGIStreamCall,),
             "/tokenize": (TGITokenizeCall,),
+            "/chat_tokenize": (TGIChatTokenizeCall,),
         },
         style=STYLE,
         routes={"GET /info": Route(info)},
