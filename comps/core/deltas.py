@@ -90,6 +90,67 @@ class NamedCalls:
         yield from self._held.items()
 
 
+class CallsInTurn:
+    """Orders the pieces of tool calls, for streams in which one call ends before the next begins.
+
+    Pieces of another call are held back until the arguments of the one before it are a whole JSON object, or the stream
+    ends.
+    """
+
+    def __init__(self) -> None:
+        self._calls = NamedCalls()
+        self._current: int | None = None
+        self._arguments: list[str] = []
+        """Those of the current call, without blank pieces."""
+        self._held: dict[int, dict[str, Any]] = {}
+        """What came of the calls whose turn it is not yet, by index."""
+        self._ended: set[int] = set()
+
+    def pieces(self, extra: Mapping[str, JSON]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields the indexes and the pieces of calls in the extra fields of a delta, as `NamedCalls` does. What comes
+        behind the arguments of a call that has ended is left out."""
+        for number, piece in self._calls.pieces(extra):
+            yield from self._next(number, piece)
+
+    def rest(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields the indexes and the pieces that were held back."""
+        for number, piece in self._calls.rest():
+            yield from self._next(number, piece)
+        while self._held:
+            yield self._begin(next(iter(self._held)))
+
+    def _next(self, number: int, piece: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+        if number in self._ended:
+            if ((piece.get("function") or {}).get("arguments") or "").strip():
+                left_out("tool_calls")
+            return
+        self._held[number] = _with_further(self._held.get(number, {}), piece)
+        if self._current in (None, number):
+            yield self._begin(number)
+        while self._held and self._is_whole():
+            yield self._begin(next(iter(self._held)))
+
+    def _begin(self, number: int) -> tuple[int, dict[str, Any]]:
+        """Returns what was held back of a call, whose turn it is from now on."""
+        if self._current not in (None, number):
+            self._ended.add(self._current)
+            self._arguments = []
+        self._current = number
+        piece = self._held.pop(number)
+        if arguments := ((piece.get("function") or {}).get("arguments") or "").rstrip():
+            self._arguments.append(arguments)
+        return number, piece
+
+    def _is_whole(self) -> bool:
+        """Whether the arguments of the current call are a whole JSON object."""
+        if not (self._arguments and self._arguments[-1].endswith("}")):
+            return False
+        try:
+            return isinstance(json.loads("".join(self._arguments)), dict)
+        except (ValueError, RecursionError):
+            return False
+
+
 def function_of(call: dict[str, JSON]) -> dict[str, JSON]:
     """Returns the function of a call in the older form, `function_call`, with texts as its `name` and `arguments`."""
     function: dict[str, JSON] = _piece({"function": call})["function"]

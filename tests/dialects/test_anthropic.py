@@ -654,6 +654,18 @@ def test_an_answer_has_the_same_content_and_stop_reason_whole_and_streamed(
     assert stream[-1] == {"type": "message_stop"}
 
 
+def test_no_piece_of_a_call_follows_the_end_of_its_block_where_calls_are_interleaved() -> None:
+    def called(index: int, arguments: str, **named: str) -> TextDelta:
+        call = {"index": index, "function": {"arguments": arguments, **named}}
+        return TextDelta("", extra={"tool_calls": [call]})
+
+    pieces = (called(0, "", name="look"), called(1, '{"b":', name="go"), called(0, '{"a":1}'), called(1, "2}"))
+    stream = streamed(asked(text("?"), tools=[TOOL]), *pieces, Finished("tool_calls"))
+    told = [(event["type"].removeprefix("content_block_"), event["index"]) for event in stream if "index" in event]
+    assert told == [("start", 0), ("delta", 0), ("stop", 0), ("start", 1), ("delta", 1), ("delta", 1), ("stop", 1)]
+    assert [block["input"] for block in accumulated(stream)] == [{"a": 1}, {"b": 2}]
+
+
 @pytest.mark.parametrize("thinking", [{"type": "disabled"}, {"type": "adaptive", "display": "omitted"}], ids=str)
 def test_thinking_that_is_not_wanted_is_not_shown(thinking: JSON) -> None:
     call, extra = read({**QUESTION, "thinking": thinking}), {"reasoning": "hm"}

@@ -421,6 +421,50 @@ def test_thinking_a_text_and_tool_calls_in_pieces_are_events_in_their_order() ->
     assert (whole["finish_reason"], whole["usage"]["cached_tokens"]) == ("TOOL_CALL", 2)
 
 
+def piece(index: int, arguments: str, name: str | None = None) -> JSON:
+    return {"index": index, "function": {"arguments": arguments, **({"name": name} if name else {})}}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (  # The next one waits until the one before it has all arguments.
+            ([(0, '{"a":', "look"), (1, '{"b":', "go")], [(0, "1}")], [(1, "2}")]),
+            "start 0, 0 {'a':, 0 1}, end 0, start 1, 1 {'b':, 1 2}, end 1",
+        ),
+        (  # The names of all come first.
+            ([(0, "", "look"), (1, "", "go"), (2, "", "see")], [(2, "{}")], [(1, "{}"), (0, "{}")]),
+            "start 0, 0 {}, end 0, start 1, 1 {}, end 1, start 2, 2 {}, end 2",
+        ),
+        (  # Without all arguments, it waits for the end.
+            ([(0, "{", "look"), (1, "{}", "go")], [(2, "{}", "see")]),
+            "start 0, 0 {, end 0, start 1, 1 {}, end 1, start 2, 2 {}, end 2",
+        ),
+        (  # A text ends no call.
+            ([(0, '{"a":', "look")], "Hm.", [(0, "1}")]),
+            "start 0, 0 {'a':, content, 0 1}, end 0",
+        ),
+        ([[(0, "{}", "look")], [(1, "{}", "go")], [(0, " ")]], "start 0, 0 {}, end 0, start 1, 1 {}, end 1"),
+    ],
+    ids=["waits", "names_first", "never_whole", "text_between", "late_blank"],
+)
+def test_no_event_of_a_call_follows_its_end_however_calls_are_interleaved(pieces: Any, expected: str) -> None:
+    given = [
+        TextDelta(one) if isinstance(one, str) else calls(*(piece(*arguments) for arguments in one)) for one in pieces
+    ]
+    told = []
+    for event in events(read(tools=[TOOL], stream=True), *given, Finished("tool_calls")):
+        kind = event["type"].removeprefix("tool-call-")
+        if kind == "delta":
+            arguments = event["delta"]["message"]["tool_calls"]["function"]["arguments"]
+            told.append(f"{event['index']} {arguments}".replace('"', "'"))
+        elif kind in ("start", "end"):
+            told.append(f"{kind} {event['index']}")
+        elif kind == "content-delta":
+            told.append("content")
+    assert ", ".join(told) == expected
+
+
 @pytest.mark.parametrize(
     "pieces",
     [

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from comps.core.citations import ANNOTATIONS
-from comps.core.deltas import NamedCalls, calls_in
+from comps.core.deltas import CallsInTurn, calls_in
 from comps.core.types import JSON, Finished, Generation, TextDelta, Usage
 from comps.dialects.anthropic.cited import cited_in
 from comps.dialects.anthropic.conversation import Source
@@ -175,7 +175,7 @@ class MessageEvents:
         """A delta of the open text block up to its text; None if the next text begins a block."""
         self._calls: dict[int, int] = {}
         """The indexes of the blocks of calls, by the calls' own."""
-        self._named = NamedCalls()
+        self._turns = CallsInTurn()
         self._refused = False
         self._end: Finished | None = None
 
@@ -192,7 +192,7 @@ class MessageEvents:
         self._refused = self._refused or bool(refusal)
         if text := delta.text + refusal:
             self.text(text)
-        for number, piece in self._named.pieces(extra):
+        for number, piece in self._turns.pieces(extra):
             if events := self._call(number, piece):
                 self._write(events)
         if ANNOTATIONS in extra:
@@ -208,7 +208,7 @@ class MessageEvents:
 
     def close(self) -> None:
         """Write the end of the block, and that of the message."""
-        opening = b"".join([self._call(number, piece) for number, piece in self._named.rest()])
+        opening = b"".join([self._call(number, piece) for number, piece in self._turns.rest()])
         opening += b"" if self._kind else self._begin("text", {"text": ""})
         assert self._end
         end, refused = self._end, self._refused
@@ -250,7 +250,7 @@ class MessageEvents:
         return before + orjson.dumps(text) + b"}}\n\n"
 
     def _call(self, number: int, piece: Mapping[str, Any]) -> bytes:
-        """Returns the events for a piece of a call. Its block may go on behind the beginning of the next one's."""
+        """Returns the events for a piece of a call. One that comes behind a text is still one of the call's block."""
         function = piece.get("function") or {}
         opening = b""
         if number not in self._calls:

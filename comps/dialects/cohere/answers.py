@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import orjson
 
 from comps.core.citations import ANNOTATIONS, own_citations_in
-from comps.core.deltas import NamedCalls, calls_in
+from comps.core.deltas import CallsInTurn, calls_in
 from comps.core.errors import LLMError, Timeout
 from comps.core.types import JSON, Finished, Generation, Report, TextDelta, Usage
 from comps.dialects.cohere.bodies import Source
@@ -186,7 +186,7 @@ class Events:
 
     __slots__ = (
         *("_after", "_before", "_begun", "_block", "_call", "_calls", "_cited", "_documents", "_include_report"),
-        *("_index", "_end", "_is_plan", "_metadata", "_named", "_pieces", "_sources", "_texts", "_usage", "_write"),
+        *("_index", "_end", "_is_plan", "_metadata", "_pieces", "_sources", "_texts", "_turns", "_usage", "_write"),
     )
 
     def __init__(
@@ -215,7 +215,7 @@ class Events:
         self._call: int | None = None
         """The index of the tool call that is open."""
         self._calls: set[int] = set()
-        self._named = NamedCalls()
+        self._turns = CallsInTurn()
         self._texts: list[tuple[int, int]] = []
         """Where each content block of text begins in the whole text, and its index, if there is something to cite."""
         self._cited = 0
@@ -247,7 +247,7 @@ class Events:
                 self._pieces.append(text)
             after = self._after[: -len(_END)] + b',"logprobs":' + orjson.dumps(_joined(items)) + _END
             self._write(before + orjson.dumps(text) + after)
-        for index, call in self._named.pieces(extra):
+        for index, call in self._turns.pieces(extra):
             self._write_call(index, call)
         if self._pieces is not None and ANNOTATIONS in extra:
             self._write_citations(extra, "".join(self._pieces))
@@ -258,11 +258,11 @@ class Events:
 
     def close(self) -> None:
         """Write the ends of what is open, and of the message."""
-        for index, call in self._named.rest():
+        for index, call in self._turns.rest():
             self._write_call(index, call)
         if not (self._calls or self._block or self._before):
             self._write(self._open("text"))
-        if ends := self._ends():
+        if ends := self._content_end() + self._call_end():
             self._write(ends)
         delta: dict[str, JSON] = {"finish_reason": finish_reason(self._end, bool(self._calls))}
         if delta["finish_reason"] == "ERROR":
@@ -276,7 +276,7 @@ class Events:
     def _open_text(self) -> bytes:
         """The events before the first piece of a text, and the event of that up to its text."""
         if self._is_plan:
-            opening = self._beginning() + self._ends()
+            opening = self._beginning() + self._content_end()
             self._before = _PLAN
         else:
             opening = self._open("text")
@@ -290,7 +290,7 @@ class Events:
         """The events before a piece of a content block, if it is not open."""
         if self._block == kind:
             return b""
-        opening = self._beginning() + self._ends()
+        opening = self._beginning() + self._content_end()
         self._block = kind
         self._index += 1
         content = {"type": kind, kind: ""}
@@ -304,18 +304,20 @@ class Events:
         delta = {"message": {"role": "assistant"}}
         return event({"type": "message-start", "id": self._metadata.id, "delta": delta})
 
-    def _ends(self) -> bytes:
-        """The ends of the content block and of the tool call that are open."""
-        block, call = self._block, self._call
-        self._block, self._call, self._before = "", None, None
-        ended = event({"type": "content-end", "index": self._index}) if block else b""
-        return ended + (b"" if call is None else event({"type": "tool-call-end", "index": call}))
+    def _content_end(self) -> bytes:
+        """The end of the content block that is open. It ends no tool call, of which more may come."""
+        block, self._block, self._before = self._block, "", None
+        return event({"type": "content-end", "index": self._index}) if block else b""
+
+    def _call_end(self) -> bytes:
+        """The end of the tool call that is open."""
+        return b"" if self._call is None else event({"type": "tool-call-end", "index": self._call})
 
     def _write_call(self, index: int, call: Mapping[str, JSON]) -> None:
         """Write a piece of a tool call."""
         opening = self._beginning()
         if index not in self._calls:
-            opening += self._ends()
+            opening += self._content_end() + self._call_end()
             begun = _tool_call(call, index, self._metadata)
             begun["function"]["arguments"] = ""
             opening += event({"type": "tool-call-start", "index": index, "delta": {"message": {"tool_calls": begun}}})
