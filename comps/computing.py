@@ -47,7 +47,7 @@ async def computed(call: Call, model: TextGenerator, info: ModelInfo, exchange: 
         request = replace(request, is_large=True) if call.is_large else request
         if isinstance(call, PromptTokenizeCall):
             return await model.tokenize_prompt(request)
-        return ((await model.plan(request, to_the_token=True)).report.prompt_tokens,)
+        return (await model.count_prompt(request),)
     assert isinstance(call, DescriptionCall)
     return (info,)
 

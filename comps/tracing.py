@@ -34,7 +34,17 @@ from comps.core.ports import Answer
 from comps.core.redaction import shown_urls, without_keys
 from comps.core.request_id import TRACE_HEADERS
 from comps.core.tallies import class_of
-from comps.core.types import Embeddings, Finished, Generation, GenerationRequest, Prompt, TextDelta, Usage
+from comps.core.types import (
+    Embeddings,
+    Finished,
+    Generation,
+    GenerationRequest,
+    ModelInfo,
+    Prompt,
+    TextDelta,
+    Token,
+    Usage,
+)
 from comps.exchange import Exchange
 from comps.logs import log
 from comps.settings import Model
@@ -252,10 +262,17 @@ class Trace:
         attributes = {"gen_ai.operation.name": operation, **self._tracing.attributes(model), **further}
         return self.span(f"{operation} {model}", attributes, asks=True)
 
-    def of_plan(self, plan: Plan, streams: bool) -> tuple[str, dict[str, Any]]:
-        """Returns the operation of a plan, and what is known of it, with its prompt if that is asked for."""
+    def of_plan(self, plan: Plan, info: ModelInfo, streams: bool) -> tuple[str, dict[str, Any]]:
+        """Returns the operation of a plan, and what is known of it, with its prompt if that is asked for.
+
+        Args:
+            plan: The plan.
+            info: The model, whose server takes the sampling fields that are told.
+            streams: Whether the answer is streamed.
+        """
         sampling, prompt = plan.sampling, plan.prompt
-        told = {name: value for name in _SAMPLING if (value := getattr(sampling, name)) is not None}
+        taken = [name for name in _SAMPLING if name in info.capabilities]
+        told = {name: value for name in taken if (value := getattr(sampling, name)) is not None}
         attributes: dict[str, Any] = {f"gen_ai.request.{name}": value for name, value in told.items()}
         attributes["gen_ai.request.stream"] = streams
         if isinstance(choices := plan.options.get("n"), int) and choices > 1:
@@ -318,7 +335,7 @@ class _TracedGenerator:
             return plan
 
     async def answer(self, plan: Plan, answer: Answer) -> None:
-        operation, attributes = self.trace.of_plan(plan, streams=True)
+        operation, attributes = self.trace.of_plan(plan, await self.generator.info(), streams=True)
         with self.trace.asked(operation, self.generator.model, attributes) as span:
             watched = _Watched(answer, span, self.trace.captures)
             await self.generator.answer(plan, watched)
@@ -328,7 +345,7 @@ class _TracedGenerator:
             self.trace.answered(span, [end.reason for end in ends], usage, texts)
 
     async def complete(self, plan: Plan) -> Generation:
-        operation, attributes = self.trace.of_plan(plan, streams=False)
+        operation, attributes = self.trace.of_plan(plan, await self.generator.info(), streams=False)
         with self.trace.asked(operation, self.generator.model, attributes) as span:
             generation = await self.generator.complete(plan)
             choices = generation.choices
@@ -342,6 +359,22 @@ class _TracedGenerator:
             if embeddings.prompt_tokens is not None:
                 span.set_attribute("gen_ai.usage.input_tokens", embeddings.prompt_tokens)
             return embeddings
+
+    async def count_tokens(self, text: str) -> int:
+        with self.trace.asked("count_tokens", self.generator.model, {}):
+            return await self.generator.count_tokens(text)
+
+    async def count_prompt(self, request: GenerationRequest) -> int:
+        with self.trace.asked("count_tokens", self.generator.model, {}):
+            return await self.generator.count_prompt(request)
+
+    async def tokenize(self, text: str) -> Sequence[Token]:
+        with self.trace.asked("tokenize", self.generator.model, {}):
+            return await self.generator.tokenize(text)
+
+    async def tokenize_prompt(self, request: GenerationRequest) -> tuple[str, Sequence[Token]]:
+        with self.trace.asked("tokenize", self.generator.model, {}):
+            return await self.generator.tokenize_prompt(request)
 
 
 class _Watched(Forwarding):

@@ -206,6 +206,46 @@ async def test_each_prompt_of_a_body_has_spans_of_its_own(
 
 
 @needs_sdk
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_span_names_the_sampling_that_the_model_server_takes_and_no_other(
+    stream: bool, monkeypatch: pytest.MonkeyPatch, spans: Any
+) -> None:
+    wishes = {"max_tokens": 3, "temperature": 0.5, "top_k": 5, "frequency_penalty": 1, "seed": 1, "n": 2}
+    async with running(Scripted([["a"]]), monkeypatch) as service:
+        answer = await service.post({**CHAT, **wishes, "stream": stream})
+        await until_idle(service)
+    assert {"temperature", "top_k", "seed", "n"} <= set(answer.headers["x-ignored-params"].split(", "))
+    told = by_name(spans)["chat scripted"].attributes
+    asked = {name.removeprefix("gen_ai.request."): value for name, value in told.items() if ".request." in name}
+    assert asked == {"model": "scripted", "max_tokens": 3, "stream": stream}
+
+
+@needs_sdk
+async def test_tokens_that_are_counted_or_told_are_asked_in_a_span_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, spans: Any
+) -> None:
+    chat = {"messages": [{"role": "user", "content": "Canary"}]}
+    bodies: list[tuple[str, dict[str, Any], str]] = [
+        ("/api/count_token", {"prompt": "Canary"}, "count_tokens"),
+        ("/v1/messages/count_tokens", chat, "count_tokens"),
+        ("/v1/responses/input_tokens", {"input": "Canary"}, "count_tokens"),
+        ("/tokenize", {"inputs": "Canary"}, "tokenize"),
+        ("/chat_tokenize", chat, "tokenize"),
+    ]
+    async with running(Able(), monkeypatch) as service:
+        for path, body, operation in bodies:
+            spans.clear()
+            assert (await service.post(body, path)).status == 200
+            await until_idle(service)
+            found = by_name(spans)
+            asked, whole = found[f"{operation} scripted"], found[f"POST {path}"]
+            assert asked.kind.name == "CLIENT"
+            assert asked.parent.span_id == whole.context.span_id
+            assert asked.attributes["gen_ai.operation.name"] == operation
+            assert "Canary" not in asked.to_json()
+
+
+@needs_sdk
 async def test_failures_refusals_and_clients_that_leave_are_told_from_answers(
     monkeypatch: pytest.MonkeyPatch, spans: Any
 ) -> None:

@@ -358,6 +358,17 @@ class TextGenerator:
                 raise
             raise unsupported from None
 
+    async def count_prompt(self, request: GenerationRequest) -> int:
+        """Returns the number of tokens of a prompt, as the model would read it; an estimate if nothing counts them.
+
+        Raises:
+            InvalidRequest: The request cannot be served.
+            ModelServerError: The model server failed.
+        """
+        tokens = (await self.plan(request, to_the_token=True)).report.prompt_tokens
+        assert tokens is not None  # The report of such a plan has them.
+        return tokens
+
     async def tokenize_prompt(self, request: GenerationRequest) -> tuple[str, Sequence[Token]]:
         """Returns the text of a prompt, as the model's chat template renders it, and its tokens.
 
