@@ -13,12 +13,15 @@ from comps.model_servers.target import Access, Target
 if TYPE_CHECKING:
     from comps.model_servers.langchain.chat_model import AnswersChat
 
+_BUNDLED = "SmolLM2-135M-Instruct"
+_NAMES = {"scripted": "scripted"}
+"""What is not the bundled model, by the kind of model server."""
 _STANDALONE = "comps.model_servers.langchain.standalone:StandaloneChatModel"
 
 
 def chat_model(
     model_server: str = "openvino",
-    model_name: str = "SmolLM2-135M-Instruct",
+    model_name: str = "",
     endpoint: str = "",
     *,
     api_key: str = "",
@@ -33,7 +36,8 @@ def chat_model(
 
     Args:
         model_server: The kind of model server, as in the settings: openvino, llama_cpp, transformers, vllm, tgi …
-        model_name: The model's name; for one that runs here also a path, or a Hugging Face repository.
+        model_name: The model's name; for one that runs here also a path, or a Hugging Face repository; empty: that of
+            the bundled model, or `scripted` for the kind scripted.
         endpoint: The model server's URL; for scripted, a file of answers; empty where the model runs here.
         api_key: The model server's key.
         device: Where the model runs here: CPU, GPU or NPU.
@@ -50,6 +54,7 @@ def chat_model(
     need_langchain("chat_model")
     from comps.model_servers.langchain.through import CHAT_MODELS, chat_model_over
 
+    model_name = model_name or _NAMES.get(model_server, _BUNDLED)
     target = Target(model_name, endpoint, Access(api_key=api_key), device=device, engine=engine or {})
     server = open_model_server(model_server, target)
     return chat_model_over(server, model_name, {**CHAT_MODELS, object: _STANDALONE}, **fields)

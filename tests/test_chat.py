@@ -41,7 +41,7 @@ def test_three_lines_make_a_chat_model_that_answers_whole_and_streamed() -> None
     assert chat.invoke("Hi").text == "This answer was written beforehand."
     assert "".join(piece.text for piece in chat.stream("Hi")) == "This answer was written beforehand."
     assert type(chat) is StandaloneChatModel
-    assert chat.temperature == 0.5
+    assert (chat.model, chat.temperature) == ("scripted", 0.5)
 
 
 @pytest.mark.parametrize(

@@ -966,6 +966,27 @@ def test_a_further_model_at_the_same_model_server_has_all_of_its_settings(
     assert differ == {"model_name", "context_window"}
 
 
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        ("[Model]\nmodel_server = scripted\n", ["scripted"]),
+        ("[Model]\nmodel_server = scripted\nmodel_name = SmolLM2-135M-Instruct\n", ["scripted"]),
+        ("[Model]\nmodel_server = scripted\nmodel_name = mine\n", ["mine"]),
+        ("[Model]\n[Model.two]\nmodel_server = scripted\n", ["SmolLM2-135M-Instruct", "two"]),
+        ("[Model]\nmodel_server = scripted\n[Model.two]\n", ["scripted", "two"]),
+    ],
+)
+def test_answers_written_beforehand_are_not_the_bundled_models(
+    file: str, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.ini").write_text(file)
+    monkeypatch.chdir(tmp_path)
+    models = load().models
+    assert [(name, served.model.model_name) for name, served in models.items()] == [(name, name) for name in names]
+    monkeypatch.setenv("LLM_NAME", "SmolLM2-135M-Instruct")
+    assert next(iter(load().models)) == "SmolLM2-135M-Instruct"
+
+
 @pytest.mark.parametrize("line", ["model_server_endpoint = http://two:8000", "model_server = scripted"])
 def test_no_credential_goes_to_a_model_server_that_it_is_not_for(
     write: Write, monkeypatch: pytest.MonkeyPatch, line: str

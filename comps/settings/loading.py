@@ -41,6 +41,8 @@ CONVERSATION = "Conversation."
 Flags: TypeAlias = Mapping[str, Mapping[str, ConfigValue]]
 """Settings of the command line, by heading and key; the source of each is its flag."""
 
+_SCRIPTED = "scripted"
+"""The kind of model server that has no model, and the name of what it has."""
 _OF_ONE_MODEL = frozenset(("model_name", "context_window"))
 """The keys that a further model never inherits from [Model]."""
 _OF_ONE_SERVER = frozenset(
@@ -136,6 +138,7 @@ def gather_settings(
         name: load_section(name, kind, read.sections.get(name, {}), problems, flags=flags.get(name, {}))
         for name, kind in SECTIONS.items()
     }
+    sections["Model"] = _with_own_name(sections["Model"])
     endings = _endings([heading for heading in read.sections if heading.startswith(FURTHER)], read, problems)
     lost = list(read.without_effect)
     if read.sections or not file:  # Otherwise its models are unknown.
@@ -154,6 +157,17 @@ def gather_settings(
                 section.check_no_others()
     sections["Dialects"] = _with_dialects(sections["Dialects"], dialects, problems)
     return _assembled(sections, read, lost, problems)
+
+
+def _with_own_name(section: LoadedSection) -> LoadedSection:
+    """Returns the section of the first model. Answers written beforehand have a name of their own, where nothing names
+    them, or only the file does, which has the default of each key: that is the bundled model's."""
+    key, source = "model_name", section.sources["model_name"]
+    is_chosen = section.values.model_name != Model.model_fields[key].default
+    if section.values.model_server != _SCRIPTED or is_chosen or source.startswith(("environment", "--")):
+        return section
+    values = section.values.model_copy(update={key: _SCRIPTED})
+    return replace(section, values=values, sources={**section.sources, key: "default"})
 
 
 def _with_dialects(section: LoadedSection, known: Collection[str], problems: SettingsProblems) -> LoadedSection:
