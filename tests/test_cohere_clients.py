@@ -76,6 +76,7 @@ async def test_coheres_sdk_gets_all_that_it_asks_for(monkeypatch: pytest.MonkeyP
     assert got["structured"] == [["text", '{"city": "Paris"}']]
     assert got["logprobs"] == [[word, [-0.5]] for word in WORDS]
     assert got["embed"] == [[[1, 1], [1, 3]], ["AACAPwAAgD8=", "AACAPwAAQEA="], ["a", "bcd"], 4, [[1, 1]]]
+    assert got["tokenize"] == [[0xE9, 0x20, 0x62], ["é", " ", "b"], "1"]
     assert got["documented"] == [[ANSWER], [ANSWER, ["birds"]]]
     assert got["models"] == ["scripted", ["chat"], "scripted"]
     assert got["errors"] == {

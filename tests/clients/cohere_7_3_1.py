@@ -143,6 +143,11 @@ def embed() -> Any:
     ]
 
 
+def tokenize() -> Any:
+    said = checked(cohere.Client(**SDK).tokenize(text="é b", model=MODEL, offline=False))
+    return [said.tokens, said.token_strings, said.meta.api_version.version]
+
+
 def documented() -> Any:
     """What the example in the documentation prints."""
     page = (Path(__file__).parent.parent.parent / "docs" / "moving.md").read_text("utf-8")
@@ -205,7 +210,7 @@ print(
             one.__name__: one()
             for one in (
                 *(chat, chat_stream, documents, documents_stream, tools, tools_stream, structured, logprobs),
-                *(embed, documented, models, errors, broken_stream, from_several_tasks),
+                *(embed, tokenize, documented, models, errors, broken_stream, from_several_tasks),
             )
         }
     )

@@ -16,7 +16,16 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from comps.core.errors import InvalidRequest, LLMError, Malformed
 from comps.core.request_id import REQUEST_ID
-from comps.core.types import CALLS_ON_DEMAND, JSON, Embeddings, Generation, GenerationRequest, ModelInfo, Sampling
+from comps.core.types import (
+    CALLS_ON_DEMAND,
+    JSON,
+    Embeddings,
+    Generation,
+    GenerationRequest,
+    ModelInfo,
+    Sampling,
+    Token,
+)
 from comps.dialects.cohere import answers
 from comps.dialects.cohere.bodies import Documents, Messages, Object, Source, in_capitals, sources_of, tool_sources
 from comps.dialects.shared.base import (
@@ -27,6 +36,7 @@ from comps.dialects.shared.base import (
     ServiceStatus,
     Style,
     Switches,
+    TokenizeCall,
     Writer,
 )
 from comps.dialects.shared.bodies import MOST
@@ -34,6 +44,7 @@ from comps.dialects.shared.examples import FACT
 from comps.dialects.shared.fields import MANY, StopStrings, matters, or_all
 from comps.dialects.shared.framing import ResponseMetadata, was_counted
 from comps.dialects.shared.openai_values import Tool
+from comps.dialects.shared.tokens import token_texts
 from comps.dialects.shared.vectors import in_base64
 
 STYLE = Style(lambda error: {"message": str(error), "id": REQUEST_ID.get()}, {Malformed: 422})
@@ -352,6 +363,26 @@ class CohereEmbedV1(CohereEmbed):
         return {**answer, "response_type": "embeddings_floats", "embeddings": answer["embeddings"]["float"]}
 
 
+class CohereTokenize(TokenizeCall):
+    """A text to tokenize as the model reads it."""
+
+    marker = "text"
+    examples: ClassVar[Mapping[str, JSON]] = {"A text": {"text": "Deep learning"}}
+    style = STYLE
+
+    given: str = Field(alias="text")
+
+    def text(self) -> str:
+        return self.given
+
+    def reply(self, tokens: Sequence[Token]) -> JSON:
+        return {
+            "tokens": [token.id for token in tokens],
+            "token_strings": list(token_texts(self.given, tokens)),
+            "meta": {"api_version": {"version": "1"}},
+        }
+
+
 def _models(status: ServiceStatus) -> JSON:
     """The models that answer here, the default one first"""
     return {"models": [_model_object(model, status) for model in status.models]}
@@ -377,7 +408,12 @@ def cohere(switches: Switches) -> Dialect:
     """The dialect with these switches."""
     return Dialect(
         name="cohere",
-        calls={"/v2/chat": (CohereChat,), "/v2/embed": (CohereEmbed,), "/v1/embed": (CohereEmbedV1,)},
+        calls={
+            "/v2/chat": (CohereChat,),
+            "/v2/embed": (CohereEmbed,),
+            "/v1/embed": (CohereEmbedV1,),
+            "/v1/tokenize": (CohereTokenize,),
+        },
         style=STYLE,
         routes={"GET /v1/models": Route(_models), "GET /v1/models/{model:path}": Route(_model)},
         switches=switches,

@@ -42,6 +42,7 @@ from comps.dialects.shared.examples import FACT, WEATHER
 from comps.dialects.shared.fields import GroundedCall, matters
 from comps.dialects.shared.framing import ResponseMetadata
 from comps.dialects.shared.openai_values import Schema, Tool
+from comps.dialects.shared.tokens import token_texts
 from comps.dialects.tgi.parameters import MAX_BEST_OF, NO_PARAMETERS, TGIParameters
 from comps.dialects.tgi.tokens import LastEvent, Shown, TokenEvents, mean_logprob
 
@@ -297,13 +298,11 @@ def _simple_tokens(inputs: str, tokens: Sequence[Token]) -> list[JSON]:
     """The tokens of a text. TGI counts `start` and `stop` in bytes; of a tokenizer that does not tell them, they are
     0."""
     told: list[JSON] = []
-    begin, start = 0, 0
-    for token in tokens:
-        end = token.end or 0
-        text = inputs[begin:end]
+    start = 0
+    for token, text in zip(tokens, token_texts(inputs, tokens), strict=True):
         stop = start + len(text.encode())
         told.append({"id": token.id, "text": text, "start": start, "stop": stop})
-        begin, start = end, stop
+        start = stop
     return told
 
 
