@@ -108,6 +108,10 @@ class Engine(Protocol):
         """The text of tokens, in which special tokens have none."""
         ...
 
+    def name_of(self, token: int) -> str:
+        """The text of one token; of a special one its name, such as `<|im_start|>`."""
+        ...
+
     def count_prompt(self, prompt: EnginePrompt, tools: Sequence[JSON] = ()) -> int:
         """The tokens of a prompt as the model reads it, with special tokens; raises like `start`."""
         ...
@@ -269,7 +273,7 @@ class Tokenizing:
     def start(self, number: int, text: str) -> None:
         """Add a text."""
         ids = list(self._engine.tokenize(text))
-        self._running[number] = ids, TokenEnds(ids, self._engine.decode, text)
+        self._running[number] = ids, TokenEnds(ids, self._engine.decode, self._engine.name_of, text)
 
     def cancel(self, number: int) -> None:
         """Forget a text; nothing happens if it is not there."""

@@ -161,6 +161,9 @@ class Engine:
     def decode(self, tokens: Sequence[int]) -> str:
         return self._context.detokenize(tokens)
 
+    def name_of(self, token: int) -> str:
+        return self._context.detokenize([token], special=True)
+
     def count_prompt(self, prompt: EnginePrompt, tools: Sequence[JSON] = ()) -> int:
         return len(self._tokens_of(prompt, tools)[0])
 

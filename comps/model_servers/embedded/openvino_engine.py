@@ -152,6 +152,9 @@ class Engine:
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens)))
 
+    def name_of(self, token: int) -> str:
+        return str(self._tokenizer.decode([token], False))
+
     def start(
         self,
         number: int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from itertools import accumulate
 
 from comps.core.types import JSON
@@ -70,13 +71,17 @@ class TokenEnds:
 
     Args:
         ids: The tokens, special ones included.
-        decode: As for `IncrementalDecoder`.
+        decode: As for `IncrementalDecoder`; special tokens have no text.
+        name_of: Returns the name of a special token, which may stand in the text.
         text: What they came from.
     """
 
-    def __init__(self, ids: Sequence[int], decode: Callable[[Sequence[int]], str], text: str) -> None:
+    def __init__(
+        self, ids: Sequence[int], decode: Callable[[Sequence[int]], str], name_of: Callable[[int], str], text: str
+    ) -> None:
         self._ids = ids
         self._decoder = IncrementalDecoder(decode)
+        self._name_of = name_of
         self._text = text
         self._pieces: list[str] = []
 
@@ -91,11 +96,21 @@ class TokenEnds:
         pieces = self._pieces
         if pieces:
             pieces[-1] += self._decoder.flush()
+        if sum(map(len, pieces)) < len(self._text):
+            self._name_special()
         added = len("".join(pieces)) - len(self._text)
         # SentencePiece may put a space before a text.
         if added not in (0, 1) or "".join(pieces) != " " * added + self._text:
             return None
         return [max(end - added, 0) for end in accumulate(map(len, pieces))]
+
+    def _name_special(self) -> None:
+        """Put the names of special tokens where they stand in the text, as where a chat template wrote it."""
+        place, name_of = 0, cache(self._name_of)
+        for number, piece in enumerate(self._pieces):
+            if not piece and (name := name_of(self._ids[number])) and self._text.startswith(name, place):
+                self._pieces[number] = piece = name
+            place += len(piece)
 
 
 class ControlTokens:

@@ -148,6 +148,9 @@ class Engine:
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def name_of(self, token: int) -> str:
+        return self._named([token])
+
     def count_prompt(self, prompt: EnginePrompt, tools: Sequence[JSON] = ()) -> int:
         return len(self._tokens_of(prompt, tools))
 

@@ -154,6 +154,15 @@ async def test_control_tokens_in_a_message_open_no_turn(engine: OpenVINO) -> Non
     assert usage.prompt_tokens - plain.prompt_tokens > 15
 
 
+async def test_tokens_of_a_rendered_conversation_have_their_places_special_ones_too(engine: OpenVINO) -> None:
+    text = await engine.render((Message("user", "Hé 🌊?"),), {})
+    ends = [token.end or 0 for token in await engine.tokenize(text)]
+    pieces = [text[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    assert "".join(pieces) == text
+    assert pieces[0] == "<|im_start|>"
+    assert pieces.count("<|im_start|>") == text.count("<|im_start|>") == 3
+
+
 async def test_a_developer_says_what_the_system_says(engine: OpenVINO) -> None:
     question = Message("user", "What is rain?")
     told = [(Message(role, "Answer in French, in one word."), question) for role in ("developer", "system")]

@@ -47,6 +47,9 @@ class WordEngine:
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(f" {self._words[token]}" for token in tokens)
 
+    def name_of(self, token: int) -> str:
+        return self._words[token]
+
     def _named(self, tokens: Sequence[int]) -> str:
         """The text of a prompt, which begins with no space."""
         return self.decode(tokens).removeprefix(" ")
