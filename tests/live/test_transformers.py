@@ -375,6 +375,19 @@ def test_a_long_prompt_is_read_in_chunks_between_which_others_go_on(bare: Any) -
     assert sum(1 in numbers for numbers in steps[:first]) > 7
 
 
+def test_heads_share_the_keys_and_values_of_their_group_and_read_the_same(bare: Any) -> None:
+    import torch
+    from transformers.integrations.sdpa_attention import use_gqa_in_sdpa
+
+    tokens = bare.tokenize("Once upon a time")
+    shared = bare._forward(tokens, bare._new_cache())
+    keys = torch.zeros(1, 2, 4, 8)
+    assert use_gqa_in_sdpa(torch.zeros(1, 1, 4, 4), keys, keys)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.delenv("TRANSFORMERS_SDPA_FORCE_GQA")
+        assert torch.allclose(bare._forward(tokens, bare._new_cache()), shared, atol=1e-5)
+
+
 def test_an_answer_ends_at_the_end_of_the_window_and_says_length(bare: Any) -> None:
     bare.start(1, "1 2 3 4 5", Sampling(temperature=0.0))
     parts = [part for _ in range(2000) if bare.busy for part in bare.step()]

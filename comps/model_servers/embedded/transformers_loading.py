@@ -23,6 +23,10 @@ _NO_LIMIT = 1_000_000_000
 """A tokenizer without a limit has a number far above this."""
 _WINDOW = 16_384
 """In tokens, where neither the model nor its tokenizer has a limit."""
+_SHARED_HEADS = "TRANSFORMERS_SDPA_FORCE_GQA", "1"
+"""The variable that has attention heads share the keys and values of a group, as PyTorch can on a CPU. Without it they
+are copied for each head in each step, which takes longer than all the rest behind thousands of tokens:
+transformers/integrations/sdpa_attention.py."""
 _HUB = (
     "cache_dir",
     "force_download",
@@ -108,6 +112,8 @@ def check(device: str, settings: Mapping[str, JSON]) -> None:
 
 def _from_pretrained(source: str, config: Any, hub: Mapping[str, JSON], options: Mapping[str, JSON]) -> Any:
     model = transformers.AutoModelForCausalLM.from_pretrained(source, config=config, **hub, **options)
+    if model.device.type == "cpu":
+        os.environ.setdefault(*_SHARED_HEADS)
     return model.eval()
 
 
