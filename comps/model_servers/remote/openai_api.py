@@ -48,6 +48,10 @@ _WINDOWS = ("max_model_len", "context_window", "context_length", "max_context_le
 """The fields with the context window in `/v1/models`: of vLLM and SGLang, Groq, OpenRouter and Together, LM Studio, and
 llama.cpp (in `meta`)."""
 
+_NO_ROUTE = {*range(400, 502)} - {401, 403, 407}
+"""The statuses of servers that have no such route. Others say that a proxy does not reach the server, that the URL is
+another one, or that the key is not accepted."""
+
 OPENAI_OPTIONS = frozenset(
     (
         "audio",
@@ -157,21 +161,29 @@ class OpenAIAPI:
 
     async def _facts(self) -> ModelInfo:
         """Fetches the description from `/v1/models`. A server without that endpoint counts as ready."""
-        window, honoured, base = self._context_window, self.honoured | self.options, ""
+        told = self._told(await self._fact(f"{self._api}/models"))
+        window = self._context_window or next(
+            (told[name] for name in _WINDOWS if isinstance(told.get(name), int)), None
+        )
+        honoured = self.honoured | self.options
+        if isinstance(told.get("honours"), list):  # The server is an instance of this service.
+            honoured &= set(told["honours"])
+        return ModelInfo(self.model_name, window, honoured, str(told.get("root") or ""))
+
+    async def _fact(self, path: str) -> JSON:
+        """Returns the JSON response to a GET request; None if the server has no such route.
+
+        Raises:
+            LLMError: The server, or a proxy before it, says something else than that; see `HTTP.get`.
+        """
         try:
-            listing = await self.http.get(f"{self._api}/models")
+            return await self.http.get(path)
         except Refused as refused:
-            if refused.status in (401, 403):
+            if refused.status not in _NO_ROUTE:
                 raise
-        except (InvalidRequest, ValueError):  # It has no such list.
+        except (InvalidRequest, ValueError):
             pass
-        else:
-            told = self._told(listing)
-            window = window or next((told[name] for name in _WINDOWS if isinstance(told.get(name), int)), None)
-            if isinstance(told.get("honours"), list):  # The server is an instance of this service.
-                honoured &= set(told["honours"])
-            base = str(told.get("root") or "")
-        return ModelInfo(self.model_name, window, honoured, base)
+        return None
 
     def _told(self, listing: JSON) -> dict[str, Any]:
         """Returns the list's entry of our model, `meta` included; empty if it is not listed (it may be an alias)."""

@@ -66,8 +66,8 @@ class TGI(OpenAIAPI):
     """The special tokens that the server adds in front of any text."""
 
     async def _facts(self) -> ModelInfo:
-        await self._helper(self.http.get("/health"))
-        info = await self._helper(self.http.get("/info")) or {}
+        await self._fact("/health")
+        info = await self._fact("/info") or {}
         self._max_stops = int(info.get("max_stop_sequences") or self._max_stops)
         self._base = str(info.get("model_id") or self._base)
         window = info.get("max_total_tokens")

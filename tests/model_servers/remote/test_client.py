@@ -38,6 +38,7 @@ from comps.model_servers.remote import oauth
 from comps.model_servers.remote.client import HTTP
 from comps.model_servers.remote.failures import why_unreachable
 from comps.model_servers.remote.openai_api import OpenAIAPI
+from comps.model_servers.remote.tgi import TGI
 from comps.model_servers.target import Access
 from tests.model_servers.replay import Replay, Reply, replaying, sse
 
@@ -764,10 +765,23 @@ async def test_an_abandoned_description_logs_nothing(closed: bool) -> None:
     assert complaints == []
 
 
-async def test_a_server_without_a_list_of_models_is_there_all_the_same() -> None:
-    async with replaying({"/v1/models": Reply([b"{}"], 404)}) as replay:
+@pytest.mark.parametrize("status", [404, 405, 501])
+async def test_a_server_without_a_list_of_models_is_there_all_the_same(status: int) -> None:
+    async with replaying({"/v1/models": Reply([b"{}"], status)}) as replay:
         server = OpenAIAPI("m", replay.url, context_window=99)
         assert (await server.describe()).context_window == 99
+        await server.aclose()
+
+
+@pytest.mark.parametrize("status", [308, 407, 502, 504])
+@pytest.mark.parametrize(("kind", "path"), [(OpenAIAPI, "/v1/models"), (TGI, "/health")])
+async def test_a_server_that_a_proxy_does_not_reach_or_that_redirects_is_not_there(
+    kind: type[OpenAIAPI], path: str, status: int
+) -> None:
+    async with replaying({path: Reply([b"{}"], status), "/info": Reply([b"{}"])}) as replay:
+        server = kind("m", replay.url)
+        with pytest.raises(Refused, match=str(status)):
+            await server.describe()
         await server.aclose()
 
 
