@@ -204,7 +204,7 @@ class Timeout(ModelServerError):
 
 
 class BrokenOff(ModelServerError):
-    """The model server's answer ended without a finish reason."""
+    """The model server's answer ended without a finish reason, or with one that says that it is not complete."""
 
 
 class Refused(ModelServerError):

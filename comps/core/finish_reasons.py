@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from comps.core.errors import BrokenOff
+
 _WORDS = {
     "stop": (
         *("end_turn", "stop_sequence", "pause_turn", "complete", "completed", "finish"),
@@ -24,6 +26,13 @@ _WORDS = {
     ),
 }
 """The words of Anthropic, Cohere, Google, Mistral, Amazon, TGI, llama.cpp and others, by OpenAI's word."""
+_FAILED = frozenset(
+    (
+        *("abort", "aborted", "cancelled", "canceled", "error", "failed", "internal_error", "network_error"),
+        *("insufficient_system_resource", "timeout"),
+    )
+)
+"""The words of vLLM, SGLang, OpenRouter, Z.ai, DeepSeek and Cohere for an answer that the server did not complete."""
 _REASONS = {theirs: ours for ours, words in _WORDS.items() for theirs in words}
 _PREFIX = re.compile(r"^(finish|stop)_?reason[_.]")
 _CAPITAL = re.compile("(?<=[a-z])(?=[A-Z])")
@@ -34,6 +43,9 @@ def finish_reason(said: object) -> str:
     """Returns OpenAI's word for a finish reason: `stop`, `length`, `tool_calls` or `content_filter`.
 
     Another word is returned in lower case, and `unknown` for what is no word.
+
+    Raises:
+        BrokenOff: The word says that the server did not complete the answer.
     """
     if not isinstance(said, str):
         return "unknown"
@@ -41,4 +53,6 @@ def finish_reason(said: object) -> str:
         return said
     word = _CAPITAL.sub("_", said.strip()).lower().replace("-", "_").replace(" ", "_")
     word = _PREFIX.sub("", word)
+    if word in _FAILED:
+        raise BrokenOff(f"the model server broke off in the middle of the answer: {word}")
     return _REASONS.get(word, word) if _WORD.fullmatch(word) else "unknown"

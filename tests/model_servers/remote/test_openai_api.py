@@ -14,6 +14,7 @@ from anyio.from_thread import start_blocking_portal
 
 from comps.core.answers import collect, read
 from comps.core.errors import (
+    BrokenOff,
     InvalidRequest,
     LLMError,
     ModelServerError,
@@ -433,6 +434,24 @@ async def test_vectors_that_are_none_are_an_error_of_the_model_servers(vectors: 
 
 async def test_a_finish_reason_that_is_none_does_not_reach_a_header(asker: Asker) -> None:
     assert (await asker.whole(sse(delta("a", "stop\r\nX-Evil: 1")))).reason == "unknown"
+
+
+@pytest.mark.parametrize("said", ["abort", "ERROR", "network_error", "insufficient_system_resource"])
+async def test_an_answer_that_the_server_says_it_did_not_complete_is_an_error(said: str, asker: Asker) -> None:
+    with pytest.raises(BrokenOff, match=f"in the middle of the answer: {said.lower()}$"):
+        await asker.whole(sse(delta("a", said), b"data: [DONE]\n\n"))
+
+
+@pytest.mark.parametrize("kind", [VLLM, TGI])
+async def test_a_whole_answer_that_the_server_says_it_did_not_complete_is_an_error(kind: type[OpenAIAPI]) -> None:
+    choice = {"message": {"content": "a"}, "finish_reason": "abort"}
+    body = {"generated_text": "a", "details": {"finish_reason": "abort"}, "choices": [choice]}
+    reply = Reply([json.dumps(body).encode()])
+    async with replaying({CHAT: reply, "/generate": reply}) as replay:
+        server = kind("m", replay.url)
+        with pytest.raises(BrokenOff, match="abort"):
+            await server.complete("?" if kind is TGI else QUESTION, Sampling(), {})
+        await server.aclose()
 
 
 def test_a_url_with_a_password_is_refused_without_showing_it() -> None:
