@@ -14,7 +14,17 @@ from typing import Protocol
 from comps.core.errors import ModelServerError
 from comps.core.ports import Answer
 from comps.model_servers.remote.deadlines import NEVER, Deadlines
-from comps.model_servers.remote.sse import BLANK, BRACE, EVENTS, EventStream, JSONLines, is_done, media_type, parser_for
+from comps.model_servers.remote.sse import (
+    BLANK,
+    BRACE,
+    EVENTS,
+    EventStream,
+    JSONLines,
+    is_done,
+    keeps_alive,
+    media_type,
+    parser_for,
+)
 
 MOST_OF_COLLECTED = 256_000_000
 """The maximum size of a stream that is collected to a whole answer, in bytes: about a million tokens."""
@@ -28,6 +38,8 @@ _PIECE = 65536
 """The number of bytes that are decompressed at once."""
 _MOST_PIECES = 500
 """The maximum number of such pieces from one read of at most 256 KiB; more is a compression bomb."""
+_CODINGS, _NO_CODING = (b"gzip", b"x-gzip", b"deflate"), (b"", b"identity")
+"""The content codings that are read, though nobody asked for one."""
 _AUTOMATIC = 47
 """zlib's window bits for automatic detection of gzip and zlib headers."""
 
@@ -154,9 +166,12 @@ class Exchange:
         self.request = b""  # It may be large, and is not sent again.
         if not has_succeeded(status):
             self._most = min(self._most, MOST_OF_FAILURE)
-        if headers.get(b"content-encoding", b"identity").lower() in (b"gzip", b"x-gzip", b"deflate"):
+        coding = headers.get(b"content-encoding", b"").strip().lower()
+        if coding in _CODINGS:
             self._inflate = zlib.decompressobj(_AUTOMATIC)
-        if status == self._unread:
+        elif coding not in _NO_CODING and has_succeeded(status):
+            self.fail(ModelServerError("the model server's answer is compressed in a way that is not read here"))
+        if status == self._unread or coding not in (*_CODINGS, *_NO_CODING):
             self.end()
 
     def _take_compressed(self, data: bytes) -> None:
@@ -313,9 +328,12 @@ class StreamExchange(Exchange):
     def _event(self, data: bytes, name: bytes) -> None:
         if self.ended or self.is_done:
             return
-        if data[0] != BRACE and is_done(data):
-            self.is_done = True
-            return
+        if data[0] != BRACE:
+            if is_done(data):
+                self.is_done = True
+                return
+            if keeps_alive(data.strip(b' \t:"')):  # It is no sign of the model.
+                return
         self.deadlines.last_event = self._now()
         if self._reader.event(data, name):
             if self._reader.is_complete:

@@ -88,7 +88,7 @@ def failure(status: int, headers: Mapping[bytes, bytes], body: bytes) -> LLMErro
     try:
         document = parse_json(body)
     except ValueError:
-        document = {"error": body.decode("utf-8", "replace").strip() or _phrase(status)}
+        document = {"error": body.decode("utf-8", "replace").strip() or _phrase(status) or "no reason"}
     document = document[0] if isinstance(document, list) and document else document
     error = document.get("error") or document if isinstance(document, dict) else document
     if isinstance(error, str) and isinstance(document, dict):  # Its kind is beside it.

@@ -59,13 +59,13 @@ def is_done(data: bytes) -> bool:
 
 class EventStream:
     """Incremental SSE parser. Comments, fields other than `data` and `event`, and events without data are ignored, and
-    those that only keep the connection open.
+    those that only keep the connection open. llama.cpp's field `error` is read as the data of an event of that name.
 
     Args:
         on_event: Called with the data and the name of each event, from `feed`. Most events have no name.
     """
 
-    __slots__ = ("_begun", "_data_length", "_length", "_lines", "_name", "_on_event", "_pieces")
+    __slots__ = ("_after_cr", "_begun", "_data_length", "_length", "_lines", "_name", "_on_event", "_pieces")
 
     def __init__(self, on_event: Callable[[bytes, bytes], None]) -> None:
         self._on_event = on_event
@@ -80,6 +80,8 @@ class EventStream:
         """The name of the unfinished event."""
         self._begun = False
         """Whether the first bytes, which may be a byte order mark, have been read."""
+        self._after_cr = False
+        """Whether the last byte was a CR, which a LF may follow."""
 
     def feed(self, data: bytes) -> None:
         """Parse the next bytes.
@@ -98,6 +100,8 @@ class EventStream:
     def _feed_any(self, data: bytes) -> None:
         if not self._begun:
             data = self._without_bom(data)
+        if self._after_cr or b"\r" in data:
+            data = self._without_cr(data)
         self._length += len(data)
         if self._length > _LONGEST:
             raise ModelServerError("the model server sent an event without an end")
@@ -107,7 +111,7 @@ class EventStream:
         *whole, rest = b"".join(self._pieces).split(b"\n")
         self._pieces = [rest] if rest else []
         for line in whole:
-            self._line(line.removesuffix(b"\r"))
+            self._line(line)
         self._length = len(rest) + self._data_length
 
     def _without_bom(self, data: bytes) -> bytes:
@@ -117,12 +121,22 @@ class EventStream:
         self._begun = not _BOM.startswith(data)
         return data.removeprefix(_BOM)
 
+    def _without_cr(self, data: bytes) -> bytes:
+        """Returns bytes with LF for CRLF, which may be split, and for CR alone."""
+        if self._after_cr:
+            data = data.removeprefix(b"\n")
+        self._after_cr = data.endswith(b"\r")
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
     def _line(self, line: bytes) -> None:
         if line.startswith(b"data:"):
             self._lines.append(line[5:].removeprefix(b" "))
             self._data_length += len(line)
         elif line.startswith(b"event:"):
             self._name = line[6:].strip()
+        elif line.startswith(b"error:"):
+            self._name = b"error"
+            self._lines.append(line[6:])
         elif not line:
             data, name = b"\n".join(self._lines), self._name
             self._lines, self._name, self._data_length = [], b"", 0
@@ -132,7 +146,7 @@ class EventStream:
     def close(self) -> None:
         """Parse the end of the stream, at which some servers omit the last empty line."""
         rest, self._pieces = b"".join(self._pieces), []
-        self._line(rest.removesuffix(b"\r"))
+        self._line(rest)
         self._line(b"")
 
 

@@ -262,12 +262,13 @@ async def test_a_body_that_is_no_answer_is_waited_for_no_longer_than_an_answer(r
 @pytest.mark.parametrize(
     ("first", "then", "access", "said"),
     [
-        ([], b": ping\n\n", Access(first_token_seconds=0.2), "did not begin in time"),
+        ([], b": ping\n\ndata: ping\n\n", Access(first_token_seconds=0.2), "did not begin in time"),
         ([b"data: 1\n\n"], b": ping\n\n", Access(between_tokens_seconds=0.2), "did not go on in time"),
+        ([b"data: 1\n\n"], b'data: "keep-alive"\n\n', Access(between_tokens_seconds=0.2), "did not go on in time"),
         ([b"data: 1\n\n"], b"data: 2\n\n", Access(total_seconds=0.3), "did not go on in time"),
         ([b"data: 1\n\n"], b": ping\n\n", Access(between_tokens_seconds=0, total_seconds=0.3), "go on in time"),
     ],
-    ids=["first token", "between tokens", "total", "total alone"],
+    ids=["first token", "between tokens", "between tokens, as data", "total", "total alone"],
 )
 async def test_signs_of_life_are_no_answer(first: list[bytes], then: bytes, access: Access, said: str) -> None:
     async with replaying({ASK: Reply(first, headers={}, again=then)}) as replay:

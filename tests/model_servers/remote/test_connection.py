@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from comps.core.answers import Collector
-from comps.core.errors import InvalidRequest, ModelServerError, Timeout
+from comps.core.errors import InvalidRequest, ModelServerError, Overloaded, Timeout
 from comps.model_servers.remote import connection
 from comps.model_servers.remote.client import HTTP
 from comps.model_servers.target import Access
@@ -221,6 +221,22 @@ async def test_a_connection_with_half_of_a_request_in_it_is_not_used_again() -> 
         with pytest.raises(InvalidRequest):
             await asyncio.wait_for(http.stream("/ask", ["x" * 20_000_000], Texts()), 10)
         assert await ask(http) == ["of 1"]
+
+
+@pytest.mark.parametrize("status", [200, 429])
+async def test_an_answer_that_is_compressed_in_an_unknown_way_is_said_to_be_and_an_error_keeps_its_status(
+    status: int,
+) -> None:
+    async def serve(number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            writer.write(b"HTTP/1.1 %d X\r\nContent-Encoding: br\r\nContent-Length: 6\r\n\r\n\x1b\x02data" % status)
+
+    kind, said = (Overloaded, "Too Many") if status == 429 else (ModelServerError, "compressed in a way that is not")
+    async with served(serve) as (http, _):
+        for asking in (ask(http), http.response("/ask", {})):
+            with pytest.raises(kind, match=said):
+                await asking
 
 
 async def test_a_compressed_stream_is_read_but_for_one_that_would_fill_the_memory() -> None:

@@ -40,13 +40,32 @@ SENT = (
     b'data: \n\ndata: {"a": "data: no event"}\n\ndata: [DONE]\n\ndata: last'
 )
 EVENTS = [b"1", b"2", b"3\n3b", b'{"a": "data: no event"}', b"[DONE]", b"last"]
+LF = SENT.replace(b"\r\n", b"\n")
 
 
 @pytest.mark.parametrize("size", [*range(1, 40), len(SENT)])
-def test_events_are_the_same_wherever_their_bytes_are_cut(size: int) -> None:
+@pytest.mark.parametrize("sent", [SENT, LF.replace(b"\n", b"\r\n"), LF.replace(b"\n", b"\r")], ids=["LF", "CRLF", "CR"])
+def test_events_are_the_same_wherever_their_bytes_are_cut(sent: bytes, size: int) -> None:
     events: list[bytes] = []
     stream = EventStream(lambda data, name: events.append(data))
-    for at in range(0, len(SENT), size):
-        stream.feed(SENT[at : at + size])
+    for at in range(0, len(sent), size):
+        stream.feed(sent[at : at + size])
     stream.close()
     assert events == EVENTS
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=repr)
+def test_an_event_comes_with_its_last_byte_however_lines_end(end: bytes) -> None:
+    events: list[bytes] = []
+    stream = EventStream(lambda data, name: events.append(data))
+    for number in (b"1", b"2"):
+        stream.feed(b"data: " + number + end)
+        stream.feed(end)
+        assert events[-1] == number
+
+
+def test_llama_cpps_field_for_errors_is_an_event_of_that_name() -> None:
+    events: list[tuple[bytes, bytes]] = []
+    stream = EventStream(lambda data, name: events.append((data, name)))
+    stream.feed(b'data: 1\n\nerror: {"message":"broke"}\n\n')
+    assert events == [(b"1", b""), (b' {"message":"broke"}', b"error")]
