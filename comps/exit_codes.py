@@ -1,8 +1,8 @@
 """Exit codes of the command.
 
-`serve` ends with 0 when it was told to end (TERM, Ctrl-C, POST /shutdown) and all running answers were finished, with
-CUT_OFF when some were not within drain_seconds, and with 128 + the signal's number, as shells write it, when a second
-signal ended it at once: 143 for TERM, 130 for Ctrl-C.
+`serve` ends with 0 when it was told to end (TERM, Ctrl-C, HUP, POST /shutdown) and all running answers were finished,
+with CUT_OFF when some were not within drain_seconds, and with 128 + the signal's number, as shells write it, when a
+second signal ended it at once: 143 for TERM, 130 for Ctrl-C.
 """
 
 FAILED, WRONG_SETTINGS, FOUND, CUT_OFF, INTERRUPTED = 1, 2, 3, 4, 130

@@ -78,6 +78,8 @@ class ServiceProcess(Server):
         Raises:
             LLMError: No model could be loaded, or there is nothing to listen on.
         """
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # `nohup` has it ignored, and a worker ignores it.
+            signal.signal(signal.SIGHUP, self.handle_exit)
         self.run(sockets)
         if self._failed:
             raise self._failed

@@ -5,12 +5,14 @@ socket for all, the first worker to wake accepts all connections that wait: all 
 sockets open as well, so that what waits at a worker that died is accepted by the one that is started in its place.
 
 The parent does nothing but wait for signals:
-- TERM and INT: the workers end after their running answers (END), and at a second one at once (END_AT_ONCE);
+- TERM, INT and HUP (which `nohup` has ignored): the workers end after their running answers (END), and at a second
+  one at once (END_AT_ONCE);
 - USR1, from a worker that a client told to shut the service down: as the first TERM;
 - CHLD: a worker that has ended is started again, after a pause that doubles if it did not live long. As process 1 of a
   container, the parent reaps all other processes as well.
 
-Workers ignore TERM and INT, which may be sent to all processes. If the parent is gone, they end after their answers.
+Workers ignore TERM, INT and HUP, which may be sent to all processes. If the parent is gone, they end after their
+answers.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import NoReturn
 
 from comps.exit_codes import CUT_OFF, FAILED, WRONG_SETTINGS, ended_at_once
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD, signal.SIGHUP)
 END, END_AT_ONCE = signal.SIGUSR1, signal.SIGQUIT
 """How the parent tells a worker to end, after its running answers or at once."""
 _CRASHED = 70
@@ -53,8 +55,8 @@ class Worker:
     """A file descriptor that is at its end when the parent is gone."""
 
     def handle_signals(self, handle: Callable[[int, object], None]) -> None:
-        """Let END and END_AT_ONCE be handled, and TERM and INT be ignored. What came before is handled now."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        """Let END and END_AT_ONCE be handled, and TERM, INT and HUP be ignored. What came before is handled now."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         for number in (END, END_AT_ONCE):
             signal.signal(number, handle)
@@ -109,7 +111,7 @@ class Workers:
         self._lifeline = os.pipe()
         self._ending = False
         self._signals = 0
-        """How many times TERM or INT has come."""
+        """How many times TERM, INT or HUP has come."""
         self._kill_at = 0.0
         """When the workers that have not ended by then are killed."""
         self._codes: set[int] = set()
@@ -119,10 +121,13 @@ class Workers:
 
     def run(self) -> int:
         """Start the workers, and return the exit code when the last one has ended."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        awaited = set(_SIGNALS)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            awaited.remove(signal.SIGHUP)
+        signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
         while not self._ending or any(place.process for place in self._places):
             self._start_those_due()
-            told = signal.sigtimedwait(_SIGNALS, self._seconds_left())
+            told = signal.sigtimedwait(awaited, self._seconds_left())
             if told:
                 self._handle(told.si_signo)
             self._reap()

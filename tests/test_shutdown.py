@@ -256,9 +256,12 @@ async def exit_code(service: Running) -> int:
     return await asyncio.to_thread(service.process.wait, PATIENCE)
 
 
-@pytest.mark.parametrize(("workers", "second"), [("1", signal.SIGTERM), ("2", signal.SIGINT)])
-async def test_at_term_it_is_not_ready_and_still_answers_and_at_a_second_signal_it_ends_at_once_even_as_process_1(
-    monkeypatch: pytest.MonkeyPatch, workers: str, second: signal.Signals
+@pytest.mark.parametrize(
+    ("workers", "first", "second"),
+    [("1", signal.SIGTERM, signal.SIGTERM), ("2", signal.SIGHUP, signal.SIGINT)],
+)
+async def test_at_a_signal_it_is_not_ready_and_still_answers_and_at_a_second_one_it_ends_at_once_even_as_process_1(
+    monkeypatch: pytest.MonkeyPatch, workers: str, first: signal.Signals, second: signal.Signals
 ) -> None:
     model, long = Told(), {"USVC_PRE_STOP_SECONDS": "3600", "USVC_DRAIN_SECONDS": "3600"}
     long |= {"USVC_WORKERS": workers}
@@ -266,7 +269,7 @@ async def test_at_term_it_is_not_ready_and_still_answers_and_at_a_second_signal_
         process = service.children()[0] if AS_PROCESS_1 else service.process.pid
         await told(running, STREAMED)
         await running.head()
-        os.kill(process, signal.SIGTERM)
+        os.kill(process, first)
         await said(service, "not ready any more")
         ready = await got(service, "/ready")
         assert (ready.status, SAID in ready.body) == (503, True)
@@ -289,7 +292,7 @@ async def test_answers_that_are_cut_off_at_the_end_of_the_grace_period_have_an_e
     async with command(monkeypatch, Told(), USVC_DRAIN_SECONDS="0") as service, connected(service) as streamed:
         await told(streamed, STREAMED)
         await streamed.head()
-        service.process.send_signal(signal.SIGTERM)
+        service.process.send_signal(signal.SIGHUP)
         assert SAID in await asyncio.wait_for(streamed.reader.read(), PATIENCE)
         assert await exit_code(service) == 4
         await said(service, "1 answers were cut off")

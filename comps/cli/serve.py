@@ -34,7 +34,7 @@ def serve(
 ) -> None:
     """Run the service.
 
-    It runs until it is told to end (Ctrl-C, or TERM). Running answers are finished first.
+    It runs until it is told to end (Ctrl-C, TERM, or HUP). Running answers are finished first.
 
     Each flag goes before the setting of its name, in the environment or in the settings file; `opea-llm check` shows
     all settings.

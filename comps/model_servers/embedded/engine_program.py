@@ -187,7 +187,7 @@ def serve(load: Callable[..., Engine]) -> None:
         load: Makes the engine, of `model`, `device`, `settings` and `window`.
     """
     # A signal may be sent to all processes; the service decides when its engine ends, by closing its input.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     reader, writer, loaded = MessageReader(0), PartWriter(), threading.Event()
     threading.Thread(target=_end_with_input, args=(loaded,), daemon=True).start()
