@@ -14,11 +14,13 @@ import orjson
 from comps.core.errors import ModelServerError, SettingsError, Unreachable, told_at
 from comps.core.types import JSON
 from comps.model_servers.remote.addresses import checked_url, tls_context
+from comps.model_servers.remote.chunks import raise_reported
 from comps.model_servers.remote.deadlines import Deadlines
 from comps.model_servers.remote.exchange import Broken, Exchange, Reader, StreamExchange, has_succeeded
 from comps.model_servers.remote.failures import brief, failure
 from comps.model_servers.remote.oauth import NAME as TOKEN_SERVER
 from comps.model_servers.remote.oauth import ClientCredentials
+from comps.model_servers.remote.parsing import parse_json
 from comps.model_servers.remote.site import Site
 from comps.model_servers.remote.sse import media_type
 from comps.model_servers.target import Access
@@ -69,7 +71,7 @@ class HTTP:
         return _document(await self._succeeded(partial(self._whole, "GET", path, b"", 0), _deadlines_of_facts))
 
     async def post(self, path: str, body: JSON, most: int = 0, *, repeats: bool = False) -> JSON:
-        """Returns the JSON response to a POST request; see `get`.
+        """Returns the JSON response to a POST request; see `get`. An object that is an error is raised as one.
 
         Args:
             path: The path below the base URL.
@@ -77,7 +79,10 @@ class HTTP:
             most: The maximum number of bytes of the response; 0: as many as an answer may have.
             repeats: Whether the request is sent again if the server has not begun it.
         """
-        return _document(await self.response(path, body, most, repeats=repeats))
+        document = _document(await self.response(path, body, most, repeats=repeats))
+        if isinstance(document, dict):
+            raise_reported(document)
+        return document
 
     async def response(self, path: str, body: JSON, most: int = 0, *, repeats: bool = True) -> Exchange:
         """Returns the response to a POST request, with headers and body; see `post`, and `get` for errors."""
@@ -208,4 +213,4 @@ def _deadlines_of_facts() -> Deadlines:
 
 
 def _document(exchange: Exchange) -> JSON:
-    return orjson.loads(exchange.body) if exchange.body else None
+    return parse_json(exchange.body) if exchange.body else None

@@ -48,7 +48,7 @@ _WINDOWS = ("max_model_len", "context_window", "context_length", "max_context_le
 """The fields with the context window in `/v1/models`: of vLLM and SGLang, Groq, OpenRouter and Together, LM Studio, and
 llama.cpp (in `meta`)."""
 
-_NO_ROUTE = {*range(400, 502)} - {401, 403, 407}
+NO_ROUTE = {*range(400, 502)} - {401, 403, 407}
 """The statuses of servers that have no such route. Others say that a proxy does not reach the server, that the URL is
 another one, or that the key is not accepted."""
 
@@ -179,7 +179,7 @@ class OpenAIAPI:
         try:
             return await self.http.get(path)
         except Refused as refused:
-            if refused.status not in _NO_ROUTE:
+            if refused.status not in NO_ROUTE:
                 raise
         except (InvalidRequest, ValueError):
             pass

@@ -23,7 +23,7 @@ from comps.core.unread import left_out
 from comps.model_servers.chat_templates.token_strings import in_characters
 from comps.model_servers.remote.chunks import whole_answer
 from comps.model_servers.remote.failures import WRONG_STRUCTURE, checked_answer
-from comps.model_servers.remote.openai_api import OpenAIAPI, wire_message
+from comps.model_servers.remote.openai_api import NO_ROUTE, OpenAIAPI, wire_message
 from comps.model_servers.remote.parsing import parse_json
 from comps.model_servers.remote.tgi_answers import (
     HONOURED,
@@ -197,7 +197,7 @@ class TGI(OpenAIAPI):
         try:
             return await answer
         except Refused as refused:
-            if refused.status in (401, 403):
+            if refused.status not in NO_ROUTE:
                 raise
         except ValueError:  # It is no JSON.
             pass

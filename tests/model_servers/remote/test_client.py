@@ -34,11 +34,13 @@ from comps.core.errors import (
     for_operator,
 )
 from comps.core.sockets import notice_silence
+from comps.core.types import Message, Sampling
 from comps.model_servers.remote import oauth
 from comps.model_servers.remote.client import HTTP
 from comps.model_servers.remote.failures import why_unreachable
 from comps.model_servers.remote.openai_api import OpenAIAPI
 from comps.model_servers.remote.tgi import TGI
+from comps.model_servers.remote.vllm import VLLM
 from comps.model_servers.target import Access
 from tests.model_servers.replay import Replay, Reply, replaying, sse
 
@@ -798,6 +800,28 @@ async def test_the_window_is_read_by_any_of_its_names_unless_it_is_set(facts: di
         assert [(await server.describe()).context_window for server in (told, fixed)] == [7, 3]
         await told.aclose()
         await fixed.aclose()
+
+
+async def test_work_without_text_reads_a_byte_order_mark_and_errors_with_the_status_200() -> None:
+    error = {"error": {"message": "slow down", "type": "rate_limit_error", "code": 429}}
+    vectors = b'\xef\xbb\xbf{"data": [{"index": 0, "embedding": [1.0]}]}'
+    replies = [Reply([json.dumps(error).encode()]), Reply([vectors])]
+    async with replaying({"/v1/embeddings": replies, "/tokenize": replies[0]}) as replay:
+        server, tgi = VLLM("m", replay.url), TGI("m", replay.url)
+        for asking in (server.embed(["a"]), server.count_tokens("a"), server.tokenize("a"), tgi.tokenize("a")):
+            with pytest.raises(Overloaded, match="the model server is busy: slow down"):
+                await asking
+        assert (await server.embed(["a"])).vectors == ([1.0],)
+        await server.aclose()
+        await tgi.aclose()
+
+
+async def test_a_gateways_error_is_no_sign_that_tgi_renders_no_conversation() -> None:
+    async with replaying({"/chat_tokenize": Reply([b""], 502)}) as replay:
+        server = TGI("m", replay.url)
+        with pytest.raises(Refused, match="502"):
+            await server.complete((Message("user", "?"),), Sampling(top_k=3), {})
+        await server.aclose()
 
 
 async def test_texts_are_embedded_in_their_order() -> None:
