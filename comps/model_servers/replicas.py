@@ -143,7 +143,9 @@ class Replicas:
             Unreachable: No replica answers.
         """
         failures: dict[int, LLMError] = {}
-        for replica in self._in_turn(self._replicas, all_of_them=True):
+        left = list(self._replicas)
+        while left:
+            replica = self._taken(left, all_of_them=True)
             try:
                 with self._health_of(replica) as call:
                     info = await replica.server.describe()
@@ -161,9 +163,11 @@ class Replicas:
     async def generate(self, prompt: Prompt, sampling: Sampling, options: Mapping[str, JSON], answer: Answer) -> None:
         failures: list[LLMError] = []
         self._retries.add_request()
-        for replica in self._in_turn(self._replicas):
+        left = list(self._replicas)
+        while left:
             if failures:
                 await self._before_moving(failures)
+            replica = self._taken(left)
             begun = _Begun(answer, replica.breaker.answers)
             try:
                 with self._busy(replica), self._health_of(replica):
@@ -181,9 +185,11 @@ class Replicas:
         failures: list[LLMError] = []
         preparing = ability in _PREPARING
         self._retries.add_request()
-        for replica in self._in_turn(self._with(ability)):
+        left = self._with(ability)
+        while left:
             if failures:
                 await self._before_moving(failures)
+            replica = self._taken(left)
             try:
                 with self._busy(replica), self._health_of(replica, preparing=preparing):
                     self._tell_choice(replica)
@@ -227,24 +233,23 @@ class Replicas:
     async def aclose(self) -> None:
         await asyncio.gather(*(replica.server.aclose() for replica in self._replicas))
 
-    def _in_turn(self, replicas: Sequence[_Replica], *, all_of_them: bool = False) -> Iterator[_Replica]:
-        """Yields the replicas to try for a call, the best first; each is chosen by the state at that moment.
+    def _taken(self, left: list[_Replica], *, all_of_them: bool = False) -> _Replica:
+        """Takes the replica to try next out of those that are left, by their state at this moment.
 
-        A replica that is due for a probe comes first. At most one replica that is set aside is yielded, as the last,
+        A replica that is due for a probe comes first. One that is set aside comes if there is no other, as the last,
         unless `all_of_them` is set.
         """
-        left = list(replicas)
-        last = False
-        while left and not last:
-            now = self._clock()
-            usable = [replica for replica in left if replica.breaker.allows(now)]
-            last = not usable and not all_of_them
-            if usable:
-                chosen = min(usable, key=lambda one: (one.breaker.open_until is None, one.outstanding, one.turn))
-            else:
-                chosen = min(left, key=lambda one: one.breaker.open_until or now)
+        now = self._clock()
+        if usable := [replica for replica in left if replica.breaker.allows(now)]:
+            chosen = min(usable, key=lambda one: (one.breaker.open_until is None, one.outstanding, one.turn))
             left.remove(chosen)
-            yield chosen
+            return chosen
+        chosen = min(left, key=lambda one: one.breaker.open_until or now)
+        if all_of_them:
+            left.remove(chosen)
+        else:
+            left.clear()
+        return chosen
 
     @contextmanager
     def _busy(self, replica: _Replica) -> Iterator[None]:

@@ -353,6 +353,25 @@ async def test_one_call_alone_tries_a_replica_that_was_set_aside() -> None:
     assert (a.times, b.times) == (3, 6)
 
 
+async def test_of_requests_that_failed_together_one_alone_tries_a_replica_that_was_set_aside() -> None:
+    """They wait before they move, and the replica is chosen after that."""
+    gate, broken = asyncio.Event(), asyncio.Event()
+    group = Group(3, [gate, "x"])
+    a, b, c = group.each = [Replica("a", [broken, ModelServerError("broke")]), *group.each[1:]]
+    group.all = Replicas(group.each, group.clock)
+    b.error = Unreachable("away")
+    asking = [asyncio.ensure_future(group.ask()) for _ in range(3)]
+    await asyncio.wait_for(asyncio.gather(a.reached.wait(), c.reached.wait()), PATIENCE)
+    assert (a.times, b.times, c.times) == (2, 1, 1)
+    b.error = None
+    group.clock.now += 1
+    broken.set()
+    await asyncio.wait_for(b.reached.wait(), PATIENCE)
+    gate.set()
+    assert await asyncio.gather(*asking) == ["x"] * 3
+    assert (a.times, b.times, c.times) == (2, 2, 2)
+
+
 async def test_many_answers_that_break_off_together_are_one_failure() -> None:
     gate = asyncio.Event()
     group = Group(2, ["x", gate, Unreachable("away")])
