@@ -113,7 +113,12 @@ class LimitedConnection(HttpToolsProtocol):
     # What comes in.
 
     def data_received(self, data: bytes) -> None:
-        if self._held is not None or len(data) > _SLICE or self._phase == _CLOSING:
+        if (
+            self._held is not None
+            or len(data) > _SLICE
+            or self._phase == _CLOSING
+            or (self.pipeline and len(self.pipeline) >= _MOST_PIPELINED)
+        ):
             self._feed_slices(data)
         else:
             self._head_size += len(data)
@@ -216,8 +221,13 @@ class LimitedConnection(HttpToolsProtocol):
             self.deadline = inf
             cycle.more_body = False
             cycle.message_event.set()
-            if self.flow.read_paused and not (self.pipeline or self._waits_for_reader):  # Unread, it tells no end.
-                self.flow.resume_reading()
+            if self.flow.read_paused:
+                self.notice_end()
+
+    def notice_end(self) -> None:
+        """Read on while a request is answered: unread, a connection does not tell that its client leaves."""
+        if not self._waits_for_reader:
+            self.flow.resume_reading()
 
     def _check_incomplete(self) -> None:
         """Look at the sizes of a message whose end has not come, and give it a deadline if it has none."""

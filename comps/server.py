@@ -180,6 +180,8 @@ class ServerProtocol(LimitedConnection):
         self.responses.append(response)
         extensions: dict[Any, Any] = cycle.scope.setdefault("extensions", {})
         extensions[EXTENSION] = response
+        if self.pipeline:  # For which uvicorn has just paused reading.
+            self.notice_end()
         if self.server_state.ending:
             cycle.keep_alive = False
         if cycle.scope["http_version"] == "1.0":

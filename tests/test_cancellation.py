@@ -177,6 +177,23 @@ async def test_a_client_in_the_queue_and_one_that_is_still_sending_reach_no_mode
     assert len(server.asked) == 1
 
 
+@pytest.mark.parametrize("rest", [b"", b" " * 500_000], ids=["whole", "in part"])
+async def test_a_client_that_has_sent_its_next_request_is_seen_to_leave_as_well(
+    monkeypatch: pytest.MonkeyPatch, rest: bytes
+) -> None:
+    """Its connection is read on, though requests are answered one after the other."""
+    body = json.dumps({**CHAT, "stream": True}).encode()
+    async with hanging() as server, in_front([server], monkeypatch, "native") as service:
+        async with service.connect() as client:
+            await client.send("POST", CHAT_PATH, body)
+            await client.send("POST", CHAT_PATH, body, {"Content-Length": str(len(body + rest))})
+            await asyncio.wait_for(server.reached.get(), PATIENCE)
+        await until_closed(server)
+        await until_idle(service)
+        assert await metric(service, "opea_llm_cancelled_requests_total") == {"first_token": 1}
+    assert len(server.asked) == 1
+
+
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 async def test_a_replica_sees_the_connection_close(
