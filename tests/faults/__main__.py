@@ -32,6 +32,26 @@ status, and behind it an item of the stream. Deadlines are short in this table.
 """
 BESIDES = (
     (
+        "comments and pings alone come, for as long as the client stays",
+        "504, or an error item, at the same deadlines as without them",
+        "model_servers/remote/test_client.py",
+    ),
+    (
+        "an answer ends with a finish reason that says it is not complete (`abort`, `error` …)",
+        "502, or an error item behind the text",
+        "model_servers/remote/test_openai_api.py",
+    ),
+    (
+        "an answer is compressed in a way that is not read (`br`, `zstd`)",
+        "502 with the reason; other statuses keep their meaning",
+        "model_servers/remote/test_connection.py",
+    ),
+    (
+        "a gateway does not reach the model server (502, 504), or redirects",
+        "the service is not ready; requests get 502, and nothing is followed",
+        "model_servers/remote/test_client.py",
+    ),
+    (
         "a model server restarts under load",
         "what it had begun ends in an error; what comes meanwhile gets 502 or 503; then all is answered",
         "faults/test_connections.py",
@@ -67,7 +87,7 @@ BESIDES = (
         "faults/test_numbered_streams.py",
     ),
 )
-"""Faults of more than one answer: what happens, and the test of it."""
+"""Further faults: what happens, and the test of it."""
 
 
 @dataclass
@@ -163,7 +183,7 @@ async def page(monkeypatch: pytest.MonkeyPatch) -> str:
             async with situation() as made:
                 rows.append(await row(made, monkeypatch, Path(folder)))
                 print(*rows[-1], sep=" | ", flush=True)
-    tables = [*table(["fault", "a stream gets", "a whole answer is"], rows), "Faults of more than one answer:\n"]
+    tables = [*table(["fault", "a stream gets", "a whole answer is"], rows), "Further faults:\n"]
     return "\n".join([HEAD, *tables, *table(["fault", "what happens", "its test, in tests/"], BESIDES)])
 
 
