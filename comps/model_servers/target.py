@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Literal
 
 from comps.core.errors import SettingsError
 from comps.core.retries import Retries
 from comps.core.types import JSON
+
+_NAMES = {"verify": "tls_skip_verify", "retries": "retry_budget, retries_per_request"}
+"""What settings are called that are called otherwise in `Access`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,12 @@ class Access:
     """The budget of retries, which all replicas of a model share."""
     repeats: bool = True
     """Whether a request that the server has not begun is sent to it again; if not, another replica is asked."""
+
+    def changed(self) -> list[str]:
+        """Returns the names of the settings that are not at their defaults, without the API key."""
+        default, left_out = Access(), {"api_key", "repeats"} if self.repeats else {"api_key", "repeats", "retries"}
+        names = [one.name for one in fields(self) if one.name not in left_out]
+        return [_NAMES.get(name, name) for name in names if getattr(self, name) != getattr(default, name)]
 
 
 @dataclass(frozen=True, slots=True)

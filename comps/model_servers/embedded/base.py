@@ -122,6 +122,8 @@ class Embedded:
                 f"model_server_endpoint (LLM_MODEL_SERVER_ENDPOINT): {cls.kind} takes no endpoint, it runs the model; "
                 "model_server (MODEL_SERVER) says which kind of server that is: vllm, tgi or openai_api"
             )
+        if changed := target.access.changed():
+            log.warning("%s: no effect here: %s runs in this service", ", ".join(changed), target.model_name)
         return cls(target.model_name, target.device, target.engine, target.context_window)
 
     @staticmethod

@@ -7,7 +7,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -19,7 +18,7 @@ from pydantic import SecretStr
 from comps.core.errors import SettingsError
 from comps.core.types import JSON
 from comps.model_servers.remote.addresses import shown
-from comps.model_servers.target import Access, Target
+from comps.model_servers.target import Target
 
 log = logging.getLogger("opea_llm")
 
@@ -81,12 +80,6 @@ def field_of(kind: type[BaseChatModel], name: str) -> str | None:
     return None
 
 
-def _settings_without_argument(access: Access) -> set[str]:
-    """Returns the settings that a chat model cannot be given; over replicas, retries are not its own."""
-    names = {setting.name for setting in fields(Access)} - {"api_key", "repeats"}
-    return names if access.repeats else names - {"retries"}
-
-
 def arguments_of(kind: type[BaseChatModel], path: str, given: Mapping[str, JSON], target: Target) -> dict[str, Any]:
     """What the class is made with, by the names that it takes."""
     by_field: dict[str, Any] = {}
@@ -107,11 +100,8 @@ def arguments_of(kind: type[BaseChatModel], path: str, given: Mapping[str, JSON]
         by_field.setdefault(field, SecretStr(target.access.api_key))
     _keep_keys_of_environment(kind, by_field)
     _share_no_client(kind, by_field)
-    default = Access()
-    for name in _settings_without_argument(target.access):
-        if getattr(target.access, name) != getattr(default, name):
-            shown = "retry_budget, retries_per_request" if name == "retries" else name
-            raise SettingsError(f"{shown}: not known to a LangChain class; set an argument of {path} instead")
+    for name in target.access.changed():
+        raise SettingsError(f"{name}: not known to a LangChain class; set an argument of {path} instead")
     infos = kind.model_fields
     return {(field in infos and infos[field].alias) or field: value for field, value in by_field.items()}
 

@@ -23,7 +23,7 @@ from comps.model_servers.embedded.decoding import Chunks, is_greedy
 from comps.model_servers.embedded.engine_process import EngineProcess
 from comps.model_servers.embedded.engine_program import MessageReader, Part
 from comps.model_servers.embedded.model_files import BUNDLED_MODEL, find_checkpoint, find_gguf
-from comps.model_servers.target import Target
+from comps.model_servers.target import Access, Target
 from tests.model_servers.embedded.word_engine import Words
 
 ENDLESS = "round and"
@@ -424,9 +424,14 @@ def test_a_kind_without_its_package_says_what_to_install(
 
 
 @pytest.mark.parametrize("kind", ["llama_cpp", "transformers"])
-def test_a_kind_with_its_package_opens_without_loading_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kind_with_its_package_opens_without_loading_it_and_names_settings_of_other_kinds(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(target, "find_spec", lambda name: ModuleSpec(name, None))
-    assert open_model_server(kind, Target("m"))
+    assert open_model_server(kind, Target("m", access=Access(api_key="sk")))
+    assert not caplog.messages
+    assert open_model_server(kind, Target("m", access=Access(total_seconds=60.0, verify=False)))
+    assert caplog.messages == ["tls_skip_verify, total_seconds: no effect here: m runs in this service"]
     with pytest.raises(SettingsError, match=f"{kind} takes no endpoint"):
         open_model_server(kind, Target("m", "http://127.0.0.1:9"))
 
