@@ -148,6 +148,58 @@ async def test_nothing_private_is_in_an_error_a_metric_or_the_log(
         assert not [canary for canary in (PROMPT, ANSWER, HEADER) if canary in log]
 
 
+FUNCTION: JSON = {"name": "look_up_the_weather", "description": PROMPT, "parameters": {"type": "object"}}
+CALLED: JSON = {"id": PROMPT, "type": "function", "function": {"name": "f", "arguments": PROMPT}}
+FIELDS: dict[str, list[JSON]] = {
+    "/v1/chat/completions": [
+        {"messages": [{"role": "system", "content": PROMPT}, {"role": "user", "content": "Hi"}]},
+        {"messages": [{"role": "user", "content": "Hi", "name": PROMPT}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": f"data:{PROMPT}"}}]}]},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [CALLED]}]},
+        {"messages": "Hi", "tools": [{"type": "function", "function": FUNCTION}]},
+        {"messages": "Hi", "stop": ["a", PROMPT]},
+        {"messages": "Hi", "user": PROMPT},
+        {
+            "messages": "Hi",
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "n", "schema": {"type": "object", "properties": {"x": {"enum": [PROMPT]}}}},
+            },
+        },
+        {"query": "Hi", "documents": [PROMPT]},
+        {"query": "Hi", "chat_template": f"{PROMPT} {{question}} {{context}}"},
+    ],
+    "/v1/completions": [{"prompt": "Hi", "suffix": PROMPT}],
+    "/v1/embeddings": [{"input": ["Hi", PROMPT]}],
+}
+"""Bodies with a canary in each field that a model server gets."""
+
+
+@pytest.mark.parametrize("framework", ["native", "langchain"])
+async def test_no_field_that_a_model_server_quotes_is_in_an_error_or_the_log(
+    monkeypatch: pytest.MonkeyPatch, written: io.StringIO, framework: str
+) -> None:
+    replies = Everywhere()
+    quotes = {"error": {"message": f"bad: {{'x': '{PROMPT}'}} of 'look_up_the_weather'"}}
+    replies.reply = Reply([json.dumps(quotes).encode()], 400)
+    async with replaying(replies) as replay:
+        environment = {
+            "FRAMEWORK": framework,
+            "MODEL_SERVER": "openai_api",
+            "LLM_MODEL_SERVER_ENDPOINT": replay.url,
+        }
+        async with running({}, monkeypatch, environment) as service:
+            for path, bodies in FIELDS.items():
+                for body in bodies:
+                    answer = await service.post(body | {"stream": False}, path)
+                    said = answer.body.decode()
+                    assert PROMPT in json.dumps(replay.asked[-1][2]), body
+                    assert PROMPT not in said, body
+                    assert "bad: {'x': '***" in said
+                    assert "look_up_the_weather" in said
+    assert PROMPT not in written.getvalue()
+
+
 def whole() -> JSON:
     return {"choices": [{"index": 0, "message": {"content": ANSWER}, "finish_reason": "stop"}]}
 
@@ -208,6 +260,8 @@ def test_what_a_message_quotes_of_a_prompt_is_hidden_and_the_rest_stays() -> Non
     ):
         assert without_quotes(message, " ".join(prompt.split())) == wanted
     assert without_quotes("anything", "") == "anything"
+    assert without_quotes(r"bad: \u4f60\u597d\ud83d\ude00 0123456", "你好😀 0123456789") == "bad: 你好😀 0123456"
+    assert without_quotes(r"bad: \u4f60\u597d\ud83d\ude00 0123456789 \ud83d", "你好😀 0123456789") == "bad: *** \ufffd"
     long = "x" * 3_000_000 + " the very end, which is quoted"
     error = LLMError("what: the very end, which is quoted")
     Redactor().redact(error, (Message("user", [{"type": "text", "text": long}, {"type": "image_url"}, "other"]),))

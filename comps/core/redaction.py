@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import urlsplit
 
 from comps.core.errors import LLMError, Refused
-from comps.core.types import Prompt
+from comps.core.types import Message, Sampling
 
 HIDDEN = "***"
 
@@ -28,8 +28,12 @@ _CREDENTIALS = re.compile(r"//[^/?#]*@")
 _LEAST_QUOTE, _SURE_QUOTE = 12, 24
 """Characters: what a message and a prompt have in common may be a quote, and is one for sure."""
 _WORDS_ALONE = re.compile(r"[a-z ,.']+")
-_SEARCHED = 200_000
-"""Characters from the beginning and from the end of a prompt in which quotes are looked for."""
+_SEARCHED = 400_000
+"""Characters of a request in which quotes are looked for."""
+_NAMED = frozenset(("name", "required"))
+"""The keys of functions' names and of those of their arguments, without which errors about them are no help."""
+_NAME = re.compile(r"[\w.-]{1,64}")
+_ESCAPED = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
 
 
 def without_keys(text: str) -> str:
@@ -56,12 +60,12 @@ class Redactor:
         self._secrets = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
         self._addresses = sorted({name for url in urls for name in _names_in(url)}, key=len, reverse=True)
 
-    def redact(self, error: LLMError, asked: Prompt | Sequence[str] = "") -> None:
+    def redact(self, error: LLMError, *asked: object) -> None:
         """Take keys and quotes out of the texts of an error, and addresses out of that for callers.
 
         Args:
             error: The error, as a model server raised it.
-            asked: The prompt or the texts that the model server was asked about, which the error may quote.
+            *asked: What the model server was asked, which the error may quote: prompt, sampling, options, texts.
         """
         quotable = _searched(asked)
         told = str(error.args[0]) if error.args else ""
@@ -95,6 +99,7 @@ def without_quotes(message: str, text: str) -> str:
     """
     if not text:
         return message
+    message = _ESCAPED.sub(_unescaped, message)
     pieces, place = [], 0
     while place < len(message):
         end = place + _LEAST_QUOTE
@@ -110,22 +115,44 @@ def without_quotes(message: str, text: str) -> str:
     return "".join(pieces)
 
 
-def texts_of(asked: Prompt | Sequence[str]) -> Iterator[str]:
-    """Yields the texts in a prompt, or several texts, as they are."""
-    for one in (asked,) if isinstance(asked, str) else asked:
-        content = one if isinstance(one, str) else one.content
-        for part in (content,) if isinstance(content, str) else content:
-            text = part.get("text") if isinstance(part, dict) else part
-            if isinstance(text, str):
-                yield text
+def texts_of(asked: object) -> Iterator[str]:
+    """Yields all texts in what a model server is asked: in prompts, stop strings, options and lists of texts.
+
+    Keys are not among them, nor are the names of functions and of their arguments.
+    """
+    if isinstance(asked, str):
+        yield asked
+    elif isinstance(asked, Sampling):
+        yield from asked.stop
+    elif isinstance(asked, Message):
+        yield from texts_of((asked.content, *asked.extra.values()))
+    elif isinstance(asked, Mapping):
+        for key, one in asked.items():
+            yield from (text for text in texts_of(one) if key not in _NAMED or not _NAME.fullmatch(text))
+    elif isinstance(asked, list | tuple):
+        for one in asked:
+            yield from texts_of(one)
 
 
-def _searched(asked: Prompt | Sequence[str]) -> str:
-    """Returns the texts in one line, as messages of model servers are; of long ones, the beginning and the end."""
-    text = "\n".join(texts_of(asked))
-    if len(text) > 2 * _SEARCHED:
-        text = text[:_SEARCHED] + text[-_SEARCHED:]
-    return " ".join(text.split())
+def _searched(asked: object) -> str:
+    """Returns the texts, a line for each, since messages of model servers are one line.
+
+    If they are too long together, the longest ones have only their beginnings and ends.
+    """
+    texts = sorted(texts_of(asked), key=len)
+    parts, left = list[str](), _SEARCHED
+    for number, text in enumerate(texts):
+        half = left // (len(texts) - number) // 2
+        part = text if len(text) <= 2 * half else text[:half] + text[len(text) - half :]
+        parts.append(part)
+        left -= len(part)
+    return "\n".join(" ".join(part.split()) for part in parts)
+
+
+def _unescaped(escapes: re.Match[str]) -> str:
+    """Returns the characters for JSON's escapes of them."""
+    units = bytes.fromhex(escapes[0].replace("\\u", ""))
+    return units.decode("utf-16-be", "replace")
 
 
 def _names_in(url: str) -> Iterator[str]:

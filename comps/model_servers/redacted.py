@@ -48,7 +48,7 @@ class Redacted:
             try:
                 return await method(*arguments)
             except LLMError as error:
-                self._redactor.redact(error, *arguments[:1])
+                self._redactor.redact(error, *arguments)
                 if asks:
                     MODEL_SERVER_ERRORS[self._model, class_of(error)] += 1
                 raise
@@ -68,7 +68,7 @@ class Redacted:
         try:
             await self._server.generate(prompt, sampling, options, answer)
         except LLMError as error:
-            self._redactor.redact(error, prompt)
+            self._redactor.redact(error, prompt, sampling, options)
             MODEL_SERVER_ERRORS[self._model, class_of(error)] += 1
             raise
 
