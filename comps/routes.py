@@ -265,9 +265,15 @@ class Service:
     def _add_page(self, app: FastAPI) -> None:
         """Add the page for browsers."""
         microservice = self.settings.microservice
-        names = [generator.model for generator in self.models], [dialect.name for dialect in self.dialects]
-        most = microservice.max_body_mb * MEGABYTE
-        app.router.routes += page_routes(microservice.name, self.version, *names, most, self.bodies, self._refused)
+        dialects, most = [dialect.name for dialect in self.dialects], microservice.max_body_mb * MEGABYTE
+        app.router.routes += page_routes(
+            microservice.name, self.version, self._models_for, dialects, most, self.bodies, self._refused
+        )
+
+    def _models_for(self, request: Request) -> list[str]:
+        """Returns the names of the models that the sender of a request may use."""
+        caller: Caller | None = request.scope.get(CALLER)
+        return [one.model for one in self.models.allowed(caller.models if caller else ())]
 
     def _has(self, route: str) -> bool:
         return any(route in dialect.routes for dialect in self.dialects)

@@ -332,9 +332,11 @@ async def test_a_key_sees_and_uses_its_own_models_alone(framework: str, monkeypa
             await service.get("/v1/models", **bearer("c")),
             await service.post({"messages": "?"}, **bearer("c")),
         ]
+        on_the_page = [(await service.get("/ui/service.json", **bearer(key))).json["models"] for key in "abc"]
         unknown = await service.post({"messages": "?", "model": "third"}, **bearer("b"))
         ready = await service.get("/ready", **bearer("c"))
     assert listed == {"a": ["scripted", "org/second"], "b": ["org/second"]}
+    assert on_the_page == [["scripted", "org/second"], ["org/second"], []]
     assert default.json["choices"][0]["message"]["content"] == "two"
     assert [answer.status for answer in refused] == [403] * len(refused)
     assert all(b"'scripted' may not be used with this API key" in answer.body for answer in refused)

@@ -27,7 +27,7 @@ _HEADERS: Mapping[str, str] = {
 def page_routes(
     name: str,
     version: str,
-    models: Sequence[str],
+    models: Callable[[Request], Sequence[str]],
     dialects: Sequence[str],
     max_body: int,
     bodies: BodyMemory,
@@ -38,16 +38,16 @@ def page_routes(
     Args:
         name: What the service calls itself.
         version: Of the service.
-        models: The names of the served models.
+        models: Returns the names of the models that the sender of a request may use.
         dialects: The names of the dialects that are spoken.
         max_body: The maximum size of a document's file, in bytes.
         bodies: The room for them.
         failure: The response to an error.
     """
-    told = JSONResponse({"name": name, "version": version, "models": [*models], "dialects": [*dialects]})
 
-    async def service(_: Request) -> Response:
-        return told
+    async def service(request: Request) -> Response:
+        names = [*models(request)]
+        return JSONResponse({"name": name, "version": version, "models": names, "dialects": [*dialects]})
 
     async def read(request: Request) -> Response:
         try:
