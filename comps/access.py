@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Final
 
 from comps.core.errors import Overloaded, SettingsError, SettingsProblems, Unauthorized
+from comps.core.model_names import other_spelling
 from comps.watched_files import WatchedFiles
 
 log = logging.getLogger("opea_llm")
@@ -33,6 +34,7 @@ _KEY = re.compile(r"[!#-&(-+\--:<-~]+")
 """Visible ASCII without quotes, `,` and `;`."""
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 _HASHED = "sha256:"
+_AMOUNT = re.compile(r"0*[1-9][0-9]{0,14}")
 _LIMITS = ("requests_per_minute", "tokens_per_minute")
 _MODELS = "models"
 
@@ -131,7 +133,10 @@ class Keys:
         """
         parsed = _parsed(self._entries(self._read()), self._source)
         before = {one.name: one for one in self._by_digest.values()}
-        self._by_digest = {digest: _with_spent(one, before.get(one.name)) for digest, one in parsed.items()}
+        self._by_digest = {
+            digest: _with_spent(replace(one, models=frozenset(map(self._served, one.models))), before.get(one.name))
+            for digest, one in parsed.items()
+        }
 
     def warn(self) -> None:
         """Log a warning for each short key, and for each model that a key names and that is not served."""
@@ -144,6 +149,10 @@ class Keys:
             for model in sorted(one.models - self._known):
                 said = "%s: the key '%s' names the model '%s', which is not served here"
                 log.warning(said, self._source, one.name, model)
+
+    def _served(self, name: str) -> str:
+        """Returns the name of a served model that a name stands for, or else the name itself; see `Models.named`."""
+        return name if name in self._known or (other := other_spelling(name)) not in self._known else other
 
     def _reload_or_log(self) -> None:
         try:
@@ -233,15 +242,17 @@ def _entry(entry: str) -> tuple[bytes, Caller]:
     name, equals, key = (part.strip() for part in head.partition("="))
     if not (equals and _NAME.fullmatch(name)):
         raise SettingsError("not name = key, where a name has up to 64 letters, digits and ._@-")
-    if key.startswith(_HASHED):
+    if key.lower().startswith(_HASHED):
         if not _DIGEST.fullmatch(key, len(_HASHED)):
             raise SettingsError(f"{_HASHED} is not followed by 64 hexadecimal digits")
-        digest = bytes.fromhex(key.removeprefix(_HASHED))
+        digest = bytes.fromhex(key[len(_HASHED) :])
     elif _KEY.fullmatch(key):
         digest = sha256(key.encode()).digest()
     else:
         raise SettingsError("a key is of visible ASCII characters, none of them a quote, a comma or a semicolon")
     values = dict(_option(option) for option in options)
+    if len(values) < len(options):
+        raise SettingsError("what stands behind ; is there twice")
     requests, tokens = (Allowance(values[one]) if one in values else None for one in _LIMITS)  # type: ignore[arg-type]
     is_short = len(key) < _SHORT
     return digest, Caller(name, frozenset(values.get(_MODELS, ())), requests, tokens, is_short)  # type: ignore[arg-type]
@@ -251,7 +262,7 @@ def _option(option: str) -> tuple[str, int | list[str]]:
     """Returns an option behind a key. The error does not repeat it, since it may be the rest of a key with a `;`."""
     name, _, value = (part.strip() for part in option.partition("="))
     if name in _LIMITS:
-        if not (value.isascii() and value.isdigit() and int(value)):
+        if not _AMOUNT.fullmatch(value):
             raise SettingsError(f"{name} is not a whole number above 0")
         return name, int(value)
     models = [one for one in re.split(r"[,\s]+", value) if one]

@@ -59,7 +59,7 @@ async def ask(service: Service, method: str, path: str, headers: dict[str, str] 
 def test_a_file_has_a_key_in_each_line() -> None:
     keys = read(
         "\ufeff# ours\r\n\r\n web = s3cret \r\n"
-        f"  batch={hashed('x=y==')} ; requests_per_minute = 60; tokens_per_minute=1000\n"
+        f"  batch={hashed('x=y==').upper()} ; requests_per_minute = 60; tokens_per_minute=1000\n"
         "# theirs\nguest@x = abc; models = small, org/large other\n".removeprefix("\ufeff")
     )
     assert [named(keys, key) for key in ("s3cret", "x=y==", "abc")] == ["web", "batch", "guest@x"]
@@ -95,9 +95,11 @@ def test_a_variable_has_keys_between_commas_and_so_are_models() -> None:
         ("name = hüsh", "line 2: a key is of visible ASCII"),
         ("name = sha256:hush", "line 2: sha256: is not followed by 64"),
         ("name = hush; requests_per_minute=0", "line 2: requests_per_minute is not a whole number above 0"),
+        (f"name = hush; tokens_per_minute={'9' * 5000}", "line 2: tokens_per_minute is not a whole number above 0"),
         ("name = hush; tokens_per_minute=many", "line 2: tokens_per_minute is not a whole number above 0"),
         ("name = hush;hush", "line 2: behind ; may stand requests_per_minute=…, tokens_per_minute=…, models=…"),
         ("name = hush; request_per_minute=3", "line 2: behind ; may stand"),
+        ("name = hush; models=a; models=b", "line 2: what stands behind ; is there twice"),
         ("name = hush; models=", "line 2: behind ; may stand"),
         ("first = hush", "line 2: the same name as in line 1"),
         ("name = s3cret", "line 2: the same key as in line 1"),
@@ -307,7 +309,7 @@ def two_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("framework", ["native", "langchain"])
 async def test_a_key_sees_and_uses_its_own_models_alone(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
     servers = {"scripted": Scripted([["one"]]), "org/second": Scripted([["two"]])}
-    environment = {KEYS: "all=a, one=b; models=org/second, none=c; models=third", "FRAMEWORK": framework}
+    environment = {KEYS: "all=a, one=b; models=org/second:latest, none=c; models=third", "FRAMEWORK": framework}
     async with running(servers, monkeypatch, environment) as service:
         listed = {
             key: [model["id"] for model in (await service.get("/v1/models", **bearer(key))).json["data"]]
