@@ -17,6 +17,7 @@ from hashlib import sha256
 from math import ceil
 from time import monotonic
 from typing import Final
+from urllib.parse import quote
 
 from comps.core.errors import Overloaded, SettingsError, SettingsProblems, Unauthorized
 from comps.core.model_names import other_spelling
@@ -26,6 +27,7 @@ log = logging.getLogger("opea_llm")
 
 CALLER: Final = "opea_llm.caller"
 """The key of ASGI's scope with the `Caller`. It is absent if no keys are set, and on open routes."""
+_LONGEST_ADDRESS = 100
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SEPARATOR = re.compile(rf"[,\n](?=[ \t]*{_NAME.pattern}[ \t]*=)")
 _SHORT = 16
@@ -188,6 +190,17 @@ class Keys:
         if sent:
             raise Unauthorized("the API key is unknown")
         raise Unauthorized("an API key is needed, as Authorization: Bearer <key>, or in x-api-key or api-key")
+
+
+def client_address(client: tuple[str, int] | None) -> str | None:
+    """Returns the address of a client for the log and traces; None if it is not known.
+
+    If a trusted proxy tells it, it may be any text. It is shortened, and characters that no address has are quoted.
+
+    Args:
+        client: The address and the port, as in ASGI's scope.
+    """
+    return quote(client[0][:_LONGEST_ADDRESS], safe=":") if client else None
 
 
 def _with_spent(caller: Caller, before: Caller | None) -> Caller:

@@ -8,7 +8,7 @@ from time import monotonic
 from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
-from comps.access import CALLER, Caller
+from comps.access import CALLER, Caller, client_address
 from comps.admission import RequestSlots
 from comps.core.generator import TextGenerator
 from comps.core.request_id import REQUEST_ID
@@ -158,7 +158,7 @@ class Exchange(Times):
             "path": self.path,
             "outcome": self.outcome,
             "request_id": self.id,
-            "client": self.client[0] if self.client else None,
+            "client": client_address(self.client),
             "key": self.caller.name if self.caller else None,
             "dialect": self.dialect,
             "model": self.model,
@@ -183,7 +183,7 @@ class Exchange(Times):
         tokens = f"{usage.prompt_tokens}+{usage.completion_tokens}" if usage else "-"
         ignored = self.ignored.replace(", ", ",")
         return (
-            f"{self.path} {self.outcome} id={self.id or '-'} client={self.client[0] if self.client else '-'}"
+            f"{self.path} {self.outcome} id={self.id or '-'} client={client_address(self.client) or '-'}"
             f"{f' key={self.caller.name}' if self.caller else ''} dialect={self.dialect or '-'} "
             f"model={self.model or '-'} server={server or '-'} stream={'yes' if self.streamed else 'no'} "
             f"reason={self.reason or '-'} tokens={tokens} queue={queue:.3f} "

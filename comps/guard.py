@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from comps.access import CALLER, Caller, Keys
+from comps.access import CALLER, Caller, Keys, client_address
 from comps.core.errors import LLMError, Unauthorized
 from comps.core.request_id import REQUEST_ID
 from comps.logs import RequestLine, log
@@ -89,13 +89,12 @@ class Refusal:
 
     def fields(self, server: str) -> dict[str, Any]:
         """Returns what it says, by name."""
-        client = self.scope.get("client")
         return {
             "method": self.scope["method"],
             "path": quote(_route_path(self.scope)[:_LONGEST_PATH]),
             "outcome": str(self.status),
             "request_id": REQUEST_ID.get(),
-            "client": quote(client[0][:_LONGEST_PATH], safe=":") if client else None,
+            "client": client_address(self.scope.get("client")),
             "key": self.caller.name if self.caller else None,
             "error": str(self.error),
         }

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import Scope
 
+from comps.access import client_address
 from comps.admission import RequestSlots
 from comps.core.answers import Forwarding
 from comps.core.errors import LLMError
@@ -196,7 +197,7 @@ class Trace:
             "url.path": scope["path"],
             "url.scheme": scope.get("scheme", "http"),
             "http.request.header.x-request-id": [exchange.id],
-            **({"client.address": exchange.client[0]} if exchange.client else {}),
+            **({"client.address": client_address(exchange.client)} if exchange.client else {}),
         }
         self._span = tracing.tracer.start_span(
             f"{scope['method']} {exchange.path}",

@@ -561,6 +561,8 @@ async def test_the_page_may_run_its_own_scripts_alone_and_stand_in_no_frame(monk
         ("10.0.0.0/8", "203.0.113.9", "127.0.0.1"),
         ("127.0.0.1", "", "127.0.0.1"),
         ("127.0.0.1", "evil 200 key=web", "evil%20200%20key%3Dweb"),
+        ("127.0.0.1", "x" * 9000, "x" * 100),
+        ("127.0.0.0/8, 2001:db8::/32", "9.9.9.9, [2001:DB9:0::1]:443, 2001:db8:1::1", "2001:DB9:0::1"),
     ],
 )
 async def test_the_address_of_a_client_is_what_a_trusted_proxy_tells(
@@ -573,3 +575,4 @@ async def test_the_address_of_a_client_is_what_a_trusted_proxy_tells(
         assert (await service.post(QUERY, **headers)).status == 401
         assert (await service.post(QUERY, **headers, **WEB)).status == 200
     assert f"from {client} 401" in caplog.text
+    assert f" client={client} key=web " in caplog.text

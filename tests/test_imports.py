@@ -55,7 +55,7 @@ INTERNAL: dict[str, set[str]] = {
     "connections": {"core", "limits", "requests"},
     "refusals": {"core", "dialects.*"},
     "exchange": {"core", "access", "admission"},
-    "tracing": {"core", "admission", "exchange", "logs", "settings"},
+    "tracing": {"core", "access", "admission", "exchange", "logs", "settings"},
     "metrics": set(),
     "answer_metrics": {"exchange", "metrics"},
     "telemetry": {
