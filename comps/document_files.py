@@ -127,8 +127,9 @@ async def read_apart(name: str, content: bytes) -> str:
     Raises:
         UnreadableDocument: See `text_of_file`; also if it takes too long, or too much memory.
     """
+    kind = PurePath(name).suffix.lower()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "comps.document_files", name, str(_MEMORY)),
+        *(sys.executable, "-m", "comps.document_files", f"document{kind if kind in KINDS else ''}", str(_MEMORY)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,

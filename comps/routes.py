@@ -38,7 +38,7 @@ from comps.refusals import Refusals
 from comps.settings import Model, Settings
 from comps.telemetry import Telemetry
 from comps.tracing import Tracing
-from comps.ui import PAGE, page_files, page_routes
+from comps.ui import PAGE, DocumentReader, page_files, page_routes
 from comps.unknown_routes import UnknownRoutes
 from comps.version import version
 from comps.watched_files import WatchedFiles
@@ -265,10 +265,9 @@ class Service:
     def _add_page(self, app: FastAPI) -> None:
         """Add the page for browsers."""
         microservice = self.settings.microservice
-        dialects, most = [dialect.name for dialect in self.dialects], microservice.max_body_mb * MEGABYTE
-        app.router.routes += page_routes(
-            microservice.name, self.version, self._models_for, dialects, most, self.bodies, self._refused
-        )
+        dialects = [dialect.name for dialect in self.dialects]
+        reader = DocumentReader(microservice.max_body_mb * MEGABYTE, self.bodies, _caller_name, self._refused)
+        app.router.routes += page_routes(microservice.name, self.version, self._models_for, dialects, reader)
 
     def _models_for(self, request: Request) -> list[str]:
         """Returns the names of the models that the sender of a request may use."""
@@ -361,6 +360,11 @@ def _model_server(model: Model, show_endpoint: bool) -> JSON:
     if show_endpoint:
         seen["endpoint"] = ", ".join(shown_urls(model.model_server_endpoint)) or None
     return seen
+
+
+def _caller_name(request: Request) -> str:
+    caller: Caller | None = request.scope.get(CALLER)
+    return caller.name if caller else ""
 
 
 def _retry(error: LLMError) -> dict[str, str]:

@@ -129,7 +129,7 @@ INTERNAL: dict[str, set[str]] = {
     },
     "preview": {"core"},
     "document_files": set(),
-    "ui": {"core", "body_memory", "document_files"},
+    "ui": {"core", "admission", "body_memory", "document_files"},
     "relevance": {"core"},
     "listening": {"core", "settings"},
     "tls": {"core", "settings", "watched_files"},

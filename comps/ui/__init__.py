@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from time import monotonic
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from comps.admission import Admission, RequestSlots
 from comps.body_memory import BodyMemory
 from comps.core.errors import BodyTooLarge, InvalidRequest, LLMError
 from comps.document_files import UnreadableDocument, read_apart
 
 PAGE = "/ui"
+_READ_AT_ONCE, _WAITING, _WAIT_SECONDS = 2, 64, 60
+"""Files of documents that are read at once, each in a process of its own; how many more may wait, and how long."""
 _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _HEADERS: Mapping[str, str] = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -29,9 +33,7 @@ def page_routes(
     version: str,
     models: Callable[[Request], Sequence[str]],
     dialects: Sequence[str],
-    max_body: int,
-    bodies: BodyMemory,
-    failure: Callable[[LLMError], Response],
+    reader: DocumentReader,
 ) -> list[Route]:
     """Returns the routes of the page: `/ui`, its files, what it is told of the service, and `POST /ui/read`.
 
@@ -40,32 +42,61 @@ def page_routes(
         version: Of the service.
         models: Returns the names of the models that the sender of a request may use.
         dialects: The names of the dialects that are spoken.
-        max_body: The maximum size of a document's file, in bytes.
-        bodies: The room for them.
-        failure: The response to an error.
+        reader: Answers `POST /ui/read`.
     """
 
     async def service(request: Request) -> Response:
         names = [*models(request)]
         return JSONResponse({"name": name, "version": version, "models": names, "dialects": [*dialects]})
 
-    async def read(request: Request) -> Response:
+    routes = [_file(path, content) for path, content in _files().items()]
+    return [*routes, Route(f"{PAGE}/service.json", service), Route(f"{PAGE}/read", reader.read, methods=["POST"])]
+
+
+class DocumentReader:
+    """Reads the files of documents for the page, a few at once.
+
+    Args:
+        max_body: The maximum size of a file, in bytes.
+        bodies: The room for them.
+        caller: Returns the name of the sender of a request; senders take turns.
+        failure: The response to an error.
+    """
+
+    def __init__(
+        self,
+        max_body: int,
+        bodies: BodyMemory,
+        caller: Callable[[Request], str],
+        failure: Callable[[LLMError], Response],
+    ) -> None:
+        self._max_body = max_body
+        self._bodies = bodies
+        self._caller = caller
+        self._failure = failure
+        self._admission = Admission(_READ_AT_ONCE, _WAITING, _WAIT_SECONDS)
+
+    async def read(self, request: Request) -> Response:
+        """Returns the text of a document's file, which is the body of the request."""
+        slots = RequestSlots(self._admission, self._caller(request), monotonic())
         try:
+            slots.check()
             size = request.headers.get("content-length", "")
-            await bodies.take(request, min(int(size), max_body) if size.isdigit() else max_body)
-            content = await _content(request, max_body)
+            await self._bodies.take(request, min(int(size), self._max_body) if size.isdigit() else self._max_body)
+            content = await _content(request, self._max_body)
+            await slots.enter()
+            if await request.is_disconnected():
+                raise ClientDisconnect
             return JSONResponse({"text": await read_apart(request.query_params.get("name", ""), content)})
         except UnreadableDocument as error:
-            return failure(InvalidRequest(str(error), "body"))
+            return self._failure(InvalidRequest(str(error), "body"))
         except LLMError as error:
-            return failure(error)
+            return self._failure(error)
         except ClientDisconnect:
             return Response(status_code=400)
         finally:
-            bodies.give_back(request)
-
-    routes = [_file(path, content) for path, content in _files().items()]
-    return [*routes, Route(f"{PAGE}/service.json", service), Route(f"{PAGE}/read", read, methods=["POST"])]
+            slots.close()
+            self._bodies.give_back(request)
 
 
 def page_files() -> list[str]:
