@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from comps.access import CALLER, Caller
-from comps.core.errors import UnknownRoute
+from comps.core.errors import UnknownRoute, shortened
 from comps.guard import Refusal
 from comps.logs import RequestLine, log
 from comps.refusals import Refusals
@@ -42,7 +42,7 @@ class UnknownRoutes:
         path = request.url.path
         nearest = self._nearest(request.method, path)
         hint = f"; did you mean {nearest}?" if nearest else self._otherwise
-        said = UnknownRoute(f"{request.method} {path}: {error.detail}{hint}", error.status_code)
+        said = UnknownRoute(f"{request.method} {shortened(path)}: {error.detail}{hint}", error.status_code)
         caller: Caller | None = request.scope.get(CALLER)
         self._telemetry.refused(caller, error.status_code)
         log.info(RequestLine(Refusal(said, error.status_code, caller, request.scope), ""))

@@ -332,11 +332,12 @@ async def test_no_text_of_others_begins_a_line_of_the_log_or_moves_the_cursor(
         for _ in range(2):
             await service.post({"messages": INJECTED, INJECTED: 1, "model": INJECTED})
         await service.get("/v1/models/%0d%0a%1b[2J", **{"X-Request-Id": "a\x1b[2Jb"})
+        assert len((await service.get(f"/{'%00' * 2000}")).body) < 2000
     logs.log.error("%s", INJECTED, exc_info=caused())
     asyncio.get_running_loop().call_exception_handler({"message": INJECTED, "exception": RuntimeError(PROMPT)})
     lines = written.getvalue().splitlines()
     assert "\\x1b[2J" in written.getvalue()
-    assert all(line.isprintable() for line in lines)
+    assert all(line.isprintable() and len(line) < 2000 for line in lines)
     assert all(line.startswith(("[2", "  ")) and not line.startswith("[2026-01-01]") for line in lines)
     assert [line for line in lines if "ValueError" in line]
     assert PROMPT not in written.getvalue()
