@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import sys
 import threading
@@ -54,6 +55,8 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 _EXPORTER = "OTEL_TRACES_EXPORTER"
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+_QUOTING = ("opentelemetry.baggage", "opentelemetry.trace", "opentelemetry.propagators")
+"""The loggers of OpenTelemetry that warn of callers' headers with all that is in them."""
 _LAST_SECONDS = 5.0
 """How long the last spans may take to be exported at the end."""
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed")
@@ -119,6 +122,8 @@ class Tracing:
     def __init__(self, provider: Any, models: Mapping[str, Model], version: str, captures: bool = False) -> None:
         from opentelemetry import propagate
 
+        for name in _QUOTING:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._provider = provider
         self._propagate = propagate
         self.tracer = provider.get_tracer("opea_llm", version)

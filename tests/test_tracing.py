@@ -116,6 +116,17 @@ def by_name(exporter: Any) -> dict[str, Any]:
 
 
 @needs_sdk
+async def test_no_header_of_a_caller_is_in_the_log_or_the_spans(
+    monkeypatch: pytest.MonkeyPatch, spans: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = {"traceparent": PARENT, "tracestate": "Canary,canary=x y", "baggage": f"canary=x y,{'Canary' * 999}"}
+    async with running(Scripted(), monkeypatch) as service:
+        assert (await service.post(CHAT, **sent)).status == 200
+        await until_idle(service)
+    assert "canary" not in f"{caplog.text} {[span.to_json() for span in spans.get_finished_spans()]}".lower()
+
+
+@needs_sdk
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("framework", ["native", "langchain"])
 async def test_a_request_has_spans_for_itself_its_queue_its_prompt_and_the_model_server(
