@@ -209,6 +209,44 @@ def ends_or_fails(call: GenerationCall, generations: Any) -> list[str]:
     raise RuntimeError(f"{KEY[:0]}{PROMPT} {ANSWER} {call} {generations}")
 
 
+ODD: list[tuple[str, JSON]] = [
+    ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": PROMPT}]}]}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": {"text": PROMPT}}]}]}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": [PROMPT]}}]}]}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": [PROMPT]}}]}]}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": "Hi"}], "tools": [{"type": PROMPT}]}),
+    (
+        "/v1/messages",
+        {
+            "messages": [{"role": "user", "content": "Hi"}],
+            "tools": [{"name": "f", "input_schema": {}}],
+            "tool_choice": {"type": "tool", "name": PROMPT},
+        },
+    ),
+    ("/v1/responses", {"input": [{"type": {"text": PROMPT}}]}),
+    ("/v1/responses", {"input": "Hi", "tools": [{"type": PROMPT}]}),
+    ("/v2/embed", {"model": "scripted", "input_type": "x", "texts": ["Hi"], "embedding_types": [PROMPT]}),
+    ("/api/generate", {"model": "scripted", "prompt": "Hi", "template": f'{{{{ "{PROMPT}" }}}}'}),
+    (CHAT.path, {"query": "Hi", "documents": ["Hi"], "language": PROMPT}),
+    (CHAT.path, {"messages": [{"role": PROMPT, "content": PROMPT}]}),
+    (CHAT.path, {"messages": "Hi", "temperature": PROMPT, "stop": {"x": PROMPT}, "stream": PROMPT}),
+]
+"""Bodies with a text where a name or a value of another type is read."""
+
+
+async def test_a_text_where_none_belongs_is_in_no_error_and_not_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, written: io.StringIO
+) -> None:
+    async with running(Scripted(), monkeypatch) as service:
+        for path, body in ODD:
+            answer = await service.post({"max_tokens": 2, **body}, path)
+            assert answer.status in (400, 422), (path, body, answer.body)
+            assert PROMPT not in answer.body.decode()
+        body = {"max_tokens": 2, "messages": [{"role": "user", "content": [{"type": "odd-1"}]}]}
+        assert "a block of type 'odd-1' is not read here" in (await service.post(body, "/v1/messages")).body.decode()
+    assert PROMPT not in written.getvalue()
+
+
 async def test_the_servers_of_tokens_and_their_secrets_are_in_no_error(
     monkeypatch: pytest.MonkeyPatch, written: io.StringIO
 ) -> None:

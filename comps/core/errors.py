@@ -29,6 +29,7 @@ files. An error that an operator could not mend by its message has a second text
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -37,6 +38,7 @@ Failure = TypeVar("Failure", bound="LLMError")
 
 _LONGEST_NAME = 200
 """The most characters of a name from a request in an error."""
+_NAME = re.compile(r"[\w.:/-]{1,64}")
 
 
 class LLMError(Exception):
@@ -236,6 +238,11 @@ class SettingsError(LLMError):
 def shortened(name: str) -> str:
     """Returns a name from a request as an error shows it: it may have megabytes."""
     return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
+
+
+def shown_name(said: object) -> str:
+    """Returns a name from a request in quotes, as an error shows it; `'...'` for what is no name, such as a text."""
+    return f"'{said}'" if said is None or (isinstance(said, str) and _NAME.fullmatch(said)) else "'...'"
 
 
 class SettingsProblems:

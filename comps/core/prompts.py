@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from itertools import islice
 
-from comps.core.errors import InvalidRequest
+from comps.core.errors import InvalidRequest, shown_name
 from comps.core.repetitions import once_each
 from comps.core.types import JSON, Document, GenerationRequest, Message, Prompt
 
@@ -129,7 +129,9 @@ def check_language(request: GenerationRequest, templates: Templates) -> None:
     """
     if request.language != AUTO and request.language not in templates.rag:
         known = ", ".join([AUTO, *sorted(templates.rag)])
-        raise InvalidRequest(f"there is no prompt template for '{request.language}'; known: {known}", "language")
+        raise InvalidRequest(
+            f"there is no prompt template for {shown_name(request.language)}; known: {known}", "language"
+        )
 
 
 def numbered(documents: Sequence[Document]) -> tuple[Document, ...]:
@@ -327,7 +329,7 @@ def only_text(message: Message) -> str:
         return message.content
     other = next((part for part in message.content if part.get("type") != "text"), None)
     if other is not None:
-        raise InvalidRequest(f"this model takes text only, no '{other.get('type')}'", "messages")
+        raise InvalidRequest(f"this model takes text only, no {shown_name(other.get('type'))}", "messages")
     return "\n".join(part["text"] for part in message.content)
 
 

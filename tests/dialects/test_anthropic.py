@@ -332,7 +332,7 @@ PDF = {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}
         ({"content": [5]}, "messages.0.content.0: Input should be an object"),
         ({"content": [text("?"), {"type": "text"}]}, "messages.0.content.1: a block of type 'text' needs its text"),
         ({"content": [{"type": "video"}]}, "a block of type 'video' is not read here; known: text, image"),
-        ({"content": [{"type": ["text"]}]}, "a block of type '['text']' is not read here"),
+        ({"content": [{"type": ["text"]}]}, "a block of type '...' is not read here"),
         ({"content": [{"type": "web_search_tool_result"}]}, "tools that Anthropic's servers run are not here"),
         ({"content": [{"type": "tool_use", "id": "a", "name": "b", "input": {}}]}, "the role user has no block of"),
         ({"content": [{"type": "document", "source": PDF}]}, "such as a PDF, is not read here"),

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from comps.core.errors import shown_name
 from comps.core.types import JSON
 from comps.dialects.shared.bodies import MOST
 
@@ -75,7 +76,7 @@ def _check_image(block: Block) -> None:
         case "file":
             raise ValueError("files are not kept here; send the image with a source of type 'base64' or 'url'")
         case other:
-            raise ValueError(f"the source of an image is of type 'base64' or 'url', not '{other}'")
+            raise ValueError(f"the source of an image is of type 'base64' or 'url', not {shown_name(other)}")
 
 
 def _check_document(block: Block) -> None:
@@ -93,7 +94,7 @@ def _check_document(block: Block) -> None:
         case "url" | "file" as kind:
             raise ValueError(f"a document by its {kind} is not fetched here; send its text, as source.data")
         case other:
-            raise ValueError(f"the source of a document is of type 'text' or 'content', not '{other}'")
+            raise ValueError(f"the source of a document is of type 'text' or 'content', not {shown_name(other)}")
 
 
 def _check_search_result(block: Block) -> None:
@@ -153,7 +154,7 @@ def checked(block: Any) -> Block:
     if check is None:
         of_servers = isinstance(kind, str) and kind.endswith(_OF_SERVERS)
         why = "tools that Anthropic's servers run are not here" if of_servers else f"known: {', '.join(_CHECKS)}"
-        raise ValueError(f"a block of type '{kind}' is not read here; {why}")
+        raise ValueError(f"a block of type {shown_name(kind)} is not read here; {why}")
     check(block)
     read: Block = block
     return read

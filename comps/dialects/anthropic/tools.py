@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from comps.core.errors import InvalidRequest
+from comps.core.errors import InvalidRequest, shown_name
 from comps.core.types import JSON
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
@@ -23,7 +23,9 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 def _checked_tool(tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type") not in (None, "custom"):
         kind = tool["type"]
-        raise ValueError(f"tools of type '{kind}' are Anthropic's own; a tool here has a name and its input_schema")
+        raise ValueError(
+            f"tools of type {shown_name(kind)} are Anthropic's own; a tool here has a name and its input_schema"
+        )
     if not (isinstance(tool.get("name"), str) and _NAME.fullmatch(tool["name"])):
         raise ValueError("a tool needs a name of at most 128 letters, digits, underscores and dashes")
     if not isinstance(tool.get("input_schema"), dict):
@@ -64,7 +66,7 @@ def options_of_tools(tools: Sequence[Mapping[str, Any]], choice: Mapping[str, An
     if kind == "tool":
         name = choice["name"]
         if all(tool["name"] != name for tool in tools):
-            raise InvalidRequest(f"there is no tool '{name}'", "tool_choice.name")
+            raise InvalidRequest(f"there is no tool {shown_name(name)}", "tool_choice.name")
         options["tool_choice"] = {"type": "function", "function": {"name": name}}
     if choice.get("disable_parallel_tool_use"):
         options["parallel_tool_calls"] = False

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from comps.core.errors import InvalidRequest, LLMError, Malformed
+from comps.core.errors import InvalidRequest, LLMError, Malformed, shown_name
 from comps.core.request_id import REQUEST_ID
 from comps.core.types import (
     CALLS_ON_DEMAND,
@@ -319,7 +319,9 @@ class CohereEmbed(EmbeddingCall):
             raise InvalidRequest("there is nothing to embed; texts or inputs are needed", "texts")
         other = next((kind for kind in self.embedding_types or () if kind not in _ENCODED), None)
         if other:
-            raise InvalidRequest(f"'{other}' is not made here; known: {', '.join(_ENCODED)}", "embedding_types")
+            raise InvalidRequest(
+                f"{shown_name(other)} is not made here; known: {', '.join(_ENCODED)}", "embedding_types"
+            )
         return self.given or ["\n".join(part["text"] for part in one["content"]) for one in self.inputs or ()]
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:

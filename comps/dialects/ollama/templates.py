@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from comps.core.errors import InvalidRequest
+from comps.core.errors import InvalidRequest, shown_name
 
 _ACTION = re.compile(r"{{(-\s)?([^{}]*?)(\s-)?}}")
 _CONDITION = re.compile(r"if +\.(\w+)")
@@ -76,4 +76,5 @@ def _checked(text: str) -> str:
 
 def _unknown(action: str, values: Mapping[str, str]) -> InvalidRequest:
     known = ", ".join(f".{name}" for name in values)
-    return InvalidRequest(f"'{action}' is not read here; what is: {known}, {_ANSWER}, if, else and end", "template")
+    said = shown_name(action.partition(" ")[0])
+    return InvalidRequest(f"{said} is not read here; what is: {known}, {_ANSWER}, if, else and end", "template")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from comps.core.errors import InvalidRequest
+from comps.core.errors import InvalidRequest, shown_name
 from comps.core.types import JSON, Message
 
 _TOLD = frozenset(("type", "id", "status", "annotations", "logprobs", "encrypted_content"))
@@ -62,7 +62,9 @@ class Conversation:
             case "item_reference":
                 raise InvalidRequest(_NO_REFERENCES, f"{place}.type")
             case other:
-                raise InvalidRequest(f"'{other}' is none of the types that are read: {_ITEMS}", f"{place}.type")
+                raise InvalidRequest(
+                    f"{shown_name(other)} is none of the types that are read: {_ITEMS}", f"{place}.type"
+                )
 
     def _message(self, item: dict[str, JSON], place: str) -> None:
         self._name_ignored(item, "input", "role", "content")

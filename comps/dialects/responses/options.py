@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from comps.core.errors import InvalidRequest
+from comps.core.errors import InvalidRequest, shown_name
 from comps.core.types import JSON
 from comps.dialects.shared.fields import matters
 
@@ -35,7 +35,7 @@ _OF_OTHER_APIS = frozenset(
 """Undeclared fields that are not passed on: they are the chat API's, which has them under other names or whose answers
 have no place here."""
 _FUNCTION = ("name", "description", "parameters", "strict")
-_OF_OPENAI = "'{}' is a tool that OpenAI runs; here the model can call functions, of the type function"
+_OF_OPENAI = "{} is a tool that OpenAI runs; here the model can call functions, of the type function"
 _FILE_SEARCH = ", and answers from the documents that the body has in `documents`"
 
 
@@ -55,7 +55,7 @@ def tools(given: Sequence[dict[str, JSON]]) -> list[JSON]:
         kind = tool.get("type")
         if kind != "function":
             further = _FILE_SEARCH if kind == "file_search" else ""
-            message = _OF_OPENAI.format(kind) + further if kind else "a tool needs a type: function"
+            message = _OF_OPENAI.format(shown_name(kind)) + further if kind else "a tool needs a type: function"
             raise InvalidRequest(message, f"tools.{place}.type")
         if not isinstance(told(tool).get("name"), str):
             raise InvalidRequest("a function needs a name", f"tools.{place}.name")
