@@ -3,41 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, OrderedDict, deque
+from typing import TypeAlias
 
 from comps.core.errors import Overloaded
 
+_Waiting: TypeAlias = "tuple[object, int, asyncio.Future[None]]"
+"""A request that waits, the bytes that its body has at most, and the future whose end is that there is room."""
+
 
 class BodyMemory:
-    """The room for bodies that are read and answered. It is given in the order in which it was asked for.
+    """The room for bodies that are read and answered. Callers take turns, each in the order of its requests.
 
     A body waits in its connection, of which nothing is read meanwhile, so that its client waits to send it.
 
     Args:
         most: The bytes of all bodies together; one body alone may have more.
         seconds: How long a body may wait; 0: no limit.
+        share: The bytes of the bodies of one caller together; one body alone may have more. None: `most`.
     """
 
-    def __init__(self, most: int, seconds: float) -> None:
+    def __init__(self, most: int, seconds: float, share: int | None = None) -> None:
         self._most = most
         self._seconds = seconds
+        self._share = most if share is None else share
         self.held = 0
         """The bytes of all bodies that have room."""
-        self._sizes: dict[object, int] = {}
-        self._waiting: deque[tuple[object, int, asyncio.Future[None]]] = deque()
+        self._held_by: Counter[str] = Counter()
+        self._sizes: dict[object, tuple[str, int]] = {}
+        """The callers and the bytes of requests that have room."""
+        self._queues: OrderedDict[str, deque[_Waiting]] = OrderedDict()
+        """The bodies that wait, by their callers; the next caller first."""
 
-    async def take(self, request: object, size: int) -> None:
+    async def take(self, request: object, size: int, caller: str = "") -> None:
         """Wait for room, and take it; it is taken until `give_back`, whatever happens meanwhile.
 
         Args:
             request: Whose body it is.
             size: The bytes that it has at most.
+            caller: Who sent it; empty if callers have no names.
 
         Raises:
             Overloaded: It waited too long.
         """
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, size, granted))
+        self._queues.setdefault(caller, deque()).append((request, size, granted))
         self._grant()
         try:
             await asyncio.wait_for(granted, self._seconds or None)
@@ -48,25 +58,50 @@ class BodyMemory:
             if granted.cancelled():
                 self._grant()
 
+    @property
+    def waiting(self) -> int:
+        """The bodies for which there is no room yet."""
+        return sum(map(len, self._queues.values()))
+
     def settle(self, request: object, size: int) -> None:
         """Give back what a body has turned out not to need."""
-        self.held += size - self._sizes[request]
-        self._sizes[request] = size
+        caller, before = self._sizes[request]
+        self._hold(request, caller, size - before, size)
         self._grant()
 
     def give_back(self, request: object) -> None:
         """Give back the room of a request, if it has any."""
-        self.held -= self._sizes.pop(request, 0)
+        caller, size = self._sizes.get(request, ("", 0))
+        self._hold(request, caller, -size, 0)
         self._grant()
+
+    def _hold(self, request: object, caller: str, more: int, size: int) -> None:
+        """Note that a request has room of a size now, which is that much more than before; 0: it has none."""
+        self.held += more
+        self._held_by[caller] += more
+        self._sizes[request] = caller, size
+        if not size:
+            del self._sizes[request]
+        if not self._held_by[caller]:
+            del self._held_by[caller]
 
     def _grant(self) -> None:
         """Give room to those that wait, as far as there is some; one that has given up is passed over."""
-        while self._waiting:
-            request, size, granted = self._waiting[0]
+        while (caller := next(filter(self._may_have_more, self._queues), None)) is not None:
+            queue = self._queues[caller]
+            request, size, granted = queue[0]
             if not granted.done():
                 if self.held and self.held + size > self._most:
                     return
-                self.held += size
-                self._sizes[request] = size
+                self._hold(request, caller, size, size)
                 granted.set_result(None)
-            self._waiting.popleft()
+            queue.popleft()
+            self._queues.move_to_end(caller)
+            if not queue:
+                del self._queues[caller]
+
+    def _may_have_more(self, caller: str) -> bool:
+        """Whether the oldest waiting body of a caller is within its share, or is not wanted any more."""
+        _, size, granted = self._queues[caller][0]
+        held = self._held_by[caller]
+        return granted.done() or not held or held + size <= self._share

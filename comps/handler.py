@@ -98,7 +98,8 @@ class Handler:
         try:
             endpoint, variables = self._endpoint_for(scope)
             style = endpoint.style
-            body = await read_body(response, scope, receive, self._max_body, self._bodies)
+            caller = exchange.caller.name if exchange.caller else ""
+            body = await read_body(response, scope, receive, self._max_body, self._bodies, caller)
             exchange.received_at = monotonic()
             call = await self._read(body, endpoint, variables, exchange)
             del body

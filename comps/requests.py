@@ -109,7 +109,9 @@ def without_body(send: Send) -> Send:
     return send_head
 
 
-async def read_body(response: Response, scope: Scope, receive: Receive, most: int, memory: BodyMemory) -> bytes:
+async def read_body(
+    response: Response, scope: Scope, receive: Receive, most: int, memory: BodyMemory, caller: str = ""
+) -> bytes:
     """Returns the request's body, decompressed.
 
     Args:
@@ -117,7 +119,8 @@ async def read_body(response: Response, scope: Scope, receive: Receive, most: in
         scope: ASGI's scope of the request.
         receive: ASGI's `receive`.
         most: The maximum number of bytes, before and after decompression.
-        memory: The room for a body that may be large; it is given back by the caller.
+        memory: The room for a body that may be large; it has to be given back.
+        caller: Who sent the request; empty if callers have no names.
 
     Raises:
         BodyTooLarge: The body has more than `most` bytes; the rest is not received.
@@ -137,7 +140,7 @@ async def read_body(response: Response, scope: Scope, receive: Receive, most: in
         return body
     needed = _needed(body, scope, most, is_compressed=bool(encodings))
     if needed > _SMALL:
-        await memory.take(response, needed)
+        await memory.take(response, needed, caller)
     if body is None:
         body = await _received(receive, most)
     if encodings:

@@ -89,7 +89,8 @@ class Service:
             for generator in models
         }
         self.telemetry.watch(self.admissions)
-        self.bodies = BodyMemory(limits.max_bodies_mb * MEGABYTE, limits.max_wait_seconds)
+        room = limits.max_bodies_mb * MEGABYTE
+        self.bodies = BodyMemory(room, limits.max_wait_seconds, room // 2 if keys else None)
         self.shut_down = shut_down if settings.microservice.allow_shutdown else None
         self._watched = watched
         self.refusal = Refusals(dialects, others)

@@ -53,6 +53,28 @@ async def test_room_is_given_in_order_and_one_body_alone_may_have_more() -> None
     assert memory.held == 0
 
 
+async def test_callers_take_turns_and_none_has_more_than_its_share_unless_one_body_is_more() -> None:
+    memory, order = BodyMemory(10, 0, 5), list[str]()
+
+    async def taken(name: str, size: int) -> None:
+        await memory.take(name, size, name[0])
+        order.append(name)
+
+    sizes = [("a1", 4), ("a2", 4), ("a3", 1), ("a4", 4), ("b1", 3), ("c1", 3), ("c2", 2), ("b2", 9)]
+    waiting = [asyncio.ensure_future(taken(name, size)) for name, size in sizes]
+    await asyncio.sleep(0)
+    assert (order, memory.held, memory.waiting) == (["a1", "b1", "c1"], 10, 5)
+    waiting[1].cancel()
+    for name, further in (("a1", ["c2", "a3"]), ("b1", []), ("c1", []), ("c2", ["b2"]), ("b2", ["a4"])):
+        before = len(order)
+        memory.give_back(name)
+        await asyncio.sleep(0.001)
+        assert order[before:] == further, name
+    for name in ("a3", "a4"):
+        memory.give_back(name)
+    assert (memory.held, memory.waiting, memory._sizes, memory._held_by) == (0, 0, {}, {})
+
+
 async def test_room_that_is_not_there_in_time_is_refused() -> None:
     memory = BodyMemory(10, 0.01)
     await memory.take("a", 10)
@@ -87,13 +109,27 @@ async def test_a_large_body_waits_for_the_answers_before_it_and_a_small_one_does
         await post(one, kind)
         await until(lambda: len(scripted.asked) == 1)
         await post(two, kind)
-        await until(lambda: len(bodies._waiting) == 1)
+        await until(lambda: bodies.waiting == 1)
         assert (await service.post(SMALL)).status == 200
         assert bodies.held == len(LARGE)
         gate.set()
         assert [(await client.answer()).status for client in (one, two)] == [200, 200]
         await until_idle(service)
         assert bodies.held == 0
+
+
+async def test_no_key_alone_takes_all_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {**ROOM, "USVC_API_KEYS": "greedy = a, modest = b"}
+    async with running(Scripted([["one"]]), monkeypatch, environment) as service:
+        bodies = service.app.state.service.bodies
+        async with service.connect() as one, service.connect() as two:
+            for client in (one, two):
+                head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nX-API-Key: a\r\nContent-Length: 400000\r\n\r\n"
+                client.writer.write(head.encode())
+            await until(lambda: bodies.waiting == 1)
+            body = json.dumps({"messages": "Hi " * 100_000, "stream": False}).encode()
+            assert (await service.post(body, **{"X-API-Key": "b"})).status == 200
+        await until(lambda: bodies.held == 0)
 
 
 async def large(service: Service, path: str, client: Connection) -> int:

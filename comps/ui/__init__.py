@@ -78,12 +78,13 @@ class DocumentReader:
 
     async def read(self, request: Request) -> Response:
         """Returns the text of a document's file, which is the body of the request."""
-        slots = RequestSlots(self._admission, self._caller(request), monotonic())
+        caller, most = self._caller(request), self._max_body
+        slots = RequestSlots(self._admission, caller, monotonic())
         try:
             slots.check()
             size = request.headers.get("content-length", "")
-            await self._bodies.take(request, min(int(size), self._max_body) if size.isdigit() else self._max_body)
-            content = await _content(request, self._max_body)
+            await self._bodies.take(request, min(int(size), most) if size.isdigit() else most, caller)
+            content = await _content(request, most)
             await slots.enter()
             if await request.is_disconnected():
                 raise ClientDisconnect
