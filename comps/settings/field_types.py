@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
+_USUAL_PORTS = {"https://": ":443", "http://": ":80"}
 
 
 def unquoted(value: Any) -> Any:
@@ -40,6 +44,18 @@ def url_path(path: str) -> str:
     if not path.startswith("/"):
         raise ValueError(f"'{path}' does not begin with /")
     return path
+
+
+def origin(text: str) -> str:
+    """Returns the origin of web pages as browsers send it, or `*`, if it is one.
+
+    Browsers send neither a slash at the end nor the usual port. `null`, which any page can send, is none.
+    """
+    said = text.lower().rstrip("/")
+    if text != "*" and not _ORIGIN.fullmatch(said):
+        raise ValueError(f"'{text}' is no origin, such as https://chat.example")
+    usual = next((port for scheme, port in _USUAL_PORTS.items() if said.startswith(scheme)), "")
+    return said.removesuffix(usual)
 
 
 def network(text: str) -> str:

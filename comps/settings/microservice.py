@@ -9,9 +9,9 @@ from pydantic_settings import NoDecode
 
 from comps.settings.field_types import (
     ExistingFile,
-    items_of,
     key_of,
     network,
+    origin,
     url_path,
     words_of,
 )
@@ -93,8 +93,8 @@ class Microservice(Section):
     max_wait_seconds: float = key_of(
         60, "how long a request may wait; then 429; 0: no limit", "USVC_MAX_WAIT_SECONDS", ge=0, allow_inf_nan=False
     )
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(items_of)] = key_of(
-        (), "the origins whose web pages may ask, separated by commas; *: any, empty: none", "USVC_CORS_ORIGINS"
+    cors_origins: Annotated[tuple[Annotated[str, AfterValidator(origin)], ...], NoDecode, BeforeValidator(words_of)] = (
+        key_of((), "the origins whose web pages may ask, separated by commas; *: any, empty: none", "USVC_CORS_ORIGINS")
     )
     serve_docs: bool = key_of(True, "have the pages GET /docs and /openapi.json", "USVC_SERVE_DOCS")
     serve_metrics: bool = key_of(True, "have GET /metrics", "USVC_SERVE_METRICS")
