@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -15,6 +16,7 @@ from pydantic import SecretStr
 
 from comps import logs
 from comps.app import read_settings
+from comps.core.answers import collect
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused, Timeout, for_operator, told_at
 from comps.core.ports import Answer
 from comps.core.redaction import Redactor, without_keys, without_quotes
@@ -304,6 +306,26 @@ def test_what_a_message_quotes_of_a_prompt_is_hidden_and_the_rest_stays() -> Non
     error = LLMError("what: the very end, which is quoted")
     Redactor().redact(error, (Message("user", [{"type": "text", "text": long}, {"type": "image_url"}, "other"]),))
     assert str(error) == "what:***"
+
+
+@pytest.mark.parametrize("many", ["word " * 2000, ["word"] * 100])
+async def test_long_requests_are_searched_for_quotes_beside_the_event_loop(
+    many: str | list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = list[threading.Thread]()
+    redact = Redactor.redact
+
+    def noted(redactor: Redactor, error: LLMError, *asked: object) -> None:
+        threads.append(threading.current_thread())
+        redact(redactor, error, *asked)
+
+    monkeypatch.setattr(Redactor, "redact", noted)
+    server = Redacted(Scripted([[ModelServerError(f"no: {PROMPT}")]]), Redactor())
+    for options in ({}, {"tools": many}):
+        with pytest.raises(ModelServerError) as caught:
+            await collect(server.generate, PROMPT, Sampling(), options)
+        assert str(caught.value) == "no: ***"
+    assert [thread is threading.main_thread() for thread in threads] == [True, False]
 
 
 def test_an_operator_is_told_the_address_and_a_caller_is_not() -> None:

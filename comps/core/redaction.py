@@ -30,6 +30,8 @@ _LEAST_QUOTE, _SURE_QUOTE = 12, 24
 _WORDS_ALONE = re.compile(r"[a-z ,.']+")
 _SEARCHED = 400_000
 """Characters of a request in which quotes are looked for."""
+_SOON_SEARCHED, _OF_A_TEXT = 10_000, 100
+"""Characters of a request that are searched in a few milliseconds, and what each text of it counts beside its own."""
 _NAMED = frozenset(("name", "required"))
 """The keys of functions' names and of those of their arguments, without which errors about them are no help."""
 _NAME = re.compile(r"[\w.-]{1,64}")
@@ -132,6 +134,16 @@ def texts_of(asked: object) -> Iterator[str]:
     elif isinstance(asked, list | tuple):
         for one in asked:
             yield from texts_of(one)
+
+
+def is_long(asked: object) -> bool:
+    """Returns whether it takes long to look for quotes of what a model server was asked."""
+    size = 0
+    for text in texts_of(asked):
+        size += len(text) + _OF_A_TEXT
+        if size > _SOON_SEARCHED:
+            return True
+    return False
 
 
 def _searched(asked: object) -> str:

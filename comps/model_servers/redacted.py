@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from comps.core.beside import beside
 from comps.core.errors import LLMError
 from comps.core.ports import ABILITIES, Answer, ModelServer
-from comps.core.redaction import Redactor, without_keys
+from comps.core.redaction import Redactor, is_long, without_keys
 from comps.core.request_id import REQUEST_ID
 from comps.core.tallies import MODEL_SERVER_ERRORS, class_of
 from comps.core.types import JSON, ModelInfo, Prompt, Sampling
@@ -48,12 +49,19 @@ class Redacted:
             try:
                 return await method(*arguments)
             except LLMError as error:
-                self._redactor.redact(error, *arguments)
+                await self._redact(error, arguments)
                 if asks:
                     MODEL_SERVER_ERRORS[self._model, class_of(error)] += 1
                 raise
 
         return call
+
+    async def _redact(self, error: LLMError, asked: Sequence[object]) -> None:
+        """Redact an error; beside the event loop if much was asked, since all of it is searched for quotes."""
+        if is_long(asked):
+            await beside(self._redactor.redact, error, *asked)
+        else:
+            self._redactor.redact(error, *asked)
 
     async def describe(self) -> ModelInfo:
         try:
@@ -68,7 +76,7 @@ class Redacted:
         try:
             await self._server.generate(prompt, sampling, options, answer)
         except LLMError as error:
-            self._redactor.redact(error, prompt, sampling, options)
+            await self._redact(error, (prompt, sampling, options))
             MODEL_SERVER_ERRORS[self._model, class_of(error)] += 1
             raise
 
