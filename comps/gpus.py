@@ -19,12 +19,28 @@ _NVIDIA_SECONDS = 10
 """The deadline for nvidia-smi, in seconds; it wakes a suspended GPU."""
 
 
+class _Run:
+    """The last run of nvidia-smi."""
+
+    task: asyncio.Task[list[GPU]] | None = None
+
+
 async def gpus() -> list[GPU]:
     """Returns the state of all NVIDIA GPUs; an empty list if nvidia-smi is not installed.
+
+    One run of nvidia-smi answers all who ask meanwhile.
 
     Raises:
         LLMError: nvidia-smi failed.
     """
+    task = _Run.task
+    if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
+        task = _Run.task = asyncio.ensure_future(_asked())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(task)
+
+
+async def _asked() -> list[GPU]:
     try:
         done = await asyncio.to_thread(
             subprocess.run, _NVIDIA_SMI, capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=False

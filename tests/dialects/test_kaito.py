@@ -746,13 +746,17 @@ async def test_without_nvidias_tool_there_are_no_graphics_cards(
         assert (await service.get("/metrics?format=kaito")).body == b'{"gpu_info":[]}'
 
 
-async def test_a_slow_tool_blocks_no_other_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+async def test_a_slow_tool_blocks_no_other_request_and_runs_once_for_all_who_ask(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gate, runs = tmp_path / "gate", tmp_path / "runs"
     os.mkfifo(gate)
-    nvidia_smi(tmp_path, monkeypatch, f"read line < {gate}")
+    nvidia_smi(tmp_path, monkeypatch, f"echo run >> {runs}\nread line < {gate}")
     async with running(Scripted([["a"]]), monkeypatch, ONLY) as service:
-        asking = asyncio.ensure_future(service.get("/metrics?format=kaito"))
+        asking = [asyncio.ensure_future(service.get("/metrics?format=kaito")) for _ in range(40)]
         assert (await service.post({"prompts": ["?"]}, "/generate")).status == 200
-        assert not asking.done()
+        assert (await service.get("/metrics")).status == 200
+        assert not any(one.done() for one in asking)
         await asyncio.to_thread(gate.write_text, "go\n")
-        assert (await asking).status == 200
+        assert {one.status for one in await asyncio.gather(*asking)} == {200}
+        assert runs.read_text() == "run\n"
