@@ -956,6 +956,7 @@ async def test_the_header_of_its_clients_chooses_its_form_where_others_have_the_
         for path, headers, status, kind, told in (
             ("/v1/models?limit=0", key, 400, "invalid_request_error", "limit: it must be a number from 1 to 1000"),
             ("/v1/models?limit=9999", key, 400, "invalid_request_error", "limit: "),
+            (f"/v1/models?after_id={'x' * 999}", key, 400, "invalid_request_error", f"'{'x' * 200}...' is not"),
             ("/v1/models?after_id=x", key, 400, "invalid_request_error", "after_id: 'x' is not served here"),
             ("/v1/models?after_id=scripted&before_id=scripted", key, 400, "invalid_request_error", "before_id: only"),
             ("/v1/models/x", key, 404, "not_found_error", "model: 'x' is not served here; known: scripted"),

@@ -5,7 +5,7 @@ https://platform.claude.com/docs/en/api/models
 
 from __future__ import annotations
 
-from comps.core.errors import InvalidRequest
+from comps.core.errors import InvalidRequest, shortened
 from comps.core.types import JSON, ModelInfo
 from comps.dialects.shared.base import Route, ServiceStatus
 
@@ -57,7 +57,7 @@ def _place(status: ServiceStatus, name: str) -> int | None:
     if not said:
         return None
     if said not in names:
-        raise InvalidRequest(f"'{said}' is not served here; known: {', '.join(names)}", name)
+        raise InvalidRequest(f"'{shortened(said)}' is not served here; known: {', '.join(names)}", name)
     return names.index(said)
 
 
