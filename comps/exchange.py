@@ -104,9 +104,12 @@ class Exchange(Times):
         self.why = why[:_LONGEST_WHY]
         self.is_failure = is_failure
 
-    @property
-    def spent(self) -> int:
-        """The tokens that a model read and that the client got; an estimate if there is no `usage`."""
+    def spent(self, speed: float) -> int:
+        """Returns the tokens that a model read and made; an estimate if there is no `usage`.
+
+        Args:
+            speed: See `saved`.
+        """
         if self.usage:
             return self.usage.prompt_tokens + self.usage.completion_tokens
         if self.outcome not in _ANSWERED or self.window in ("body", "queued"):
@@ -114,20 +117,27 @@ class Exchange(Times):
         counted = [tokens for report in self.reports.values() if (tokens := report.prompt_tokens) is not None]
         is_known = 0 < len(counted) == len(self.reports)
         prompts = sum(counted) if is_known else self.body_size // _BYTES_PER_TOKEN
-        return prompts + self.sent
+        return prompts + self._made(speed)
 
     def saved(self, speed: float) -> int:
         """Returns the tokens that a request whose client left allowed, and that were not made; 0: not known.
 
         Args:
-            speed: The tokens per second of the model's answers, by which those of a whole answer are estimated, which
-                do not come one by one; 0.0: not known.
+            speed: The tokens per second of the model's answers, by which those of a whole answer are estimated whose
+                client left, since they do not come one by one; 0.0: not known.
         """
-        made: float = self.sent
-        if self.window == "whole" and self.asked_at:
-            made = speed * (self.ended_at - self.asked_at)
-        most = sum(_most_tokens(one, self.reports.get(number)) for number, one in enumerate(self.asked))
-        return max(most - int(made), 0)
+        return max(self._allowed - self._made(speed), 0)
+
+    @property
+    def _allowed(self) -> int:
+        """The most tokens that the answers may have; 0 if there is no limit."""
+        return sum(_most_tokens(one, self.reports.get(number)) for number, one in enumerate(self.asked))
+
+    def _made(self, speed: float) -> int:
+        if not (speed and self.window == "whole" and self.asked_at):
+            return self.sent
+        made = int(speed * (self.ended_at - self.asked_at))
+        return min(made, self._allowed or made)
 
     def parts(self, now: float) -> tuple[float, float, float]:
         """Returns the seconds since the body arrived: in the queue, with the model server, and of the service itself.

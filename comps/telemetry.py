@@ -195,11 +195,12 @@ class Telemetry(Collector):
         if exchange.trace:
             exchange.trace.end(exchange)
         self._answers.record(exchange, server)
+        speed = self._answers.speed(exchange.model) if exchange.outcome == "gone" else 0.0
         if exchange.caller and exchange.caller.tokens:
-            exchange.caller.tokens.spend(exchange.spent)
+            exchange.caller.tokens.spend(exchange.spent(speed))
         if exchange.outcome == "gone":
             self._cancelled.values[(exchange.window,)] += 1
-            self._saved_tokens += exchange.saved(self._answers.speed(exchange.model))
+            self._saved_tokens += exchange.saved(speed)
         elif exchange.outcome == "200":
             self._latencies.append(exchange.ended_at - exchange.started)
         if exchange.first_token_at:

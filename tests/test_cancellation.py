@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from comps.access import Allowance, Caller
 from comps.core.types import GenerationRequest, Sampling, Usage
 from comps.dialects import DIALECTS
 from comps.dialects.shared.base import DescriptionCall, GenerationCall
@@ -116,7 +117,8 @@ async def test_all_prompts_and_choices_of_a_body_are_given_up(monkeypatch: pytes
 
 
 def test_the_saved_tokens_of_a_whole_answer_are_without_those_that_the_model_makes_in_that_time() -> None:
-    telemetry = Telemetry()
+    telemetry, allowance = Telemetry(), Allowance(10_000)
+    caller = Caller("web", frozenset(), None, allowance)
     request = GenerationRequest("x", sampling=Sampling(max_tokens=100))
     saved: list[float] = []
     for model, outcome, seconds in (
@@ -129,11 +131,13 @@ def test_the_saved_tokens_of_a_whole_answer_are_without_those_that_the_model_mak
         exchange = Exchange("/v1/completions", {})
         exchange.model, exchange.outcome, exchange.operation, exchange.window = model, outcome, "chat", "whole"
         exchange.asked, exchange.usage = [request], Usage(5, 60) if outcome == "200" else None
-        exchange.asked_at = monotonic() - seconds
+        exchange.asked_at, exchange.caller = monotonic() - seconds, caller
         exchange.answered_at = monotonic()
         telemetry.end(exchange)
         saved.append(telemetry._saved_tokens)
     assert saved == [100, 100, 100, pytest.approx(160, abs=1), saved[3]]
+    # Two answers, and of those that were cancelled nothing while no speed is known, 40, and all.
+    assert 10_000 - allowance._left == pytest.approx(2 * 65 + 40 + 100, abs=1)
 
 
 @pytest.mark.parametrize("path", [CHAT_PATH, "/v1/prompt"])
