@@ -11,10 +11,9 @@ from unittest.mock import AsyncMock
 
 import orjson
 import pytest
-from starlette.types import Receive, Scope
+from starlette.types import Scope
 
 import comps.handler
-from comps.body_memory import BodyMemory
 from comps.core.errors import Refused, Unreachable
 from comps.core.ports import Answer
 from comps.core.types import JSON, Prompt, Sampling
@@ -48,8 +47,8 @@ def received(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> list[tuple[st
     got: list[tuple[str, JSON]] = []
     body_of, body_at, ask, generate = comps.requests.read_body, StandIn._body, EngineProcess.ask, Scripted.generate
 
-    async def body(response: Response, scope: Scope, receive: Receive, most: int, memory: BodyMemory) -> bytes:
-        read = await body_of(response, scope, receive, most, memory)
+    async def body(response: Response, scope: Scope, *further: Any) -> bytes:
+        read = await body_of(response, scope, *further)
         got.append((scope["path"], json.loads(read)))
         return read
 
