@@ -206,6 +206,7 @@ MODULE_EXTERNAL: dict[str, set[str]] = {
     "comps.tracing": {"opentelemetry", "starlette"},
     "comps.model_servers.langchain.chat_openai": {"langchain_core", "langchain_openai", "pydantic"},
     "comps.model_servers.chat_templates.bounded": {"jinja2"},
+    "comps.model_servers.chat_templates.work": {"jinja2"},
     "comps.model_servers.chat_templates.templates": {"jinja2"},
     "comps.model_servers.langchain.chat_model": {"langchain_core", "pydantic"},
     "comps.model_servers.langchain.chunks": {"langchain_core", "pydantic"},

@@ -11,6 +11,8 @@ from pathlib import Path
 import jinja2
 
 from comps.core.answers import Forwarding
+from comps.core.beside import LONG, beside
+from comps.core.counting import prompt_texts
 from comps.core.errors import InvalidRequest, SettingsError
 from comps.core.markers import markers_in, tag_at
 from comps.core.ports import ABILITIES, Answer, Completes, CountsPrompts, CountsTokens, ModelServer, Translates
@@ -42,6 +44,8 @@ _ONLY_IN_CHATS = frozenset(
 _ENVIRONMENT = BoundedEnvironment()
 _WRONG = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, MemoryError, RecursionError)
 """What a template raises that does not take a conversation."""
+_MANY = 100
+"""Messages from which on they are rendered beside the event loop; published templates take up to 0.1 ms for each."""
 _MARGIN = 8
 """Tokens left for those that a model server adds to a text, such as BOS."""
 
@@ -81,6 +85,8 @@ class ChatTemplate:
             self._template = _ENVIRONMENT.from_string(form.jinja)
         except jinja2.TemplateSyntaxError as error:
             raise SettingsError(f"chat_template = {name}: line {error.lineno}: {error.message}") from None
+        except _WRONG as error:
+            raise SettingsError(f"chat_template = {name}: it is no Jinja template: {error}") from None
         example = self._example()
         self.stops = form.stops or _stops_in(example)
         """Stop strings: what an answer ends before."""
@@ -117,7 +123,6 @@ class ChatTemplate:
         return _ENVIRONMENT.rendered(
             self._template,
             sum(len(message["content"]) for message in messages),
-            len(messages),
             messages=messages,
             add_generation_prompt=add_generation_prompt,
             bos_token=self._form.bos,
@@ -180,15 +185,19 @@ class Templated:
         prompt: Prompt,
         options: Mapping[str, JSON],
     ) -> int:
-        return await count_prompt(self._rendered(prompt), {})
+        return await count_prompt(await self._rendered(prompt), {})
 
     async def render(self, prompt: Prompt, options: Mapping[str, JSON]) -> str:
         """See `Renders`."""
-        return self._rendered(prompt)
+        return await self._rendered(prompt)
 
-    def _rendered(self, prompt: Prompt) -> str:
+    async def _rendered(self, prompt: Prompt) -> str:
         prompt = plain_roles(prompt)
-        return prompt if isinstance(prompt, str) else self._template.render(prompt)
+        if isinstance(prompt, str):
+            return prompt
+        if len(prompt) > _MANY or sum(map(len, prompt_texts(prompt, {}))) > LONG:
+            return await beside(self._template.render, prompt)
+        return self._template.render(prompt)
 
     async def describe(self) -> ModelInfo:
         info = await self._server.describe()
@@ -212,7 +221,7 @@ class Templated:
             return prompt, sampling, options
         if options.get("logprobs"):
             raise InvalidRequest("there are none of a chat that goes to the model as text", "logprobs")
-        text = self._rendered(prompt)
+        text = await self._rendered(prompt)
         stop = tuple(dict.fromkeys((*sampling.stop, *self._template.stops)))
         most = await self._room(text) if sampling.max_tokens is None else sampling.max_tokens
         kept = {name: value for name, value in options.items() if name not in _ONLY_IN_CHATS}

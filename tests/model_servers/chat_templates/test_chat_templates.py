@@ -7,6 +7,8 @@ where that template is from.
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -210,26 +212,74 @@ def test_a_file_can_neither_reach_into_python_nor_change_what_it_is_given(tmp_pa
             from_file(tmp_path, jinja).render(messages(("user", "a")))
 
 
-ENDLESS = {
-    "nested loops": "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
-    "loops over a text": "{% set t = messages[0].content %}{% for a in t %}{% for b in t %}{% endfor %}{% endfor %}",
-    "macros": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(30) }}",
-    "output": "{% for a in range(9999) %}{{ messages[0].content }}{% endfor %}",
-    "a sum": "{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
-    "a join": "{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-    "a product": "{{ 'x' * 10 ** 12 }}",
-    "a list": "{{ 10 ** 12 * [0] }}",
-    "a power": "{{ 10 ** (10 ** 10) }}",
-    "filler text": "{{ lipsum(10 ** 9) }}",
-}
+BOMBS = dict(line.split(": ", 1) for line in FOLDER.joinpath("bombs.txt").read_text("utf-8").splitlines())
+BOMBS["a long constant"] = (
+    "{% macro f() %}{% for a in range(9999) %}" + "x" * 100_000 + "{% endfor %}{% endmacro %}{{ f()|length }}"
+)
+BOMBS["widths in a constant"] = "{{ '" + "%9999s" * 30_000 + "' % messages }}"
+SOON = 0.3
+"""Seconds of CPU time for three renderings, two of which are of an example; without limits, they take many seconds."""
 
 
-@pytest.mark.parametrize("jinja", ENDLESS.values(), ids=ENDLESS)
-def test_a_file_that_would_not_end_or_fill_the_memory_is_stopped(tmp_path: Path, jinja: str) -> None:
+@pytest.mark.parametrize("jinja", BOMBS.values(), ids=BOMBS)
+def test_a_file_that_would_not_end_or_fill_the_memory_is_stopped(
+    tmp_path: Path, jinja: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comps.model_servers.chat_templates.work._WORK", 1_000_000)
+    began = time.thread_time()
     with pytest.raises(
-        InvalidRequest, match=r"does not take it: (it does not come|it makes more|a number in it|'lipsum')"
+        (InvalidRequest, SettingsError),
+        match=r"it takes too much work|it makes more|a (number|width|chat template)|the form of|No filter|'lipsum'",
     ):
         from_file(tmp_path, jinja).render(messages(("user", "a" * 1000)))
+    assert time.thread_time() - began < SOON
+
+
+def test_the_work_of_a_rendering_ends_within_seconds(tmp_path: Path) -> None:
+    loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
+    template = from_file(tmp_path, "{% if messages|length == 1 %}" + loops + "{% endif %}")
+    began = time.thread_time()
+    with pytest.raises(InvalidRequest, match="too much work"):
+        template.render(messages(("user", "a")))
+    assert time.thread_time() - began < 5
+
+
+def test_what_published_templates_do_is_no_bomb(tmp_path: Path) -> None:
+    """Filters, methods and tags of the templates in llama.cpp's folder `models/templates`."""
+    jinja = """
+        {%- set n = namespace(out='', seen=[]) %}
+        {%- for m in messages %}{% set n.seen = n.seen + [m.role] %}
+            {%- for earlier in messages[:loop.index0]|reverse if earlier.role == 'user' %}{% endfor %}
+            {%- set n.out = n.out ~ '%s|%5d' % (m.get('content', '')|trim, loop.index0) %}
+        {%- endfor %}
+        {%- set quoted = {'a': [1, 'ü'], 'b': none}|tojson(ensure_ascii=false) ~ [1]|tojson(separators=(',', ':')) %}
+        {%- generation %}{{ n.out.split('|')[0].strip('\n') ~ n.seen|unique|join('+') ~ quoted }}{% endgeneration %}
+        {{- {'b': 1}|tojson(indent=2)|indent(4, first=true) ~ '{:>5}'.format('x') ~ 'ab'.replace('a', 'c') }}
+        {{- n ~ (messages|selectattr('role', 'equalto', 'user')|map(attribute='role')|list) ~ '- **%s**' % 7 }}"""
+    long = messages(*[("user", "Hi "), ("assistant", "a" * 1000)] * 300)
+    text = from_file(tmp_path, jinja).render(long)
+    assert text == (
+        'Hiuser+assistant{"a": [1, "ü"], "b": null}[1]    {\n      "b": 1\n    }    xcb<Namespace>'
+        + str(["user"] * 300)
+        + "- **7**"
+    )
+
+
+@pytest.mark.parametrize(("number", "thread"), [(2, "MainThread"), (200, "beside")])
+async def test_a_long_conversation_is_rendered_beside_the_event_loop(
+    number: int, thread: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendering, threads = ChatTemplate.render, list[str]()
+
+    def noted(self: ChatTemplate, *arguments: Any, **named: Any) -> str:
+        threads.append(threading.current_thread().name)
+        return rendering(self, *arguments, **named)
+
+    monkeypatch.setattr(ChatTemplate, "render", noted)
+    server = Scripted([["Yes"]])
+    conversation = messages(*[("user", "a"), ("assistant", "b")] * (number // 2), ("user", "c"))
+    await collect(with_chat_template(server, "chatml", "").generate, conversation, Sampling(max_tokens=3), {})
+    assert threads == [thread]
 
 
 def test_a_file_takes_long_conversations(tmp_path: Path) -> None:
