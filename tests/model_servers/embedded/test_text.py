@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
@@ -227,6 +228,27 @@ def test_flushing_twice_shows_nothing_twice() -> None:
 def test_of_several_stops_the_earliest_in_the_text_wins(stops: list[str]) -> None:
     assert shown(stops, ["zero one two"]) == (["zero ", ""], True)
     assert shown(stops, ["zero o", "ne two"]) == (["zero ", "", ""], True)
+
+
+def test_a_stop_is_found_as_in_the_whole_text_however_it_is_cut_into_pieces() -> None:
+    random = Random(3)
+    for _ in range(2000):
+        text = "".join(random.choices("ab", k=random.randrange(30)))
+        stops = ["".join(random.choices("ab", k=random.randrange(1, 9))) for _ in range(random.randrange(1, 4))]
+        first, wanted = min(((text.find(stop), stop) for stop in stops if stop in text), default=(len(text), None))
+        cut, shown = StopStrings([wanted or stops[0]]), ""
+        while text:
+            size = random.randrange(1, 5)
+            piece, text = text[:size], text[size:]
+            shown += cut.push(piece)
+        shown += cut.flush()
+        assert (len(shown), cut.found) == (first, wanted)
+
+
+def test_the_time_for_a_long_stop_string_is_linear_in_the_text() -> None:
+    began = time.thread_time()
+    assert shown(["a" * 300_000 + "b"], ["a" * 150_000, *["aa"] * 50_000, "c"])[1] is False
+    assert time.thread_time() - began < 1
 
 
 def test_stops_of_different_lengths_each_hold_back_their_own_beginning() -> None:
