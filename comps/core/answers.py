@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from comps.core.deltas import join_extra
+from comps.core.deltas import JoinedExtra
 from comps.core.errors import BrokenOff
 from comps.core.ports import Answer
-from comps.core.types import JSON, Event, Finished, Generation, TextDelta, Usage, total
+from comps.core.types import Event, Finished, Generation, TextDelta, Usage, total
 
 _MOST_UNREAD = 64
 """The number of events that `read` buffers before the writer has to wait."""
@@ -24,7 +24,7 @@ class Collector:
 
     def __init__(self) -> None:
         self._texts: dict[int, list[str]] = {}
-        self._extras: dict[int, dict[str, JSON]] = {}
+        self._extras: dict[int, JoinedExtra] = {}
         self._ends: dict[int, Finished] = {}
 
     def text(self, text: str, choice: int = 0) -> None:
@@ -33,7 +33,7 @@ class Collector:
     def delta(self, delta: TextDelta) -> None:
         self._texts.setdefault(delta.choice, []).append(delta.text)
         if delta.extra:
-            self._extras[delta.choice] = join_extra(self._extras.get(delta.choice, {}), delta.extra)
+            self._extras.setdefault(delta.choice, JoinedExtra()).add(delta.extra)
 
     def finished(self, end: Finished) -> None:
         self._ends[end.choice] = end
@@ -55,7 +55,7 @@ class Collector:
                 "".join(self._texts.get(choice, ())),
                 end.reason,
                 usage,
-                self._extras.get(choice),
+                self._extras[choice].extra() if choice in self._extras else None,
                 stop_string=end.stop_string,
             )
             for choice, end in sorted(self._ends.items())

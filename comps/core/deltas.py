@@ -11,20 +11,40 @@ from comps.core.types import JSON
 from comps.core.unread import left_out
 
 
-def join_extra(so_far: Mapping[str, JSON], extra: Mapping[str, JSON]) -> dict[str, JSON]:
-    """Returns the extra fields of two successive deltas, joined.
+class JoinedExtra:
+    """The extra fields of successive deltas, joined. Each delta costs no more time than its own length.
 
     Strings (reasoning) and lists (logprobs) are concatenated, objects are joined by field, and tool calls by call. Of
     other values the last one is used.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, _Value] = {}
+
+    def add(self, extra: Mapping[str, JSON]) -> None:
+        """Join the extra fields of the next delta."""
+        for name, value in extra.items():
+            before = self._values.get(name)
+            if before is None or not before.goes_on(value):
+                before = self._values[name] = _Calls() if name == "tool_calls" and value is not None else _of(value)
+            before.add(value)
+
+    def extra(self) -> dict[str, JSON]:
+        """Returns the joined fields."""
+        return {name: value.whole() for name, value in self._values.items()}
+
+
+def join_extra(so_far: Mapping[str, JSON], extra: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Returns the extra fields of two successive deltas, joined as by `JoinedExtra`.
 
     Args:
         so_far: The extra fields of all deltas before.
         extra: Those of the next delta.
     """
-    joined = dict(so_far)
-    for name, value in extra.items():
-        joined[name] = _joined(name, joined.get(name), value)
-    return joined
+    joined = JoinedExtra()
+    joined.add(so_far)
+    joined.add(extra)
+    return joined.extra()
 
 
 class ToolCalls:
@@ -157,27 +177,102 @@ def function_of(call: dict[str, JSON]) -> dict[str, JSON]:
     return function
 
 
-def _joined(name: str, before: Any, value: JSON) -> JSON:
-    if name == "tool_calls" and value is not None:
-        return _join_calls(before or [], _pieces(value))
-    if isinstance(before, str) and isinstance(value, str):
-        return before + value
-    if isinstance(before, list) and isinstance(value, list):
-        return [*before, *value]
-    if isinstance(before, dict) and isinstance(value, dict):
-        return join_extra(before, value)
-    return before if value is None else value
+class _Value:
+    """A value of no kind that is joined: the last one that is not null."""
+
+    _value: JSON = None
+
+    def goes_on(self, value: JSON) -> bool:
+        """Whether a further value is joined with those before."""
+        return value is None
+
+    def add(self, value: JSON) -> None:
+        """Join a further value."""
+        if value is not None:
+            self._value = value
+
+    def whole(self) -> JSON:
+        """Returns the joined value."""
+        return self._value
 
 
-def _join_calls(before: list[dict[str, JSON]], pieces: list[dict[str, JSON]]) -> list[JSON]:
-    """Returns the tool calls with further deltas. Arguments are concatenated; ids and names may repeat."""
-    calls = [dict(call) for call in before]
-    for piece in pieces:
-        call = _call_of(calls, piece)
-        if call is None:
-            calls.append(call := {})
-        call.update(_with_further(call, piece))
-    return calls
+class _Text(_Value):
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+
+    def goes_on(self, value: JSON) -> bool:
+        return isinstance(value, str | None)
+
+    def add(self, value: JSON) -> None:
+        if value is not None:
+            self._pieces.append(value)
+
+    def whole(self) -> JSON:
+        return "".join(self._pieces)
+
+
+class _List(_Value):
+    def __init__(self) -> None:
+        self._items: list[JSON] = []
+
+    def goes_on(self, value: JSON) -> bool:
+        return isinstance(value, list | None)
+
+    def add(self, value: JSON) -> None:
+        self._items.extend(value or ())
+
+    def whole(self) -> JSON:
+        return list(self._items)
+
+
+class _Object(_Value):
+    def __init__(self) -> None:
+        self._fields = JoinedExtra()
+
+    def goes_on(self, value: JSON) -> bool:
+        return isinstance(value, dict | None)
+
+    def add(self, value: JSON) -> None:
+        self._fields.add(value or {})
+
+    def whole(self) -> JSON:
+        return self._fields.extra()
+
+
+class _Calls(_Value):
+    """Tool calls. Arguments are concatenated; ids and names may repeat."""
+
+    def __init__(self) -> None:
+        self._calls: list[dict[str, Any]] = []
+        self._arguments: list[list[str]] = []
+
+    def goes_on(self, value: JSON) -> bool:
+        return True
+
+    def add(self, value: JSON) -> None:
+        for piece in _pieces(value) if value is not None else ():
+            number = next((n for n in reversed(range(len(self._calls))) if _goes_on(self._calls[n], piece)), None)
+            if number is None:
+                number = len(self._calls)
+                self._calls.append({})
+                self._arguments.append([])
+            function = piece.get("function") or {}
+            if function.get("arguments"):
+                self._arguments[number].append(function["arguments"])
+                piece = {**piece, "function": {**function, "arguments": ""}}
+            self._calls[number] = _with_further(self._calls[number], piece)
+
+    def whole(self) -> JSON:
+        return [
+            {**call, "function": {**call["function"], "arguments": "".join(arguments)}} if arguments else call
+            for call, arguments in zip(self._calls, self._arguments, strict=True)
+        ]
+
+
+def _of(value: JSON) -> _Value:
+    """What joins values of this kind."""
+    kinds: dict[type, type[_Value]] = {str: _Text, list: _List, dict: _Object}
+    return kinds.get(type(value), _Value)()
 
 
 def _with_further(call: dict[str, JSON], piece: dict[str, JSON]) -> dict[str, JSON]:

@@ -9,7 +9,7 @@ from time import perf_counter, time
 from typing import Any, TypeVar
 
 from comps.core.answers import Forwarding
-from comps.core.deltas import join_extra
+from comps.core.deltas import JoinedExtra
 from comps.core.errors import LLMError, for_operator
 from comps.core.generator import TextGenerator
 from comps.core.planning import Plan
@@ -41,7 +41,7 @@ class Draft:
     """When the pieces of a streamed answer came; empty if it was not streamed."""
     texts: dict[int, list[str]] = field(default_factory=dict)
     """The pieces of each choice's text."""
-    extras: dict[int, Mapping[str, JSON]] = field(default_factory=dict)
+    extras: dict[int, JoinedExtra] = field(default_factory=dict)
     """What each choice has beside text, such as tool calls."""
     end: Finished | None = None
     total: float | None = None
@@ -57,14 +57,15 @@ class Draft:
         """Take down a piece of the answer."""
         self.texts.setdefault(choice, []).append(text)
         if extra:
-            self.extras[choice] = join_extra(self.extras.get(choice, {}), extra)
+            self.extras.setdefault(choice, JoinedExtra()).add(extra)
 
     def answer(self) -> JSON:
         """Returns the answer: its text, or a list of its choices if it has several or more than text."""
         texts = {choice: "".join(pieces) for choice, pieces in sorted(self.texts.items())}
         if not self.extras and len(texts) <= 1:
             return "".join(texts.values())
-        return [{**self.extras.get(choice, {}), "text": text} for choice, text in texts.items()]
+        extras = {choice: joined.extra() for choice, joined in self.extras.items()}
+        return [{**extras.get(choice, {}), "text": text} for choice, text in texts.items()]
 
 
 _DRAFT: ContextVar[Draft | None] = ContextVar("draft", default=None)

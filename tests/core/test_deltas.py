@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from functools import reduce
 from typing import Any
 
 import pytest
 
+from comps.core.answers import Collector
 from comps.core.deltas import ToolCalls, join_extra
+from comps.core.types import Finished, TextDelta
 
 
 def joined(*extras: dict[str, Any]) -> dict[str, Any]:
@@ -46,6 +49,28 @@ def test_what_is_joined_changes_no_piece() -> None:
     first = {"tool_calls": [{"index": 0, "function": {"name": "look", "arguments": "a"}}], "list": [1]}
     joined(first, {"tool_calls": [{"index": 0, "function": {"arguments": "b"}}], "list": [2]})
     assert first == {"tool_calls": [{"index": 0, "function": {"name": "look", "arguments": "a"}}], "list": [1]}
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"logprobs": {"content": [{"token": "a"}]}},
+        {"reasoning": "a" * 40},
+        {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": "a" * 40}}]},
+    ],
+    ids=lambda extra: next(iter(extra)),
+)
+def test_the_time_to_join_is_linear_in_the_number_of_deltas(extra: dict[str, Any]) -> None:
+    def seconds(number: int) -> float:
+        collector = Collector()
+        began = time.thread_time()
+        for _ in range(number):
+            collector.delta(TextDelta("a", extra=extra))
+        collector.finished(Finished("stop"))
+        assert collector.generation().extra != extra
+        return time.thread_time() - began
+
+    assert seconds(32_000) < 20 * seconds(4_000) + 0.05
 
 
 def call(name: str, arguments: str, **more: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from comps.core.deltas import join_extra
+from comps.core.deltas import JoinedExtra
 from comps.core.times import Times
 from comps.core.types import JSON, Finished, Generation, Report, TextDelta, Usage
 from comps.dialects.shared.framing import citations_in, object_in, report_object
@@ -89,7 +89,7 @@ class Lines:
         self._times = times
         self._write = write
         self._report = report
-        self._calls: dict[str, JSON] = {}
+        self._calls = JoinedExtra()
         self._end = Finished("stop")
         before, after = orjson.dumps(frame.line("")).rsplit(b'""', 1)
         self._before, self._after = before, after + b"\n"
@@ -103,7 +103,7 @@ class Lines:
             return
         extra = dict(delta.extra)
         if calls := extra.pop("tool_calls", None):
-            self._calls = join_extra(self._calls, {"tool_calls": calls})
+            self._calls.add({"tool_calls": calls})
         if delta.text or any(extra.values()):
             self._line(delta.text, extra)
 
@@ -112,8 +112,8 @@ class Lines:
 
     def close(self) -> None:
         """Write the calls, and the last line."""
-        if self._calls:
-            self._line("", self._calls)
+        if calls := self._calls.extra():
+            self._line("", calls)
         end, report = _end(self._end.reason, self._end.usage, self._times), self._report()
         self._line("", None, **end, **({"report": report_object(report)} if report else {}))
 

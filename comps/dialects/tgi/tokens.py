@@ -14,7 +14,7 @@ from math import inf
 import orjson
 
 from comps.core.citations import ANNOTATIONS, annotations_in
-from comps.core.deltas import join_extra
+from comps.core.deltas import JoinedExtra
 from comps.core.types import JSON, Finished, Generation, Report, TextDelta, Usage
 from comps.dialects.shared.framing import citations_in, comment, report_object
 from comps.dialects.shared.logprobs import ScoredToken, tokens_in
@@ -127,7 +127,7 @@ class TokenEvents:
         self._shown = shown
         self._reports = reports
         self._texts: list[str] = []
-        self._cited: dict[str, JSON] = {}
+        self._cited = JoinedExtra()
         self._index = 0
         self._end = Finished("stop")
 
@@ -139,7 +139,7 @@ class TokenEvents:
 
     def delta(self, delta: TextDelta) -> None:
         if self._shown.citations:
-            self._cited = join_extra(self._cited, self._shown.citations_of(delta.extra))
+            self._cited.add(self._shown.citations_of(delta.extra))
         scored, text = tokens_in(delta.extra), _said(delta.text, delta.extra)
         if not scored:
             if text:
@@ -168,7 +168,9 @@ class TokenEvents:
         reported = {} if report is None else {"report": report_object(report)}
         text = "".join(self._texts)
         shown = self._shown.before + text
-        self._write_token(self._last_token(text), (), generated_text=shown, details=details, **self._cited, **reported)
+        self._write_token(
+            self._last_token(text), (), generated_text=shown, details=details, **self._cited.extra(), **reported
+        )
         if self._end.reason not in (_TOLD if details else ("stop",)):
             self._write(comment(f"finish_reason={self._end.reason}"))
 
