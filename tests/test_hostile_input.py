@@ -153,6 +153,18 @@ async def test_no_field_makes_the_service_ask_a_host_or_read_a_file(
     assert canary.connections == 1
 
 
+async def test_no_error_repeats_a_long_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = 0
+    async with running(Able([["Hi"]]), monkeypatch) as service:
+        for kind in KINDS:
+            for body in (one for example in kind.examples for one in everywhere(example, "x" * 20_000)):
+                answer = await service.post(body, kind.path)
+                if answer.status >= 400:
+                    refused += 1
+                    assert len(answer.body) < 10_000, (kind, answer.body[:300])
+    assert refused > 20
+
+
 # Templates.
 
 

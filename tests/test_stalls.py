@@ -32,6 +32,19 @@ def chat(**fields: Any) -> bytes:
     return json.dumps({**CHAT, **fields}).encode()
 
 
+def message(size: int) -> bytes:
+    """A document whose sentences are cited, as Anthropic's API has it."""
+    document = {
+        "type": "document",
+        "source": {"type": "text", "media_type": "text/plain", "data": words(size)},
+        "citations": {"enabled": True},
+    }
+    content = [document, {"type": "text", "text": "How much memory?"}]
+    return json.dumps(
+        {"messages": [{"role": "user", "content": content}], "max_tokens": 9, "model": "scripted"}
+    ).encode()
+
+
 class Quick(Able):
     """It does not look at the prompt, which is not to be measured."""
 
@@ -84,6 +97,12 @@ USUAL: dict[str, tuple[Callable[[], bytes], str, dict[str, str], int]] = {
     "half of control tokens": (lambda: chat(documents=["<|" * (MEGABYTE // 5)]), PATH, {}, 200),
     "a preview": (lambda: chat(documents=documents(3_000, 200)), "/v1/prompt", {}, 200),
 }
+USUAL["a document without sentences that is cited"] = (
+    lambda: message(MEGABYTE),
+    "/v1/messages",
+    {},
+    200,
+)
 USUAL["blanks before a word"] = (lambda: chat(documents=["a" + " " * MEGABYTE + "b\n"]), PATH, {}, 200)
 USUAL["a template that repeats the documents"] = (
     lambda: chat(documents=[words(40_000)], chat_template="{context}" * 5_000),
@@ -157,6 +176,7 @@ LARGEST: dict[str, tuple[Callable[[], bytes], str, dict[str, str], int]] = {
         {},
         200,
     ),
+    "a document that is cited": (lambda: message(SIZE), "/v1/messages", {}, 200),
     "tgi's grammar": (
         lambda: json.dumps({"inputs": "", "parameters": {"grammar": {"type": "json", "value": words(SIZE)}}}).encode(),
         "/generate",

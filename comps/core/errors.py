@@ -39,6 +39,8 @@ Failure = TypeVar("Failure", bound="LLMError")
 _LONGEST_NAME = 200
 """The most characters of a name from a request in an error."""
 _NAME = re.compile(r"[\w.:/-]{1,64}")
+_LONGEST_MESSAGE, _HEAD = 2_000, 1_200
+"""The most characters of a message about a request, and how many of them are its beginning."""
 
 
 class LLMError(Exception):
@@ -54,13 +56,14 @@ class InvalidRequest(LLMError):
     """Request error: the request cannot be served as it is.
 
     Args:
-        message: What is wrong, without the field.
-        field: The path of the field that is wrong; None if no single field is.
+        message: What is wrong, without the field. Of a long one, as it may quote a value of megabytes, the middle is
+            left out.
+        field: The path of the field that is wrong, treated alike; None if no single field is.
     """
 
     def __init__(self, message: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.field = field
+        super().__init__(_brief(message))
+        self.field = field and _brief(field)
 
     def __str__(self) -> str:
         message = super().__str__()
@@ -233,6 +236,10 @@ class SettingsError(LLMError):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+def _brief(message: str) -> str:
+    return message if len(message) <= _LONGEST_MESSAGE else f"{message[:_HEAD]} … {message[_HEAD - _LONGEST_MESSAGE :]}"
 
 
 def shortened(name: str) -> str:

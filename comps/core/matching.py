@@ -10,7 +10,7 @@ from comps.core.passages import Passages
 from comps.core.sentences import sentences
 from comps.core.types import JSON, Document
 from comps.core.word_index import WordIndex
-from comps.core.words import words
+from comps.core.words import distinct_words
 
 LEAST_SCORE = 0.6
 """The least share of a sentence's words, by weight, that its document has; see `tests.benchmarks.answers.citing`."""
@@ -49,7 +49,7 @@ class Matcher:
             self._index = WordIndex({number: f"{one.title}\n{one.text}" for number, one in self._given.items()})
         found: list[JSON] = []
         for begin, end in _prose(text, start):
-            sentence = set(words(text[begin:end]))
+            sentence = distinct_words(text[begin:end])
             if best := self._best(sentence, self._index):
                 number, score = best
                 told: dict[str, JSON] = {"matched_by": "words", "score": round(score, 3)}

@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 
 from comps.core.sentences import sentences
 from comps.core.word_index import WordIndex
-from comps.core.words import words
+from comps.core.words import distinct_words
 
 _LONGEST = 600
 """The most characters of a sentence; a longer one, such as a table in one line, is divided at a space."""
@@ -56,7 +56,7 @@ class Passages:
 
     def _words(self, place: int) -> set[str]:
         begin, end = self._spans[place]
-        return set(words(self._text[begin:end]))
+        return distinct_words(self._text[begin:end])
 
 
 def _divided(text: str) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,11 @@ from itertools import pairwise
 
 _ENDS = ".!?…。！？\n"
 _CLOSING = "\"'”’)]」』"
-_SENTENCE = re.compile(r"(?:[^.!?…。！？\n]|[.!?…](?!\s|$|[\"'”’)\]]))+[.!?…。！？]*[\"'”’)\]」』]*")
+_WITHIN = r"(?:[^.!?…。！？\n]|[.!?…](?!\s|$|[\"'”’)\]]))"
+_CLOSED = r"[.!?…。！？]*[\"'”’)\]」』]*"
+_SENTENCE = re.compile(f"{_WITHIN}+{_CLOSED}")
+_BOUNDED = re.compile(f"{_WITHIN}{{1,20000}}{_CLOSED}")
+"""The same with a limit: the interpreter's lock is held until one is found."""
 _END = re.compile(f"[{re.escape(_ENDS)}]")
 _LAST = frozenset(_ENDS + _CLOSING)
 """The characters with which a sentence may end, if the next one is known."""
@@ -17,8 +21,9 @@ _TAIL = 32
 
 
 def sentences(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yields the spans of the sentences between two offsets, without spaces before them. A line break ends one."""
-    for found in _SENTENCE.finditer(text, start, end):
+    """Yields the spans of the sentences between two offsets, without spaces before them. A line break ends one, and
+    so do 20,000 characters."""
+    for found in _BOUNDED.finditer(text, start, end):
         begin = found.start() + len(found[0]) - len(found[0].lstrip())
         if begin < found.end():
             yield begin, found.end()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from math import log
 
-from comps.core.words import words
+from comps.core.words import distinct_words
 
 _UNKNOWN = log(2)
 """The weight of a word that no text has: that of one that all have, since most such words are `is` and the like."""
@@ -26,7 +26,7 @@ class WordIndex:
         self._most = most
         self._having: dict[str, list[int]] = {}
         for number, text in texts.items():
-            for word in set(words(text)):
+            for word in distinct_words(text):
                 self._having.setdefault(word, []).append(number)
 
     def weight(self, word: str) -> float:

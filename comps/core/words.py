@@ -34,6 +34,14 @@ def words(text: str) -> list[str]:
     return list(chain.from_iterable(map(_parts, chain.from_iterable(found))))
 
 
+def distinct_words(text: str) -> set[str]:
+    """Returns the different words of a text; see `words`."""
+    found = set[str]()
+    for piece in pieces(text, _LONGEST, " "):
+        found.update(words(piece))
+    return found
+
+
 def _parts(run: str) -> list[str]:
     if not _IS_UNSPACED.match(run):
         return [run]
