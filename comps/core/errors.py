@@ -239,6 +239,8 @@ class SettingsError(LLMError):
 
 
 def _brief(message: str) -> str:
+    """A message as it can be shown: of lone surrogates in what it quotes, which no UTF-8 has, `?` is left."""
+    message = message if message.isascii() else message.encode("utf-8", "replace").decode()
     return message if len(message) <= _LONGEST_MESSAGE else f"{message[:_HEAD]} … {message[_HEAD - _LONGEST_MESSAGE :]}"
 
 

@@ -82,9 +82,10 @@ class Endpoint:
             document = json.loads(body)
         except (ValueError, RecursionError):
             return
-        call = self._from_document(document, body, path)
-        if half := _lone_surrogate(document):
-            raise RequestError(half, call.style)
+        if isinstance(document, dict) and (half := _lone_surrogate(document)):  # Validation may raise something else.
+            call, dialect = self._kind_of(document) or self.calls[0]
+            raise RequestError(half, call.style, dialect.name)
+        self._from_document(document, body, path)
 
     def _from_document(self, document: JSON, body: bytes, path: Mapping[str, str]) -> Call:
         if not isinstance(document, dict):
