@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from comps.core.beside import beside
 from comps.core.generator import TextGenerator
-from comps.core.types import GenerationRequest, ModelInfo, Usage
+from comps.core.types import Embeddings, GenerationRequest, ModelInfo, Usage
 from comps.dialects.shared.base import (
     Call,
     DescriptionCall,
@@ -29,6 +31,8 @@ OPERATIONS: dict[type[Call], str] = {
     DescriptionCall: "describe",
 }
 """What metrics and traces call the work of a body that asks for no text, by its class."""
+_MOST_AT_ONCE = 5_000
+"""The most values of an answer that is encoded within the event loop: what takes some milliseconds."""
 
 
 async def computed(call: Call, model: TextGenerator, info: ModelInfo, exchange: Exchange) -> tuple[Any, ...]:
@@ -52,12 +56,21 @@ async def computed(call: Call, model: TextGenerator, info: ModelInfo, exchange: 
     return (info,)
 
 
-def encoded_reply(call: Call, *found: Any) -> bytes:
-    """Returns the answer, of what `computed` returned."""
+async def encoded_reply(call: Call, *found: Any) -> list[bytes]:
+    """Returns the answer in pieces, of what `computed` returned; a long one is encoded beside the event loop."""
     assert isinstance(
         call, EmbeddingCall | TokenCountCall | TokenizeCall | PromptCountCall | PromptTokenizeCall | DescriptionCall
     )
-    return call.style.encode(call.reply(*found))
+    if not call.is_large and sum(map(_values_in, found)) <= _MOST_AT_ONCE:
+        return [call.style.encode(call.reply(*found))]
+    return await beside(lambda: call.style.encode_long(call.reply(*found)))
+
+
+def _values_in(found: Any) -> int:
+    """Returns how many numbers, tokens or characters a part of an answer has."""
+    if isinstance(found, Embeddings):
+        return sum(map(len, found.vectors))
+    return len(found) if isinstance(found, Sequence) else 1
 
 
 def honoured(request: GenerationRequest, info: ModelInfo) -> GenerationRequest:

@@ -9,7 +9,6 @@ import asyncio
 import sys
 from collections.abc import Collection, Coroutine, Mapping
 from dataclasses import replace
-from functools import partial
 from time import monotonic
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, quote
@@ -214,8 +213,7 @@ class Handler:
         exchange.asked_at = monotonic()
         found = await computed(call, model, info, exchange)
         exchange.answered_at = monotonic()
-        encoded = partial(encoded_reply, call, *found)
-        reply.whole(200, await beside(encoded) if call.is_large else encoded(), headers)
+        await reply.in_pieces(await encoded_reply(call, *found), headers)
 
     async def _generate(
         self, call: GenerationCall, model: TextGenerator, slots: RequestSlots, reply: Reply, exchange: Exchange
@@ -311,10 +309,10 @@ class PromptHandler(Handler):
             "stream": call.streamed,
         }
 
-        def document() -> bytes:
+        def document() -> list[bytes]:
             return preview_document({**of_all, "ignored": _ignored_names(call, info)}, previews)
 
-        reply.whole(200, await beside(document) if call.is_large else document(), [])
+        await reply.in_pieces(await beside(document) if call.is_large else document(), [])
 
 
 def _requests(call: GenerationCall, info: ModelInfo) -> list[GenerationRequest]:

@@ -141,7 +141,7 @@ def preview_answer(endpoint: PreviewEndpoint, kind: type[Call], dialect: Dialect
         "stream": call.streamed,
         "ignored": [],
     }
-    return json.loads(preview_document(of_all, previews))
+    return json.loads(b"".join(preview_document(of_all, previews)))
 
 
 def _previewed(request: GenerationRequest) -> Preview:

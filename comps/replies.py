@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from random import getrandbits
 from time import monotonic, time
@@ -49,17 +50,31 @@ class Reply:
 
     def whole(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]], media_type: str = _JSON) -> None:
         """Send a whole body."""
+        self._start(status, len(body), headers, media_type)
+        if body:
+            self._response.write(body)
+        self._response.end()
+
+    async def in_pieces(
+        self, pieces: Sequence[bytes], headers: list[tuple[bytes, bytes]], media_type: str = _JSON
+    ) -> None:
+        """Send a whole body with the status 200. Between its pieces, others are served."""
+        self._start(200, sum(map(len, pieces)), headers, media_type)
+        for place, piece in enumerate(pieces):
+            if place:
+                await asyncio.sleep(0)
+            self._response.write(piece)
+        self._response.end()
+
+    def _start(self, status: int, size: int, headers: list[tuple[bytes, bytes]], media_type: str) -> None:
         self.started = True
         exchange = self._exchange
         timing = (b"server-timing", exchange.server_timing())
-        length = (b"content-length", str(len(body)).encode())
+        length = (b"content-length", str(size).encode())
         kind = (b"content-type", media_type.encode())
         # A server without `DirectRoutes`, such as Ray's proxy, gives requests ids of its own.
         ids = [(REQUEST_ID_HEADER, exchange.id.encode())] if exchange.id else []
         self._response.start(status, [kind, length, *ids, timing, *headers])
-        if body:
-            self._response.write(body)
-        self._response.end()
 
     def start_stream(self, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
         """Send the status line and the headers of a stream."""
@@ -131,11 +146,13 @@ class Responder:
         reasons = self._call.ends(generations)
         self._exchange.reason = reasons[0]
         self._headers.append((b"x-finish-reason", shortened(",".join(reasons))))
-        body = await beside(self._encoded, generations) if self._call.is_large else self._encoded(generations)
-        self._reply.whole(200, body, self._all_headers(), self._call.style.media_type)
-
-    def _encoded(self, generations: Sequence[Generation]) -> bytes:
-        return self._call.style.encode(self._call.reply(generations, self._metadata))
+        style = self._call.style
+        if self._call.is_large:
+            pieces = await beside(lambda: style.encode_long(self._call.reply(generations, self._metadata)))
+            await self._reply.in_pieces(pieces, self._all_headers(), style.media_type)
+        else:
+            body = style.encode(self._call.reply(generations, self._metadata))
+            self._reply.whole(200, body, self._all_headers(), style.media_type)
 
     async def _complete(
         self, slots: RequestSlots, model: TextGenerator, request: GenerationRequest, number: int

@@ -42,6 +42,8 @@ _ACCEPTED_AT_ONCE = 16
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
 
+_LONG = 100_000
+"""Bytes of a body that is not copied behind its head."""
 _ERROR_SECONDS = 2.0
 """Seconds that cancelled requests have to send their errors."""
 
@@ -295,7 +297,11 @@ class DirectResponse:
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if self._head:
-            data, self._head = self._head + data, b""
+            if len(data) > _LONG and not self._chunked and self._corked is None:
+                self._transport.write(self._head)
+            else:
+                data = self._head + data
+            self._head = b""
             if self._chunked:
                 self.cork()  # A short answer may end with what the model server has just sent.
         if self._corked is None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
+from comps.core.beside import beside
+from comps.core.types import Embeddings, Token
 from tests.service import PATH, Able
 from tests.watchdog import LIMIT, WatchedService, watched
 
@@ -50,6 +52,13 @@ class Quick(Able):
 
     async def generate(self, prompt: Any, sampling: Any, options: Any, answer: Any) -> None:
         await super().generate("", sampling, options, answer)
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        length = 2_000 if len(texts) <= 1_000 else 2  # To make and to free more of them is not to be measured.
+        return Embeddings(tuple([0.5] * length for _ in texts), 1)
+
+    async def tokenize(self, text: str) -> Sequence[Token]:
+        return await beside(lambda: [Token(0, end) for end in range(5, len(text), 5)])
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +109,12 @@ USUAL: dict[str, tuple[Callable[[], bytes], str, dict[str, str], int]] = {
 USUAL["a document without sentences that is cited"] = (
     lambda: message(MEGABYTE),
     "/v1/messages",
+    {},
+    200,
+)
+USUAL["many vectors"] = (
+    lambda: json.dumps({"input": ["a"] * 900}).encode(),
+    "/v1/embeddings",
     {},
     200,
 )
@@ -176,6 +191,8 @@ LARGEST: dict[str, tuple[Callable[[], bytes], str, dict[str, str], int]] = {
         {},
         200,
     ),
+    "the tokens of a text": (lambda: json.dumps({"inputs": words(2 * MEGABYTE)}).encode(), "/tokenize", {}, 200),
+    "a text to tokenize": (lambda: json.dumps({"inputs": words(SIZE)}).encode(), "/tokenize", {}, 422),
     "a document that is cited": (lambda: message(SIZE), "/v1/messages", {}, 200),
     "tgi's grammar": (
         lambda: json.dumps({"inputs": "", "parameters": {"grammar": {"type": "json", "value": words(SIZE)}}}).encode(),

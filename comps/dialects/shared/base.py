@@ -41,6 +41,7 @@ from comps.core.types import (
     Token,
 )
 from comps.dialects.shared.framing import SSE, ResponseMetadata
+from comps.dialects.shared.long_json import encoded_in_pieces
 
 STATUS: Mapping[type[LLMError], int] = {
     InvalidRequest: 400,
@@ -77,6 +78,10 @@ class Style:
     encode: Callable[[JSON], bytes] = orjson.dumps
     media_type: str = "application/json"
     id_header: bytes = b""
+
+    def encode_long(self, document: JSON) -> list[bytes]:
+        """What `encode` returns, in pieces, so that other threads go on while a long document is encoded."""
+        return encoded_in_pieces(document) if self.encode is orjson.dumps else [self.encode(document)]
 
     def status(self, error: LLMError) -> int:
         """The HTTP status of an error."""

@@ -15,6 +15,7 @@ from comps.core.previews import Preview
 from comps.core.times import Times
 from comps.core.types import JSON, Generation, Message, Report, Usage, total
 from comps.core.value_types import value_type
+from comps.dialects.shared.long_json import encoded_in_pieces
 
 DONE = b"data: [DONE]\n\n"
 SSE = "text/event-stream; charset=utf-8"
@@ -74,14 +75,14 @@ def report_object(report: Report) -> JSON:
     return {**asdict(report), "headroom": report.headroom}
 
 
-def preview_document(of_all: Mapping[str, JSON], previews: Sequence[Preview]) -> bytes:
-    """The answer of the preview route, as plain JSON in every dialect.
+def preview_document(of_all: Mapping[str, JSON], previews: Sequence[Preview]) -> list[bytes]:
+    """The answer of the preview route, as plain JSON in every dialect, in pieces.
 
     Args:
         of_all: The fields that hold for all requests of the body.
         previews: What the model server would be asked, for each request.
     """
-    return orjson.dumps({**of_all, "prompts": [_preview_object(preview) for preview in previews]})
+    return encoded_in_pieces({**of_all, "prompts": [_preview_object(preview) for preview in previews]})
 
 
 def _preview_object(preview: Preview) -> JSON:

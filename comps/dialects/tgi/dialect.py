@@ -264,6 +264,10 @@ class TGICompatibleCall(TGIStreamCall):
         return [super().reply(generations, metadata)]
 
 
+_MOST_TOKENIZED = 2_000_000
+"""Characters of a text to tokenize: TGI's limit of a body, in bytes. The answer has thirty times as many."""
+
+
 class TGITokenizeCall(TokenizeCall):
     """A text to tokenize as the model reads it."""
 
@@ -272,7 +276,7 @@ class TGITokenizeCall(TokenizeCall):
     style = STYLE
     any_model = True
 
-    inputs: str
+    inputs: str = Field(max_length=_MOST_TOKENIZED)
     parameters: dict[str, Any] | None = Field(None, description="No effect here, and named as ignored.")
 
     @model_validator(mode="before")
