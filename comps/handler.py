@@ -36,7 +36,7 @@ from comps.dialects.shared.endpoint import Endpoint, PreviewEndpoint, RequestErr
 from comps.dialects.shared.framing import preview_document
 from comps.exchange import Exchange
 from comps.logs import log
-from comps.replies import Reply, Responder, shortened
+from comps.replies import LONGEST_HEADER, Reply, Responder, shortened
 from comps.requests import ClientGone, read_body
 from comps.responses import Response, response_to
 from comps.telemetry import Telemetry
@@ -245,7 +245,7 @@ class Handler:
             return []
         if self._strict:
             raise InvalidRequest("not honoured here, and this service is set to refuse what it would ignore", names[0])
-        listed = ", ".join(quote(name, safe="[]:.") for name in names)
+        listed = ", ".join(quote(name[:LONGEST_HEADER], safe="[]:.") for name in names)
         return [(b"x-ignored-params", shortened(listed))]
 
 

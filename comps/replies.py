@@ -26,7 +26,7 @@ from comps.responses import Response
 
 _SSE_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 _JSON = "application/json"
-_LONGEST_HEADER = 1000
+LONGEST_HEADER = 1000
 _TOKENS = frozenset(("reasoning", "reasoning_content", "tool_calls", "function_call", "refusal", "audio"))
 """The fields of a delta without text that are part of an answer."""
 
@@ -364,7 +364,7 @@ def _reported(reports: Mapping[int, Report], prompts: int) -> list[tuple[bytes, 
 
 def shortened(listed: str) -> bytes:
     """Returns a header value, cut to a length that clients and proxies accept."""
-    return (listed if len(listed) <= _LONGEST_HEADER else listed[:_LONGEST_HEADER] + "...").encode()
+    return (listed if len(listed) <= LONGEST_HEADER else listed[:LONGEST_HEADER] + "...").encode()
 
 
 def _used(report: Report) -> str:

@@ -192,6 +192,7 @@ LARGEST: dict[str, tuple[Callable[[], bytes], str, dict[str, str], int]] = {
         200,
     ),
     "the tokens of a text": (lambda: json.dumps({"inputs": words(2 * MEGABYTE)}).encode(), "/tokenize", {}, 200),
+    "the name of a field": (lambda: json.dumps({"input": "a", "k" * SIZE: 1}).encode(), "/v1/embeddings", {}, 200),
     "a text to tokenize": (lambda: json.dumps({"inputs": words(SIZE)}).encode(), "/tokenize", {}, 422),
     "a document that is cited": (lambda: message(SIZE), "/v1/messages", {}, 200),
     "tgi's grammar": (
