@@ -46,6 +46,8 @@ _WRONG = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupEr
 """What a template raises that does not take a conversation."""
 _MANY = 100
 """Messages from which on they are rendered beside the event loop; published templates take up to 0.1 ms for each."""
+_AROUND = 100
+"""Characters that a template may write around each message, for its limits."""
 _MARGIN = 8
 """Tokens left for those that a model server adds to a text, such as BOS."""
 
@@ -122,7 +124,7 @@ class ChatTemplate:
     def _rendered(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
         return _ENVIRONMENT.rendered(
             self._template,
-            sum(len(message["content"]) for message in messages),
+            sum(len(message["content"]) + _AROUND for message in messages),
             messages=messages,
             add_generation_prompt=add_generation_prompt,
             bos_token=self._form.bos,

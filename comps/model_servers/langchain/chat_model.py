@@ -14,6 +14,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from pydantic import ConfigDict, SkipValidation
 
 from comps.core.answers import collect, read
+from comps.core.beside import MANY, beside
 from comps.core.ports import Answer, Completes, ModelServer
 from comps.core.types import JSON, SAMPLING_FIELDS, Generation, Prompt, Sampling
 from comps.model_servers.langchain.chunks import chunk_of, whole_of
@@ -60,16 +61,19 @@ class AnswersChat(_Base):
         self, messages: list[BaseMessage], stop: Sequence[str] | None, given: Mapping[str, Any], answer: Answer
     ) -> None:
         """Write the answer to `messages`; see `_asked` and `ModelServer.generate`. No callback learns of it."""
-        await self.server.generate(*self._asked(messages, stop, given), answer)
+        asked = self._asked
+        found = await beside(asked, messages, stop, given) if len(messages) > MANY else asked(messages, stop, given)
+        await self.server.generate(*found, answer)
 
     async def whole_answer(
         self, messages: list[BaseMessage], stop: Sequence[str] | None, given: Mapping[str, Any]
     ) -> Generation:
         """The same answer, whole."""
-        asked = self._asked(messages, stop, given)
+        asked = self._asked
+        found = await beside(asked, messages, stop, given) if len(messages) > MANY else asked(messages, stop, given)
         if isinstance(self.server, Completes):
-            return await self.server.complete(*asked)
-        return await collect(self.server.generate, *asked)
+            return await self.server.complete(*found)
+        return await collect(self.server.generate, *found)
 
     async def _astream(
         self,

@@ -48,6 +48,8 @@ class Connection(asyncio.Protocol):
         self._head_length = 0
         self._unchecked = 0
         self._without_body = 0
+        self._has_body = False
+        """Whether a part of the body has come since the last check."""
         self._has_begun = False
         self._has_head = False
         self._has_ended = False
@@ -115,7 +117,8 @@ class Connection(asyncio.Protocol):
 
     def _check(self, exchange: Exchange) -> None:
         """Check now and then whether the reader keeps up, and whether what arrives is a body, and not too long."""
-        self._without_body += self._unchecked
+        self._without_body = 0 if self._has_body else self._without_body + self._unchecked
+        self._has_body = False
         exchange.arrived += self._unchecked
         self._unchecked = 0
         if self._without_body > MOST_OF_HEAD:
@@ -198,7 +201,7 @@ class Connection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is None or exchange.ended or not self._in_body:
             return
-        self._without_body = 0
+        self._has_body = True
         try:
             exchange.take(data)
         except Exception as error:

@@ -282,12 +282,13 @@ async def test_a_long_conversation_is_rendered_beside_the_event_loop(
     assert threads == [thread]
 
 
-def test_a_file_takes_long_conversations(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "size"), [(5000, 1000), (10_000, 2)])
+def test_a_file_takes_long_conversations(tmp_path: Path, number: int, size: int) -> None:
     jinja = (
         "{% macro one(m) %}<{{ m.role ~ '>' + m.content }}{% endmacro %}{% for m in messages %}{{ one(m) }}{% endfor %}"
     )
-    long = messages(*[("user", "a" * 1000)] * 5000)
-    assert len(from_file(tmp_path, jinja).render(long)) == 5000 * 1006
+    long = messages(*[("user", "a" * size)] * number)
+    assert len(from_file(tmp_path, jinja).render(long)) == number * (size + 6)
 
 
 async def test_a_conversation_is_text_to_the_model_server_and_ends_where_the_template_does() -> None:

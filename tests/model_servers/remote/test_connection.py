@@ -255,3 +255,25 @@ async def test_a_compressed_stream_is_read_but_for_one_that_would_fill_the_memor
         assert await ask(http) == ["1"]
         with pytest.raises(ModelServerError):
             await ask(http)
+
+
+async def test_a_body_that_comes_in_the_largest_reads_is_no_endless_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncio and uvloop read up to 256 KiB at once, as much as headers may have."""
+    received, came = connection.Connection.data_received, bytearray()
+    text = "x" * 600_000
+
+    def data_received(self: connection.Connection, data: bytes) -> None:
+        came.extend(data)
+        if came.endswith(b"[DONE]\n\n"):
+            for begin, end in ((0, 200), (200, 4_000), (4_000, 4_000 + 262_144), (4_000 + 262_144, len(came))):
+                received(self, bytes(came[begin:end]))
+
+    async def serve(number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(response(text))
+        await writer.drain()
+        await reader.read()
+
+    monkeypatch.setattr(connection.Connection, "data_received", data_received)
+    async with served(serve) as (http, _):
+        assert await ask(http) == [text]
