@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from comps.admission import RequestSlots
 from comps.core.answers import Part, Parts, broken_off
-from comps.core.beside import beside
+from comps.core.beside import LONG, beside
 from comps.core.counting import estimate
 from comps.core.generator import TextGenerator
 from comps.core.planning import Plan
@@ -27,6 +27,8 @@ from comps.responses import Response
 _SSE_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 _JSON = "application/json"
 LONGEST_HEADER = 1000
+_OF_LOGPROBS = 100
+"""How many times as long as its text the logprobs of an answer may be."""
 _TOKENS = frozenset(("reasoning", "reasoning_content", "tool_calls", "function_call", "refusal", "audio"))
 """The fields of a delta without text that are part of an answer."""
 
@@ -147,7 +149,7 @@ class Responder:
         self._exchange.reason = reasons[0]
         self._headers.append((b"x-finish-reason", shortened(",".join(reasons))))
         style = self._call.style
-        if self._call.is_large:
+        if self._call.is_large or _is_long(generations):
             pieces = await beside(lambda: style.encode_long(self._call.reply(generations, self._metadata)))
             await self._reply.in_pieces(pieces, self._all_headers(), style.media_type)
         else:
@@ -360,6 +362,17 @@ def _reported(reports: Mapping[int, Report], prompts: int) -> list[tuple[bytes, 
     if any(dropped):
         headers.append((b"x-turns-dropped", shortened(",".join(map(str, dropped)))))
     return headers
+
+
+def _is_long(generations: Sequence[Generation]) -> bool:
+    """Whether answers have much text, or logprobs of many tokens."""
+    length = 0
+    for generation in generations:
+        for choice in generation.choices:
+            length += len(choice.text)
+            if choice.extra and "logprobs" in choice.extra:
+                length += len(choice.text) * _OF_LOGPROBS
+    return length > LONG
 
 
 def shortened(listed: str) -> bytes:

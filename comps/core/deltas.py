@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Reversible
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -51,7 +51,9 @@ class ToolCalls:
     """Numbers the tool calls of a choice. Some servers give every call the index 0, or none."""
 
     def __init__(self) -> None:
-        self._calls: dict[int, dict[str, JSON]] = {}
+        self._calls = _Known()
+        self._numbers = set[int]()
+        self._next = 0
 
     def numbered(self, pieces: JSON) -> list[JSON]:
         """Returns the tool call deltas with unique indexes: deltas of one call share an index, other calls never do.
@@ -61,15 +63,17 @@ class ToolCalls:
         return [{**piece, "index": self._number(piece)} for piece in _pieces(pieces)]
 
     def _number(self, piece: dict[str, JSON]) -> int:
-        call = _call_of(self._calls.values(), piece)
+        call = self._calls.continued_by(piece)
         if call is None:
             index = piece.get("index")
-            free = index is not None and index not in self._calls
-            call = {"index": index, "number": index if free else max(self._calls, default=-1) + 1}
-            self._calls[call["number"]] = call
+            number: int = self._next if index is None or index in self._numbers else index
+            self._numbers.add(number)
+            self._next = max(self._next, number + 1)
+            call = self._calls.begun(index)
+            call["number"] = number
         call["id"] = call.get("id") or piece.get("id")
-        number: int = call["number"]
-        return number
+        said: int = call["number"]
+        return said
 
 
 def calls_in(extra: Mapping[str, JSON]) -> list[dict[str, Any]]:
@@ -243,30 +247,60 @@ class _Calls(_Value):
     """Tool calls. Arguments are concatenated; ids and names may repeat."""
 
     def __init__(self) -> None:
-        self._calls: list[dict[str, Any]] = []
-        self._arguments: list[list[str]] = []
+        self._known = _Known()
 
     def goes_on(self, value: JSON) -> bool:
         return True
 
     def add(self, value: JSON) -> None:
         for piece in _pieces(value) if value is not None else ():
-            number = next((n for n in reversed(range(len(self._calls))) if _goes_on(self._calls[n], piece)), None)
-            if number is None:
-                number = len(self._calls)
-                self._calls.append({})
-                self._arguments.append([])
+            call = self._known.continued_by(piece)
+            if call is None:
+                call = self._known.begun(piece.get("index"))
+                call[_ARGUMENTS] = []
             function = piece.get("function") or {}
             if function.get("arguments"):
-                self._arguments[number].append(function["arguments"])
+                call[_ARGUMENTS].append(function["arguments"])
                 piece = {**piece, "function": {**function, "arguments": ""}}
-            self._calls[number] = _with_further(self._calls[number], piece)
+            call.update(_with_further(call, piece))
 
     def whole(self) -> JSON:
-        return [
-            {**call, "function": {**call["function"], "arguments": "".join(arguments)}} if arguments else call
-            for call, arguments in zip(self._calls, self._arguments, strict=True)
-        ]
+        return [_whole_call(call) for call in self._known.calls]
+
+
+_ARGUMENTS = " arguments"
+"""Where the pieces of a call's arguments are until it is whole."""
+
+
+def _whole_call(call: Mapping[str, Any]) -> dict[str, JSON]:
+    whole = {
+        name: value for name, value in call.items() if name != _ARGUMENTS and (name != "index" or value is not None)
+    }
+    if pieces := call[_ARGUMENTS]:
+        whole["function"] = {**whole["function"], "arguments": "".join(pieces)}
+    return whole
+
+
+class _Known:
+    """The tool calls of a choice so far, to find the one that a delta continues: those with its index are looked at."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self._by_index: dict[int, list[dict[str, Any]]] = {}
+
+    def begun(self, index: int | None) -> dict[str, Any]:
+        """Returns a new call, which has only an index."""
+        call: dict[str, Any] = {"index": index}
+        self.calls.append(call)
+        if index is not None:
+            self._by_index.setdefault(index, []).append(call)
+        return call
+
+    def continued_by(self, piece: dict[str, JSON]) -> dict[str, Any] | None:
+        """Returns the call that a delta continues; None if it begins a new one."""
+        index = piece.get("index")
+        calls = self.calls if index is None else self._by_index.get(index, ())
+        return next((call for call in reversed(calls) if _goes_on(call, piece)), None)
 
 
 def _of(value: JSON) -> _Value:
@@ -284,11 +318,6 @@ def _with_further(call: dict[str, JSON], piece: dict[str, JSON]) -> dict[str, JS
         named = {name: value for name, value in further.items() if value}
         joined["function"] = {**function, **named, "arguments": arguments}
     return joined
-
-
-def _call_of(calls: Reversible[dict[str, JSON]], piece: dict[str, JSON]) -> dict[str, JSON] | None:
-    """Returns the call that a delta continues; None if it begins a new one."""
-    return next((call for call in reversed(calls) if _goes_on(call, piece)), None)
 
 
 def _goes_on(call: dict[str, JSON], piece: dict[str, JSON]) -> bool:

@@ -73,6 +73,18 @@ def test_the_time_to_join_is_linear_in_the_number_of_deltas(extra: dict[str, Any
     assert seconds(32_000) < 20 * seconds(4_000) + 0.05
 
 
+def test_the_time_for_many_tool_calls_is_linear_in_their_number() -> None:
+    def seconds(number: int) -> float:
+        calls, collector = ToolCalls(), Collector()
+        began = time.thread_time()
+        for index in range(number):
+            whole = {"index": index, "id": f"c{index}", "function": {"name": "f", "arguments": "{}"}}
+            collector.delta(TextDelta("", extra={"tool_calls": calls.numbered([whole])}))
+        return time.thread_time() - began
+
+    assert seconds(3_200) < 20 * seconds(400) + 0.05
+
+
 def call(name: str, arguments: str, **more: Any) -> dict[str, Any]:
     return {**more, "function": {"name": name, "arguments": arguments}}
 
