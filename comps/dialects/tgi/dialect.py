@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import orjson
 from pydantic import Field, model_validator
 
+from comps.core.counting import prompt_texts
 from comps.core.errors import (
     BrokenOff,
     InvalidRequest,
@@ -329,9 +330,10 @@ class TGIChatTokenizeCall(PromptTokenizeCall):
     tool_choice: str | Schema | None = None
 
     def request(self) -> GenerationRequest:
-        return GenerationRequest(
-            tuple(message.message() for message in self.messages), options=self.sent_fields(_OF_TOOLS)
-        )
+        messages = tuple(message.message() for message in self.messages)
+        if sum(map(len, prompt_texts(messages, {}))) > _MOST_TOKENIZED:
+            raise InvalidRequest(f"they have more than {_MOST_TOKENIZED} characters", "messages")
+        return GenerationRequest(messages, options=self.sent_fields(_OF_TOOLS))
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         read = self.read_in_prompts(capabilities)
