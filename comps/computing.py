@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from comps.core.beside import beside
+from comps.core.counting import prompt_texts
+from comps.core.errors import InvalidRequest
 from comps.core.generator import TextGenerator
 from comps.core.types import Embeddings, GenerationRequest, ModelInfo, Usage
 from comps.dialects.shared.base import (
@@ -31,6 +33,9 @@ OPERATIONS: dict[type[Call], str] = {
     DescriptionCall: "describe",
 }
 """What metrics and traces call the work of a body that asks for no text, by its class."""
+_MOST_TOKENIZED = 2_000_000
+"""Characters of a text that is answered with its tokens: TGI's limit of a body, in bytes. The answer may have fifty
+times as many, and to free millions of tokens holds the event loop."""
 _MOST_AT_ONCE = 5_000
 """The most values of an answer that is encoded within the event loop: what takes some milliseconds."""
 
@@ -45,15 +50,22 @@ async def computed(call: Call, model: TextGenerator, info: ModelInfo, exchange: 
     if isinstance(call, TokenCountCall):
         return (await model.count_tokens(call.text()),)
     if isinstance(call, TokenizeCall):
+        _check_length([call.text()], call)
         return (await model.tokenize(call.text()),)
     if isinstance(call, PromptOnlyCall):
         request = honoured(call.request(), info)
         request = replace(request, is_large=True) if call.is_large else request
         if isinstance(call, PromptTokenizeCall):
+            _check_length(prompt_texts(request.prompt, {}), call)
             return await model.tokenize_prompt(request)
         return (await model.count_prompt(request),)
     assert isinstance(call, DescriptionCall)
     return (info,)
+
+
+def _check_length(texts: Sequence[str], call: Call) -> None:
+    if sum(map(len, texts)) > _MOST_TOKENIZED:
+        raise InvalidRequest(f"it has more than {_MOST_TOKENIZED} characters", call.marker)
 
 
 async def encoded_reply(call: Call, *found: Any) -> list[bytes]:

@@ -17,7 +17,7 @@ from comps.core.ports import Answer
 from comps.core.types import JSON, ModelInfo, Prompt, Sampling
 from comps.model_servers.scripted import Scripted
 from tests.events import texts
-from tests.service import PATH, PATIENCE, running, until_idle, until_in_flight
+from tests.service import PATH, PATIENCE, Able, running, until_idle, until_in_flight
 
 WORDS = ["Deep", " learning", " is", " fun", "."]
 QUERY = {"query": "What is Deep Learning?"}
@@ -512,3 +512,22 @@ async def test_a_header_is_no_longer_than_clients_take(monkeypatch: pytest.Monke
     assert answer.headers["x-documents-used"].startswith("1,2,3,")
     assert answer.headers["x-documents-used"].endswith("...")
     assert len(answer.headers["x-documents-used"]) < 1100
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/tokenize", {"inputs": "a" * 2_000_001}, 422),
+        ("/chat_tokenize", {"messages": [{"role": "user", "content": "a" * 2_000_001}]}, 422),
+        ("/v1/tokenize", {"text": "a" * 2_000_001}, 400),
+    ],
+)
+async def test_of_a_text_of_megabytes_no_tokens_are_told(
+    path: str, body: dict[str, Any], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(Able([["Hi"]]), monkeypatch) as service:
+        answer = await service.post(body, path)
+    assert answer.status == status
+    said = answer.body.decode()
+    assert "it has more than 2000000 characters" in said
+    assert next(iter(body)) in said

@@ -785,19 +785,3 @@ async def test_a_prompt_that_is_too_long_is_not_asked_again_without_details(monk
     async with running(server, monkeypatch, ONLY) as service:
         answer = await service.post({"inputs": QUESTION, "parameters": {"details": True}}, "/generate")
     assert (answer.status, len(server.asked)) == (422, 1)
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "field"),
-    [
-        ("/tokenize", {"inputs": "a" * 2_000_001}, "inputs"),
-        ("/chat_tokenize", {"messages": [{"role": "user", "content": "a" * 2_000_001}]}, "messages"),
-    ],
-)
-async def test_a_text_to_tokenize_has_the_size_of_a_body_of_tgi_at_most(
-    path: str, body: JSON, field: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with running(Able([["Hi"]]), monkeypatch) as service:
-        answer = await service.post(body, path)
-    assert (answer.status, answer.json["error_type"]) == (422, "validation")
-    assert field in answer.json["error"]

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import orjson
 from pydantic import Field, model_validator
 
-from comps.core.counting import prompt_texts
 from comps.core.errors import (
     BrokenOff,
     InvalidRequest,
@@ -265,10 +264,6 @@ class TGICompatibleCall(TGIStreamCall):
         return [super().reply(generations, metadata)]
 
 
-_MOST_TOKENIZED = 2_000_000
-"""Characters of a text to tokenize: TGI's limit of a body, in bytes. The answer has thirty times as many."""
-
-
 class TGITokenizeCall(TokenizeCall):
     """A text to tokenize as the model reads it."""
 
@@ -277,7 +272,7 @@ class TGITokenizeCall(TokenizeCall):
     style = STYLE
     any_model = True
 
-    inputs: str = Field(max_length=_MOST_TOKENIZED)
+    inputs: str
     parameters: dict[str, Any] | None = Field(None, description="No effect here, and named as ignored.")
 
     @model_validator(mode="before")
@@ -330,10 +325,9 @@ class TGIChatTokenizeCall(PromptTokenizeCall):
     tool_choice: str | Schema | None = None
 
     def request(self) -> GenerationRequest:
-        messages = tuple(message.message() for message in self.messages)
-        if sum(map(len, prompt_texts(messages, {}))) > _MOST_TOKENIZED:
-            raise InvalidRequest(f"they have more than {_MOST_TOKENIZED} characters", "messages")
-        return GenerationRequest(messages, options=self.sent_fields(_OF_TOOLS))
+        return GenerationRequest(
+            tuple(message.message() for message in self.messages), options=self.sent_fields(_OF_TOOLS)
+        )
 
     def ignored(self, capabilities: AbstractSet[str]) -> list[str]:
         read = self.read_in_prompts(capabilities)
