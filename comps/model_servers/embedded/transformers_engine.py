@@ -38,7 +38,9 @@ from comps.model_servers.embedded.vectors import Texts, check_texts
 
 _AT_ONCE = 16
 """The default of `at_once`: the KV caches of more requests would take memory without more tokens a second."""
-_LARGEST_CHUNK = 2048
+_LARGEST_CHUNK, _LEAST_CHUNK = 2048, 16
+_CHUNK_ALONE = 256
+"""The least of a chunk while nothing else is answered. A request that comes meanwhile waits for the end of one."""
 _WIDTH = 512
 """The hidden size of a model that does not say."""
 
@@ -97,7 +99,7 @@ class Engine:
         self._text_cache: Any = None
         """The KV cache of the text that is being embedded."""
         width = getattr(self._model.config.get_text_config(), "hidden_size", None) or _WIDTH
-        self._chunks = Chunks(self._seconds_per_token(), min(_LARGEST_CHUNK, self._window), width)
+        self._chunks = Chunks(self._seconds_per_token(), min(_LARGEST_CHUNK, self._window), width, _LEAST_CHUNK)
 
     @property
     def busy(self) -> bool:
@@ -188,7 +190,7 @@ class Engine:
         if records := request.completion.prompt_records:
             self._score_prompt(request, records)
             return request.completion.prompt_part()
-        tokens = request.tokens[request.read : request.read + self._chunks.after(request.read)]
+        tokens = request.tokens[request.read : request.read + self._chunk(request)]
         logits = self._forward(tokens, request.cache)[:, -1]
         request.read += len(tokens)
         if request.read < len(request.tokens):
@@ -200,6 +202,11 @@ class Engine:
         request.tokens.append(token)
         most = request.completion.alternatives
         return request.completion.push(token, None if most is None else scores(logits[0], token, most))
+
+    def _chunk(self, request: _Request) -> int:
+        """How many tokens of the request whose turn it is to read."""
+        chunk = self._chunks.after(request.read)
+        return chunk if self._running or self._waiting or self._texts else max(chunk, _CHUNK_ALONE)
 
     def _score_prompt(self, request: _Request, records: PromptRecords) -> None:
         """Read a chunk of a prompt whose tokens have logprobs."""
