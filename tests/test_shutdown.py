@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -216,6 +216,14 @@ AS_PROCESS_1 = in_own_namespace()
 """Empty: it takes root, and the command unshare."""
 
 
+@pytest.fixture
+def heeding_hup() -> Iterator[None]:
+    """Where the tests run under `nohup`, HUP is ignored, and it would be by the processes that they start."""
+    before = signal.signal(signal.SIGHUP, lambda *_: None)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @asynccontextmanager
 async def command(
     monkeypatch: pytest.MonkeyPatch, model: Scripted, *arguments: str, within: Sequence[str] = (), **environment: str
@@ -260,6 +268,7 @@ async def exit_code(service: Running) -> int:
     ("workers", "first", "second"),
     [("1", signal.SIGTERM, signal.SIGTERM), ("2", signal.SIGHUP, signal.SIGINT)],
 )
+@pytest.mark.usefixtures("heeding_hup")
 async def test_at_a_signal_it_is_not_ready_and_still_answers_and_at_a_second_one_it_ends_at_once_even_as_process_1(
     monkeypatch: pytest.MonkeyPatch, workers: str, first: signal.Signals, second: signal.Signals
 ) -> None:
@@ -286,6 +295,7 @@ async def test_at_a_signal_it_is_not_ready_and_still_answers_and_at_a_second_one
     assert "Traceback" not in "".join(service.said)
 
 
+@pytest.mark.usefixtures("heeding_hup")
 async def test_answers_that_are_cut_off_at_the_end_of_the_grace_period_have_an_exit_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
