@@ -23,7 +23,7 @@ from comps.listening import is_reachable, listening_sockets, raise_file_limit
 from comps.messages import message
 from comps.server import Server, ServerProtocol
 from comps.settings import Model, Settings
-from comps.tracing import problem as traces_missing
+from comps.trace_exporters import problem as traces_missing
 from comps.workers import END_AT_ONCE, Worker
 
 

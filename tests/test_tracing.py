@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from comps import tracing
+from comps import trace_exporters, tracing
 from comps.core.errors import Unreachable
 from comps.dialects import DIALECTS
 from comps.dialects.shared.base import GenerationCall
@@ -81,7 +81,7 @@ def test_nothing_of_opentelemetry_s_sdk_is_imported_unless_the_environment_asks_
     for name in [name for name in sys.modules if name.startswith("opentelemetry.sdk")] or ["opentelemetry.sdk"]:
         monkeypatch.setitem(sys.modules, name, None)  # To import it fails.
     monkeypatch.setattr(tracing, "problem", lambda: "")
-    assert tracing.is_wanted() is wanted
+    assert trace_exporters.is_wanted() is wanted
     assert tracing.Tracing.from_environment("x", {}, "1") is None
     assert ("no traces are exported: " in caplog.text) is wanted
 
@@ -89,12 +89,12 @@ def test_nothing_of_opentelemetry_s_sdk_is_imported_unless_the_environment_asks_
 def test_traces_that_cannot_be_had_are_told_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     with monkeypatch.context() as patched:
-        patched.setattr(tracing, "find_spec", lambda _: None)
-        assert "pip install 'opea-llm-microservice[otel]'" in tracing.problem()
+        patched.setattr(trace_exporters, "find_spec", lambda _: None)
+        assert "pip install 'opea-llm-microservice[otel]'" in trace_exporters.problem()
         assert tracing.Tracing.from_environment("x", {}, "1") is None
-    monkeypatch.setattr(tracing, "find_spec", lambda _: True)
+    monkeypatch.setattr(trace_exporters, "find_spec", lambda _: True)
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "carrier-pigeon")
-    assert "no exporter carrier-pigeon is installed" in tracing.problem()
+    assert "no exporter carrier-pigeon is installed" in trace_exporters.problem()
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Any:
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
-    monkeypatch.setattr(tracing, "_provider", lambda *_: provider)
+    monkeypatch.setattr(tracing, "provider_for", lambda *_: provider)
     return exporter
 
 
