@@ -60,6 +60,7 @@ def test_what_is_joined_changes_no_piece() -> None:
     ],
     ids=lambda extra: next(iter(extra)),
 )
+@pytest.mark.soak
 def test_the_time_to_join_is_linear_in_the_number_of_deltas(extra: dict[str, Any]) -> None:
     def seconds(number: int) -> float:
         collector = Collector()
@@ -73,6 +74,7 @@ def test_the_time_to_join_is_linear_in_the_number_of_deltas(extra: dict[str, Any
     assert seconds(32_000) < 20 * seconds(4_000) + 0.05
 
 
+@pytest.mark.soak
 def test_the_time_for_many_tool_calls_is_linear_in_their_number() -> None:
     def seconds(number: int) -> float:
         calls, collector = ToolCalls(), Collector()

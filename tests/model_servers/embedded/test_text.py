@@ -245,6 +245,7 @@ def test_a_stop_is_found_as_in_the_whole_text_however_it_is_cut_into_pieces() ->
         assert (len(shown), cut.found) == (first, wanted)
 
 
+@pytest.mark.soak
 def test_the_time_for_a_long_stop_string_is_linear_in_the_text() -> None:
     began = time.thread_time()
     assert shown(["a" * 300_000 + "b"], ["a" * 150_000, *["aa"] * 50_000, "c"])[1] is False
