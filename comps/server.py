@@ -34,7 +34,7 @@ from uvicorn.server import ServerState
 
 from comps.connections import LimitedConnection
 from comps.limits import Limits
-from comps.memory import Memory, return_large_blocks
+from comps.memory import STORM, Memory, return_large_blocks
 from comps.responses import EXTENSION, Headers
 
 _ACCEPTED_AT_ONCE = 16
@@ -54,6 +54,10 @@ class State(ServerState):
     ending = False
     """Whether the server was told to end: responses say `connection: close`."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = Memory()
+
 
 class Server(uvicorn.Server):
     """uvicorn's server, with an end of our own. uvicorn itself looks ten times a second whether it shall end.
@@ -72,7 +76,6 @@ class Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
         self._sweeping: asyncio.TimerHandle | None = None
-        self._memory = Memory()
         self._ending_at_once = asyncio.Event()
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
@@ -90,7 +93,7 @@ class Server(uvicorn.Server):
                 connection.give_up()
             elif connection.deadline <= now:
                 connection.overdue()
-        self._memory.look(now, len(self.server_state.tasks))
+        self.server_state.memory.look(now, len(self.server_state.tasks))
         self._sweeping = loop.call_later(limits.sweep_seconds, self._sweep)
 
     async def main_loop(self) -> None:
@@ -175,6 +178,8 @@ class ServerProtocol(LimitedConnection):
         if self.parser.should_upgrade():  # The head is parsed once more, without what asks for an upgrade.
             return
         self.accept_head()
+        if len(self.server_state.tasks) >= STORM:
+            self.server_state.memory.in_storm()
         super().on_headers_complete()
         cycle = self.cycle
         response = DirectResponse(cycle, self.loop)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import os
 import re
 import resource
 import subprocess
@@ -21,7 +22,6 @@ import pytest
 import uvloop
 
 from comps import memory
-from comps.memory import Memory
 from tests.benchmarks.sizing import PATH, chat, run_model_server
 from tests.process import ROOT, Running, serving
 
@@ -30,44 +30,82 @@ Load = Callable[[int, int, int], int]
 """So many streams at once, of so many tokens each, with so many milliseconds between them: the tokens that came."""
 
 
-def test_memory_is_given_back_once_a_storm_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, float]] = []
-
-    class Noted:
-        def __init__(self, requests: int) -> None:
-            assert requests == 500
-            told.append(("filled", now))
-
-        def give_back(self) -> None:
-            told.append(("given back", now))
-
-    monkeypatch.setattr(memory, "Gaps", Noted)
-    kept = Memory()
-    for now in range(100):
-        kept.look(float(now), running=500 if 40 <= now < 80 else 50 if now < 90 else 10)
-    # Once more for what is kept for a while.
-    assert told == [("filled", 80), ("given back", 83), ("filled", 83), ("given back", 86)]
+MEGABYTES = """
+import re
+def megabytes():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1000
+"""
 
 
-async def test_objects_that_asyncio_keeps_for_reuse_are_replaced_by_ones_that_lie_together() -> None:
-    future = asyncio.get_running_loop().create_future()
-    several = [[future.__await__() for _ in range(300)] for _ in range(30)]
-    spread = [ones.pop() for ones in several for _ in range(10)]
-    del several
-    spread.clear()
-    gaps = memory.Gaps(1000)
-    dense = {id(one) for one in gaps._dense}
-    await asyncio.sleep(0)
-    gaps.give_back()
-    assert {id(one) for one in [future.__await__() for _ in range(200)]} <= dense
+def run_program(program: str, **environment: str) -> str:
+    """What a program of its own prints."""
+    command = [sys.executable, "-c", MEGABYTES + program]
+    done = subprocess.run(
+        command, check=True, timeout=60, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+def test_of_a_storm_with_a_few_objects_that_stay_no_memory_is_left() -> None:
+    program = """
+import asyncio
+from comps import memory
+async def main():
+    kept = memory.Memory()
+    def storm():
+        kept.in_storm()
+        objects = [[None, float(number), bytes(number % 400)] for number in range(200_000)]
+        told.append(megabytes())
+        return objects[::500]
+    async def rest():
+        kept.look(next(times), memory.STORM // 2)  # It goes on.
+        told.append(megabytes())
+        kept.look(next(times), memory.STORM // 2 - 1)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        told.append(megabytes())
+    told, times, before = [], iter(range(0, 99, 10)), megabytes()
+    few = [storm()]
+    await rest()
+    few.append(storm())
+    await rest()
+    print(*(round(one - before) for one in told))
+asyncio.run(main())
+"""
+    first, going_on, after, second, _, after_second = (int(one) for one in run_program(program).split())
+    assert min(first, going_on, second) > 60
+    assert after < 5
+    assert after_second < 8
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"PYTHONMALLOC": "debug"}, {"PYTHONMALLOC": "malloc"}, {"PYTHONDEVMODE": "1"}], ids=str
+)
+def test_objects_outlive_the_allocator_that_they_came_from(environment: dict[str, str]) -> None:
+    program = """
+from comps.memory import Allocators, _name
+allocators, kept = Allocators(), []
+own = _name()
+for number in range(20):
+    (allocators.use_python if number % 2 else allocators.use_glibc)()
+    print("own" if _name() == own else "mixed")
+    for one in kept:  # What is there grows, shrinks and goes.
+        one += [bytes(size) for size in range(0, 700, 7)]
+        del one[::3]
+    kept.append([{number: str(number)} for number in range(1000)])
+    if number % 5 == 4:
+        del kept[::2]
+allocators.use_python()
+allocators.use_python()
+assert _name() == own
+"""
+    used = run_program(program, **environment).split()
+    assert used == ["own"] * 20 if environment else ["mixed", "own"] * 10
 
 
 def test_large_blocks_are_returned_at_once_whatever_lies_between_them() -> None:
-    program = r"""
-import re
+    program = """
 from comps.memory import return_large_blocks
-def megabytes():
-    return int(re.search(r"VmRSS:\s+(\d+)", open("/proc/self/status").read())[1]) / 1000
 return_large_blocks()
 del_me = b"x" * 16_000_000
 del del_me
@@ -78,7 +116,7 @@ assert megabytes() > before + 90
 del blocks
 assert megabytes() < before + 10, (before, megabytes())
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=ROOT)
+    run_program(program)
 
 
 async def stream(port: int, body: bytes) -> int:
@@ -156,13 +194,16 @@ def test_two_thousand_streams_are_open_at_once_without_an_error_and_their_memory
     with loaded(FRAMEWORK=framework) as (service, load):
         load(64, 200, 0)
         before = megabytes(service)
-        assert load(STREAMS, 20, 500) == STREAMS * 20
-        storm = megabytes(service)
-        time.sleep(3 * memory._LOOK_SECONDS)
-        after = megabytes(service)
+        after = []
+        for _ in range(3):
+            assert load(STREAMS, 20, 500) == STREAMS * 20
+            time.sleep(3 * memory._LOOK_SECONDS)
+            after.append(megabytes(service))
+        most = megabytes(service, "VmHWM")
     with capsys.disabled():
-        print(f"\n{framework}: {before:.0f} MB, in the storm {storm:.0f} MB, after it {after:.0f} MB")
-    assert after < 1.4 * before
+        told = ", ".join(f"{one:.0f}" for one in after)
+        print(f"\n{framework}: {before:.0f} MB, in three storms {most:.0f} MB, after each {told} MB")
+    assert max(after) < 1.25 * before
 
 
 @pytest.mark.soak
