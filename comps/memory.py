@@ -1,4 +1,6 @@
-"""Memory after a storm of requests: it is returned to the system, which neither Python nor glibc does by itself.
+"""Memory: when garbage is collected, and what is returned to the system after a storm of requests.
+
+Neither Python nor glibc returns it by itself.
 
 Python's allocator returns memory by the megabyte (an arena), when nothing is left in it. A few objects of 50 bytes that
 outlive a storm keep most of its arenas. glibc returns each free page of 4 KB when it is told to. So in a storm objects
@@ -13,11 +15,16 @@ import asyncio
 import ctypes
 import gc
 
+from comps.core.beside import is_busy
+
 STORM = 200
 """Requests at once that make a storm; it ends with half of them."""
 _LOOK_SECONDS, _LOOKS = 5.0, 12
 """Seconds between two looks, and at how many of them after a storm memory is given back: connections are kept for a
 while after their requests."""
+_COLLECTION_LOOKS = 12
+"""Looks between two collections of all garbage, and the most for which one waits for what runs beside the loop."""
+_NEVER = 1_000_000_000
 _RAW, _OURS = 0, (1, 2)
 """The domains of Python's allocators: `PYMEM_DOMAIN_RAW`, which is glibc's, and those of buffers and objects."""
 _M_MMAP_THRESHOLD, _LARGE = -3, 524_288
@@ -32,6 +39,17 @@ def return_large_blocks() -> None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
+def collect_seldom() -> None:
+    """Have what is there now left alone by the garbage collector, and all garbage collected only by `Memory.look`.
+
+    To look through all of what a service has loaded takes 0.1 s, and through a large answer of a model server 0.3 s,
+    in which no other thread runs. Python itself collects young garbage, as nearly all is, and no answer needs more.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*gc.get_threshold()[:2], _NEVER)
+
+
 class Memory:
     """Has memory allocated in such a way, and given back in time, that little of it is left after a storm."""
 
@@ -40,6 +58,8 @@ class Memory:
         self._looks = 0
         """At how many looks memory is still to be given back."""
         self._next_look = 0.0
+        self._until_collection = _COLLECTION_LOOKS
+        """Looks until all garbage is collected; negative while that waits."""
 
     def in_storm(self) -> None:
         """A request came in a storm."""
@@ -47,7 +67,7 @@ class Memory:
         self._looks = _LOOKS
 
     def look(self, now: float, running: int) -> None:
-        """Give memory back if a storm is over.
+        """Collect garbage now and then, and give memory back if a storm is over.
 
         Args:
             now: The time of the event loop.
@@ -59,6 +79,11 @@ class Memory:
         if self._looks and running < STORM // 2:
             self._looks -= 1
             self._allocators.use_python()
+            self._until_collection = 1
+        self._until_collection -= 1
+        waits = is_busy() and self._until_collection > -_COLLECTION_LOOKS  # For large bodies and answers.
+        if self._until_collection <= 0 and not waits:
+            self._until_collection = _COLLECTION_LOOKS
             gc.collect()
             asyncio.get_running_loop().call_soon(_trim)  # Each of the two may take 20 ms.
 

@@ -16,7 +16,7 @@ from comps.core.generator import TextGenerator
 from comps.core.planning import Plan
 from comps.core.reports import settled
 from comps.core.tasks import at_once
-from comps.core.types import Finished, Generation, GenerationRequest, ModelInfo, Report, TextDelta, Usage, total
+from comps.core.types import JSON, Finished, Generation, GenerationRequest, ModelInfo, Report, TextDelta, Usage, total
 from comps.dialects.shared.base import GenerationCall, Writer
 from comps.dialects.shared.framing import ResponseMetadata, was_counted
 from comps.exchange import Exchange
@@ -25,7 +25,7 @@ from comps.requests import REQUEST_ID_HEADER
 from comps.responses import Response
 
 _SSE_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-_JSON = "application/json"
+_MEDIA_TYPE = "application/json"
 LONGEST_HEADER = 1000
 _OF_LOGPROBS = 100
 """How many times as long as its text the logprobs of an answer may be."""
@@ -50,7 +50,9 @@ class Reply:
         self.cut_off = response.cut_off
         self.started = False
 
-    def whole(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]], media_type: str = _JSON) -> None:
+    def whole(
+        self, status: int, body: bytes, headers: list[tuple[bytes, bytes]], media_type: str = _MEDIA_TYPE
+    ) -> None:
         """Send a whole body."""
         self._start(status, len(body), headers, media_type)
         if body:
@@ -58,7 +60,7 @@ class Reply:
         self._response.end()
 
     async def in_pieces(
-        self, pieces: Sequence[bytes], headers: list[tuple[bytes, bytes]], media_type: str = _JSON
+        self, pieces: Sequence[bytes], headers: list[tuple[bytes, bytes]], media_type: str = _MEDIA_TYPE
     ) -> None:
         """Send a whole body with the status 200. Between its pieces, others are served."""
         self._start(200, sum(map(len, pieces)), headers, media_type)
@@ -365,14 +367,23 @@ def _reported(reports: Mapping[int, Report], prompts: int) -> list[tuple[bytes, 
 
 
 def _is_long(generations: Sequence[Generation]) -> bool:
-    """Whether answers have much text, or logprobs of many tokens."""
+    """Whether answers have much text, also in calls and reasoning, or logprobs of many tokens."""
     length = 0
     for generation in generations:
         for choice in generation.choices:
             length += len(choice.text)
-            if choice.extra and "logprobs" in choice.extra:
-                length += len(choice.text) * _OF_LOGPROBS
+            for name, value in (choice.extra or {}).items():
+                length += len(choice.text) * _OF_LOGPROBS if name == "logprobs" else _length(value)
     return length > LONG
+
+
+def _length(value: JSON) -> int:
+    """Returns the length of all texts in a value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(map(_length, value)) if isinstance(value, list) else 0
 
 
 def shortened(listed: str) -> bytes:

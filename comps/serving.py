@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from comps.core.redaction import shown_urls
 from comps.core.sockets import notice_silence
 from comps.exit_codes import CUT_OFF, ended_at_once
 from comps.listening import is_reachable, listening_sockets, raise_file_limit
+from comps.memory import collect_seldom
 from comps.messages import message
 from comps.server import Server, ServerProtocol
 from comps.settings import Model, Settings
@@ -158,9 +158,7 @@ class ServiceProcess(Server):
 
     def _on_loaded(self, failed: LLMError | None) -> None:
         self._failed = failed
-        # What is there by now stays: to look through all of it each time would hold up every stream for 0.1 s.
-        gc.collect()
-        gc.freeze()
+        collect_seldom()
         if failed:
             self.end()
         else:

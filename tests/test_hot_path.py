@@ -12,8 +12,8 @@ from tests.hot_path import counting
 TOKENS, REQUESTS = 200, 20
 # Calls of functions of ours, written in Python; a change that needs more of them says why.
 MOST = {
-    "native": {"token": 11, "request": 331, "whole": 305},
-    "langchain": {"token": 11, "request": 356, "whole": 331},
+    "native": {"token": 11, "request": 331, "whole": 306},
+    "langchain": {"token": 11, "request": 356, "whole": 332},
 }
 
 

@@ -16,18 +16,44 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import uvloop
 
 from comps import memory
+from comps.core.beside import is_busy, run_beside
 from tests.benchmarks.sizing import PATH, chat, run_model_server
 from tests.process import ROOT, Running, serving
 
 STREAMS = 2000
 Load = Callable[[int, int, int], int]
 """So many streams at once, of so many tokens each, with so many milliseconds between them: the tokens that came."""
+
+
+def test_garbage_is_collected_once_a_minute_but_not_while_a_large_body_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    collected: list[float] = []
+    kept = memory.Memory()
+
+    async def look(now: float, busy: bool) -> None:
+        monkeypatch.setattr(memory, "gc", SimpleNamespace(collect=lambda: collected.append(now)))
+        monkeypatch.setattr(memory, "is_busy", lambda: busy)
+        kept.look(now, 1)
+
+    for now in map(float, range(400)):
+        asyncio.run(look(now, 100 <= now < 130 or now >= 200))
+    assert collected == [55.0, 130.0, 190.0, 310.0]  # The last one waited for as long as it may.
+
+
+async def test_work_beside_the_loop_is_known_until_it_has_ended() -> None:
+    assert not is_busy()
+    work = asyncio.ensure_future(run_beside(asyncio.sleep(3600)))
+    await asyncio.sleep(0)
+    assert is_busy()
+    work.cancel()
+    await asyncio.wait([work])
+    assert not is_busy()
 
 
 MEGABYTES = """

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from comps.config_files import read_config_file
@@ -26,6 +26,7 @@ from comps.dialects.shared.base import GenerationCall
 from comps.dialects.shared.framing import ResponseMetadata
 from comps.model_servers.chat_templates.formats import FORMATS
 from comps.model_servers.chat_templates.templates import chat_template
+from comps.model_servers.remote import parsing
 from comps.model_servers.remote.chunks import ChunkReader, parse_chunk
 from comps.model_servers.remote.failures import WRONG_STRUCTURE
 from comps.model_servers.remote.parsing import parse_json
@@ -97,6 +98,27 @@ def test_any_bytes_are_json_without_halves_of_characters_or_a_value_error(data: 
     json.dumps(value, ensure_ascii=False).encode()  # Raises if a half is left.
     with suppress(LLMError):
         assert type(parse_chunk(data)) is dict
+
+
+@FEW
+@given(
+    st.binary(max_size=60)
+    | JSONS.map(lambda value: json.dumps(value).encode())
+    | JSONS.map(lambda value: json.dumps(value, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass"))
+    | st.integers(0, 2_000).map(lambda levels: b"[" * levels + b"]" * levels)
+)
+@example(b'{"a": 1, "a": [NaN], "\\ud800": "\\ud800"}')
+@example(b'\xef\xbb\xbf{"a": 1}')
+def test_json_in_pieces_is_what_it_is_at_once(data: bytes) -> None:
+    def parsed(at_once: int) -> Any:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(parsing, "LONG", at_once)
+            try:
+                return repr(parse_json(data))  # In which NaN is equal to NaN, and 1 is not 1.0.
+            except ValueError:
+                return ValueError
+
+    assert parsed(0) == parsed(5) == parsed(10**9)
 
 
 @pytest.mark.parametrize("kind", WRITERS, ids=str)

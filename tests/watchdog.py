@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from comps.core.ports import ModelServer
+from comps.memory import collect_seldom
 from tests.service import PATH, PATIENCE, Service, running
 
 LIMIT = 0.05
@@ -137,11 +138,12 @@ def watched(
     ready.wait()
     try:
         assert begun, failed
-        gc.collect()
-        gc.freeze()  # As the command does.
+        thresholds = gc.get_threshold()
+        collect_seldom()
         yield begun[0]
     finally:
         gc.unfreeze()
+        gc.set_threshold(*thresholds)
         for stop in end:
             stop()
         thread.join(PATIENCE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from functools import cache, partial
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ LONG = 100_000
 """Characters or bytes from which on work on a text is done beside the loop: what takes some milliseconds."""
 MANY = 1_000
 """Items, such as documents, from which on work on them is done beside the loop."""
+_RUNNING: set[Future[Any]] = set()
+"""What runs beside the loop."""
 
 
 async def beside(work: Callable[..., T], *arguments: Any) -> T:
@@ -31,14 +34,22 @@ async def beside(work: Callable[..., T], *arguments: Any) -> T:
     return await run_beside(done())
 
 
-async def beside_if_long(text: str, work: Callable[..., T], *arguments: Any) -> T:
+async def beside_if_long(text: str | bytes, work: Callable[..., T], *arguments: Any) -> T:
     """Returns the result of `work(*arguments)`, done beside the running loop if the text that it is about is long."""
     return await beside(work, *arguments) if len(text) > LONG else work(*arguments)
 
 
 async def run_beside(work: Coroutine[Any, Any, T]) -> T:
     """Returns the result of a coroutine that runs beside the running loop; to cancel this cancels it."""
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, _loop()))
+    future = asyncio.run_coroutine_threadsafe(work, _loop())
+    _RUNNING.add(future)
+    future.add_done_callback(_RUNNING.discard)
+    return await asyncio.wrap_future(future)
+
+
+def is_busy() -> bool:
+    """Whether something runs beside the loop."""
+    return bool(_RUNNING)
 
 
 @cache

@@ -41,10 +41,16 @@ def _pieces(document: JSON) -> Iterator[bytes]:
         yield b"}" if document else b"{}"
     elif isinstance(document, list) and document:
         separator = b"["
-        at_once = _ITEMS if isinstance(document[0], dict | list) else _VALUES
-        for start in range(0, len(document), at_once):
-            yield separator + orjson.dumps(document[start : start + at_once])[1:-1]
-            separator = b","
+        if len(document) <= _ITEMS:
+            for item in document:
+                yield separator
+                yield from _pieces(item)
+                separator = b","
+        else:
+            at_once = _ITEMS if isinstance(document[0], dict | list) else _VALUES
+            for start in range(0, len(document), at_once):
+                yield separator + orjson.dumps(document[start : start + at_once])[1:-1]
+                separator = b","
         yield b"]"
     else:
         yield orjson.dumps(document)

@@ -9,12 +9,14 @@ https://platform.openai.com/docs/api-reference/chat/streaming
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from comps.core.answers import Collector, broken_off
+from comps.core.beside import LONG, beside
 from comps.core.deltas import ToolCalls, function_of, join_extra
 from comps.core.errors import InvalidRequest, ModelServerError
 from comps.core.finish_reasons import finish_reason
@@ -23,7 +25,7 @@ from comps.core.types import JSON, Finished, Generation, TextDelta, Usage
 from comps.core.unread import left_out
 from comps.model_servers.remote.exchange import Exchange
 from comps.model_servers.remote.failures import error_message, reported_failure
-from comps.model_servers.remote.parsing import parse_json
+from comps.model_servers.remote.parsing import parse_json, parsed_in_pieces
 from comps.model_servers.remote.sse import BLANK, STREAMS, is_done, keeps_alive, media_type, parser_for
 
 _PLAIN = frozenset(("role", "content"))
@@ -323,7 +325,7 @@ def _counts(said: JSON) -> dict[str, int]:
     return {name: value for name, value in said.items() if type(value) is int and abs(value) <= _MOST}
 
 
-def whole_answer(response: Exchange) -> Generation:
+async def whole_answer(response: Exchange) -> Generation:
     """Parses the response to a request without `stream`; some servers stream it all the same.
 
     Raises:
@@ -331,13 +333,19 @@ def whole_answer(response: Exchange) -> Generation:
         ModelServerError: The response is no completion, or a choice has no finish reason.
     """
     body = response.body
+    if len(body) > LONG:
+        return await beside(_whole_answer, body, response.headers)
+    return _whole_answer(body, response.headers)
+
+
+def _whole_answer(body: bytes, headers: Mapping[bytes, bytes]) -> Generation:
     try:
-        completion = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        completion = orjson.loads(body) if len(body) <= LONG else parsed_in_pieces(body)
+    except (ValueError, RecursionError):
         completion = None
     if type(completion) is dict:
         return generation_of(completion)
-    kind = media_type(response.headers)
+    kind = media_type(headers)
     parser = parser_for(b"application/json" if kind not in STREAMS else kind, body.lstrip(BLANK))
     if parser is None:
         return generation_of(parse_chunk(body))

@@ -20,7 +20,7 @@ from comps.model_servers.remote.exchange import Broken, Exchange, Reader, Stream
 from comps.model_servers.remote.failures import brief, failure
 from comps.model_servers.remote.oauth import NAME as TOKEN_SERVER
 from comps.model_servers.remote.oauth import ClientCredentials
-from comps.model_servers.remote.parsing import parse_json
+from comps.model_servers.remote.parsing import parse_answer
 from comps.model_servers.remote.site import Site
 from comps.model_servers.remote.sse import media_type
 from comps.model_servers.target import Access
@@ -68,7 +68,8 @@ class HTTP:
             ModelServerError: The connection broke.
             ValueError: The body is not JSON; see `checked_answer`.
         """
-        return _document(await self._succeeded(partial(self._whole, "GET", path, b"", 0), _deadlines_of_facts))
+        asked = await self._succeeded(partial(self._whole, "GET", path, b"", 0), _deadlines_of_facts)
+        return await _document(asked)
 
     async def post(self, path: str, body: JSON, most: int = 0, *, repeats: bool = False) -> JSON:
         """Returns the JSON response to a POST request; see `get`. An object that is an error is raised as one.
@@ -79,7 +80,7 @@ class HTTP:
             most: The maximum number of bytes of the response; 0: as many as an answer may have.
             repeats: Whether the request is sent again if the server has not begun it.
         """
-        document = _document(await self.response(path, body, most, repeats=repeats))
+        document = await _document(await self.response(path, body, most, repeats=repeats))
         if isinstance(document, dict):
             raise_reported(document)
         return document
@@ -212,5 +213,5 @@ def _deadlines_of_facts() -> Deadlines:
     return Deadlines(_FACTS_SECONDS)
 
 
-def _document(exchange: Exchange) -> JSON:
-    return parse_json(exchange.body) if exchange.body else None
+async def _document(exchange: Exchange) -> JSON:
+    return await parse_answer(exchange.body) if exchange.body else None

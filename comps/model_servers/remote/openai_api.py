@@ -13,6 +13,7 @@ from struct import iter_unpack
 from typing import Any, ClassVar, TypeVar
 
 from comps.core.answers import collect
+from comps.core.beside import beside
 from comps.core.errors import InvalidRequest, ModelServerError, Refused, SettingsError
 from comps.core.ports import Answer
 from comps.core.types import (
@@ -41,6 +42,8 @@ _NEWER_NAME = re.compile(r"max_completion_tokens\W* instead")
 servers ignore it and answer without a limit."""
 _MOST_OF_VECTOR = 1_000_000
 """The maximum size of a vector in JSON, in bytes, on the average of a response."""
+_VECTORS_AT_ONCE = 10
+"""Vectors that are checked within the event loop."""
 _VERSION = re.compile(r"v\d+\w*")
 _ROUTE = re.compile(r"((/chat)?/completions|/generate(_stream)?)/?$")
 """An endpoint's path at the end of a configured URL, which should not be there."""
@@ -215,7 +218,8 @@ class OpenAIAPI:
         if not self.asks_whole:
             return await collect(partial(self.stream, is_collected=True), path, body)
         with checked_answer():
-            return whole_answer(await self._with_limit(body, lambda asked: self.http.response(path, asked)))
+            response = await self._with_limit(body, lambda asked: self.http.response(path, asked))
+            return await whole_answer(response)
 
     async def _with_limit(self, body: dict[str, JSON], ask: Callable[[dict[str, JSON]], Awaitable[T]]) -> T:
         """Call `ask` with the body, with `max_tokens` under the server's name of that field."""
@@ -264,18 +268,25 @@ class OpenAIAPI:
         body = {"model": self.model_name, "input": list(texts), "encoding_format": "float"}
         with checked_answer():
             answer = await self.http.post(f"{self._api}/embeddings", body, len(texts) * _MOST_OF_VECTOR, repeats=True)
-            items = sorted(answer["data"], key=lambda item: int(item["index"]))
-            vectors = tuple(_vector(item["embedding"]) for item in items)
-            if len(vectors) != len(texts):
-                raise ModelServerError(f"the model server gave {len(vectors)} vectors for {len(texts)} texts")
-            if len({len(vector) for vector in vectors}) > 1:
-                raise ValueError("vectors of several lengths")
-            return Embeddings(vectors, (answer.get("usage") or {}).get("prompt_tokens"))
+            if len(texts) <= _VECTORS_AT_ONCE:
+                return _embeddings(answer, len(texts))
+            return await beside(_embeddings, answer, len(texts))
 
     async def aclose(self) -> None:
         if self._describing and _of_this_loop(self._describing):
             self._describing.cancel()
         await self.http.aclose()
+
+
+def _embeddings(answer: Any, texts: int) -> Embeddings:
+    """Parses the response to a request for embeddings of so many texts."""
+    items = sorted(answer["data"], key=lambda item: int(item["index"]))
+    vectors = tuple(_vector(item["embedding"]) for item in items)
+    if len(vectors) != texts:
+        raise ModelServerError(f"the model server gave {len(vectors)} vectors for {texts} texts")
+    if len({len(vector) for vector in vectors}) > 1:
+        raise ValueError("vectors of several lengths")
+    return Embeddings(vectors, (answer.get("usage") or {}).get("prompt_tokens"))
 
 
 def _vector(said: JSON) -> list[float]:

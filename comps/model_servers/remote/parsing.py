@@ -1,12 +1,24 @@
-"""`parse_json`: JSON as model servers send it, which may contain what JSON does not allow."""
+"""JSON as model servers send it, which may contain what JSON does not allow, and may be long."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import orjson
 
+from comps.core.beside import LONG, beside_if_long
 from comps.core.types import JSON
+
+_DIVIDED = re.compile(rb"\s*(?:(\{)|\[\s*[\[{\"])")
+"""The opening of an object, or of a list whose first value is no number."""
+_LEVELS = 8
+"""The levels of a long text that are divided, each of which takes a look at all of it."""
+
+
+async def parse_answer(data: bytes) -> JSON:
+    """Returns what `parse_json` does; a long text is parsed beside the event loop."""
+    return await beside_if_long(data, parse_json, data)
 
 
 def parse_json(data: bytes) -> JSON:
@@ -19,13 +31,34 @@ def parse_json(data: bytes) -> JSON:
         ValueError: The text is no JSON.
     """
     try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
+        return orjson.loads(data) if len(data) <= LONG else parsed_in_pieces(data)
+    except (ValueError, RecursionError):
         pass
     try:
         return _replaced(json.loads(data.decode("utf-8-sig", "replace")))
     except RecursionError as error:
         raise ValueError("too many levels") from error
+
+
+def parsed_in_pieces(data: bytes | memoryview, levels: int = _LEVELS) -> JSON:
+    """Returns what orjson does, which holds the interpreter's lock until it has parsed all of its argument. So a long
+    object or list is first divided into the texts of its values, by msgspec, which makes no objects of them.
+
+    Raises:
+        ValueError: It is not JSON, or msgspec is stricter than orjson.
+    """
+    opening = _DIVIDED.match(data) if levels and len(data) > LONG else None
+    if not opening:
+        return orjson.loads(data)
+    from msgspec import Raw
+    from msgspec.json import decode  # A service without long answers does without its memory.
+
+    def parsed(value: Raw) -> JSON:
+        return parsed_in_pieces(memoryview(value), levels - 1)
+
+    if opening[1]:
+        return {name: parsed(value) for name, value in decode(data, type=dict[str, Raw]).items()}
+    return list(map(parsed, decode(data, type=list[Raw])))
 
 
 def _replaced(value: JSON) -> JSON:

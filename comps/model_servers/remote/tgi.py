@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from comps.core.answers import broken_off, collect
 from comps.core.beside import beside_if_long
@@ -24,7 +24,7 @@ from comps.model_servers.chat_templates.token_strings import in_characters
 from comps.model_servers.remote.chunks import whole_answer
 from comps.model_servers.remote.failures import WRONG_STRUCTURE, checked_answer
 from comps.model_servers.remote.openai_api import NO_ROUTE, OpenAIAPI, wire_message
-from comps.model_servers.remote.parsing import parse_json
+from comps.model_servers.remote.parsing import parse_answer
 from comps.model_servers.remote.tgi_answers import (
     HONOURED,
     NOT_IN_MESSAGES,
@@ -102,7 +102,8 @@ class TGI(OpenAIAPI):
             if inputs is not None:
                 return await self._continue_whole(inputs, sampling)
             path, body = self.request(prompt, sampling, wanted)
-            generation = whole_answer(await self.http.response(path, body))
+            response = await self.http.response(path, body)
+            generation = await whole_answer(response)
         called = bool((generation.extra or {}).get("tool_calls"))
         return cut(replace(generation, reason=chat_reason(generation.reason, called)), sampling.stop)
 
@@ -167,7 +168,7 @@ class TGI(OpenAIAPI):
     async def _continue_whole(self, inputs: str, sampling: Sampling) -> Generation:
         """Returns the whole continuation of a text, with TGI's own API."""
         response = await self.http.response("/generate", self._asked(inputs, sampling))
-        said = parse_json(response.body)
+        said: Any = await parse_answer(response.body)
         said = said[0] if isinstance(said, list) else said
         if not isinstance(said.get("generated_text"), str):
             raise_tgi_error(said, b"", begun=False)
