@@ -43,7 +43,7 @@ _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
 
 _LONG = 100_000
-"""Bytes of a body that is not copied behind its head."""
+"""Bytes of a part of a body that is not copied."""
 _ERROR_SECONDS = 2.0
 """Seconds that cancelled requests have to send their errors."""
 
@@ -299,13 +299,13 @@ class DirectResponse:
             return
         if self._cycle.disconnected:
             return
+        if len(data) > _LONG:
+            self._write_long(data)
+            return
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if self._head:
-            if len(data) > _LONG and not self._chunked and self._corked is None:
-                self._transport.write(self._head)
-            else:
-                data = self._head + data
+            data = self._head + data
             self._head = b""
             if self._chunked:
                 self.cork()  # A short answer may end with what the model server has just sent.
@@ -313,6 +313,17 @@ class DirectResponse:
             self._transport.write(data)
         else:
             self._corked.append(data)
+
+    def _write_long(self, data: bytes) -> None:
+        """Write a part of the body at once, with what is corked, and copy none of it."""
+        framed = (b"%x\r\n" % len(data), data, b"\r\n") if self._chunked else (data,)
+        pieces = (*(self._corked or ()), self._head, *framed)
+        self._head = b""
+        if self._corked is None:
+            self._is_open = self._chunked
+        else:
+            self._corked = []
+        self._transport.writelines([piece for piece in pieces if piece])
 
     def cork(self) -> None:
         if self._corked is None:

@@ -21,6 +21,9 @@ WORDS = "the memory of Gaudi 2 is large, and paper needs no power; "
 CHAT = {"messages": "How much memory does Gaudi 2 have?", "max_tokens": 3}
 
 
+COHERE = {"messages": [{"role": "user", "content": "How much memory?"}], "model": "scripted"}
+
+
 def words(size: int) -> str:
     return (WORDS * (size // len(WORDS) + 1))[:size]
 
@@ -28,6 +31,9 @@ def words(size: int) -> str:
 def documents(number: int, size: int) -> list[str]:
     """Different documents."""
     return [f"{place} {words(size)}" for place in range(number)]
+
+
+FUNCTION = {"type": "function", "description": words(7_000), "parameters": {"type": "object"}}
 
 
 def chat(**fields: Any) -> bytes:
@@ -126,6 +132,12 @@ USUAL["a template that repeats the documents"] = (
     400,
 )
 SIZE = 15 * MEGABYTE
+USUAL["instructions that a stream repeats"] = (
+    lambda: json.dumps({"input": "?", "instructions": words(SIZE), "stream": True}).encode(),
+    "/v1/responses",
+    {},
+    200,
+)
 LARGEST: dict[str, tuple[Callable[[], bytes], str, dict[str, str], int]] = {
     "one question": (lambda: chat(messages=words(SIZE)), PATH, {}, 200),
     "one document": (lambda: chat(documents=[words(SIZE)]), PATH, {}, 200),
@@ -188,6 +200,38 @@ LARGEST: dict[str, tuple[Callable[[], bytes], str, dict[str, str], int]] = {
     "tgi": (
         lambda: json.dumps({"inputs": words(SIZE), "parameters": {"details": True}}).encode(),
         "/generate",
+        {},
+        200,
+    ),
+    "tgi's prompt at the end of a stream": (
+        lambda: json.dumps({"inputs": words(SIZE), "stream": True, "parameters": {"return_full_text": True}}).encode(),
+        "/",
+        {},
+        200,
+    ),
+    "functions that a stream repeats": (
+        lambda: json.dumps(
+            {"input": "?", "tools": [{**FUNCTION, "name": f"f{number}"} for number in range(2_000)], "stream": True}
+        ).encode(),
+        "/v1/responses",
+        {},
+        200,
+    ),
+    "cohere's cited document": (
+        lambda: json.dumps({**COHERE, "documents": [words(SIZE)]}).encode(),
+        "/v2/chat",
+        {},
+        200,
+    ),
+    "cohere's cited document in a stream": (
+        lambda: json.dumps({**COHERE, "documents": [words(SIZE)], "stream": True}).encode(),
+        "/v2/chat",
+        {},
+        200,
+    ),
+    "kaito's chat, which is repeated": (
+        lambda: json.dumps({"input_data": {"input_string": [[{"role": "user", "content": words(SIZE)}]]}}).encode(),
+        "/chat",
         {},
         200,
     ),

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import uvloop
 
 from comps.core.ports import ModelServer
 from comps.memory import collect_seldom
@@ -126,7 +127,7 @@ def watched(
 
     def run() -> None:
         try:
-            asyncio.run(serve())
+            uvloop.run(serve())  # As the command does.
         except BaseException as error:
             failed.append(error)
             raise

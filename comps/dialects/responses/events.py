@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -65,6 +66,8 @@ _SUMMARY = _Kind(
     *("summary", "response.reasoning_summary_part", "summary_index"),
 )
 _GOES_ON = "in_progress"
+_LONG = 100_000
+"""Bytes of events whose pieces are written one by one, since to join them would copy them."""
 _REASONS = ("reasoning_content", "reasoning")
 """The names that model servers have for reasoning; what comes under both is the same."""
 
@@ -102,7 +105,7 @@ class ResponseEvents:
         self._number = 0
         """The next event's."""
         self._events: list[bytes] = []
-        """Those of the item that is about to be written."""
+        """The pieces of those of the item that is about to be written."""
         self._output: list[dict[str, JSON]] = []
         self._item: dict[str, JSON] | None = None
         """The message or the reasoning that goes on, the last of the output; None: none does."""
@@ -181,21 +184,24 @@ class ResponseEvents:
             self._add("response.failed", response={**self.response, **failure})
         return b"".join(self._events)
 
-    def _add(self, kind: str, **fields: JSON) -> None:
+    def _add(self, kind: str, **fields: Any) -> None:
         """Add an event to the item that is about to be written."""
-        self._events.append(event(kind, self._number, fields))
+        self._events += _pieces(kind, self._number, fields)
         self._number += 1
 
     def _flush(self) -> None:
-        if self._events:
+        if sum(map(len, self._events)) > _LONG:
+            for piece in self._events:
+                self._write(piece)
+        elif self._events:
             self._write(b"".join(self._events))
-            self._events.clear()
+        self._events.clear()
 
     def _new_item(self, prefix: str, **fields: JSON) -> dict[str, JSON]:
         """Add an item to the output, behind the one that goes on; the first one begins the response."""
         self._end_item("completed")
         if not self._output:
-            begun = {**self.response, "status": _GOES_ON}
+            begun = orjson.Fragment(orjson.dumps({**self.response, "status": _GOES_ON}))
             self._add("response.created", response=begun)
             self._add("response.in_progress", response=begun)
         place = len(self._output)
@@ -301,7 +307,7 @@ class _Whole(ResponseEvents):
 
     __slots__ = ()
 
-    def _add(self, kind: str, **fields: JSON) -> None:
+    def _add(self, kind: str, **fields: Any) -> None:
         """No event is written."""
 
 
@@ -321,5 +327,9 @@ def whole_response(
 
 def event(kind: str, number: int, fields: Mapping[str, JSON]) -> bytes:
     """One typed event."""
+    return b"".join(_pieces(kind, number, fields))
+
+
+def _pieces(kind: str, number: int, fields: Mapping[str, Any]) -> tuple[bytes, ...]:
     data = orjson.dumps({"type": kind, **fields, "sequence_number": number})
-    return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
+    return b"event: " + kind.encode() + b"\ndata: ", data, b"\n\n"

@@ -68,18 +68,20 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             self.tests[name] = self._bounded(name, self.tests[name])
         self.filters.update(_taking_work(self._rendering))
 
-    def rendered(self, template: jinja2.Template, filled: int, **values: Any) -> str:
+    def rendered(self, template: jinja2.Template, filled: int, most_work: int | None = None, **values: Any) -> str:
         """Returns the output of a template.
 
         Args:
             template: A template of this environment.
             filled: The characters that may be filled in.
+            most_work: See `Work`.
             **values: What the template gets.
 
         Raises:
-            jinja2.TemplateError: It takes too much work, or has too much text; and whatever the template raises.
+            TooMuchWork: It takes too much work.
+            jinja2.TemplateError: It has too much text; and whatever the template raises.
         """
-        self._rendering.work = work = Work(filled)
+        self._rendering.work = work = Work(filled, most_work)
         output, length = [], 0
         try:
             for piece in template.generate(**values):

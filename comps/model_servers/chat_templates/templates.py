@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from comps.core.prompts import only_text, plain_roles
 from comps.core.types import JSON, Finished, Generation, Message, ModelInfo, Prompt, Sampling
 from comps.model_servers.chat_templates.bounded import BoundedEnvironment
 from comps.model_servers.chat_templates.formats import FORMATS, Format
+from comps.model_servers.chat_templates.work import TooMuchWork
 
 _BOS = tuple({form.bos for form in FORMATS.values() if form.bos})
 
@@ -46,6 +48,8 @@ _WRONG = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupEr
 """What a template raises that does not take a conversation."""
 _MANY = 100
 """Messages from which on they are rendered beside the event loop; published templates take up to 0.1 ms for each."""
+_WORK_AT_ONCE = 500_000
+"""The most work of a rendering within the event loop: some milliseconds."""
 _AROUND = 100
 """Characters that a template may write around each message, for its limits."""
 _MARGIN = 8
@@ -95,7 +99,9 @@ class ChatTemplate:
         self.markers = form.markers or tuple(markers_in(_CONTENT.split(example)))
         """What opens or closes a turn, beside special tokens."""
 
-    def render(self, conversation: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self, conversation: Sequence[Message], *, add_generation_prompt: bool = True, at_once: bool = False
+    ) -> str:
         """The text that the model continues.
 
         Contents are written as they are: markers in them have been escaped before (see `markers`). The BOS token is
@@ -104,14 +110,18 @@ class ChatTemplate:
         Args:
             conversation: The messages.
             add_generation_prompt: End with what opens the assistant's turn.
+            at_once: Give up after some milliseconds.
 
         Raises:
+            TooMuchWork: It gave up.
             InvalidRequest: The template does not take such a conversation, or a content has a part that is no text.
         """
         messages = [self._as_dict(message) for message in conversation]
         try:
-            text = self._rendered(messages, add_generation_prompt)
+            text = self._rendered(messages, add_generation_prompt, _WORK_AT_ONCE if at_once else None)
         except _WRONG as error:
+            if at_once and isinstance(error, TooMuchWork):
+                raise
             raise InvalidRequest(f"the chat template {self.name} does not take it: {error}", "messages") from None
         return text.removeprefix(next((bos for bos in _BOS if text.startswith(bos)), ""))
 
@@ -121,10 +131,13 @@ class ChatTemplate:
             raise InvalidRequest(f"the chat template {self.name} knows no such role; known: {known}", "messages")
         return {"role": message.role, "content": only_text(message)}
 
-    def _rendered(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+    def _rendered(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool, most_work: int | None = None
+    ) -> str:
         return _ENVIRONMENT.rendered(
             self._template,
             sum(len(message["content"]) + _AROUND for message in messages),
+            most_work,
             messages=messages,
             add_generation_prompt=add_generation_prompt,
             bos_token=self._form.bos,
@@ -197,9 +210,10 @@ class Templated:
         prompt = plain_roles(prompt)
         if isinstance(prompt, str):
             return prompt
-        if len(prompt) > _MANY or sum(map(len, prompt_texts(prompt, {}))) > LONG:
-            return await beside(self._template.render, prompt)
-        return self._template.render(prompt)
+        if len(prompt) <= _MANY and sum(map(len, prompt_texts(prompt, {}))) <= LONG:
+            with suppress(TooMuchWork):
+                return self._template.render(prompt, at_once=True)
+        return await beside(self._template.render, prompt)
 
     async def describe(self) -> ModelInfo:
         info = await self._server.describe()

@@ -46,17 +46,22 @@ _LARGE_SPEC = re.compile(r"\d{5}|\{")
 """The same in the specification of a field for `str.format`."""
 
 
+class TooMuchWork(jinja2.TemplateError):
+    """A rendering takes more work than it may."""
+
+
 class Work:
     """The work that is left to one rendering.
 
     Args:
         filled: The characters that may be filled in.
+        most: The most work; None: as much as a template may take for so many characters.
     """
 
-    def __init__(self, filled: int) -> None:
+    def __init__(self, filled: int, most: int | None = None) -> None:
         self.most = _CHARACTERS + _TIMES * filled
         """The characters that the output, or any value, may have."""
-        self._left = _WORK + _WORK_TIMES * filled
+        self._left = _WORK + _WORK_TIMES * filled if most is None else most
         self._containers: dict[int, tuple[Any, int, int]] = {}
         """Of each container, by its id: itself, so that no other one gets the id, its size, and its levels."""
 
@@ -64,11 +69,11 @@ class Work:
         """Take work from what is left.
 
         Raises:
-            jinja2.TemplateError: So much is not left.
+            TooMuchWork: So much is not left.
         """
         self._left -= work + _ITEM
         if self._left < 0:
-            raise jinja2.TemplateError("it takes too much work")
+            raise TooMuchWork("it takes too much work")
 
     def check(self, size: int) -> None:
         """Raises:

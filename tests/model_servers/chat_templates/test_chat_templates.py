@@ -6,6 +6,7 @@ where that template is from.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -265,9 +266,16 @@ def test_what_published_templates_do_is_no_bomb(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("number", "thread"), [(2, "MainThread"), (200, "beside")])
-async def test_a_long_conversation_is_rendered_beside_the_event_loop(
-    number: int, thread: str, monkeypatch: pytest.MonkeyPatch
+SLOW = "{% for a in range(300) %}{% for b in range(300) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
+
+
+@pytest.mark.parametrize(
+    ("jinja", "number", "expected"),
+    [("", 2, ["MainThread"]), ("", 200, ["beside"]), (SLOW, 2, ["MainThread", "beside"])],
+    ids=["short", "long", "slow"],
+)
+async def test_what_takes_long_is_rendered_beside_the_event_loop(
+    jinja: str, number: int, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rendering, threads = ChatTemplate.render, list[str]()
 
@@ -278,8 +286,11 @@ async def test_a_long_conversation_is_rendered_beside_the_event_loop(
     monkeypatch.setattr(ChatTemplate, "render", noted)
     server = Scripted([["Yes"]])
     conversation = messages(*[("user", "a"), ("assistant", "b")] * (number // 2), ("user", "c"))
-    await collect(with_chat_template(server, "chatml", "").generate, conversation, Sampling(max_tokens=3), {})
-    assert threads == [thread]
+    file = tmp_path / "slow.jinja"
+    await asyncio.to_thread(file.write_text, jinja)
+    template = await asyncio.to_thread(with_chat_template, server, str(file) if jinja else "chatml", "")
+    await collect(template.generate, conversation, Sampling(max_tokens=3), {})
+    assert threads == expected
 
 
 @pytest.mark.parametrize(("number", "size"), [(5000, 1000), (10_000, 2)])
