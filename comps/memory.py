@@ -22,8 +22,8 @@ STORM = 200
 _LOOK_SECONDS, _LOOKS = 5.0, 12
 """Seconds between two looks, and at how many of them after a storm memory is given back: connections are kept for a
 while after their requests."""
-_COLLECTION_LOOKS = 12
-"""Looks between two collections of all garbage, and the most for which one waits for what runs beside the loop."""
+_COLLECTION_LOOKS, _MOST_WAITED = 12, 108
+"""Looks between two collections of all garbage, and for how many more one waits for a quiet moment."""
 _NEVER = 1_000_000_000
 _RAW, _OURS = 0, (1, 2)
 """The domains of Python's allocators: `PYMEM_DOMAIN_RAW`, which is glibc's, and those of buffers and objects."""
@@ -42,8 +42,9 @@ def return_large_blocks() -> None:
 def collect_seldom() -> None:
     """Have what is there now left alone by the garbage collector, and all garbage collected only by `Memory.look`.
 
-    To look through all of what a service has loaded takes 0.1 s, and through a large answer of a model server 0.3 s,
-    in which no other thread runs. Python itself collects young garbage, as nearly all is, and no answer needs more.
+    To look through all of what a service has loaded takes 0.1 s, and through a large answer of a model server or 2,000
+    open streams 0.2 s, in which no other thread runs. Python itself collects young garbage, as nearly all is, and no
+    answer needs more.
     """
     gc.collect()
     gc.freeze()
@@ -59,7 +60,7 @@ class Memory:
         """At how many looks memory is still to be given back."""
         self._next_look = 0.0
         self._until_collection = _COLLECTION_LOOKS
-        """Looks until all garbage is collected; negative while that waits."""
+        """Looks until all garbage is collected; below zero while that waits for a quiet moment."""
 
     def in_storm(self) -> None:
         """A request came in a storm."""
@@ -81,7 +82,8 @@ class Memory:
             self._allocators.use_python()
             self._until_collection = 1
         self._until_collection -= 1
-        waits = is_busy() and self._until_collection > -_COLLECTION_LOOKS  # For large bodies and answers.
+        is_quiet = running < STORM // 2 and not is_busy()  # With large bodies or answers.
+        waits = not is_quiet and self._until_collection > -_MOST_WAITED
         if self._until_collection <= 0 and not waits:
             self._until_collection = _COLLECTION_LOOKS
             gc.collect()

@@ -32,18 +32,21 @@ Load = Callable[[int, int, int], int]
 """So many streams at once, of so many tokens each, with so many milliseconds between them: the tokens that came."""
 
 
-def test_garbage_is_collected_once_a_minute_but_not_while_a_large_body_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("running", "busy"), [(1, True), (500, False)], ids=["a large body", "many requests"])
+def test_garbage_is_collected_once_a_minute_if_there_is_a_quiet_moment(
+    running: int, busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     collected: list[float] = []
     kept = memory.Memory()
 
-    async def look(now: float, busy: bool) -> None:
+    async def look(now: float, is_quiet: bool) -> None:
         monkeypatch.setattr(memory, "gc", SimpleNamespace(collect=lambda: collected.append(now)))
-        monkeypatch.setattr(memory, "is_busy", lambda: busy)
-        kept.look(now, 1)
+        monkeypatch.setattr(memory, "is_busy", lambda: busy and not is_quiet)
+        kept.look(now, 1 if is_quiet else running)
 
-    for now in map(float, range(400)):
-        asyncio.run(look(now, 100 <= now < 130 or now >= 200))
-    assert collected == [55.0, 130.0, 190.0, 310.0]  # The last one waited for as long as it may.
+    for now in map(float, range(0, 1000, 5)):
+        asyncio.run(look(now, not 100 <= now < 130 and now < 200))
+    assert collected == [55.0, 130.0, 190.0, 790.0]  # The last one waited for as long as it may.
 
 
 async def test_work_beside_the_loop_is_known_until_it_has_ended() -> None:
