@@ -20,6 +20,7 @@ from comps.model_servers import (
     open_model_server,
     through_framework,
     with_chat_template,
+    with_deadlines,
     with_tokenizer,
 )
 from comps.model_servers.redacted import Redacted
@@ -92,7 +93,8 @@ def _open_model(
         endpoints = _endpoints(model)
         access = _access(name, model, repeats=len(endpoints) == 1)
         opened = [server] if server else _open_replicas(served, endpoints, access)
-        replicas = [Redacted(_as_set(one, served), redactor, logs_prompts=logs_prompts, model=name) for one in opened]
+        set_up = [_as_set(one, served, access) for one in opened]
+        replicas = [Redacted(one, redactor, logs_prompts=logs_prompts, model=name) for one in set_up]
         server = _as_one(replicas, name, model, access)
     with problems.caught():
         templates = read_templates(model.prompt_templates, model.model_name)
@@ -102,11 +104,10 @@ def _open_model(
     assert server
     shown = (name, model.chat_template or "the model server's", model.prompt_templates or "ours")
     log.debug("[%s] chat template: %s; prompt templates: %s", *shown)
-    sharing = Sharing(model.min_answer_tokens, model.documents_first)
     return generator_of(
         server,
         name,
-        sharing,
+        Sharing(model.min_answer_tokens, model.documents_first),
         model.nothing_found,
         templates=templates,
         escape=control_token_escaper(model.chat_template, model.model_name),
@@ -168,10 +169,11 @@ def _as_one(replicas: Sequence[ModelServer], name: str, model: Model, access: Ac
     return Replicas(replicas, model=name, retries=access.retries, failures=failures, longest_pause=longest)
 
 
-def _as_set(server: ModelServer, served: ServedModel) -> ModelServer:
-    """Returns the model server wrapped in the configured framework, tokenizer and chat template."""
+def _as_set(server: ModelServer, served: ServedModel, access: Access) -> ModelServer:
+    """Returns the model server with the configured deadlines, framework, tokenizer and chat template."""
     model = served.model
-    through = through_framework(server, model.framework, model.model_name)
+    framework = "native" if model.model_server == "langchain" else model.framework  # It is LangChain's in any case.
+    through = through_framework(with_deadlines(server, access), framework, model.model_name)
     through = with_tokenizer(through, model.tokenizer_file)
     if model.chat_template and model.model_server == "langchain":
         raise SettingsError(f"chat_template = {model.chat_template}: a chat model takes no text to continue")

@@ -11,7 +11,8 @@ from typing import Any
 
 from comps.core.errors import SettingsError
 from comps.core.ports import ModelServer
-from comps.model_servers.target import Target, need
+from comps.model_servers.target import Access, Target, need
+from comps.model_servers.with_deadlines import WithDeadlines
 
 log = logging.getLogger("opea_llm")
 
@@ -126,6 +127,20 @@ def through_framework(server: ModelServer, framework: str, model: str = "") -> M
     from comps.model_servers.langchain.through import through_langchain
 
     return through_langchain(server, model)
+
+
+def with_deadlines(server: ModelServer, access: Access) -> ModelServer:
+    """Returns the model server with the deadlines of `access`, unless it keeps them itself (`keeps_deadlines`).
+
+    A deadline that is at its default is none here: it is meant for model servers over HTTP, and reading a long prompt
+    on a CPU may take longer.
+
+    Args:
+        server: The model server.
+        access: The deadlines.
+    """
+    deadlines = None if getattr(server, "keeps_deadlines", False) else access.chosen_deadlines()
+    return WithDeadlines(server, deadlines) if deadlines else server
 
 
 def with_tokenizer(server: ModelServer, file: str) -> ModelServer:

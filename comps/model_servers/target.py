@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 from comps.core.errors import SettingsError
 from comps.core.retries import Retries
@@ -14,6 +14,8 @@ from comps.core.types import JSON
 
 _NAMES = {"verify": "tls_skip_verify", "retries": "retry_budget, retries_per_request"}
 """What settings are called that are called otherwise in `Access`."""
+_OF_ANSWERS = ("first_token_seconds", "between_tokens_seconds", "total_seconds")
+"""The deadlines that every kind of model server has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +50,18 @@ class Access:
     repeats: bool = True
     """Whether a request that the server has not begun is sent to it again; if not, another replica is asked."""
 
+    def chosen_deadlines(self) -> Access | None:
+        """Returns the access with those deadlines of answers alone that are not at their defaults; None: all are."""
+        default = Access()
+        unset = [name for name in _OF_ANSWERS if getattr(self, name) == getattr(default, name)]
+        none: dict[str, Any] = dict.fromkeys(unset, 0.0)
+        return replace(self, **none) if len(unset) < len(_OF_ANSWERS) else None
+
     def changed(self) -> list[str]:
-        """Returns the names of the settings that are not at their defaults, without the API key."""
-        default, left_out = Access(), {"api_key", "repeats"} if self.repeats else {"api_key", "repeats", "retries"}
+        """Returns the names of the settings that are not at their defaults and matter to model servers over HTTP alone,
+        without the API key."""
+        left_out = {"api_key", "repeats", *_OF_ANSWERS} | (set() if self.repeats else {"retries"})
+        default = Access()
         names = [one.name for one in fields(self) if one.name not in left_out]
         return [_NAMES.get(name, name) for name in names if getattr(self, name) != getattr(default, name)]
 

@@ -105,10 +105,18 @@ class Model(Section):
         10, "how long a connection may take", "LLM_CONNECT_SECONDS", gt=0, allow_inf_nan=False
     )
     first_token_seconds: float = key_of(
-        300, "how long an answer may take to begin; 0: no limit", "LLM_FIRST_TOKEN_SECONDS", ge=0, allow_inf_nan=False
+        300,
+        "how long an answer may take to begin; 0: no limit; the default is for model servers over HTTP alone",
+        "LLM_FIRST_TOKEN_SECONDS",
+        ge=0,
+        allow_inf_nan=False,
     )
     between_tokens_seconds: float = key_of(
-        120, "how long an answer may pause; 0: no limit", "LLM_BETWEEN_TOKENS_SECONDS", ge=0, allow_inf_nan=False
+        120,
+        "how long an answer may pause; 0: no limit; the default is for model servers over HTTP alone",
+        "LLM_BETWEEN_TOKENS_SECONDS",
+        ge=0,
+        allow_inf_nan=False,
     )
     total_seconds: float = key_of(
         0, "how long an answer may take as a whole; 0: no limit", "LLM_TOTAL_SECONDS", ge=0, allow_inf_nan=False

@@ -72,6 +72,11 @@ BESIDES = (
         "faults/test_engine_killed.py",
     ),
     (
+        "the embedded engine's process hangs (`kill -STOP`)",
+        "its requests end at the deadlines that are set; after a minute it is ended, and the same as for `kill -9`",
+        "faults/test_engine_killed.py",
+    ),
+    (
         "a full disk for the log, or for standard error",
         "requests go on; standard error tells once a minute that the log cannot be written",
         "faults/test_log_and_clock.py",

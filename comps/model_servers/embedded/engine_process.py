@@ -6,7 +6,7 @@ engine has a process, and speaks JSON lines over its standard input and output; 
 documents the messages. Every message carries the id of the request that it belongs to.
 
 Requests may come from several event loops. Two threads serve the pipes, and hand what arrives to the event loop that
-asked.
+asked. A third one ends a process that hangs.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ _CHECK_SECONDS = 60
 """Seconds that a check may take, mostly to import the engine; if it takes longer, loading finds what is wrong."""
 _GRACE = 5.0
 """Seconds that an engine has to end by itself once its input is closed."""
+_LOOK_SECONDS = 10.0
+"""Seconds between two looks at whether the process hangs."""
+_MOST_LOOKS = 6
+"""The looks after which it does, if from one to the next it neither wrote anything nor used the CPU. A step that takes
+long uses it. Looks are counted, and not seconds, since the service may have been stopped together with its engine."""
 
 
 @dataclass(slots=True, eq=False)
@@ -96,8 +101,20 @@ def _search_path() -> list[str]:
     return [str(Path(place).resolve()) for place in sys.path if place]
 
 
+def _cpu_ticks(pid: int) -> tuple[str, str] | None:
+    """Returns the CPU time that a process has used as a user and in the kernel; None if the system does not tell.
+
+    https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return fields[11], fields[12]
+
+
 class EngineProcess:
-    """One running engine.
+    """One running engine. Once it has loaded its model, it is ended if it hangs.
 
     Args:
         module: The module that is the engine's program.
@@ -116,6 +133,10 @@ class EngineProcess:
         self._requests: dict[int, _Request] = {}
         self._lock = threading.Lock()
         self._outgoing: SimpleQueue[JSON] = SimpleQueue()
+        self._wrote = False
+        """Whether the process has written something since the last look."""
+        self._hung = False
+        self._over = threading.Event()
         assert self._process.stdin
         assert self._process.stdout
         threading.Thread(target=self._write, args=(self._process.stdin,), daemon=True).start()
@@ -178,6 +199,8 @@ class EngineProcess:
             self._process.wait()
 
     def _gone(self) -> Unreachable:
+        if self._hung:
+            return Unreachable("the model's process did not react any more, and was ended")
         return Unreachable(f"the model's process has ended (exit code {self._process.poll()})")
 
     def _write(self, pipe: IO[bytes]) -> None:
@@ -191,17 +214,35 @@ class EngineProcess:
         """Deliver what the engine writes: a line holds the parts of one step, of all requests."""
         try:
             with pipe:
-                for line in pipe:
+                for number, line in enumerate(pipe):
+                    if number == 0:  # The model is loaded. Until then, nothing is read or written.
+                        threading.Thread(target=self._watch, daemon=True).start()
+                    self._wrote = True
                     self._deliver(json.loads(line))
         except ValueError:
             log.exception("the model's process writes what is no JSON; it is ended")
         finally:
             self._process.kill()
             self._process.wait()
+            self._over.set()
             with self._lock:
                 waiting = list(self._requests)
             self._deliver([{"id": number, "gone": True, "last": True} for number in waiting])
             self._on_end()
+
+    def _watch(self) -> None:
+        """End the process if it hangs. It is asked for a sign of life, since without requests it writes nothing."""
+        silent, used = 0, None
+        while not self._over.wait(_LOOK_SECONDS):
+            wrote, self._wrote = self._wrote, False
+            before, used = used, _cpu_ticks(self.pid)
+            silent = silent + 1 if used and used == before and not wrote else 0
+            if silent == _MOST_LOOKS:
+                log.error("the model's process does not react any more; it is ended")
+                self._hung = True
+                self._process.kill()
+            if wrote:
+                self._outgoing.put({"id": 0, "ping": True})
 
     def _deliver(self, parts: Sequence[Part]) -> None:
         """Wake each event loop that asked once, with all that is for its requests."""

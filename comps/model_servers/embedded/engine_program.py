@@ -10,6 +10,7 @@ Input, a JSON line each:
     {"id": n, "render": {"prompt": messages, "tools": […]}}
     {"id": n, "embed": [text, …]}
     {"cancel": n}                                                    n may have ended already
+    {"id": 0, "ping": true}                                          to see whether the engine still takes steps
 Output, a JSON line for each step, a list of parts:
     {"id": n, "context_window": tokens | null, "longest_token": characters, "chat_template": text,
      "has_chat_template": bool, "last": true}                                 loaded
@@ -19,6 +20,7 @@ Output, a JSON line for each step, a list of parts:
     {"id": n, "tokens": [id, …], "ends": [characters, …] | null, "last": true}
     {"id": n, "text": rendered, "last": true}
     {"id": n, "vectors": [[number, …], …], "prompt_tokens": tokens, "last": true}
+    {"id": 0, "pong": true, "last": true}
     {"id": n, "error": text, "field"?: name, "too_long"?: [prompt, window], "last": true}
     {"id": n, "error": text, "setting": true, "last": true}                   not loaded for a setting that is wrong
 
@@ -320,6 +322,8 @@ def _handle(engine: Engine, message: dict[str, JSON], unfinished: set[int], toke
 
 def _answered_at_once(engine: Engine, message: dict[str, JSON]) -> Part | None:
     """What answers a message that needs no step; None for the others."""
+    if "ping" in message:
+        return {"pong": True}
     if "count" in message:
         return {"count": engine.count(message["count"])}
     if "count_prompt" in message:

@@ -119,6 +119,8 @@ class OpenAIAPI:
     stops_whole: ClassVar[bool] = False
     """Whether the server stops generating a whole answer when the connection closes. Many, such as llama.cpp's
     and llama-cpp-python's, stop only in streams."""
+    keeps_deadlines: ClassVar[bool] = True
+    """Whether it keeps the deadlines of `access` itself; see `with_deadlines`."""
     _limit = "max_tokens"
     """The server's name of the field `max_tokens`."""
 

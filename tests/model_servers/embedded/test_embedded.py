@@ -19,6 +19,7 @@ from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, S
 from comps.core.types import JSON, Finished, Generation, Message, Sampling, TextDelta, Token, Usage
 from comps.model_servers import open_model_server, target
 from comps.model_servers.embedded import base as embedded
+from comps.model_servers.embedded import engine_process
 from comps.model_servers.embedded.decoding import Chunks, is_greedy
 from comps.model_servers.embedded.engine_process import EngineProcess
 from comps.model_servers.embedded.engine_program import MessageReader, Part
@@ -313,6 +314,55 @@ async def test_when_its_process_dies_answers_break_off_and_it_is_started_again(k
     assert (await collect(kept.generate, "a .", Sampling(), {})).text == " a"
 
 
+async def looked_at(
+    kept: FoundWords, monkeypatch: pytest.MonkeyPatch, seconds: float, told: Callable[[int], tuple[str, str] | None]
+) -> asyncio.Event:
+    """An event that is set when the process has been looked at more often than one that hangs; it is loaded.
+
+    Args:
+        kept: The engine.
+        monkeypatch: For this test.
+        seconds: Between two looks.
+        told: What the system tells of the process.
+    """
+    loop, left, often = asyncio.get_running_loop(), engine_process._MOST_LOOKS + 2, asyncio.Event()
+
+    def look(pid: int) -> tuple[str, str] | None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            loop.call_soon_threadsafe(often.set)
+        return told(pid)
+
+    monkeypatch.setattr(engine_process, "_LOOK_SECONDS", seconds)
+    monkeypatch.setattr(engine_process, "_cpu_ticks", look)
+    await kept.load()
+    return often
+
+
+async def test_a_process_that_is_idle_or_busy_with_a_long_step_is_not_ended(
+    kept: FoundWords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = await looked_at(kept, monkeypatch, 0.12, engine_process._cpu_ticks)
+    before = kept.pid
+    await asyncio.wait_for(often.wait(), 30)
+    assert (await collect(kept.generate, "think .", Sampling(), {})).text == " think"
+    assert kept.pid == before
+
+
+async def test_a_process_that_is_stopped_is_not_ended_where_the_system_does_not_tell_what_it_does(
+    kept: FoundWords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = await looked_at(kept, monkeypatch, 0.03, lambda pid: None)
+    before = kept.pid
+    assert before
+    os.kill(before, signal.SIGSTOP)
+    await asyncio.wait_for(often.wait(), 30)
+    os.kill(before, signal.SIGCONT)
+    assert (await collect(kept.generate, "a .", Sampling(), {})).text == " a"
+    assert kept.pid == before
+
+
 async def test_what_was_generated_before_its_process_died_reaches_a_slow_reader(kept: FoundWords) -> None:
     await kept.load()
     answer = Slow()
@@ -430,8 +480,11 @@ def test_a_kind_with_its_package_opens_without_loading_it_and_names_settings_of_
     monkeypatch.setattr(target, "find_spec", lambda name: ModuleSpec(name, None))
     assert open_model_server(kind, Target("m", access=Access(api_key="sk")))
     assert not caplog.messages
-    assert open_model_server(kind, Target("m", access=Access(total_seconds=60.0, verify=False)))
-    assert caplog.messages == ["tls_skip_verify, total_seconds: no effect here: m runs in this service"]
+    late = Access(first_token_seconds=9.0, between_tokens_seconds=9.0, total_seconds=60.0)
+    assert open_model_server(kind, Target("m", access=late))
+    assert not caplog.messages
+    assert open_model_server(kind, Target("m", access=Access(connect_seconds=9.0, total_seconds=60.0, verify=False)))
+    assert caplog.messages == ["tls_skip_verify, connect_seconds: no effect here: m runs in this service"]
     with pytest.raises(SettingsError, match=f"{kind} takes no endpoint"):
         open_model_server(kind, Target("m", "http://127.0.0.1:9"))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from time import process_time
 
 from comps.core.errors import InvalidRequest
 from comps.core.types import JSON, Sampling
@@ -21,7 +22,8 @@ END = "."
 
 
 class WordEngine:
-    """Adds a word to each answer in a step. The word `crash` in a prompt makes the step fail."""
+    """Adds a word to each answer in a step. The word `crash` in a prompt makes the step fail, and `think` makes it take
+    a second of the CPU's time."""
 
     longest_token = 20
     chat_template = ""
@@ -116,6 +118,10 @@ class WordEngine:
             token = tokens[completion.tokens % len(tokens)]
             if self._words[token] == "crash":
                 raise RuntimeError("a long story of paths\nit crashed")
+            if self._words[token] == "think":
+                until = process_time() + 1
+                while process_time() < until:
+                    pass
             if completion.prompt_records:
                 parts += [part] if (part := self._read_prompt(completion)) else []
             elif part := completion.push(token, self._scores(token, completion.alternatives)):

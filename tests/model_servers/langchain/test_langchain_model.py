@@ -529,7 +529,7 @@ async def test_closing_an_answer_closes_the_connection_of_langchains_own_class()
         (target("Telling", honours=5), "honours = 5"),
         (target(FAKE, "http://127.0.0.1:9", responses=[]), "no argument for a URL"),
         (target("Telling", access=Access(ca_file="ca.pem")), "ca_file: not known"),
-        (target("Telling", access=Access(total_seconds=5)), "total_seconds: not known"),
+        (target("Telling", access=Access(connect_seconds=5, total_seconds=5)), "^connect_seconds: not known"),
     ],
 )
 def test_settings_that_make_no_sense_are_told_at_the_start(one: Target, told: str) -> None:
