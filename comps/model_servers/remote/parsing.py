@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 
 import orjson
 
-from comps.core.beside import LONG, beside_if_long
+from comps.core.beside import LONG, beside
 from comps.core.types import JSON
 
 _DIVIDED = re.compile(rb"\s*(?:(\{)|\[\s*[\[{\"])")
@@ -18,20 +19,24 @@ _LEVELS = 8
 
 async def parse_answer(data: bytes) -> JSON:
     """Returns what `parse_json` does; a long text is parsed beside the event loop."""
-    return await beside_if_long(data, parse_json, data)
+    return parse_json(data) if len(data) <= LONG else await beside(parse_json, data, parsed_in_pieces)
 
 
-def parse_json(data: bytes) -> JSON:
+def parse_json(data: bytes, loads: Callable[[bytes], JSON] = orjson.loads) -> JSON:
     """Returns the value of a JSON text.
 
     Bytes that are no UTF-8, and halves of surrogate pairs, become U+FFFD (replacement character). `NaN` and `Infinity`
     are read as such.
 
+    Args:
+        data: The text.
+        loads: Parses what is JSON as it has to be.
+
     Raises:
         ValueError: The text is no JSON.
     """
     try:
-        return orjson.loads(data) if len(data) <= LONG else parsed_in_pieces(data)
+        return loads(data)
     except (ValueError, RecursionError):
         pass
     try:
