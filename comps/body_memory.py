@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from typing import TypeAlias
 
 from comps.core.errors import Overloaded
 
-_Waiting: TypeAlias = "tuple[object, int, asyncio.Future[None]]"
-"""A request that waits, the bytes that its body has at most, and the future whose end is that there is room."""
+_Granted: TypeAlias = "asyncio.Future[None]"
+"""Its end is that there is room."""
 
 
 class BodyMemory:
     """The room for bodies that are read and answered. Callers take turns, each in the order of its requests.
 
-    A body waits in its connection, of which nothing is read meanwhile, so that its client waits to send it.
-
     Args:
         most: The bytes of all bodies together; one body alone may have more.
         seconds: How long a body may wait; 0: no limit.
         share: The bytes of the bodies of one caller together; one body alone may have more. None: `most`.
+        ahead: The room in which bodies are read while they wait for this one. Of the others the beginning is read, and
+            their clients wait to send the rest. None: there is none.
     """
 
-    def __init__(self, most: int, seconds: float, share: int | None = None) -> None:
+    def __init__(self, most: int, seconds: float, share: int | None = None, ahead: BodyMemory | None = None) -> None:
         self._most = most
         self._seconds = seconds
         self._share = most if share is None else share
+        self.ahead = ahead
         self.held = 0
         """The bytes of all bodies that have room."""
         self._held_by: Counter[str] = Counter()
         self._sizes: dict[object, tuple[str, int]] = {}
         """The callers and the bytes of requests that have room."""
-        self._queues: OrderedDict[str, deque[_Waiting]] = OrderedDict()
-        """The bodies that wait, by their callers; the next caller first."""
+        self._queues: OrderedDict[str, OrderedDict[_Granted, tuple[object, int]]] = OrderedDict()
+        """The requests that wait, and the bytes that their bodies have at most, by callers; the next caller first."""
+
+    def take_at_once(self, request: object, size: int, caller: str = "") -> bool:
+        """Take room, as `take`; returns False if it would have to wait."""
+        if self._queues or not self._fits(size) or not self._is_within_share(caller, size):
+            return False
+        self._hold(request, caller, size, size)
+        return True
 
     async def take(self, request: object, size: int, caller: str = "") -> None:
         """Wait for room, and take it; it is taken until `give_back`, whatever happens meanwhile.
@@ -46,8 +54,8 @@ class BodyMemory:
         Raises:
             Overloaded: It waited too long.
         """
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(caller, deque()).append((request, size, granted))
+        granted: _Granted = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(caller, OrderedDict())[granted] = request, size
         self._grant()
         try:
             await asyncio.wait_for(granted, self._seconds or None)
@@ -56,6 +64,7 @@ class BodyMemory:
             raise Overloaded(f"too many large requests: the bodies of others fill the {most} that there are") from None
         finally:
             if granted.cancelled():
+                self._remove(caller, granted)
                 self._grant()
 
     @property
@@ -86,22 +95,31 @@ class BodyMemory:
             del self._held_by[caller]
 
     def _grant(self) -> None:
-        """Give room to those that wait, as far as there is some; one that has given up is passed over."""
+        """Give room to those that wait, as far as there is some."""
         while (caller := next(filter(self._may_have_more, self._queues), None)) is not None:
-            queue = self._queues[caller]
-            request, size, granted = queue[0]
+            granted, (request, size) = next(iter(self._queues[caller].items()))
             if not granted.done():
-                if self.held and self.held + size > self._most:
+                if not self._fits(size):
                     return
                 self._hold(request, caller, size, size)
                 granted.set_result(None)
-            queue.popleft()
             self._queues.move_to_end(caller)
-            if not queue:
-                del self._queues[caller]
+            self._remove(caller, granted)
+
+    def _remove(self, caller: str, granted: _Granted) -> None:
+        """Take a request out of the queue, if it is there."""
+        queue = self._queues.get(caller, OrderedDict())
+        if queue.pop(granted, None) is not None and not queue:
+            del self._queues[caller]
+
+    def _fits(self, size: int) -> bool:
+        return not self.held or self.held + size <= self._most
+
+    def _is_within_share(self, caller: str, size: int) -> bool:
+        held = self._held_by[caller]
+        return not held or held + size <= self._share
 
     def _may_have_more(self, caller: str) -> bool:
         """Whether the oldest waiting body of a caller is within its share, or is not wanted any more."""
-        _, size, granted = self._queues[caller][0]
-        held = self._held_by[caller]
-        return granted.done() or not held or held + size <= self._share
+        granted, (_, size) = next(iter(self._queues[caller].items()))
+        return granted.done() or self._is_within_share(caller, size)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from random import getrandbits
+from typing import TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -14,6 +16,8 @@ from comps.body_memory import BodyMemory
 from comps.core.beside import beside
 from comps.core.errors import BodyTooLarge, Malformed, UnsupportedEncoding
 from comps.responses import Response
+
+T = TypeVar("T")
 
 REQUEST_ID_HEADER = b"x-request-id"
 REQUEST_ID_OF_SCOPE = "opea_llm.request_id"
@@ -109,6 +113,100 @@ def without_body(send: Send) -> Send:
     return send_head
 
 
+class Incoming:
+    """A body that is received, and whether its client is still there.
+
+    What waits for a server's `receive` may be cancelled, and loses nothing.
+
+    Args:
+        receive: ASGI's `receive`.
+        most: The maximum number of bytes.
+    """
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive = receive
+        self._most = most
+        self._content = bytearray()
+        self._more = True
+
+    async def whole(self) -> bytes:
+        """Returns the body.
+
+        Raises:
+            BodyTooLarge: It has more than the maximum; the rest is not received.
+            ClientGone: The client left before its end.
+        """
+        while self._more:
+            await self._receive_more()
+        return bytes(self._content)
+
+    async def take_room(self, memory: BodyMemory, request: object, size: int, caller: str) -> None:
+        """Take room for the body, as `BodyMemory.take`.
+
+        While it waits, it is received, as far as there is room for that: only behind it comes the end of a client.
+
+        Raises:
+            ClientGone: The client left.
+            BodyTooLarge: See `whole`.
+            Overloaded: There was no room for too long.
+        """
+        if not memory.take_at_once(request, size, caller):
+            await self.unless_gone(memory.take(request, size, caller), self._ahead(memory.ahead, request, size, caller))
+
+    async def unless_gone(self, waiting: Awaitable[T], receiving: Awaitable[None] | None = None) -> T:
+        """Returns the result of what is waited for, which is cancelled if the client leaves first.
+
+        Args:
+            waiting: What is waited for.
+            receiving: What receives meanwhile; None: `until_gone`.
+
+        Raises:
+            ClientGone: The client left.
+        """
+        tasks = asyncio.ensure_future(waiting), asyncio.ensure_future(receiving or self.until_gone())
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[1].done():
+                tasks[1].result()
+            return await tasks[0]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def until_gone(self) -> None:
+        """Receive what there is until the client leaves.
+
+        Raises:
+            ClientGone: It has left.
+            BodyTooLarge: See `whole`.
+        """
+        while True:
+            await self._receive_more()
+
+    async def _ahead(self, room: BodyMemory | None, request: object, size: int, caller: str) -> None:
+        """Receive the body, all but its beginning in room of its own, which is given back."""
+        while self._more and len(self._content) < _SMALL:
+            await self._receive_more()
+        if room is None:
+            return
+        try:
+            if self._more:
+                await room.take(request, size, caller)
+            await self.until_gone()
+        finally:
+            room.give_back(request)
+
+    async def _receive_more(self) -> None:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self._content += message.get("body", b"")
+        if len(self._content) > self._most:
+            raise _too_large(self._most)
+        self._more = message.get("more_body", False)
+
+
 async def read_body(
     response: Response, scope: Scope, receive: Receive, most: int, memory: BodyMemory, caller: str = ""
 ) -> bytes:
@@ -126,7 +224,7 @@ async def read_body(
         BodyTooLarge: The body has more than `most` bytes; the rest is not received.
         UnsupportedEncoding: The content encoding is not known.
         Malformed: The body cannot be decompressed.
-        ClientGone: The client left before the end of the body.
+        ClientGone: The client left before the end of the body, or before there was room for it.
         Overloaded: There was no room for the body for too long.
     """
     encodings = b""
@@ -139,10 +237,10 @@ async def read_body(
             raise _too_large(most)
         return body
     needed = _needed(body, scope, most, is_compressed=bool(encodings))
+    incoming = Incoming(receive, most)
     if needed > _SMALL:
-        await memory.take(response, needed, caller)
-    if body is None:
-        body = await _received(receive, most)
+        await incoming.take_room(memory, response, needed, caller)
+    body = await incoming.whole()
     if encodings:
         body = await _without_encodings(body, encodings[1:], most)
     if needed > _SMALL:
@@ -175,20 +273,6 @@ def _needed(body: bytes | None, scope: Scope, most: int, *, is_compressed: bool)
     if size > most:
         raise _too_large(most)
     return min(size * _MOST_OF_A_BYTE, most) if is_compressed else size
-
-
-async def _received(receive: Receive, most: int) -> bytes:
-    body = bytearray()
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        body += message.get("body", b"")
-        if len(body) > most:
-            raise _too_large(most)
-        more = message.get("more_body", False)
-    return bytes(body)
 
 
 def _too_large(most: int) -> BodyTooLarge:

@@ -45,6 +45,8 @@ from comps.watched_files import WatchedFiles
 
 MEGABYTE = 1_000_000
 PROMPT = "/v1/prompt"
+_AHEAD = 4
+"""Of the room for large bodies there is this part more, in which bodies are read that wait for it."""
 _STREAM_TESTS = 8
 """How many test streams may run at once; see `comps.model_servers.stream_test`."""
 
@@ -90,7 +92,9 @@ class Service:
         }
         self.telemetry.watch(self.admissions)
         room = limits.max_bodies_mb * MEGABYTE
-        self.bodies = BodyMemory(room, limits.max_wait_seconds, room // 2 if keys else None)
+        shares = 2 if keys else 1
+        ahead = BodyMemory(room // _AHEAD, 0, room // _AHEAD // shares)
+        self.bodies = BodyMemory(room, limits.max_wait_seconds, room // shares, ahead)
         self.shut_down = shut_down if settings.microservice.allow_shutdown else None
         self._watched = watched
         self.refusal = Refusals(dialects, others)

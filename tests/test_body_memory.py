@@ -6,12 +6,15 @@ import asyncio
 import gzip
 import json
 from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
 from comps.body_memory import BodyMemory
 from comps.core.errors import Overloaded
 from comps.model_servers.scripted import Scripted
+from comps.requests import ClientGone, Incoming
 from tests.service import PATH, PATIENCE, Connection, Service, running, until_idle
 
 LARGE = json.dumps({"messages": "word " * 120_000, "stream": False}).encode()
@@ -82,6 +85,16 @@ async def test_room_that_is_not_there_in_time_is_refused() -> None:
         await memory.take("b", 1)
     memory.give_back("b")
     assert memory.held == 10
+
+
+async def test_a_client_that_leaves_just_as_there_is_room_has_left() -> None:
+    told = iter([{"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(told)  # A server may tell it only once.
+
+    with pytest.raises(ClientGone):
+        await Incoming(receive, 10).unless_gone(asyncio.sleep(0, "room"))
 
 
 def chunked(body: bytes) -> bytes:
@@ -155,3 +168,93 @@ async def test_a_body_that_waits_too_long_is_told_when_to_come_again_and_one_tha
             assert await large(service, "/ui/read?name=a.txt", three) == 429
         await until_idle(service)  # The first one has left.
         assert bodies.held == 0
+
+
+WEB = {"Origin": "http://page"}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "body"),
+    [
+        (PATH, {}, LARGE),
+        (PATH, WEB, LARGE),
+        (PATH, {"Content-Encoding": "gzip"}, gzip.compress(LARGE)),
+        (PATH, {"Content-Length": "900000"}, LARGE),
+        (PATH, {"Content-Length": "900000", "Expect": "100-continue"}, b""),
+        ("/v1/messages", {}, LARGE),
+        ("/api/chat", {}, LARGE),
+        ("/ui/read?name=a.txt", {}, LARGE),
+    ],
+    ids=["plain", "from a page", "compressed", "a part", "nothing yet", "anthropic", "ollama", "a file"],
+)
+async def test_a_body_that_waits_is_dropped_at_once_when_its_client_leaves(
+    path: str, headers: dict[str, str], body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+    scripted = Scripted([[gate, "one"]])
+    environment = {**ROOM, "USVC_MAX_WAIT_SECONDS": "0"}
+    async with running(scripted, monkeypatch, environment) as service, service.connect() as one:
+        bodies = service.app.state.service.bodies
+        await one.send("POST", PATH, LARGE)
+        await until(lambda: len(scripted.asked) == 1)
+        async with AsyncExitStack() as stack:
+            for client in [await stack.enter_async_context(service.connect()) for _ in range(3)]:
+                await client.send("POST", path, body, headers)
+            await until(lambda: bodies.waiting == 3)
+        await until(lambda: bodies.waiting == 0)
+        assert (bodies.held, bodies.ahead.held, bodies.ahead.waiting) == (len(LARGE), 0, 0)
+        gate.set()
+        assert (await one.answer()).status == 200
+
+
+@pytest.mark.parametrize("headers", [{}, WEB, {"Expect": "100-continue"}])
+async def test_a_body_whose_first_64_kb_have_not_come_needs_no_room_to_be_dropped(
+    headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+    scripted = Scripted([[gate, "one"]])
+    environment = {**ROOM, "USVC_MAX_WAIT_SECONDS": "0"}
+    async with running(scripted, monkeypatch, environment) as service, service.connect() as one:
+        bodies = service.app.state.service.bodies
+        await one.send("POST", PATH, LARGE)
+        await until(lambda: len(scripted.asked) == 1)
+        async with service.connect() as stays:
+            await stays.send("POST", PATH, LARGE[:300_000], {"Content-Length": str(len(LARGE))})
+            await until(lambda: bodies.ahead.held > 0)
+            async with service.connect() as leaves:
+                await leaves.send("POST", PATH, b"", {"Content-Length": "100000", **headers})
+                await until(lambda: bodies.waiting == 2)
+                leaves.writer.write(LARGE[:65_000])
+                await leaves.writer.drain()
+            await until(lambda: bodies.waiting == 1)
+            assert bodies.ahead.waiting == 0
+            stays.writer.write(LARGE[300_000:])
+            gate.set()
+            assert [(await client.answer()).status for client in (one, stays)] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        (PATH, lambda said: said["detail"]),
+        ("/v1/completions", lambda said: said["error"]["message"]),
+        ("/v1/messages", lambda said: said["error"]["message"]),
+        ("/api/chat", lambda said: said["error"]),
+    ],
+)
+async def test_a_body_that_was_read_ahead_gets_its_errors_in_its_own_dialect(
+    path: str, error: Callable[[Any], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+    scripted = Scripted([[gate, "one"]])
+    environment = {**ROOM, "USVC_MAX_WAIT_SECONDS": "0.1"}
+    async with running(scripted, monkeypatch, environment) as service, service.connect() as one:
+        await one.send("POST", PATH, LARGE)
+        await until(lambda: len(scripted.asked) == 1)
+        late = await service.post(LARGE, path)
+        assert (late.status, "too many large requests" in error(late.json)) == (429, True)
+        async with service.connect() as client:
+            client.writer.write(b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path.encode())
+            client.writer.write(b"f4240\r\n%b\r\n2\r\n[]\r\n0\r\n\r\n" % bytes(1_000_000))
+            large = await client.answer()
+        assert (large.status, "larger than the 1000000 bytes" in error(large.json)) == (413, True)

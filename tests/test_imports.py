@@ -131,7 +131,7 @@ INTERNAL: dict[str, set[str]] = {
     },
     "preview": {"core"},
     "document_files": set(),
-    "ui": {"core", "admission", "body_memory", "document_files"},
+    "ui": {"core", "admission", "body_memory", "document_files", "requests"},
     "relevance": {"core"},
     "listening": {"core", "settings"},
     "tls": {"core", "settings", "watched_files"},

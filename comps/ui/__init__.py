@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from time import monotonic
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from comps.admission import Admission, RequestSlots
 from comps.body_memory import BodyMemory
-from comps.core.errors import BodyTooLarge, InvalidRequest, LLMError
+from comps.core.errors import InvalidRequest, LLMError
 from comps.document_files import UnreadableDocument, read_apart
+from comps.requests import ClientGone, Incoming
 
 PAGE = "/ui"
 _READ_AT_ONCE, _WAITING, _WAIT_SECONDS = 2, 64, 60
@@ -83,17 +84,16 @@ class DocumentReader:
         try:
             slots.check()
             size = request.headers.get("content-length", "")
-            await self._bodies.take(request, min(int(size), most) if size.isdigit() else most, caller)
-            content = await _content(request, most)
-            await slots.enter()
-            if await request.is_disconnected():
-                raise ClientDisconnect
+            body = Incoming(request.receive, most)
+            await body.take_room(self._bodies, request, min(int(size), most) if size.isdigit() else most, caller)
+            content = await body.whole()
+            await body.unless_gone(slots.enter())
             return JSONResponse({"text": await read_apart(request.query_params.get("name", ""), content)})
         except UnreadableDocument as error:
             return self._failure(InvalidRequest(str(error), "body"))
         except LLMError as error:
             return self._failure(error)
-        except ClientDisconnect:
+        except ClientGone:
             return Response(status_code=400)
         finally:
             slots.close()
@@ -119,12 +119,3 @@ def _file(path: str, content: bytes) -> Route:
         return response
 
     return Route(path, respond)
-
-
-async def _content(request: Request, most: int) -> bytes:
-    content = bytearray()
-    async for piece in request.stream():
-        content += piece
-        if len(content) > most:
-            raise BodyTooLarge(f"larger than the {most} bytes that are read", "body")
-    return bytes(content)
