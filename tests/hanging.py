@@ -32,6 +32,8 @@ class Hanging:
     url: str = ""
     begins: bool = False
     """Whether a stream begins with one event."""
+    beat: bytes = b""
+    """What is sent in a stream again and again; empty: nothing."""
     counts: bool = True
     """Whether tokens are counted; otherwise, that never ends either."""
     lists: bool = True
@@ -81,8 +83,15 @@ class Held(asyncio.Protocol):
             self._transport.write(said)
             return
         self._path = path
-        if asked.get("stream") and self._server.begins:
-            self._transport.write(HEAD + chunk(WORD))
+        if asked.get("stream") and (self._server.begins or self._server.beat):
+            self._transport.write(HEAD + (chunk(WORD) if self._server.begins else b""))
+            self._beat()
+
+    def _beat(self) -> None:
+        beat = self._server.beat
+        if beat and not self._transport.is_closing():
+            self._transport.write(b"%x\r\n%b\r\n" % (len(beat), beat))
+            asyncio.get_running_loop().call_later(0.01, self._beat)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._path:

@@ -87,6 +87,47 @@ async def test_a_stream_that_does_not_go_on_in_time_ends_with_an_error(
     assert counted == {deadline: len(kinds)}
 
 
+BEATS = (
+    b"data: {}\n\n",
+    b'event: ping\ndata: {"type": "ping"}\n\n',
+    b'data: {"type": "ping"}\n\n',
+    b'data: {"id": "c", "choices": []}\n\n',
+    b'data: {"id": "c", "choices": null, "usage": null}\n\n',
+    b'data: {"id": "c", "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}\n\n',
+    b'data: {"choices": [{"index": 0, "delta": {"content": "", "reasoning": null}, "finish_reason": null}]}\n\n',
+    b'data: {"choices": [{"index": 0, "text": "", "logprobs": null}]}\n\n',
+    b'data: {"choices": [{"delta": {"content": ""}, "logprobs": {"content": [], "refusal": null}}]}\n\n',
+    b'data: {"choices": [{"delta": {"provider_specific_fields": {"refusal": null}, "tool_calls": []}}]}\n\n',
+    b"data: []\n\ndata: null\n\ndata: 0\n\n",
+    b': OPENROUTER PROCESSING\n\nevent: heartbeat\ndata: {"status": "processing"}\n\n',
+)
+"""Events that only keep a connection open."""
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("dialect", "beats"), [(name, BEATS[at::4]) for at, name in enumerate(("opea", "openai", "anthropic", "ollama"))]
+)
+async def test_heartbeats_of_a_model_server_are_no_tokens(
+    monkeypatch: pytest.MonkeyPatch, dialect: str, beats: tuple[bytes, ...], framework: str
+) -> None:
+    kind = next(kind for kind in KINDS if kind.dialect == dialect and kind.bodies(True))
+    body, path = kind.bodies(True)[0], kind.route.replace("{model:path}", "m")
+    settings = {"LLM_DIALECTS": dialect, "LLM_FIRST_TOKEN_SECONDS": "0.1", "LLM_BETWEEN_TOKENS_SECONDS": "0.05"}
+    async with hanging() as server, in_front([server], monkeypatch, framework, **settings) as service:
+        for server.beat in beats:
+            server.begins = False
+            answer = await service.post(body, path)
+            assert answer.status == 504, server.beat
+            check_error(dialect, answer, "the model server did not begin in time")
+            server.begins = True
+            answer = await asyncio.wait_for(service.post(body, path), PATIENCE)
+            assert answer.status == 200
+            assert b"did not go on in time" in answer.body or answer.body.endswith(b"data: [ERROR]\n\n"), server.beat
+        counted = await metric(service, "opea_llm_timeouts_total")
+    assert counted == {"first_token": len(beats), "between_tokens": len(beats)}
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 async def test_what_counts_and_describes_has_deadlines_as_well(monkeypatch: pytest.MonkeyPatch, framework: str) -> None:
     monkeypatch.setattr(client, "_FACTS_SECONDS", 0.1)

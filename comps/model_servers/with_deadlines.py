@@ -69,15 +69,15 @@ class _Timed(Forwarding):
         """How many writers wait: each choice may have one."""
 
     def text(self, text: str, choice: int = 0) -> None:
-        self._deadlines.last_event = self._now()
+        self._deadlines.last_token = self._now()
         self._answer.text(text, choice)
 
     def delta(self, delta: TextDelta) -> None:
-        self._deadlines.last_event = self._now()
+        self._deadlines.last_token = self._now()
         self._answer.delta(delta)
 
     def finished(self, end: Finished) -> None:
-        self._deadlines.last_event = self._now()
+        self._deadlines.last_token = self._now()
         self._answer.finished(end)
 
     async def drain(self) -> None:

@@ -23,7 +23,7 @@ from comps.core.finish_reasons import finish_reason
 from comps.core.ports import Answer
 from comps.core.types import JSON, Finished, Generation, TextDelta, Usage
 from comps.core.unread import left_out
-from comps.model_servers.remote.exchange import Exchange
+from comps.model_servers.remote.exchange import GO_ON, NO_TOKEN, Exchange
 from comps.model_servers.remote.failures import error_message, reported_failure
 from comps.model_servers.remote.parsing import parse_json, parsed_in_pieces
 from comps.model_servers.remote.sse import BLANK, STREAMS, is_done, keeps_alive, media_type, parser_for
@@ -72,8 +72,11 @@ class ChunkReader:
         self.usage: Usage | None = None
         """The usage of all choices together; None until it arrives."""
 
-    def event(self, data: bytes, name: bytes = b"") -> bool:
-        """Parse one chunk. It always returns False (go on), since the usage is in the last chunk.
+    def event(self, data: bytes, name: bytes = b"") -> int:
+        """Parse one chunk. It never returns `STOP`, since the usage is in the last chunk.
+
+        A sign of the model is text, a field beside it (reasoning, a tool call, logprobs), the usage, or an end. Chunks
+        without any are `NO_TOKEN`, such as the first one of most servers, which has only the role.
 
         Args:
             data: The chunk.
@@ -91,8 +94,10 @@ class ChunkReader:
             chunk = parse_chunk(data)
         if "choices" not in chunk or chunk.get("error") or name == b"error":
             raise_reported(chunk, name, begun=self._begun)
+        is_sign = False
         if chunk.get("usage"):
             self.usage = usage_of(chunk["usage"]) or self.usage
+            is_sign = True
         choices = chunk.get("choices")
         for place, choice in enumerate(choices if type(choices) is list else objects(choices, "choices")):
             if type(choice) is not dict:
@@ -104,19 +109,23 @@ class ChunkReader:
             delta = choice.get("delta")
             text = delta.get("content") if type(delta) is dict and len(delta) == 1 else None
             if text and type(text) is str and not choice.get("logprobs"):  # As nearly all are.
-                self._begun = True
+                self._begun = is_sign = True
                 self.answer.text(text, number)
             else:
-                self._write(choice, number)
+                is_sign = self._write(choice, number) or is_sign
             self._seen.add(number)
             if reason := choice.get("finish_reason"):
+                is_sign = True
                 self.reasons[number] = finish_reason(reason)
                 # vLLM and SGLang say by what.
                 self._stopped_by[number] = choice.get("stop_reason") or choice.get("matched_stop")
-        return False
+        return GO_ON if is_sign else NO_TOKEN
 
-    def _write(self, choice: dict[str, Any], number: int) -> None:
-        """Write a choice's text, from `delta` (chat) or `text` (completion), and its extra fields."""
+    def _write(self, choice: dict[str, Any], number: int) -> bool:
+        """Write a choice's text, from `delta` (chat) or `text` (completion), and its extra fields.
+
+        Returns False if there is nothing in them: logprobs may be there and empty.
+        """
         if choice.get("error"):
             raise_reported({"error": choice["error"]}, begun=self._begun)
         said = choice.get("delta") or choice.get("text")
@@ -125,11 +134,14 @@ class ChunkReader:
         text, extra = _said(said, choice)
         if "tool_calls" in extra:
             extra["tool_calls"] = self.calls.setdefault(number, ToolCalls()).numbered(extra["tool_calls"])
-        self._begun = self._begun or bool(text or extra)
+        if not text and not (extra and any(any(one.values()) if type(one) is dict else one for one in extra.values())):
+            return False
+        self._begun = True
         if extra:
             self.answer.delta(TextDelta(text, number, extra))
-        elif text:
+        else:
             self.answer.text(text, number)
+        return True
 
     def close(self) -> None:
         """Write the `Finished` of all choices. They are written at the end of the stream, because the usage comes last.

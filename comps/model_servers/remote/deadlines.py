@@ -16,12 +16,12 @@ class Deadlines:
     """The deadlines of an exchange. There is one timer; moving a deadline only changes a number.
 
     Args:
-        first: Seconds until the first event or the whole answer; 0: no limit.
-        between: Seconds between two events; 0: no limit.
+        first: Seconds until the first token or the whole answer; 0: no limit.
+        between: Seconds between two tokens; 0: no limit.
         total: Seconds until the end; 0: no limit.
     """
 
-    __slots__ = ("_between", "_end", "_first", "_late", "_suspended", "_timer", "last_event", "loop")
+    __slots__ = ("_between", "_end", "_first", "_late", "_suspended", "_timer", "last_token", "loop")
 
     def __init__(self, first: float = 0.0, between: float = 0.0, total: float = 0.0) -> None:
         self.loop = asyncio.get_running_loop()
@@ -30,8 +30,8 @@ class Deadlines:
         self._between = between or NEVER
         self._end = now + (total or NEVER)
         self._first = now + (first or NEVER)
-        self.last_event = NEVER
-        """The time of the last event on the loop's clock, by which the deadline moves; it is set for each token."""
+        self.last_token = NEVER
+        """The time of the last token on the loop's clock, by which the deadline moves. A reader says what is one."""
         self._suspended = False
         self._late: Callable[[Exception], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -54,18 +54,18 @@ class Deadlines:
     def restart(self) -> None:
         """Watch the same deadlines again, after `stop`, for a request that is sent again."""
         self.stop()
-        self.last_event = NEVER
+        self.last_token = NEVER
         self._suspended = False
         self._start_timer(self.loop.time())
 
     def suspend(self) -> None:
-        """Suspend the deadline between events while the reader makes the server wait; the total remains."""
+        """Suspend the deadline between tokens while the reader makes the server wait; the total remains."""
         self._suspended = True
 
     def resume(self) -> None:
         """End `suspend`."""
         self._suspended = False
-        self.last_event = self.loop.time()
+        self.last_token = self.loop.time()
 
     @property
     def left(self) -> float:
@@ -76,11 +76,11 @@ class Deadlines:
     def _due(self) -> float:
         if self._suspended:
             return self._end
-        return min(self._first if self.last_event == NEVER else self.last_event + self._between, self._end)
+        return min(self._first if self.last_token == NEVER else self.last_token + self._between, self._end)
 
     def missed(self) -> ServerTimeout:
         """Counts a deadline that was missed, and returns the error."""
-        begun = self.last_event != NEVER
+        begun = self.last_token != NEVER
         TIMEOUTS["total" if self._due == self._end else "between_tokens" if begun else "first_token"] += 1
         return ServerTimeout(f"the model server did not {'go on' if begun else 'begin'} in time")
 
@@ -100,7 +100,7 @@ class Deadlines:
             self._late(self.missed())
 
     def _start_timer(self, now: float) -> None:
-        """Start the timer for the earliest possible deadline, so that events need not move it."""
+        """Start the timer for the earliest possible deadline, so that tokens need not move it."""
         when = min(self._due, now + self._between)
         if when != NEVER:
             self._timer = self.loop.call_at(when, self._look)

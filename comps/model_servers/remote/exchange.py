@@ -32,6 +32,9 @@ MOST_OF_FAILURE = 4000
 """The maximum size of a body that is an error, in bytes."""
 MOST_OF_WHOLE = 64_000_000
 """The maximum size of a whole answer, in bytes, as of an event in a stream; vectors may have more."""
+GO_ON, STOP, NO_TOKEN = 0, 1, 2
+"""What `Reader.event` returns: go on; the rest of the stream is not wanted; go on, and the event is no sign of the
+model, such as those that only keep the connection open."""
 _REST_SECONDS = 0.05
 """The deadline for the end of the body after the last event, in seconds."""
 _PIECE = 65536
@@ -68,11 +71,11 @@ class Reader(Protocol):
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing but the end of the body follows the answer. It is asked for when `event` returns True."""
+        """Whether nothing but the end of the body follows the answer. It is asked for when `event` returns `STOP`."""
         ...
 
-    def event(self, data: bytes, name: bytes = b"") -> bool:
-        """Read the data of an event; returns True if the rest of the stream is not wanted.
+    def event(self, data: bytes, name: bytes = b"") -> int:
+        """Read the data of an event; returns `GO_ON`, `STOP` or `NO_TOKEN`.
 
         Args:
             data: The data, not empty.
@@ -334,8 +337,10 @@ class StreamExchange(Exchange):
                 return
             if keeps_alive(data.strip(b' \t:"')):  # It is no sign of the model.
                 return
-        self.deadlines.last_event = self._now()
-        if self._reader.event(data, name):
+        said = self._reader.event(data, name)
+        if not said:
+            self.deadlines.last_token = self._now()
+        elif said == STOP:
             if self._reader.is_complete:
                 self.is_done = True
             else:  # The model is stopped.

@@ -12,6 +12,7 @@ from comps.core.stop_strings import Stopped
 from comps.core.types import JSON, MANY, Finished, Usage
 from comps.core.unread import left_out
 from comps.model_servers.remote.chunks import ChunkReader, parse_chunk, raise_reported
+from comps.model_servers.remote.exchange import GO_ON, NO_TOKEN, STOP
 from comps.model_servers.remote.failures import error_message
 from comps.model_servers.remote.openai_api import OpenAIAPI
 
@@ -53,20 +54,20 @@ class TokenReader:
         self.ended = False
         """Whether the end has been written."""
 
-    def event(self, data: bytes, name: bytes = b"") -> bool:
+    def event(self, data: bytes, name: bytes = b"") -> int:
         said = parse_chunk(data)
         token = said.get("token")
         if type(token) is not dict:
             if said.get("error") or "generated_text" not in said:  # Errors have the status 200.
                 raise_tgi_error(said, name, begun=self.generated > 0)
-                return False
+                return NO_TOKEN
             token = {"text": "" if self.generated else said["generated_text"]}
         self.generated += 1
         if token.get("special") is not True and (text := token.get("text")):
             self.answer.text(str(text))
         if said.get("details") or said.get("generated_text") is not None:
             self._end(details_of(said) or {})
-        return self.answer.stops.hit or self.is_complete
+        return STOP if self.answer.stops.hit or self.reason else GO_ON
 
     @property
     def is_complete(self) -> bool:
@@ -88,12 +89,12 @@ class MessagesReader(ChunkReader):
         super().__init__(answer)
         self._stops = answer.stops
 
-    def event(self, data: bytes, name: bytes = b"") -> bool:
+    def event(self, data: bytes, name: bytes = b"") -> int:
         # Within a JSON string, the quotes would be escaped.
         if b'"error"' in data:
             raise_tgi_error(parse_chunk(data), name, self._begun)
-        super().event(data, name)
-        return self._stops.hit
+        said = super().event(data, name)
+        return STOP if self._stops.hit else said
 
     def close(self) -> None:
         if self._stops.hit and not self.reasons:

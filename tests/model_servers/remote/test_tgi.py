@@ -25,6 +25,8 @@ from comps.core.stop_strings import Stopped
 from comps.core.types import Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
 from comps.model_servers.langchain.chat_tgi import ChatTGI
 from comps.model_servers.langchain.through import ThroughLangChain
+from comps.model_servers.remote.chunks import ChunkReader
+from comps.model_servers.remote.exchange import GO_ON, NO_TOKEN, STOP
 from comps.model_servers.remote.tgi import TGI
 from comps.model_servers.remote.tgi_answers import MessagesReader, TokenReader
 from comps.model_servers.target import Target
@@ -612,3 +614,24 @@ def test_an_answer_that_has_begun_is_not_refused_any_more() -> None:
         late.event(begun)
         with pytest.raises(ModelServerError, match="top_k"):
             late.event(error)
+
+
+def test_an_event_is_a_sign_of_the_model_if_it_has_a_token_its_details_or_an_end() -> None:
+    choices: list[dict[str, Any]] = [
+        *({"delta": delta} for delta in ({"reasoning": "Hm"}, {"tool_calls": [{"id": "a"}]}, {"content": " "})),
+        {"delta": {}, "logprobs": {"content": [{"token": "", "logprob": -1.0}]}},
+        {"delta": {}, "finish_reason": "stop"},
+        {"text": "Deep"},
+    ]
+    chunks: list[dict[str, Any]] = [{"choices": [{"index": 0, **choice}]} for choice in choices]
+    chunks += [{"choices": [{"index": 0, "delta": {}}, one["choices"][0]]} for one in chunks]
+    usage = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+    for kind in (ChunkReader, MessagesReader):
+        assert [kind(Stopped(Collector(), ())).event(json.dumps(one).encode()) for one in [*chunks, usage]] == [
+            GO_ON
+        ] * 13
+    token, special = {"token": {"id": 1, "text": "Deep"}}, {"token": {"id": 2, "text": "", "special": True}}
+    reader = TokenReader(Stopped(Collector(), ()))
+    said = [reader.event(json.dumps(one).encode()) for one in (special, {"type": "ping"}, token, {})]
+    assert said == [GO_ON, NO_TOKEN, GO_ON, NO_TOKEN]
+    assert reader.event(json.dumps({**token, "generated_text": "DeepDeep"}).encode()) == STOP
