@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 from comps.core.types import JSON
 from comps.core.unread import left_out
+
+_MARKS = re.compile(r'\\.?|["{}]', re.DOTALL)
+"""What tells where a JSON object ends: an escaped character (or the half of one, at the end), quotes and braces."""
 
 
 class JoinedExtra:
@@ -63,17 +68,13 @@ class ToolCalls:
         return [{**piece, "index": self._number(piece)} for piece in _pieces(pieces)]
 
     def _number(self, piece: dict[str, JSON]) -> int:
-        call = self._calls.continued_by(piece)
-        if call is None:
+        call = self._calls.of(piece)
+        if call.number is None:
             index = piece.get("index")
-            number: int = self._next if index is None or index in self._numbers else index
-            self._numbers.add(number)
-            self._next = max(self._next, number + 1)
-            call = self._calls.begun(index)
-            call["number"] = number
-        call["id"] = call.get("id") or piece.get("id")
-        said: int = call["number"]
-        return said
+            call.number = self._next if index is None or index in self._numbers else index
+            self._numbers.add(call.number)
+            self._next = max(self._next, call.number + 1)
+        return call.number
 
 
 def calls_in(extra: Mapping[str, JSON]) -> list[dict[str, Any]]:
@@ -91,7 +92,7 @@ class NamedCalls:
 
     def __init__(self) -> None:
         self._named: set[int] = set()
-        self._held: dict[int, dict[str, Any]] = {}
+        self._held: dict[int, _Call] = {}
         """What came of the calls without a name, by index."""
 
     def pieces(self, extra: Mapping[str, JSON]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -102,16 +103,18 @@ class NamedCalls:
             if type(number) is not int:
                 number = len(self._named) + len(self._held)
             if number not in self._named:
-                piece = _with_further(self._held.pop(number, {}), piece)
+                call = self._held.setdefault(number, _Call())
+                call.add(piece)
                 if not (piece.get("function") or {}).get("name"):
-                    self._held[number] = piece
                     continue
                 self._named.add(number)
+                piece = self._held.pop(number).whole()
             yield number, piece
 
     def rest(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yields the indexes of the calls that got no name, and what came of them."""
-        yield from self._held.items()
+        for number, call in self._held.items():
+            yield number, call.whole()
 
 
 class CallsInTurn:
@@ -124,9 +127,9 @@ class CallsInTurn:
     def __init__(self) -> None:
         self._calls = NamedCalls()
         self._current: int | None = None
-        self._arguments: list[str] = []
-        """Those of the current call, without blank pieces."""
-        self._held: dict[int, dict[str, Any]] = {}
+        self._arguments = _Arguments()
+        """Those of the current call."""
+        self._held: OrderedDict[int, _Call] = OrderedDict()
         """What came of the calls whose turn it is not yet, by index."""
         self._ended: set[int] = set()
 
@@ -148,31 +151,61 @@ class CallsInTurn:
             if ((piece.get("function") or {}).get("arguments") or "").strip():
                 left_out("tool_calls")
             return
-        self._held[number] = _with_further(self._held.get(number, {}), piece)
+        self._held.setdefault(number, _Call()).add(piece)
         if self._current in (None, number):
             yield self._begin(number)
-        while self._held and self._is_whole():
+        while self._held and self._arguments.are_whole():
             yield self._begin(next(iter(self._held)))
 
     def _begin(self, number: int) -> tuple[int, dict[str, Any]]:
         """Returns what was held back of a call, whose turn it is from now on."""
         if self._current not in (None, number):
             self._ended.add(self._current)
-            self._arguments = []
+            self._arguments = _Arguments()
         self._current = number
-        piece = self._held.pop(number)
+        piece = self._held.pop(number).whole()
         if arguments := ((piece.get("function") or {}).get("arguments") or "").rstrip():
-            self._arguments.append(arguments)
+            self._arguments.add(arguments)
         return number, piece
 
-    def _is_whole(self) -> bool:
-        """Whether the arguments of the current call are a whole JSON object."""
-        if not (self._arguments and self._arguments[-1].endswith("}")):
-            return False
-        try:
-            return isinstance(json.loads("".join(self._arguments)), dict)
-        except (ValueError, RecursionError):
-            return False
+
+class _Arguments:
+    """The arguments of a call, read up to the end of a JSON object."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._depth = 0
+        self._in_string = self._is_escaped = False
+        self._has_ended = False
+        self._whole: bool | None = False
+        """Whether they are a whole JSON object; None: they end as one, and are to be parsed."""
+
+    def add(self, text: str) -> None:
+        """Read a further piece, which does not end with whitespace."""
+        self._pieces.append(text)
+        if self._has_ended:
+            self._whole = False
+            return
+        begin, self._is_escaped = int(self._is_escaped), False
+        for mark in _MARKS.finditer(text, begin):
+            if mark[0] == '"':
+                self._in_string = not self._in_string
+            elif mark[0] == "\\":
+                self._is_escaped = True
+            elif mark[0] in ("{", "}") and not self._in_string:
+                self._depth += 1 if mark[0] == "{" else -1
+                if self._depth <= 0:
+                    self._has_ended, self._whole = True, None if mark.end() == len(text) else False
+                    return
+
+    def are_whole(self) -> bool:
+        """Whether they are a whole JSON object. They are parsed once at most."""
+        if self._whole is None:
+            try:
+                self._whole = isinstance(json.loads("".join(self._pieces)), dict)
+            except (ValueError, RecursionError):
+                self._whole = False
+        return self._whole
 
 
 def function_of(call: dict[str, JSON]) -> dict[str, JSON]:
@@ -254,79 +287,84 @@ class _Calls(_Value):
 
     def add(self, value: JSON) -> None:
         for piece in _pieces(value) if value is not None else ():
-            call = self._known.continued_by(piece)
-            if call is None:
-                call = self._known.begun(piece.get("index"))
-                call[_ARGUMENTS] = []
-            function = piece.get("function") or {}
-            if function.get("arguments"):
-                call[_ARGUMENTS].append(function["arguments"])
-                piece = {**piece, "function": {**function, "arguments": ""}}
-            call.update(_with_further(call, piece))
+            self._known.of(piece).add(piece)
 
     def whole(self) -> JSON:
-        return [_whole_call(call) for call in self._known.calls]
+        return [call.whole() for call in self._known.calls]
 
 
-_ARGUMENTS = " arguments"
-"""Where the pieces of a call's arguments are until it is whole."""
+class _Call:
+    """A tool call, whose deltas are joined. Each costs no more time than its own length."""
 
+    __slots__ = ("_arguments", "_fields", "id", "number")
 
-def _whole_call(call: Mapping[str, Any]) -> dict[str, JSON]:
-    whole = {
-        name: value for name, value in call.items() if name != _ARGUMENTS and (name != "index" or value is not None)
-    }
-    if pieces := call[_ARGUMENTS]:
-        whole["function"] = {**whole["function"], "arguments": "".join(pieces)}
-    return whole
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self.number: int | None = None
+        self._fields: dict[str, JSON] = {}
+        self._arguments: list[str] = []
+
+    def add(self, piece: dict[str, JSON]) -> None:
+        """Join a further delta."""
+        function = piece.get("function") or {}
+        if function.get("arguments"):
+            self._arguments.append(function["arguments"])
+        fields = {name: value for name, value in piece.items() if value not in (None, "")}
+        if "function" in fields:
+            named = {name: value for name, value in function.items() if value}
+            so_far = self._fields.get("function") or {}
+            fields["function"] = {**so_far, **named, "arguments": ""} if function else so_far
+        self._fields.update(fields)
+
+    def whole(self) -> dict[str, JSON]:
+        """Returns the joined deltas."""
+        if not self._arguments:
+            return dict(self._fields)
+        return {**self._fields, "function": {**self._fields["function"], "arguments": "".join(self._arguments)}}
 
 
 class _Known:
-    """The tool calls of a choice so far, to find the one that a delta continues: those with its index are looked at."""
+    """The tool calls of a choice so far. The one to which a delta belongs is found without looking at the others."""
 
     def __init__(self) -> None:
-        self.calls: list[dict[str, Any]] = []
-        self._by_index: dict[int, list[dict[str, Any]]] = {}
+        self.calls: list[_Call] = []
+        self._latest: dict[int, _Call] = {}
+        """The last call of each index."""
+        self._identified: dict[tuple[int | None, str], _Call] = {}
+        """The last call of each index and id, and of each id alone, with None for its index."""
 
-    def begun(self, index: int | None) -> dict[str, Any]:
-        """Returns a new call, which has only an index."""
-        call: dict[str, Any] = {"index": index}
-        self.calls.append(call)
-        if index is not None:
-            self._by_index.setdefault(index, []).append(call)
+    def of(self, piece: dict[str, JSON]) -> _Call:
+        """Returns the call to which a delta belongs, which may be a new one."""
+        index, identity = piece.get("index"), piece.get("id")
+        call = self._continued_by(piece)
+        if call is None:
+            call = _Call()
+            self.calls.append(call)
+            if index is not None:
+                self._latest[index] = call
+        if identity and not call.id:
+            call.id = identity
+            self._identified[index, identity] = self._identified[None, identity] = call
         return call
 
-    def continued_by(self, piece: dict[str, JSON]) -> dict[str, Any] | None:
+    def _continued_by(self, piece: dict[str, JSON]) -> _Call | None:
         """Returns the call that a delta continues; None if it begins a new one."""
-        index = piece.get("index")
-        calls = self.calls if index is None else self._by_index.get(index, ())
-        return next((call for call in reversed(calls) if _goes_on(call, piece)), None)
+        index, identity = piece.get("index"), piece.get("id")
+        if index is not None:
+            latest = self._latest.get(index)
+            if latest is None or not identity or not latest.id:
+                return latest
+        if identity:
+            return self._identified.get((index, identity))
+        if (piece.get("function") or {}).get("name") or not self.calls:
+            return None
+        return self.calls[-1]
 
 
 def _of(value: JSON) -> _Value:
     """What joins values of this kind."""
     kinds: dict[type, type[_Value]] = {str: _Text, list: _List, dict: _Object}
     return kinds.get(type(value), _Value)()
-
-
-def _with_further(call: dict[str, JSON], piece: dict[str, JSON]) -> dict[str, JSON]:
-    """Returns a call with a further piece of it."""
-    function, further = call.get("function") or {}, piece.get("function") or {}
-    joined = {**call, **{name: value for name, value in piece.items() if value not in (None, "")}}
-    if function or further:
-        arguments = (function.get("arguments") or "") + (further.get("arguments") or "")
-        named = {name: value for name, value in further.items() if value}
-        joined["function"] = {**function, **named, "arguments": arguments}
-    return joined
-
-
-def _goes_on(call: dict[str, JSON], piece: dict[str, JSON]) -> bool:
-    index, identity = piece.get("index"), piece.get("id")
-    if index is not None:
-        return bool(call.get("index") == index and (not identity or call.get("id") in (None, "", identity)))
-    if identity:
-        return bool(call.get("id") == identity)
-    return not (piece.get("function") or {}).get("name")
 
 
 def _pieces(value: JSON) -> list[dict[str, JSON]]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
+from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
 import pytest
 
 from comps.core.answers import Collector
-from comps.core.deltas import ToolCalls, join_extra
+from comps.core.deltas import CallsInTurn, NamedCalls, ToolCalls, join_extra
 from comps.core.types import Finished, TextDelta
+from tests.hot_path import counted
 
 
 def joined(*extras: dict[str, Any]) -> dict[str, Any]:
@@ -74,17 +78,72 @@ def test_the_time_to_join_is_linear_in_the_number_of_deltas(extra: dict[str, Any
     assert seconds(32_000) < 20 * seconds(4_000) + 0.05
 
 
+@pytest.mark.parametrize(
+    "numbering",
+    [
+        lambda number: {"index": number, "id": f"c{number}"},
+        lambda number: {"index": 0, "id": f"c{number}"},
+        lambda number: {"id": f"c{number}"},
+        lambda number: {},
+    ],
+    ids=["index and id", "the same index", "no index", "neither"],
+)
+def test_the_work_for_many_tool_calls_is_linear_in_their_number(numbering: Callable[[int], dict[str, Any]]) -> None:
+    def work(number: int) -> int:
+        calls, collector, done = ToolCalls(), Collector(), Counter[str]()
+        with counted(done):
+            for one in range(number):
+                pieces = [call("f", "{", **numbering(one)), piece("}", **numbering(one))]
+                collector.delta(TextDelta("", extra={"tool_calls": calls.numbered(pieces)}))
+                collector.delta(TextDelta("", extra={"tool_calls": pieces}))
+        return done.total()
+
+    assert work(200) < 2.1 * work(100)
+
+
+def turns_of(pieces: list[str]) -> list[list[int]]:
+    """The calls that go on with each piece of the first one's arguments, and at the end, while a second one waits."""
+    turns = CallsInTurn()
+    for one in (call("f", "", index=0), call("g", "{}", index=1)):
+        list(turns.pieces({"tool_calls": [one]}))
+    given = [[number for number, _ in turns.pieces({"tool_calls": [piece(one, index=0)]})] for one in pieces]
+    return [*given, [number for number, _ in turns.rest()]]
+
+
+@pytest.mark.parametrize("value", [{}, {"a": "}", "b": {"c": [{}]}}, {'}\\", {"\\': '"}\\\\', "\u007d\\": ' "{ '}])
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_the_next_call_begins_when_the_arguments_before_it_are_a_whole_object(value: dict[str, Any], size: int) -> None:
+    text = json.dumps(value)
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    assert turns_of(pieces) == [[0]] * (len(pieces) - 1) + [[0, 1], []]
+
+
+@pytest.mark.parametrize(
+    "pieces", [["{}{}"], ["{} x", "}"], ['{"a": }'], ["[{}]"], ["}{", "}"], ['{"a', '": "}'], ['{"a": "\\', '"}']]
+)
+def test_the_next_call_waits_for_the_end_behind_arguments_that_are_no_object(pieces: list[str]) -> None:
+    assert turns_of(pieces) == [[0]] * len(pieces) + [[1]]
+
+
+HALF = '{"a":{},'
+
+
 @pytest.mark.soak
-def test_the_time_for_many_tool_calls_is_linear_in_their_number() -> None:
+@pytest.mark.parametrize("kind", [NamedCalls, CallsInTurn])
+@pytest.mark.parametrize("held", [{"arguments": HALF}, {"name": "f", "arguments": HALF}, {"arguments": '"}'}])
+def test_the_time_to_hold_back_pieces_is_linear_in_their_number(
+    kind: type[NamedCalls | CallsInTurn], held: dict[str, str]
+) -> None:
     def seconds(number: int) -> float:
-        calls, collector = ToolCalls(), Collector()
+        calls = kind()
+        first = [call("f", "{", index=0), call("g", "{", index=1)]
         began = time.thread_time()
-        for index in range(number):
-            whole = {"index": index, "id": f"c{index}", "function": {"name": "f", "arguments": "{}"}}
-            collector.delta(TextDelta("", extra={"tool_calls": calls.numbered([whole])}))
+        for pieces in ([one] for one in (*first, *({"index": at % 3, "function": held} for at in range(number)))):
+            list(calls.pieces({"tool_calls": pieces}))
+        list(calls.rest())
         return time.thread_time() - began
 
-    assert seconds(3_200) < 20 * seconds(400) + 0.05
+    assert min(seconds(64_000) for _ in range(2)) < 12 * min(seconds(8_000) for _ in range(2)) + 0.05
 
 
 def call(name: str, arguments: str, **more: Any) -> dict[str, Any]:
