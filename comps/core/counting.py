@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
@@ -35,6 +36,8 @@ _MOST_BYTES_PER_TOKEN = 8
 """On average over a text: English has about 4."""
 NO_SUCH_ROUTE = (404, 405, 501)
 """HTTP statuses by which a model server says that it cannot do what it is asked."""
+_PAUSE = 30.0
+"""Seconds after which a model server that failed to say where tokens end is asked for it again."""
 _TEXTS_CACHED, _OFFSETS_CACHED = 20_000, 4_000_000
 """Limits of the cache; an offset takes 4 bytes."""
 
@@ -54,7 +57,8 @@ class Counter:
     Attributes:
         can_count: Whether the model server can count tokens; it may turn out that it cannot.
         count_tokens, count_texts: The model server's methods; None where it has none.
-        count_prompt, token_ends: The same; also None where it turned out that they do not work.
+        token_ends: The same; it is not asked before the time `ends_from`.
+        count_prompt: The same; also None where it turned out that there is no route for it.
     """
 
     def __init__(self, server: ModelServer) -> None:
@@ -63,6 +67,7 @@ class Counter:
         self.count_texts = server.count_texts if isinstance(server, CountsTexts) else None
         self.count_prompt = server.count_prompt if isinstance(server, CountsPrompts) else None
         self.token_ends = server.token_ends if isinstance(server, FindsTokens) else None
+        self.ends_from = 0.0
         self._cache: OrderedDict[bytes, TextTokens] = OrderedDict()
         self._offsets = 0
 
@@ -183,7 +188,7 @@ class Count:
                 assert self._counter.count_tokens
                 found = TextTokens(await self._counter.count_tokens(text))
                 # The server can count, and nevertheless it could not say where the tokens end.
-                self._counter.token_ends = None
+                self._counter.ends_from = time.monotonic() + _PAUSE
                 self._counter.cache(text, found)
         except PromptTooLong as error:  # More than any window holds, so that the number does not matter.
             return [max(error.prompt_tokens, error.context_window + 1)]
@@ -191,7 +196,7 @@ class Count:
 
     async def _found(self, text: str) -> TextTokens | None:
         """The tokens of a text with their ends, which are cached; None if the model server does not say."""
-        if self._counter.token_ends is None:
+        if self._counter.token_ends is None or time.monotonic() < self._counter.ends_from:
             return None
         try:
             ends = array("I", await self._counter.token_ends(text))

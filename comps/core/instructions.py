@@ -160,7 +160,7 @@ async def takes_system_messages(count: CountPrompt | None, render: Render | None
             await count(_sample(""), {})
         elif render:
             await render(_sample(""), {})
-    except (InvalidRequest, Refused):
+    except InvalidRequest:
         return None  # It refuses every conversation.
     return False
 

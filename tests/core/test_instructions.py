@@ -243,6 +243,14 @@ async def test_it_is_found_out_by_counting_whether_a_model_takes_system_messages
     assert await takes_system_messages(server.count_prompt, None) is takes
 
 
+async def test_it_stays_unknown_for_now_where_the_model_server_fails_meanwhile() -> None:
+    async def count(prompt: Prompt, options: Mapping[str, JSON]) -> int:
+        raise REFUSAL if len(prompt) > 1 else Refused(500, "Internal error")
+
+    with pytest.raises(Refused):
+        await takes_system_messages(count, None)
+
+
 @pytest.mark.parametrize(
     ("written", "takes"),
     [("<s>system\nAnswer in one word.\nuser\n?", True), ("<s>user\n?", False), (REFUSAL, False)],

@@ -13,7 +13,7 @@ import pytest
 from comps.core.answers import collect
 from comps.core.budget import DEFAULT_SHARING, Sharing
 from comps.core.counting import Counter, estimate, estimated_prompt, message_text
-from comps.core.errors import InvalidRequest, ModelServerError, PromptTooLong, Refused, TextTooLong, Unreachable
+from comps.core.errors import InvalidRequest, PromptTooLong, Refused, TextTooLong, Unreachable
 from comps.core.generator import TextGenerator
 from comps.core.planning import Plan, Planner
 from comps.core.prompts import Templates, text_of
@@ -212,20 +212,29 @@ async def test_a_cut_costs_no_round_trip_where_it_is_known_where_tokens_are(wind
     assert texts_of(plan)[-1].count("(from https://a.example)") == len(plan.documents) * template.count("(from")
 
 
-async def test_a_server_that_cannot_tell_where_tokens_are_is_asked_once() -> None:
-    class Lost(Words):
+async def test_a_server_that_cannot_tell_where_tokens_are_is_asked_again_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Lost(Finding):
         finds = 0
 
         async def token_ends(self, text: str) -> Sequence[int]:
             self.finds += 1
-            raise ModelServerError("nobody knows")
+            if self.finds <= 2:
+                raise Refused(500, "not now")
+            return await super().token_ends(text)
 
     server = Lost()
     planner = Planner(server)
-    for _ in range(2):
-        plan = await planner.plan(request(found=documents(100, 200)), 300)
+    for sizes, finds in (((100, 200), 2), ((101, 201), 2)):
+        plan = await planner.plan(request(found=documents(*sizes)), 300)
         assert plan.report.counted == "model"
-    assert server.finds == 2
+        assert server.finds == finds
+    monkeypatch.setattr("comps.core.counting._PAUSE", 0.0)
+    planner.counter.ends_from = 0.0
+    for sizes, finds in (((102, 202), 4), ((103, 203), 6)):
+        await planner.plan(request(found=documents(*sizes)), 300)
+        assert server.finds == finds
 
 
 class Batches(Finding):

@@ -50,6 +50,8 @@ class Model:
     """Whether the tokenizer says where a token stands; one that is only there in Python does not."""
     missing: frozenset[str] = frozenset()
     """Paths that an older TGI does not have."""
+    failing: list[str] = field(default_factory=list)
+    """Paths that fail once each."""
     healthy: bool = True
     busy: bool = False
     fails_at: int | None = None
@@ -398,6 +400,9 @@ class StandIn:
         if request.path in self.model.missing:
             raise web.HTTPNotFound
         try:
+            if request.path in self.model.failing:
+                self.model.failing.remove(request.path)
+                raise TGIError(500, "unknown", "Internal error")
             response: web.StreamResponse = await handler(request)
         except TGIError as error:
             return self._json("ErrorResponse", error.document, error.status)

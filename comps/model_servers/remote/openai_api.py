@@ -52,8 +52,8 @@ _WINDOWS = ("max_model_len", "context_window", "context_length", "max_context_le
 llama.cpp (in `meta`)."""
 
 NO_ROUTE = {*range(400, 502)} - {401, 403, 407}
-"""The statuses of servers that have no such route. Others say that a proxy does not reach the server, that the URL is
-another one, or that the key is not accepted."""
+"""The statuses of routes without which there is an answer all the same: there is none, or it fails. Others say that a
+proxy does not reach the server, that the URL is another one, or that the key is not accepted."""
 
 OPENAI_OPTIONS = frozenset(
     (

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from comps.core.answers import broken_off, collect
 from comps.core.beside import beside_if_long
+from comps.core.counting import NO_SUCH_ROUTE
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError, Refused
 from comps.core.finish_reasons import finish_reason
 from comps.core.ports import Answer
@@ -194,11 +195,11 @@ class TGI(OpenAIAPI):
             return None
 
     async def _helper(self, answer: Awaitable[T]) -> T | None:
-        """Returns the answer of a route that no answer depends on; None if there is no such route."""
+        """Returns the answer of a route that older servers do not have; None if there is no such route."""
         try:
             return await answer
         except Refused as refused:
-            if refused.status not in NO_ROUTE:
+            if refused.status not in NO_SUCH_ROUTE:
                 raise
         except ValueError:  # It is no JSON.
             pass
@@ -260,7 +261,13 @@ class TGI(OpenAIAPI):
             return prompt
         if wanted or _has_other_parts(prompt):
             return None
-        if templated := await self._templated(prompt):
+        try:
+            templated = await self._templated(prompt)
+        except Refused as refused:
+            if refused.status not in NO_ROUTE:
+                raise
+            templated = None  # No answer depends on it.
+        if templated:
             return templated[0]
         (first, *others) = prompt
         return text_of(first.content) if not others and _lost_in_messages(sampling) else None
@@ -269,6 +276,8 @@ class TGI(OpenAIAPI):
         self, conversation: Prompt, read: Mapping[str, JSON] = MappingProxyType({})
     ) -> tuple[str, int] | None:
         """Returns the rendered conversation and its number of tokens; None if the server does not render.
+
+        What fails otherwise may succeed at the next call.
 
         Special tokens from the chat template are removed, because the server adds its own in front of any text.
         """

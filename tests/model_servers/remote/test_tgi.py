@@ -20,6 +20,8 @@ from comps.core.errors import (
     Refused,
     Unreachable,
 )
+from comps.core.instructions import takes_system_messages
+from comps.core.planning import Planner
 from comps.core.ports import CountsTokens, Embeds, ModelServer
 from comps.core.stop_strings import Stopped
 from comps.core.types import Event, Finished, Generation, Message, Prompt, Sampling, TextDelta, Usage
@@ -602,6 +604,26 @@ async def test_an_older_server_renders_no_conversation() -> None:
             await server.render(QUESTION, {})
         await server.aclose()
     assert caught.value.status == 404
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/chat_tokenize"])
+async def test_a_route_that_fails_once_is_there_the_next_time(path: str) -> None:
+    async with standing_in(Model()) as stand_in:
+        server = TGI("tgi", stand_in.url)
+        planner = Planner(server)
+        for _ in range(2):  # A conversation is answered all the same, and its tokens are estimated for once.
+            stand_in.model.failing.append(path)
+            assert (await collect(server.generate, QUESTION, GREEDY, {})).text == ANSWER
+            stand_in.model.failing[:] = [path]
+            count = planner.counter.count()
+            await count.prompt(QUESTION, {})
+            assert not count.exact
+        usage = (await collect(server.generate, QUESTION, GREEDY, {})).usage
+        count = planner.counter.count()
+        assert (await count.prompt(QUESTION, {}), count.exact) == (usage and usage.prompt_tokens, True)
+        assert await server.count_tokens("Deep") == len(encode("Deep", specials=False).ids)
+        assert await takes_system_messages(server.count_prompt, server.render)
+        await server.aclose()
 
 
 def test_an_answer_that_has_begun_is_not_refused_any_more() -> None:
