@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comps import app as composition
 from comps.access import Caller
+from comps.core.beside import LONG
 from comps.core.errors import ModelServerError, Overloaded
 from comps.core.request_id import REQUEST_ID
 from comps.core.types import ModelInfo
@@ -145,6 +146,28 @@ def uncollected() -> Iterator[list[str]]:
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
+
+
+LARGE = "word " * LONG
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"messages":"' + LARGE.encode(),
+        {**CHAT, "messages": LARGE, "temperature": "hot"},
+        {"messages": [{"a": LARGE}]},
+    ],
+    ids=["no JSON", "a field", "a message"],
+)
+async def test_a_large_body_that_is_refused_is_not_left_to_the_garbage_collector(
+    body: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(Scripted([["one"]]), monkeypatch) as service:
+        await service.post(body)  # What is loaded with the first one stays.
+        with uncollected() as left:
+            assert (await service.post(body)).status == 400
+    assert left == []
 
 
 async def test_a_model_that_is_full_refuses_no_request_of_another_and_none_before_its_prompt_is_built(

@@ -44,7 +44,10 @@ async def run_beside(work: Coroutine[Any, Any, T]) -> T:
     future = asyncio.run_coroutine_threadsafe(work, _loop())
     _RUNNING.add(future)
     future.add_done_callback(_RUNNING.discard)
-    return await asyncio.wrap_future(future)
+    try:
+        return await asyncio.wrap_future(future)
+    finally:
+        del future  # Which has the exception, whose traceback has this frame: a cycle, with all of a large body in it.
 
 
 def is_busy() -> bool:
