@@ -80,7 +80,7 @@ class Memory:
         if self._looks and running < STORM // 2:
             self._looks -= 1
             self._allocators.use_python()
-            self._until_collection = 1
+            self._until_collection = min(self._until_collection, 1)
         self._until_collection -= 1
         is_quiet = running < STORM // 2 and not is_busy()  # With large bodies or answers.
         waits = not is_quiet and self._until_collection > -_MOST_WAITED

@@ -49,6 +49,24 @@ def test_garbage_is_collected_once_a_minute_if_there_is_a_quiet_moment(
     assert collected == [55.0, 130.0, 190.0, 790.0]  # The last one waited for as long as it may.
 
 
+def test_garbage_is_collected_in_storms_that_follow_each_other_while_large_bodies_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collected: list[float] = []
+    kept = memory.Memory()
+    monkeypatch.setattr(memory.Allocators, "use_glibc", lambda _: None)
+    monkeypatch.setattr(memory, "is_busy", lambda: True)
+
+    async def look(now: float) -> None:
+        monkeypatch.setattr(memory, "gc", SimpleNamespace(collect=lambda: collected.append(now)))
+        kept.in_storm()
+        kept.look(now, 1)
+
+    for now in map(float, range(0, 2000, 5)):
+        asyncio.run(look(now))
+    assert collected == [540.0, 1085.0, 1630.0]  # As for one storm: waiting does not begin anew.
+
+
 async def test_work_beside_the_loop_is_known_until_it_has_ended() -> None:
     assert not is_busy()
     work = asyncio.ensure_future(run_beside(asyncio.sleep(3600)))
