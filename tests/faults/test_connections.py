@@ -13,6 +13,7 @@ import trustme
 
 from comps.model_servers.remote import exchange, sse
 from comps.model_servers.remote.client import HTTP
+from comps.model_servers.remote.connection import Connection as Ours
 from comps.model_servers.target import Access
 from tests.faults.model_server import FaultyServer, Pause, Reply, Script, Then, nothing_wrong
 from tests.faults.outcomes import Outcome, body, both, check, outcome
@@ -228,8 +229,12 @@ async def test_what_a_broken_answer_held_is_freed_at_once(
             try:
                 await all_outcomes(service)
                 await until_idle(service)
-                found = [one for one in gc.get_objects() if isinstance(one, exchange.Exchange)]
-                held = [one for one in found if one.deadlines.loop is asyncio.get_running_loop()]
+                found, loop = gc.get_objects(), asyncio.get_running_loop()
+                held: list[object] = [
+                    one for one in found if isinstance(one, exchange.Exchange) and one.deadlines.loop is loop
+                ]
+                held += [one for one in found if isinstance(one, Ours) and one._idle.loop is loop and not one.usable]
+                del found
             finally:
                 gc.enable()
             assert held == []

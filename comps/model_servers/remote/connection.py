@@ -160,6 +160,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         exchange, self._exchange, self._transport = self._exchange, None, None
+        del self._parser  # It refers to this connection: a cycle.
         if exchange is None or exchange.ended:
             return
         if self._has_head and not error and not {b"content-length", b"transfer-encoding"} & self._headers.keys():
