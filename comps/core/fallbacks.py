@@ -21,7 +21,10 @@ def one_token(error: InvalidRequest, request: GenerationRequest) -> Sampling:
         InvalidRequest: The error, if it is another one, or the limit was set by the caller.
     """
     if error.field != TOTAL:
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # Whose traceback has this frame: a cycle.
     if not request.total_is_default:
         raise InvalidRequest(error.args[0], request.total_field) from None
     return replace(request.sampling, max_tokens=1)

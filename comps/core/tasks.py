@@ -37,6 +37,7 @@ async def at_once(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        tasks.clear()  # One has the error, whose traceback has this frame: a cycle.
 
 
 async def in_daemon_thread(work: Callable[[], T]) -> T:

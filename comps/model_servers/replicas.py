@@ -202,7 +202,7 @@ class Replicas:
                 failures.append(error)
         raise _summed_up(failures)
 
-    async def _before_moving(self, failures: Sequence[LLMError]) -> None:
+    async def _before_moving(self, failures: list[LLMError]) -> None:
         """Wait before a request that has failed is sent to another replica.
 
         Raises:
@@ -216,6 +216,7 @@ class Replicas:
         begun_before = sum(not isinstance(error, Unreachable | Overloaded) for error in failures[:-1])
         pause = self._retries.pause(begun_before, "failed")
         if pause is None:
+            del last  # It may be what is raised, whose traceback has this frame: a cycle.
             raise _summed_up(failures)
         await asyncio.sleep(pause)
 
@@ -300,10 +301,11 @@ def _is_its_answer(error: LLMError) -> bool:
     return isinstance(error, Refused) and error.status < 500
 
 
-def _summed_up(failures: Sequence[LLMError]) -> LLMError:
+def _summed_up(failures: list[LLMError]) -> LLMError:
     """Returns the most useful of several errors: the overload with the shortest retry time, the last error of a replica
-    that was reached, or else the last one."""
+    that was reached, or else the last one. The list is emptied, since the error's traceback refers to it."""
     busy = [error for error in failures if isinstance(error, Overloaded)]
-    if busy:
-        return min(busy, key=lambda error: error.retry_after or 0)
-    return next((error for error in reversed(failures) if not isinstance(error, Unreachable)), failures[-1])
+    reached = [error for error in failures if not isinstance(error, Unreachable)]
+    found = min(busy, key=lambda error: error.retry_after or 0) if busy else (reached or failures)[-1]
+    failures.clear()
+    return found

@@ -18,7 +18,7 @@ import orjson
 from comps.core.answers import Collector, broken_off
 from comps.core.beside import LONG, beside
 from comps.core.deltas import ToolCalls, function_of, join_extra
-from comps.core.errors import InvalidRequest, ModelServerError
+from comps.core.errors import InvalidRequest, LLMError, ModelServerError
 from comps.core.finish_reasons import finish_reason
 from comps.core.ports import Answer
 from comps.core.types import JSON, Finished, Generation, TextDelta, Usage
@@ -203,8 +203,12 @@ def raise_reported(said: dict[str, Any], name: bytes = b"", *, begun: bool = Fal
         error = error["error"]
     if isinstance(error, dict):  # How long to wait may be beside it.
         error = {**{name: said[name] for name in _WAITS if name in said}, **error}
+    raise _failure(error, begun)  # In no variable here, to which its traceback would refer: a cycle.
+
+
+def _failure(error: JSON, begun: bool) -> LLMError:
     failure = reported_failure(error)
-    raise ModelServerError(str(failure)) if begun and isinstance(failure, InvalidRequest) else failure
+    return ModelServerError(str(failure)) if begun and isinstance(failure, InvalidRequest) else failure
 
 
 def _is_error(said: dict[str, Any], name: bytes) -> bool:

@@ -120,8 +120,8 @@ class HTTP:
             # What the body says may be an answer, which is in no error.
             log.debug("no event stream, but: %s", brief(asked.body.decode("utf-8", "replace")))
             size = f"{len(asked.body)} bytes" if asked.body else "nothing"
-            error = ModelServerError(f"the model server answered with {kind}, no event stream: {size}")
-            raise told_at(error, self._site.address)
+            told = f"the model server answered with {kind}, no event stream: {size}"
+            raise told_at(ModelServerError(told), self._site.address)
         return asked.headers
 
     async def aclose(self) -> None:
