@@ -62,7 +62,7 @@ async def refused_for_another_field() -> None:
     "fail",
     [
         lambda: beside(raises),
-        lambda: at_once([fails(), fails()]),
+        lambda: at_once([asyncio.sleep(60), fails()]),
         lambda: reports({"error": {"message": "no", "code": 500}}, begun=False),
         lambda: reports({"error": {"message": "no", "code": 400}}, begun=True),
         refused_for_another_field,

@@ -34,10 +34,15 @@ async def at_once(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     finally:
         for one in work[len(tasks) :]:
             one.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(tasks)
         tasks.clear()  # One has the error, whose traceback has this frame: a cycle.
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def in_daemon_thread(work: Callable[[], T]) -> T:
