@@ -55,11 +55,18 @@ def tokens(number: int) -> bytes:
     return json.dumps({"count": number, "tokens": list(range(number))}).encode()
 
 
+def many_events(number: int) -> bytes:
+    event = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"the "}}]}\n\n'
+    end = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    return event * number + end
+
+
 Case = tuple[Callable[[], bytes], str, dict[str, Any]]
 """The model server's answer, and the path and the body of the request."""
 USUAL: dict[str, Case] = {
     "log probabilities": (lambda: with_logprobs(15_000), PATH, {**MESSAGES, "logprobs": True}),
     "vectors": (lambda: vectors(1_000), "/v1/embeddings", {"input": ["a"] * 1_000}),
+    "a stream that comes at once": (lambda: many_events(40_000), PATH, {**MESSAGES, "stream": True}),
 }
 LARGEST: dict[str, Case] = {
     "text": (lambda: whole({"content": words(SIZE)}), PATH, MESSAGES),
@@ -70,6 +77,12 @@ LARGEST: dict[str, Case] = {
     "log probabilities": (lambda: with_logprobs(30_000), PATH, {**MESSAGES, "logprobs": True}),
     "vectors": (lambda: vectors(1_000), "/v1/embeddings", {"input": ["a"] * 1_000}),
     "tokens": (lambda: tokens(500_000), "/tokenize", {"inputs": "a" * 500_000}),
+    "a stream that comes at once": (lambda: many_events(200_000), PATH, {**MESSAGES, "stream": True}),
+    "responses' stream that comes at once": (
+        lambda: many_events(100_000),
+        "/v1/responses",
+        {"input": "?", "model": "m", "stream": True},
+    ),
     "ollama's text": (lambda: whole({"content": words(SIZE)}), "/api/chat", {**MESSAGES, "stream": False}),
     "ollama's log probabilities": (
         lambda: with_logprobs(30_000),
@@ -108,7 +121,8 @@ class ModelServer(BaseHTTPRequestHandler):
 
     def answer(self, body: bytes) -> None:
         self.send_response(200)
-        self.send_header("content-type", "application/json")
+        kind = "text/event-stream" if body.startswith(b"data:") else "application/json"
+        self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -25,6 +25,9 @@ _STALE_SECONDS = 0.5
 _ENDLESS = "the model server sent headers without an end"
 _CHECKED = 4096
 """Bytes between two checks for backpressure."""
+_LARGE_READ = 65_536
+"""Bytes that are read of a stream at once behind which other connections have their turn. uvloop reads 256 KB as often
+as there are, 32 times, which may have 50,000 events."""
 
 
 class Connection(asyncio.Protocol):
@@ -113,10 +116,15 @@ class Connection(asyncio.Protocol):
             exchange.await_rest()
         self._unchecked += len(data)
         if self._unchecked > _CHECKED:
-            self._check(exchange)
+            self._check(exchange, len(data))
 
-    def _check(self, exchange: Exchange) -> None:
-        """Check now and then whether the reader keeps up, and whether what arrives is a body, and not too long."""
+    def _check(self, exchange: Exchange, read: int) -> None:
+        """Check now and then whether the reader keeps up, and whether what arrives is a body, and not too long.
+
+        Args:
+            exchange: The running one.
+            read: The bytes that have just been read.
+        """
         self._without_body = 0 if self._has_body else self._without_body + self._unchecked
         self._has_body = False
         exchange.arrived += self._unchecked
@@ -127,6 +135,13 @@ class Connection(asyncio.Protocol):
             exchange.fail(too_long(exchange.most_arriving))
         elif exchange.full:
             self._pause(exchange)
+        elif read > _LARGE_READ and isinstance(exchange, StreamExchange) and self._transport:
+            self._transport.pause_reading()  # More has probably come; others have their turn before it.
+            exchange.deadlines.loop.call_soon(self._go_on, exchange)
+
+    def _go_on(self, exchange: StreamExchange) -> None:
+        if self.usable and self._transport and not exchange.resume:
+            self._transport.resume_reading()
 
     def _drop_surplus(self) -> None:
         """Handle data after a response: the connection is not reused."""
