@@ -14,7 +14,7 @@ from comps.core.deltas import CallsInTurn, calls_in
 from comps.core.errors import LLMError, Timeout
 from comps.core.types import JSON, Finished, Generation, Report, TextDelta, Usage
 from comps.dialects.cohere.bodies import Source
-from comps.dialects.shared.framing import DONE, ResponseMetadata, report_object, sse
+from comps.dialects.shared.framing import DONE, ResponseMetadata, report_object
 
 _REASONS = {"stop": "COMPLETE", "length": "MAX_TOKENS", "tool_calls": "TOOL_CALL", "function_call": "TOOL_CALL"}
 """The API's finish reasons by OpenAI's; any other one is an ERROR."""
@@ -148,7 +148,7 @@ def _joined(items: Iterable[JSON]) -> JSON:
 
 def event(data: Mapping[str, JSON]) -> bytes:
     """One event, with the name that is its type."""
-    return _named(str(data["type"])) + sse(orjson.dumps(data))
+    return b"".join((_named(str(data["type"])), b"data: ", orjson.dumps(data), b"\n\n"))  # It may be long: one copy.
 
 
 def error_event(error: LLMError) -> bytes:
