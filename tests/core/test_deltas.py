@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from comps.core.answers import Collector
-from comps.core.deltas import CallsInTurn, NamedCalls, ToolCalls, join_extra
+from comps.core.deltas import join_extra
+from comps.core.tool_calls import CallsInTurn, NamedCalls, ToolCalls
 from comps.core.types import Finished, TextDelta
 from tests.hot_path import counted
 

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from comps.core.citations import ANNOTATIONS
-from comps.core.deltas import CallsInTurn, calls_in
+from comps.core.tool_calls import CallsInTurn, calls_in
 from comps.core.types import JSON, Finished, Generation, TextDelta, Usage
 from comps.dialects.anthropic.cited import cited_in
 from comps.dialects.anthropic.conversation import Source

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import orjson
 
 from comps.core.citations import ANNOTATIONS, own_citations_in
-from comps.core.deltas import CallsInTurn, calls_in
 from comps.core.errors import LLMError, Timeout
+from comps.core.tool_calls import CallsInTurn, calls_in
 from comps.core.types import JSON, Finished, Generation, Report, TextDelta, Usage
 from comps.dialects.cohere.bodies import Source
 from comps.dialects.shared.framing import DONE, ResponseMetadata, report_object

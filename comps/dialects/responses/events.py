@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 
 from comps.core.citations import UNKNOWN
-from comps.core.deltas import NamedCalls, calls_in
 from comps.core.errors import LLMError
+from comps.core.tool_calls import NamedCalls, calls_in
 from comps.core.types import JSON, Finished, Generation, Report, TextDelta, Usage
 from comps.dialects.responses.objects import (
     cited_in,

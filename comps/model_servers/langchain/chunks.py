@@ -12,8 +12,8 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 from pydantic import PrivateAttr
 
 from comps.core.answers import Collector, broken_off
-from comps.core.deltas import ToolCalls
 from comps.core.ports import Answer
+from comps.core.tool_calls import ToolCalls
 from comps.core.types import JSON, Event, Finished, Generation
 from comps.model_servers.langchain.messages import delta_of, reason_of, usage_metadata, usage_of
 

@@ -19,9 +19,9 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import ToolCall, ToolCallChunk
 from pydantic import TypeAdapter
 
-from comps.core.deltas import ToolCalls
 from comps.core.finish_reasons import finish_reason
 from comps.core.prompts import text_of
+from comps.core.tool_calls import ToolCalls
 from comps.core.types import JSON, Message, Prompt, TextDelta, Usage
 
 _ROLES: dict[type[BaseMessage], str] = {

@@ -9,24 +9,21 @@ https://platform.openai.com/docs/api-reference/chat/streaming
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from comps.core.answers import Collector, broken_off
-from comps.core.beside import LONG, beside
-from comps.core.deltas import ToolCalls, function_of, join_extra
+from comps.core.answers import broken_off
 from comps.core.errors import InvalidRequest, LLMError, ModelServerError
 from comps.core.finish_reasons import finish_reason
 from comps.core.ports import Answer
-from comps.core.types import JSON, Finished, Generation, TextDelta, Usage
+from comps.core.tool_calls import ToolCalls, function_of
+from comps.core.types import JSON, Finished, TextDelta, Usage
 from comps.core.unread import left_out
-from comps.model_servers.remote.exchange import GO_ON, NO_TOKEN, Exchange
+from comps.model_servers.remote.exchange import GO_ON, NO_TOKEN
 from comps.model_servers.remote.failures import error_message, reported_failure
-from comps.model_servers.remote.parsing import parse_json, parsed_in_pieces
-from comps.model_servers.remote.sse import BLANK, STREAMS, is_done, keeps_alive, media_type, parser_for
+from comps.model_servers.remote.parsing import parse_json
+from comps.model_servers.remote.sse import keeps_alive
 
 _PLAIN = frozenset(("role", "content"))
 """The fields of a delta or message that do not go into the extra fields."""
@@ -105,7 +102,7 @@ class ChunkReader:
                 continue
             number = choice.get("index")
             if type(number) is not int:
-                number = _count(choice, "index") or place
+                number = count(choice, "index") or place
             delta = choice.get("delta")
             text = delta.get("content") if type(delta) is dict and len(delta) == 1 else None
             if text and type(text) is str and not choice.get("logprobs"):  # As nearly all are.
@@ -131,7 +128,7 @@ class ChunkReader:
         said = choice.get("delta") or choice.get("text")
         if said is None and number not in self._seen:  # Some servers send a whole message as one event.
             said = choice.get("message")
-        text, extra = _said(said, choice)
+        text, extra = said_in(said, choice)
         if "tool_calls" in extra:
             extra["tool_calls"] = self.calls.setdefault(number, ToolCalls()).numbered(extra["tool_calls"])
         if not text and not (extra and any(any(one.values()) if type(one) is dict else one for one in extra.values())):
@@ -229,7 +226,7 @@ def objects(said: JSON, part: str) -> list[dict[str, Any]]:
     return found
 
 
-def _said(said: JSON, choice: dict[str, Any]) -> tuple[str, dict[str, JSON]]:
+def said_in(said: JSON, choice: dict[str, Any]) -> tuple[str, dict[str, JSON]]:
     """Returns the text of a delta or message, and its extra fields with the logprobs of its choice."""
     fields = said if isinstance(said, dict) else {"content": said}
     text, thoughts = text_and_thoughts(fields.get("content"))
@@ -315,7 +312,7 @@ def usage_of(counted: JSON) -> Usage | None:
 
 def _counted(counted: dict[str, Any]) -> tuple[int | None, int | None]:
     """Returns the tokens of prompt and completion under any of their names; None for those that are not known."""
-    prompt, completion, all_tokens = (_count(counted, *names) for names in (_PROMPT_TOKENS, _COMPLETION_TOKENS, _TOTAL))
+    prompt, completion, all_tokens = (count(counted, *names) for names in (_PROMPT_TOKENS, _COMPLETION_TOKENS, _TOTAL))
     if all_tokens is not None and prompt is None and completion is not None:
         prompt = all_tokens - completion
     if all_tokens is not None and completion is None and prompt is not None:
@@ -323,7 +320,7 @@ def _counted(counted: dict[str, Any]) -> tuple[int | None, int | None]:
     return prompt, completion
 
 
-def _count(counted: dict[str, Any], *names: str) -> int | None:
+def count(counted: dict[str, Any], *names: str) -> int | None:
     """Returns the number under the first of the names that has one."""
     for name in names:
         value = counted.get(name)
@@ -339,68 +336,3 @@ def _counts(said: JSON) -> dict[str, int]:
     if not isinstance(said, dict):
         return {}
     return {name: value for name, value in said.items() if type(value) is int and abs(value) <= _MOST}
-
-
-async def whole_answer(response: Exchange) -> Generation:
-    """Parses the response to a request without `stream`; some servers stream it all the same.
-
-    Raises:
-        LLMError: The response contains an error.
-        ModelServerError: The response is no completion, or a choice has no finish reason.
-    """
-    body = response.body
-    if len(body) > LONG:
-        return await beside(_whole_answer, body, response.headers)
-    return _whole_answer(body, response.headers)
-
-
-def _whole_answer(body: bytes, headers: Mapping[bytes, bytes]) -> Generation:
-    try:
-        completion = orjson.loads(body) if len(body) <= LONG else parsed_in_pieces(body)
-    except (ValueError, RecursionError):
-        completion = None
-    if type(completion) is dict:
-        return generation_of(completion)
-    kind = media_type(headers)
-    parser = parser_for(b"application/json" if kind not in STREAMS else kind, body.lstrip(BLANK))
-    if parser is None:
-        return generation_of(parse_chunk(body))
-    collector = Collector()
-    reader = ChunkReader(collector)
-
-    def read(data: bytes, name: bytes) -> None:
-        if not is_done(data):
-            reader.event(data, name)
-
-    stream = parser(read)
-    stream.feed(body)
-    stream.close()
-    reader.close()
-    return collector.generation()
-
-
-def generation_of(completion: dict[str, Any]) -> Generation:
-    """Parses a `chat.completion` or a `text_completion`; errors are those of `whole_answer`."""
-    if "choices" not in completion or completion.get("error"):
-        raise_reported(completion)
-    usage = usage_of(completion["usage"]) if completion.get("usage") else None
-    choices = objects(completion.get("choices"), "choices")
-    if not choices:
-        raise ModelServerError("the model server's answer has no text")
-    if len(choices) == 1:
-        return _whole_choice(choices[0], usage)
-    numbered = [(_count(choice, "index") or 0, choice) for choice in choices]
-    first, *further = (_whole_choice(choice, usage) for _, choice in sorted(numbered, key=lambda one: one[0]))
-    return replace(first, further=tuple(further))
-
-
-def _whole_choice(choice: dict[str, Any], usage: Usage | None) -> Generation:
-    text, said = _said(choice.get("message") or choice.get("text"), choice)
-    extra = {name: value for name, value in said.items() if value not in ([], {})}
-    if "tool_calls" in extra:
-        extra = join_extra({}, {**extra, "tool_calls": ToolCalls().numbered(extra["tool_calls"])})
-    if not choice.get("finish_reason"):
-        raise broken_off()
-    reason = finish_reason(choice["finish_reason"])
-    stop = choice.get("stop_reason") or choice.get("matched_stop")
-    return Generation(text, reason, usage, extra or None, stop_string=stop if type(stop) is str else None)

@@ -27,10 +27,11 @@ from comps.core.types import (
     only,
 )
 from comps.model_servers.remote.addresses import checked_url
-from comps.model_servers.remote.chunks import ChunkReader, whole_answer
+from comps.model_servers.remote.chunks import ChunkReader
 from comps.model_servers.remote.client import HTTP
 from comps.model_servers.remote.failures import checked_answer
 from comps.model_servers.remote.oauth import retrieve_exception
+from comps.model_servers.remote.whole_answers import whole_answer
 from comps.model_servers.target import Access, Target
 
 T = TypeVar("T")

@@ -22,7 +22,6 @@ from comps.core.stop_strings import Stopped, cut
 from comps.core.types import JSON, Finished, Generation, ModelInfo, Prompt, Sampling, Token, Usage, only
 from comps.core.unread import left_out
 from comps.model_servers.chat_templates.token_strings import in_characters
-from comps.model_servers.remote.chunks import whole_answer
 from comps.model_servers.remote.failures import WRONG_STRUCTURE, checked_answer
 from comps.model_servers.remote.openai_api import NO_ROUTE, OpenAIAPI, wire_message
 from comps.model_servers.remote.parsing import parse_answer
@@ -37,6 +36,7 @@ from comps.model_servers.remote.tgi_answers import (
     raise_tgi_error,
     refusals,
 )
+from comps.model_servers.remote.whole_answers import whole_answer
 
 T = TypeVar("T")
 

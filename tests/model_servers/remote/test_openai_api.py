@@ -28,10 +28,10 @@ from comps.core.types import JSON, Event, Finished, Generation, Message, Prompt,
 from comps.model_servers import FRAMEWORKS, through_framework
 from comps.model_servers.langchain.chat_model import ChatModelServer
 from comps.model_servers.langchain.sync import wait_for
-from comps.model_servers.remote.chunks import generation_of
 from comps.model_servers.remote.openai_api import OpenAIAPI
 from comps.model_servers.remote.tgi import TGI
 from comps.model_servers.remote.vllm import VLLM
+from comps.model_servers.remote.whole_answers import generation_of
 from comps.model_servers.target import Access, Target
 from tests.events import gathered
 from tests.model_servers.replay import Reply, recorded, replaying, sse
