@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -173,6 +173,18 @@ async def test_a_body_that_waits_too_long_is_told_when_to_come_again_and_one_tha
 WEB = {"Origin": "http://page"}
 
 
+@asynccontextmanager
+async def without_room(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Service, Connection, asyncio.Event]]:
+    """A service in which one body has all the room until the event is set, and the connection that has sent it."""
+    gate = asyncio.Event()
+    scripted = Scripted([[gate, "one"]])
+    environment = {**ROOM, "USVC_MAX_WAIT_SECONDS": "0"}
+    async with running(scripted, monkeypatch, environment) as service, service.connect() as one:
+        await one.send("POST", PATH, LARGE)
+        await until(lambda: len(scripted.asked) == 1)
+        yield service, one, gate
+
+
 @pytest.mark.parametrize(
     ("path", "headers", "body"),
     [
@@ -190,13 +202,8 @@ WEB = {"Origin": "http://page"}
 async def test_a_body_that_waits_is_dropped_at_once_when_its_client_leaves(
     path: str, headers: dict[str, str], body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = asyncio.Event()
-    scripted = Scripted([[gate, "one"]])
-    environment = {**ROOM, "USVC_MAX_WAIT_SECONDS": "0"}
-    async with running(scripted, monkeypatch, environment) as service, service.connect() as one:
+    async with without_room(monkeypatch) as (service, one, gate):
         bodies = service.app.state.service.bodies
-        await one.send("POST", PATH, LARGE)
-        await until(lambda: len(scripted.asked) == 1)
         async with AsyncExitStack() as stack:
             for client in [await stack.enter_async_context(service.connect()) for _ in range(3)]:
                 await client.send("POST", path, body, headers)
@@ -211,13 +218,8 @@ async def test_a_body_that_waits_is_dropped_at_once_when_its_client_leaves(
 async def test_a_body_whose_first_64_kb_have_not_come_needs_no_room_to_be_dropped(
     headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = asyncio.Event()
-    scripted = Scripted([[gate, "one"]])
-    environment = {**ROOM, "USVC_MAX_WAIT_SECONDS": "0"}
-    async with running(scripted, monkeypatch, environment) as service, service.connect() as one:
+    async with without_room(monkeypatch) as (service, one, gate):
         bodies = service.app.state.service.bodies
-        await one.send("POST", PATH, LARGE)
-        await until(lambda: len(scripted.asked) == 1)
         async with service.connect() as stays:
             await stays.send("POST", PATH, LARGE[:300_000], {"Content-Length": str(len(LARGE))})
             await until(lambda: bodies.ahead.held > 0)
