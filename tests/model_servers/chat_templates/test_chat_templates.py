@@ -7,10 +7,11 @@ where that template is from.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,15 @@ SOON = 0.3
 """Seconds of CPU time for three renderings, two of which are of an example; without limits, they take many seconds."""
 
 
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """A collection of the garbage of all tests takes up to a second, which is no time of what is measured."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize("jinja", BOMBS.values(), ids=BOMBS)
 def test_a_file_that_would_not_end_or_fill_the_memory_is_stopped(
     tmp_path: Path, jinja: str, monkeypatch: pytest.MonkeyPatch
